@@ -1,0 +1,235 @@
+"""Configuration: frozen dataclasses are the only defaults; YAML files and `--set a.b=c` are strict diffs on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from qamdetr.errors import ConfigError
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (report section 2). Every component is a switch; the first stream of each modality is the main one."""
+
+    audio_streams: Mapping[str, int] = field(default_factory=lambda: {"pocket": 256, "mel_stats": 24})
+    text_streams: Mapping[str, int] = field(default_factory=lambda: {"pocket": 256})
+    dim: int = 256
+    num_heads: int = 8
+    ffn_dim: int = 1024
+    dropout: float = 0.1
+    input_dropout: float = 0.5
+    similarity: bool = False  # cosine of each clip with the pooled query as one more main audio column (needs a joint space)
+    fusion: Literal["three_way", "text_to_audio"] = "three_way"
+    fusion_layers: int = 2  # of text_to_audio; three_way is one pass of three blocks
+    fusion_norm: Literal["post", "pre"] = "post"
+    encoder: Literal["bimamba", "transformer"] = "bimamba"
+    encoder_layers: int = 2
+    mamba_state: int = 16
+    mamba_conv: int = 4
+    mamba_expand: int = 2
+    global_token: bool = False  # the baseline's learned token as query representation; otherwise the pooled refined text
+    multiscale: bool = True
+    multiscale_strides: tuple[int, ...] = (2, 4)
+    decoder_layers: int = 2
+    num_moment_queries: int = 10
+    quality: bool = True
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the training objective and of the Hungarian matching (DESIGN section 4)."""
+
+    span: float = 10.0
+    giou: float = 1.0
+    label: float = 4.0
+    saliency: float = 1.0
+    quality: float = 1.0
+    background_weight: float = 0.1
+    saliency_margin: float = 0.2
+    saliency_temperature: float = 0.5
+    auxiliary: bool = True
+    match_span: float = 10.0
+    match_giou: float = 1.0
+    match_label: float = 4.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where training data lies and how it is read. Folders are made by `python -m qamdetr synthesize` or hold the field's JSONL."""
+
+    train_manifest: str = ""
+    val_manifest: str = ""
+    audio_dir: str = ""
+    val_audio_dir: str = ""
+    feature_dir: str = "cache/features"
+    combo: str = "pocket"
+    max_clips: int = 300
+    crop_probability: float = 0.0  # chance of training on a random stretch of a recording, a new one each epoch
+    text_noise: float = 0.0  # standard deviation of noise on text features, relative to their size
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation."""
+
+    seed: int = 0
+    epochs: int = 200
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    warmup_fraction: float = 0.05
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip_norm: float = 0.1
+    ema_decay: float = 0.0  # 0 = off
+    output_dir: str = "runs"
+    init_from: str = ""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """Ranking and answering."""
+
+    beta: float = 0.35
+    top_k: int = 10
+    nms_iou: float = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all
+    found_threshold: float = 0.0  # decoder score under which the answer is "not in this recording"; set by calibration
+    section_clips: int = 300  # longer recordings run in overlapping sections of this length
+    section_overlap_clips: int = 60
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (or a name in `qamdetr/configs`), follow its `extends:`, apply `a.b=c` overrides.
+
+    Raises:
+        ConfigError: Unknown file, key or type, a circular `extends`, or a malformed override.
+    """
+    values = _read_chain(_find(str(name_or_path)), seen=())
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=10.")
+        *parents, leaf = key.strip().split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section; use section.key=value.")
+        target[leaf] = yaml.safe_load(text)
+    return config_from_dict(values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Build a `Config` from nested mappings; unknown keys and wrong types are errors.
+
+    Raises:
+        ConfigError: See above.
+    """
+    built: Config = _build(Config, values, prefix="")
+    return built
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The inverse of `config_from_dict`, in plain YAML types."""
+
+    def plain(value: Any) -> Any:  # noqa: ANN401 - a config value is any YAML type
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return value
+
+    result: dict[str, Any] = plain(config)
+    return result
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write `config` as YAML, in full, so that a checkpoint does not depend on later defaults."""
+    path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _find(name: str) -> Path:
+    candidates = [Path(name), CONFIG_DIR / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))
+    raise ConfigError(f"No config {name!r}: give a YAML file or one of {known}.")
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `extends` goes round in a circle; remove one of {[p.name for p in seen]}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold sections such as `model:`, not {type(values).__name__}.")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    beside = path.parent / f"{base}.yaml"
+    parent = _read_chain(beside if beside.is_file() else _find(str(base)), (*seen, path.resolve()))
+    for section, entries in values.items():
+        if isinstance(entries, dict) and isinstance(parent.get(section), dict):
+            parent[section] = {**parent[section], **entries}
+        else:
+            parent[section] = entries
+    return parent
+
+
+def _build(cls: type, values: Any, prefix: str) -> Any:  # noqa: ANN401 - returns an instance of `cls`
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix or 'config'} must be a section with keys, not {values!r}.")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"Unknown key {prefix + unknown[0]!r}; known here: {', '.join(hints)}.")
+    return cls(**{key: _coerce(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401 - dispatches on a run-time type hint
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, prefix=name + ".")  # type: ignore[arg-type]
+    origin = get_origin(hint)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}.")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_coerce(get_args(hint)[0], item, name) for item in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {str(key): _coerce(get_args(hint)[1], item, name) for key, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # YAML 1.1 reads "1e-4" as a string.
+    if hint is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{name} is {value!r}; expected {getattr(hint, '__name__', hint)}.")

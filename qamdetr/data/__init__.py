@@ -1,0 +1,1 @@
+"""Manifests, datasets, batches and synthetic scenes; nothing here knows a model."""

@@ -1,0 +1,1 @@
+"""Encoders: audio and text in, per-clip and per-token features out."""

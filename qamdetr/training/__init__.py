@@ -1,0 +1,1 @@
+"""Training of QAM-DETR and of the pocket encoders."""

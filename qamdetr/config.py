@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from qamdetr.errors import ConfigError
 
 CONFIG_DIR = Path(__file__).parent / "configs"
+CHECKPOINT_DIR = Path(os.environ.get("QAMDETR_CHECKPOINTS") or Path(__file__).resolve().parents[1] / "checkpoints")
+"""Where named checkpoints lie: the repository's own folder unless the environment names another."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """The inverse of `config_from_dict`, in plain YAML types."""
+    """Undo `config_from_dict`: nested mappings of plain YAML types."""
 
     def plain(value: Any) -> Any:  # noqa: ANN401 - a config value is any YAML type
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -210,7 +213,7 @@ def _build(cls: type, values: Any, prefix: str) -> Any:  # noqa: ANN401 - return
     return cls(**{key: _coerce(hints[key], value, prefix + key) for key, value in values.items()})
 
 
-def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401 - dispatches on a run-time type hint
+def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401, PLR0911, C901 - dispatches on a run-time type hint
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, prefix=name + ".")  # type: ignore[arg-type]
     origin = get_origin(hint)

@@ -27,7 +27,7 @@ class _Movable:
                 return {key: move(item) for key, item in value.items()}
             return value
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type, type-var]
 
 
 @dataclass(frozen=True)

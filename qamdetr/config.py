@@ -213,7 +213,7 @@ def _build(cls: type, values: Any, prefix: str) -> Any:  # noqa: ANN401 - return
     return cls(**{key: _coerce(hints[key], value, prefix + key) for key, value in values.items()})
 
 
-def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401, PLR0911, C901 - dispatches on a run-time type hint
+def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401, PLR0911 - dispatches on a run-time type hint
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, prefix=name + ".")  # type: ignore[arg-type]
     origin = get_origin(hint)

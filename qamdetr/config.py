@@ -58,6 +58,10 @@ class LossConfig:
     background_weight: float = 0.1
     saliency_margin: float = 0.2
     saliency_temperature: float = 0.5
+    saliency_contrast: float = 1 / 12  # of the rank-contrastive part: the official loop averages 12 label levels, 0/1 labels fill one
+    saliency_negative: Literal["sum", "mean"] = "sum"  # over the clips of a recording in which the query is absent
+    saliency_clip: float = 0.0  # of a cross-entropy per clip, which makes sigmoid(saliency) a posterior; 0 = off, as the official loss
+    quality_targets: Literal["matched", "all"] = "matched"  # all: every moment query learns its best IoU (0 where there is no span)
     auxiliary: bool = True
     match_span: float = 10.0
     match_giou: float = 1.0
@@ -92,7 +96,9 @@ class TrainConfig:
     warmup_fraction: float = 0.05
     schedule: Literal["constant", "cosine"] = "constant"
     clip_norm: float = 0.1
-    ema_decay: float = 0.0  # 0 = off
+    ema_decay: float = 0.0  # of the averaged weights that are validated and saved; 0 = off
+    accumulate_batches: int = 1  # batches per optimiser step
+    tracker: str = "tensorboard"  # any tracker that Accelerate knows; "" = none
     output_dir: str = "runs"
     init_from: str = ""
 
@@ -137,7 +143,10 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section; use section.key=value.")
-        target[leaf] = yaml.safe_load(text)
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override!r}: the value is not valid YAML; write numbers, words or [lists].") from None
     return config_from_dict(values)
 
 

@@ -1,0 +1,101 @@
+"""Time scan, Mamba block and BiMamba layer, forward + backward, beside mambapy's and a Transformer layer.
+
+python -m benchmarks.scan [--repeats 9] [--threads 2] [--output build/benchmarks/scan.json]
+
+Batch 8, 300 clips, width 256 (512 channels inside, state 16), float32 on the CPU. All runs take turns in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mambapy.mamba import MambaBlock, MambaConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks._timing import median_seconds, write_json
+from qamdetr.models.bimamba import BiMambaLayer, Mamba, warm_up
+from qamdetr.models.scan import selective_scan_channels_last
+
+BATCH, CLIPS, DIM, HEADS, FFN_DIM, STATE = 8, 300, 256, 8, 1024, 16
+INNER = 2 * DIM
+
+OURS, PEER = "qamdetr", "mambapy"
+RATIOS = {  # name -> (numerator, denominator)
+    "scan: mambapy / qamdetr": (f"{PEER} scan", f"{OURS} scan"),
+    "Mamba block: mambapy / qamdetr": (f"{PEER} Mamba block", f"{OURS} Mamba block"),
+    "BiMamba layer / Transformer layer": (f"{OURS} BiMamba layer", "torch Transformer layer"),
+}
+
+
+def forward_backward(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], None]:
+    """Return a run of `function` and of its gradient by every input."""
+
+    def run() -> None:
+        function(*(tensor.detach().requires_grad_() for tensor in inputs)).sum().backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def runs() -> dict[str, Callable[[], object]]:
+    """Make everything that is timed, on the same random input."""
+    torch.manual_seed(0)
+    x = torch.randn(BATCH, CLIPS, DIM)
+    mask = torch.ones(BATCH, CLIPS, dtype=torch.bool)
+    u, delta, z = torch.randn(3, BATCH, CLIPS, INNER)
+    B, C = torch.randn(2, BATCH, CLIPS, STATE)  # noqa: N806 - the paper's letters
+    A, D = -torch.arange(1.0, STATE + 1).repeat(INNER, 1), torch.ones(INNER)  # noqa: N806
+    bias = torch.full((INNER,), -4.0)
+    peer = MambaBlock(MambaConfig(d_model=DIM, n_layers=1, d_state=STATE, expand_factor=2, d_conv=4, pscan=True))
+    layer = BiMambaLayer(DIM)
+    transformer = nn.TransformerEncoderLayer(DIM, HEADS, FFN_DIM, batch_first=True)
+
+    def our_scan(*tensors: Tensor) -> Tensor:
+        u, delta, A, B, C, D, z, bias = tensors  # noqa: N806
+        return selective_scan_channels_last(u, delta, A, B, C, D, z, bias, delta_softplus=True, backend="cpu")[0]
+
+    def peer_scan(*tensors: Tensor) -> Tensor:
+        u, delta, A, B, C, D, z, bias = tensors  # noqa: N806 - as its MambaBlock calls it: softplus and gate around the scan
+        out: Tensor = peer.selective_scan(u, functional.softplus(delta + bias), A, B, C, D) * functional.silu(z)
+        return out
+
+    scan_inputs = (u, delta, A, B, C, D, z, bias)
+    torch.testing.assert_close(our_scan(*scan_inputs), peer_scan(*scan_inputs), rtol=1e-3, atol=1e-3)
+    return {
+        f"{OURS} scan": forward_backward(our_scan, *scan_inputs),
+        f"{PEER} scan": forward_backward(peer_scan, *scan_inputs),
+        f"{OURS} Mamba block": forward_backward(Mamba(DIM), x),
+        f"{PEER} Mamba block": forward_backward(peer, x),
+        f"{OURS} BiMamba layer": forward_backward(lambda x: layer(x, mask), x),
+        "torch Transformer layer": forward_backward(transformer, x),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9, help="timed runs of each; the median counts")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks/scan.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warm_up()
+
+    seconds = median_seconds(runs(), repeats=arguments.repeats)
+    ratios = {name: seconds[over] / seconds[under] for name, (over, under) in RATIOS.items()}
+
+    print(f"forward + backward, batch {BATCH}, {CLIPS} clips, width {DIM}, {arguments.threads} threads, median of {arguments.repeats}")
+    for name, value in seconds.items():
+        print(f"  {name:<36}{1000 * value:9.1f} ms")
+    for name, ratio in ratios.items():
+        print(f"  {name:<36}{ratio:9.2f} x")
+    setting = {"batch": BATCH, "clips": CLIPS, "dim": DIM, "threads": arguments.threads, "repeats": arguments.repeats}
+    machine = {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+    write_json(arguments.output, {"setting": setting, **machine, "seconds": seconds, "ratios": ratios})
+
+
+if __name__ == "__main__":
+    main()

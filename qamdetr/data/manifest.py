@@ -1,0 +1,249 @@
+"""The field's JSONL files: manifests of queries on recordings, and predictions. Reading is strict; errors name file, line and field."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from qamdetr.errors import DataError
+from qamdetr.types import Window
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QueryEntry:
+    """One line of a manifest: a query on a recording.
+
+    Attributes:
+        qid: Identifier of the query, always text here.
+        query: The sentence.
+        vid: Identifier of the recording: the stem of its audio file.
+        duration_seconds: Length of the recording as the manifest states it (the field's data rounds it to whole seconds).
+        relevant_windows: Ground truth; empty where the sound is absent, None where it is not known (an evaluation set).
+        numeric_qid: The file holds the qid as a number; `write_manifest` writes it back as one.
+    """
+
+    qid: str
+    query: str
+    vid: str
+    duration_seconds: float
+    relevant_windows: tuple[Window, ...] | None
+    numeric_qid: bool = False
+
+
+@dataclass(frozen=True)
+class PredictionEntry:
+    """One line of a predictions file: `(start, end, score)` windows in seconds, best first; `numeric_qid` as in `QueryEntry`."""
+
+    qid: str
+    query: str
+    vid: str
+    pred_relevant_windows: tuple[tuple[float, float, float], ...]
+    numeric_qid: bool = False
+
+
+def read_manifest(path: str | Path, *, clamp: bool = True) -> list[QueryEntry]:
+    """Read a manifest, by default with windows clamped to the duration (see `clamp_windows`); changes are logged as a warning.
+
+    Evaluation and prediction read with `clamp=False`: the official evaluator takes the windows as they are.
+
+    Raises:
+        DataError: Missing file, malformed line or field, or a qid that occurs twice.
+    """
+    entries = _read_lines(Path(path), _parse_query)
+    if not clamp:
+        return entries
+    entries, changed = clamp_windows(entries)
+    if changed:
+        logger.warning("%s: %d windows end after their recording's `duration` and were clamped to it.", path, changed)
+    return entries
+
+
+def clamp_windows(entries: Iterable[QueryEntry]) -> tuple[list[QueryEntry], int]:
+    """Cut windows at the end of their recording; return the entries and how many windows changed.
+
+    A window that starts at or after the end is left out. An entry that loses all its windows so gets None ("not known"), never
+    the empty tuple, which would claim that the sound is absent.
+
+    Source: CASTELLA holds such windows, mostly [x, 300] in recordings of 299 s, one [299, 4800].
+    """
+    clamped: list[QueryEntry] = []
+    changed = 0
+    for entry in entries:
+        if not entry.relevant_windows:
+            clamped.append(entry)
+            continue
+        duration = entry.duration_seconds
+        windows = tuple((start, min(end, duration)) for start, end in entry.relevant_windows if start < duration)
+        changed += sum(end > duration for _, end in entry.relevant_windows)
+        clamped.append(replace(entry, relevant_windows=windows or None))
+    return clamped, changed
+
+
+def write_manifest(path: str | Path, entries: Iterable[QueryEntry]) -> None:
+    """Write entries in the field's JSONL; `relevant_windows` is left out where it is None. The file appears whole or not at all."""
+
+    def line(entry: QueryEntry) -> dict[str, Any]:
+        windows = entry.relevant_windows
+        fields = {"qid": _qid_out(entry), "query": entry.query, "duration": _short(entry.duration_seconds), "vid": entry.vid}
+        return fields if windows is None else {**fields, "relevant_windows": [[_short(start), _short(end)] for start, end in windows]}
+
+    _write_lines(Path(path), (line(entry) for entry in entries))
+
+
+def read_predictions(path: str | Path) -> list[PredictionEntry]:
+    """Read a predictions file.
+
+    Raises:
+        DataError: Missing file, malformed line or field, or a qid that occurs twice.
+    """
+    return _read_lines(Path(path), _parse_prediction)
+
+
+def write_predictions(path: str | Path, entries: Iterable[PredictionEntry]) -> None:
+    """Write predictions in the field's JSONL. The file appears whole or not at all."""
+
+    def line(entry: PredictionEntry) -> dict[str, Any]:
+        windows = [list(window) for window in entry.pred_relevant_windows]
+        return {"qid": _qid_out(entry), "query": entry.query, "vid": entry.vid, "pred_relevant_windows": windows}
+
+    _write_lines(Path(path), (line(entry) for entry in entries))
+
+
+class _Line:
+    """One JSON object of a file, with accessors that check a field and name the line when it is wrong."""
+
+    def __init__(self, path: Path, number: int, text: str) -> None:
+        self._where = f"{path}, line {number}"
+        try:
+            values = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{self._where}: not valid JSON ({error}); each line must be one JSON object.") from error
+        if not isinstance(values, Mapping):
+            raise DataError(f"{self._where}: holds {type(values).__name__}; each line must be one JSON object.")
+        self._values: Mapping[str, Any] = values
+
+    def fail(self, name: str, problem: str) -> NoReturn:
+        raise DataError(f"{self._where}: field `{name}` {problem}")
+
+    def has(self, name: str) -> bool:
+        return name in self._values
+
+    def get(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        if name not in self._values:
+            self.fail(name, f"is missing; the line has {', '.join(map(str, self._values)) or 'no fields'}.")
+        return self._values[name]
+
+    def text(self, name: str) -> str:
+        value = self.get(name)
+        if not isinstance(value, str) or not value.strip():
+            self.fail(name, f"is {_shown(value)}; it must be text that is not empty.")
+        return str(value)
+
+    def qid(self) -> tuple[str, bool]:
+        """Return the qid as text, and whether the file holds a number."""
+        value = self.get("qid")
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value), True
+        return self.text("qid"), False
+
+    def duration(self) -> float:
+        value = self.get("duration")
+        if not _is_number(value) or value <= 0:
+            self.fail("duration", f"is {_shown(value)}; it must be a number of seconds above 0.")
+        return float(value)
+
+    def windows(self, name: str, columns: tuple[str, ...]) -> list[list[float]]:
+        value = self.get(name)
+        if not isinstance(value, list):
+            self.fail(name, f"is {_shown(value)}; it must be a list of [{', '.join(columns)}].")
+        for item in value:
+            if not isinstance(item, list) or len(item) != len(columns) or not all(map(_is_number, item)):
+                self.fail(name, f"holds {_shown(item)}; each window must be [{', '.join(columns)}], finite numbers.")
+            if not 0 <= item[0] <= item[1]:
+                self.fail(name, f"holds {_shown(item)}; a window needs 0 <= start <= end, in seconds.")
+        return [[float(number) for number in item] for item in value]
+
+
+def _parse_query(line: _Line) -> QueryEntry:
+    qid, numeric = line.qid()
+    windows: tuple[Window, ...] | None = None
+    if line.has("relevant_windows") and line.get("relevant_windows") is not None:
+        windows = tuple((start, end) for start, end in line.windows("relevant_windows", ("start", "end")))
+        empty = next((window for window in windows if window[0] == window[1]), None)
+        if empty is not None:
+            line.fail("relevant_windows", f"holds {list(empty)}; a true window cannot be empty, start must be below end.")
+    return QueryEntry(qid, line.text("query"), line.text("vid"), line.duration(), windows, numeric)
+
+
+def _parse_prediction(line: _Line) -> PredictionEntry:
+    qid, numeric = line.qid()
+    windows = line.windows("pred_relevant_windows", ("start", "end", "score"))
+    return PredictionEntry(qid, line.text("query"), line.text("vid"), tuple((s, e, score) for s, e, score in windows), numeric)
+
+
+_Entry = TypeVar("_Entry", QueryEntry, PredictionEntry)
+
+
+def _read_lines(path: Path, parse: Callable[[_Line], _Entry]) -> list[_Entry]:
+    entries: list[_Entry] = []
+    seen: dict[str, int] = {}
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, text in enumerate(file, start=1):
+                if not text.strip():
+                    continue
+                line = _Line(path, number, text)
+                entry = parse(line)
+                if entry.qid in seen:
+                    line.fail("qid", f"{entry.qid!r} was already used on line {seen[entry.qid]}; every qid must be its own.")
+                seen[entry.qid] = number
+                entries.append(entry)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}; give a JSONL file.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start} of a block); give a JSONL file in UTF-8.") from error
+    if not entries:
+        raise DataError(f"{path} holds no entries; give a JSONL file with one JSON object per line.")
+    return entries
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                for line in lines:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _qid_out(entry: QueryEntry | PredictionEntry) -> str | int:
+    return int(entry.qid) if entry.numeric_qid else entry.qid
+
+
+def _short(seconds: float) -> float | int:
+    """Write whole seconds as `52`, as the field's files have them, others as they are."""
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+def _shown(value: object) -> str:
+    """Show a JSON value on one line, cut when it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

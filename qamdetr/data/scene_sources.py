@@ -1,0 +1,363 @@
+"""Reads what scenes are made of: a folder of captioned clips (`clips.csv`, `groups.csv`) and a folder of backgrounds.
+
+Folder format. `clips.csv` has the column `file_name` and, where wanted, `group`, `extend`, any columns that begin with `caption`,
+and `license`, `license_url`, `author`, `title`, `source`; other columns are ignored, so Clotho's own captions CSV is accepted as it is.
+`group` is a path such as `speech/man` (default: the file's stem). `groups.csv` (`group,caption`) holds further captions. A caption of group
+G is about every clip whose group is G or lies below G. `attribution.csv` (`file` or `file_name`, and the licence columns) is merged in.
+
+The backgrounds folder needs no table. Where a background holds a sound that clips hold too, `backgrounds.csv` (`file_name,groups`, groups
+apart by `;`) says so: scenes over it neither contain nor ask about these groups. An `attribution.csv` may lie there as well.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from qamdetr import audio
+from qamdetr.errors import DataError, QamDetrError
+
+if TYPE_CHECKING:  # qamdetr.types imports torch, which would cost each worker process seconds
+    from qamdetr.types import Window
+
+EXTEND_MODES = ("no", "loop", "repeat")
+SOURCE_COLUMNS = ("license", "license_url", "author", "title", "source")
+COLUMN_ALIASES = {"licence": "license", "licenses": "license", "licences": "license", "source_id": "source", "file": "file_name"}
+
+FRAME_SECONDS = 0.01
+"""Step of the energy curve that decides what sounds."""
+SOUNDING_DB = {"no": -30.0, "repeat": -30.0, "loop": -40.0}
+"""A frame sounds when its RMS is no further than this below the clip's loudest frame. Textures (`loop`) get the lower threshold: a single
+crackle of a fire must not turn the rest of the fire into silence."""
+FAINT_STRETCH_DB = -20.0
+"""A separate stretch whose loudest frame lies below this (relative to the clip's loudest) is handling noise or an echo: left out."""
+SHORT_SILENCE_SECONDS = 0.1
+"""Silences up to this length belong to the sound around them."""
+LONG_SILENCE_SECONDS = 1.0
+"""Longer silences inside a clip separate two soundings of it. Ticks of a clock, one a second, stay one sounding."""
+PARALLEL_CLIPS = 500
+"""Fewer clips are decoded sooner than further processes have started."""
+MIN_STRETCH_SECONDS = 0.03
+"""Shorter separate stretches are clicks, not sounds that a caption is about."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One captioned clip, as the planner sees it.
+
+    Attributes:
+        file: Path relative to the clips folder.
+        group: What sounds, as a path such as `speech/man`.
+        extend: How longer events are made: `no` (as it is), `loop` (a texture), `repeat` (a single event, played again).
+        duration_seconds: Length of the file.
+        active: Where the file sounds, in seconds of the file; sorted, silences over `SHORT_SILENCE_SECONDS` apart.
+    """
+
+    file: str
+    group: str
+    extend: str
+    duration_seconds: float
+    active: tuple[Window, ...]
+
+    @property
+    def stretches(self) -> tuple[Window, ...]:
+        """The soundings of the clip: `active` with silences up to `LONG_SILENCE_SECONDS` closed."""
+        return tuple(merge_windows(self.active, LONG_SILENCE_SECONDS))
+
+
+@dataclass(frozen=True)
+class Background:
+    """One background recording: path relative to the backgrounds folder, length, and the groups that are heard in it all along."""
+
+    file: str
+    duration_seconds: float
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Library:
+    """Everything a plan is drawn from; plain data, in an order that does not depend on the file system.
+
+    Attributes:
+        clips: Sorted by file.
+        captions: Group -> its captions, sorted; a group without captions only ever serves as a distractor.
+        backgrounds: Sorted by file; may be empty.
+        sources, background_sources: File -> licence, author and so on, as far as the tables say.
+    """
+
+    clips: tuple[Clip, ...]
+    captions: Mapping[str, tuple[str, ...]]
+    backgrounds: tuple[Background, ...] = ()
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    background_sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def read_library(clips_dir: Path, backgrounds_dir: Path | None, num_workers: int = 1) -> Library:
+    """Read both folders and find where each clip sounds.
+
+    Args:
+        clips_dir: Folder with `clips.csv`.
+        backgrounds_dir: Folder of recordings, searched with its subfolders; None for none. Files that are also clips are left out.
+        num_workers: Processes that decode the clips.
+
+    Raises:
+        DataError: A malformed table (file, line, field), missing files (all at once), unreadable or silent clips, no captions.
+    """
+    rows = _read_clip_rows(clips_dir)
+    captions: dict[str, set[str]] = {row.group: set() for row in rows}
+    for row in rows:
+        captions[row.group].update(row.captions)
+    for group, caption in _read_group_rows(clips_dir / "groups.csv", known=set(captions)):
+        captions.setdefault(group, set()).add(caption)
+    if not any(captions.values()):
+        raise DataError(
+            f"{clips_dir / 'clips.csv'} holds {len(rows)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv."
+        )
+    backgrounds = _read_backgrounds(backgrounds_dir, {(clips_dir / row.file).resolve() for row in rows})
+    return Library(
+        clips=_measure_clips(clips_dir, rows, num_workers),
+        captions={group: tuple(sorted(texts)) for group, texts in sorted(captions.items())},
+        backgrounds=backgrounds,
+        sources=_merge_attribution(clips_dir, {row.file: row.source for row in rows}),
+        background_sources=_merge_attribution(backgrounds_dir, {background.file: {} for background in backgrounds}),
+    )
+
+
+def merge_windows(windows: Iterable[Window], max_gap_seconds: float) -> list[Window]:
+    """Sort windows and join those that overlap or lie at most `max_gap_seconds` apart."""
+    merged: list[Window] = []
+    for start, end in sorted(windows):
+        if merged and start - merged[-1][1] <= max_gap_seconds:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def frame_rms(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> npt.NDArray[np.float32]:
+    """RMS of consecutive frames of `FRAME_SECONDS`, shape `(frames,)`; the last frame may be cut short."""
+    size = max(1, round(FRAME_SECONDS * sample_rate_hz))
+    starts = np.arange(0, len(samples), size)
+    counts = np.minimum(size, len(samples) - starts)
+    rms: npt.NDArray[np.float32] = np.sqrt(np.add.reduceat(np.square(samples), starts) / counts).astype(np.float32)
+    return rms
+
+
+def find_active(samples: npt.NDArray[np.float32], sample_rate_hz: int, extend: str = "no") -> tuple[Window, ...]:
+    """Find where a clip sounds, relative to its own loudest frame.
+
+    Args:
+        samples: `(samples,)` mono.
+        sample_rate_hz: Rate of `samples`.
+        extend: Chooses the threshold, see `SOUNDING_DB`.
+
+    Returns:
+        Sorted windows in seconds; empty when the clip is silent throughout.
+    """
+    if len(samples) == 0:
+        return ()
+    # A constant offset would count as sound.
+    rms = frame_rms(samples - samples.mean(), sample_rate_hz)
+    loudest = float(rms.max())
+    if loudest < 1e-5:
+        return ()
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], rms >= loudest * 10 ** (SOUNDING_DB[extend] / 20), [False]])))
+    step = max(1, round(FRAME_SECONDS * sample_rate_hz)) / sample_rate_hz
+    length = len(samples) / sample_rate_hz
+    # Rounded, so that plans (and with them manifests) do not hang on the last bits of a float.
+    frames = [(round(a * step, 4), round(min(b * step, length), 4)) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
+    active = merge_windows(frames, SHORT_SILENCE_SECONDS)
+    kept = []
+    for start, end in merge_windows(active, LONG_SILENCE_SECONDS):
+        peak = float(rms[int(start / step) : max(int(start / step) + 1, round(end / step))].max())
+        if peak >= loudest * 10 ** (FAINT_STRETCH_DB / 20) and end - start >= MIN_STRETCH_SECONDS:
+            kept.append((start, end))
+    if not kept:
+        # Nothing but clicks: the loudest one is the sound.
+        peak_at = float(rms.argmax()) * step
+        kept = [min(active, key=lambda window: abs(window[0] - peak_at))]
+    return tuple(window for window in active if any(start <= window[0] and window[1] <= end for start, end in kept))
+
+
+@dataclass(frozen=True)
+class _Row:
+    file: str
+    group: str
+    extend: str
+    captions: tuple[str, ...]
+    source: dict[str, str]
+
+
+def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """Return (line number, column -> stripped value) per row; column names in lower case with aliases resolved."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [COLUMN_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in next(reader, [])]
+            for name in required:
+                if name not in header:
+                    raise DataError(f"{path}:1: no column {name!r} among {header}; the first line must name the columns.")
+            rows = []
+            for values in reader:
+                if not any(value.strip() for value in values):
+                    continue
+                if len(values) > len(header):
+                    raise DataError(
+                        f"{path}:{reader.line_num}: {len(values)} values for {len(header)} columns; put values that hold commas in quotes."
+                    )
+                row = dict.fromkeys(header, "") | dict(zip(header, (value.strip() for value in values), strict=False))
+                for name in required:
+                    if not row[name]:
+                        raise DataError(f"{path}:{reader.line_num}: {name} is empty; fill it in or remove the line.")
+                rows.append((reader.line_num, row))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); it must be a CSV table with the columns {', '.join(required)}."
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV table in UTF-8 ({error}); save it as UTF-8.") from error
+    return rows
+
+
+def _read_clip_rows(clips_dir: Path) -> list[_Row]:
+    """Read `clips.csv`, sorted by file; checks fields and that every file is there."""
+    path = clips_dir / "clips.csv"
+    lines: dict[str, int] = {}
+    rows = []
+    for line, values in _read_table(path, required=("file_name",)):
+        file = PurePosixPath(values["file_name"]).as_posix()
+        if file in lines:
+            raise DataError(f"{path}:{line}: file_name {file!r} stands already on line {lines[file]}; keep one of the two.")
+        lines[file] = line
+        extend = values.get("extend") or "no"
+        if extend not in EXTEND_MODES:
+            raise DataError(f"{path}:{line}: extend is {extend!r}; it must be one of {', '.join(EXTEND_MODES)}.")
+        group = _clean_group(values.get("group") or PurePosixPath(file).stem, path, line)
+        captions = tuple(value for name, value in values.items() if name.startswith("caption") and value)
+        source = {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}
+        rows.append(_Row(file, group, extend, captions, source))
+    if not rows:
+        raise DataError(f"{path} lists 0 clips; at least 1 is needed: add one line per clip.")
+    missing = [file for file in lines if not (clips_dir / file).is_file()]
+    if missing:
+        listed = ", ".join(f"{file} (line {lines[file]})" for file in missing)
+        raise DataError(
+            f"{path}: file_name: {len(missing)} of {len(lines)} files are not in {clips_dir}: {listed}. Add them or remove the lines."
+        )
+    return sorted(rows, key=lambda row: row.file)
+
+
+def _read_group_rows(path: Path, known: set[str]) -> list[tuple[str, str]]:
+    """Read `groups.csv` when there is one; each group must be, or contain, a group of a clip."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line, values in _read_table(path, required=("group", "caption")):
+        group = _clean_group(values["group"], path, line)
+        if not any(is_within(name, group) for name in known):
+            raise DataError(f"{path}:{line}: group {group!r} holds no clip of clips.csv; correct the name or remove the line.")
+        rows.append((group, values["caption"]))
+    return rows
+
+
+def is_within(group: str, ancestor: str) -> bool:
+    """Tell whether `group` is `ancestor` or lies below it."""
+    return group == ancestor or group.startswith(ancestor + "/")
+
+
+def _clean_group(text: str, path: Path, line: int) -> str:
+    parts = [part.strip() for part in text.strip().strip("/").split("/")]
+    if not all(parts):
+        raise DataError(f"{path}:{line}: group {text!r} has an empty part; write it like speech/man.")
+    return "/".join(parts)
+
+
+def _merge_attribution(folder: Path | None, sources: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Add to each file's source what the folder's `attribution.csv` says of it, where there is one."""
+    merged = {file: dict(source) for file, source in sources.items()}
+    if folder is not None and (folder / "attribution.csv").is_file():
+        for _, values in _read_table(folder / "attribution.csv", required=("file_name",)):
+            file = PurePosixPath(values["file_name"]).as_posix()
+            if file in merged:
+                merged[file] |= {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}
+    return merged
+
+
+def _measure_clips(clips_dir: Path, rows: list[_Row], num_workers: int) -> tuple[Clip, ...]:
+    """Decode every clip and note where it sounds; names all unreadable and silent clips at once."""
+    jobs = [(clips_dir / row.file, row.extend) for row in rows]
+    if num_workers > 1 and len(jobs) >= PARALLEL_CLIPS:
+        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+            measured = list(pool.map(_measure_clip, jobs, chunksize=16))
+    else:
+        measured = [_measure_clip(job) for job in jobs]
+    faults = [f"{row.file} ({fault})" for row, (_, _, fault) in zip(rows, measured, strict=True) if fault]
+    if faults:
+        raise DataError(
+            f"{clips_dir / 'clips.csv'}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them."
+        )
+    return tuple(
+        Clip(row.file, row.group, row.extend, duration_seconds=seconds, active=active)
+        for row, (seconds, active, _) in zip(rows, measured, strict=True)
+    )
+
+
+def _measure_clip(job: tuple[Path, str]) -> tuple[float, tuple[Window, ...], str]:
+    path, extend = job
+    try:
+        waveform = audio.decode(path)
+    except QamDetrError as error:
+        return 0.0, (), str(error)
+    active = find_active(waveform.samples, waveform.sample_rate_hz, extend)
+    return waveform.duration_seconds, active, "" if active else "silent throughout"
+
+
+def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Background, ...]:
+    if folder is None:
+        return ()
+    if not folder.is_dir():
+        raise DataError(f"Backgrounds folder {folder} does not exist; give an existing folder, or none for synthesised pink noise.")
+    heard = _read_heard_groups(folder / "backgrounds.csv")
+    # A clip that is also a background would sound outside its own truth.
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in audio.AUDIO_SUFFIXES and path.is_file() and path.resolve() not in clip_paths
+    }
+    return tuple(Background(file, _duration_seconds(files[file]), heard.get(file, ())) for file in sorted(files))
+
+
+def _read_heard_groups(path: Path) -> dict[str, tuple[str, ...]]:
+    """Read `backgrounds.csv` when there is one: file -> groups heard in it."""
+    heard = {}
+    missing = []
+    for line, values in _read_table(path, required=("file_name", "groups")) if path.is_file() else []:
+        file = PurePosixPath(values["file_name"]).as_posix()
+        heard[file] = tuple(sorted({_clean_group(group, path, line) for group in values["groups"].split(";") if group.strip()}))
+        if not (path.parent / file).is_file():
+            missing.append(f"{file} (line {line})")
+    if missing:
+        raise DataError(
+            f"{path}: file_name: {len(missing)} files are not in {path.parent}: {', '.join(missing)}. Add them or remove the lines."
+        )
+    return heard
+
+
+def _duration_seconds(path: Path) -> float:
+    """Length of a recording from its header, so that hours of background need not be decoded; other containers are decoded."""
+    try:
+        information = soundfile.info(path)
+    except soundfile.LibsndfileError:
+        return audio.decode(path).duration_seconds
+    if information.frames == 0:
+        raise DataError(f"Background {path} holds 0 samples; remove it.")
+    return float(information.frames / information.samplerate)

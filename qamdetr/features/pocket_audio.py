@@ -1,0 +1,178 @@
+"""The pocket audio encoder: log-mel front end, a small convolutional network, one joint-space vector per clip; and mel statistics."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d, normalize, pad
+
+SAMPLE_RATE_HZ = 24_000
+HOP_SAMPLES = 375
+FRAMES_PER_CLIP = SAMPLE_RATE_HZ // HOP_SAMPLES  # 64
+FFT_SAMPLES = 1024
+NUM_MELS = 64
+MIN_HZ, MAX_HZ = 40.0, 11_800.0
+LOG_FLOOR = 1e-8
+MEL_STATS_DIM = 24
+
+_SECTION_CLIPS = 120
+_SECTION_MARGIN_CLIPS = 4
+
+
+@dataclass(frozen=True)
+class PocketAudioConfig:
+    """Size of the audio encoder. `dim` is the joint space's."""
+
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    dim: int = 256
+    context_clips: int = 3
+    dropout: float = 0.2
+
+
+@functools.cache
+def mel_filterbank() -> Tensor:
+    """Return `(mels, bins)` Slaney mel filters, float32."""
+    import librosa
+
+    filters = librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=FFT_SAMPLES, n_mels=NUM_MELS, fmin=MIN_HZ, fmax=MAX_HZ)
+    return torch.from_numpy(filters.astype(np.float32))
+
+
+@functools.cache
+def _window() -> Tensor:
+    return torch.hann_window(FFT_SAMPLES)
+
+
+def mel_power(samples: Tensor) -> Tensor:
+    """Return mel power `(mels, frames)` of mono samples `(n,)`; `frames = 64 * ceil(n / 24000)`, the last clip padded with silence."""
+    num_clips = -(-samples.shape[-1] // SAMPLE_RATE_HZ)
+    samples = pad(samples, (FFT_SAMPLES // 2, num_clips * SAMPLE_RATE_HZ - samples.shape[-1] + FFT_SAMPLES // 2))
+    spectrum = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=_window(), center=False, return_complex=True)
+    power = spectrum.real.square() + spectrum.imag.square()
+    return mel_filterbank() @ power[:, : num_clips * FRAMES_PER_CLIP]
+
+
+def log_mel(power: Tensor) -> Tensor:
+    """Return log mel power scaled to about [-1, 1]: silence (the floor) is -1."""
+    return (torch.log10(power + LOG_FLOOR) + 3.0) / 5.0
+
+
+class _ConvPair(nn.Sequential):
+    """Two 3 x 3 convolutions with batch norm and ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        layers: list[nn.Module] = []
+        for source in (channels_in, channels_out):
+            layers += [nn.Conv2d(source, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
+        super().__init__(*layers)
+
+
+class PocketAudioModel(nn.Module):
+    """Log-mel frames to one unit vector per clip.
+
+    Four convolution stages (time and frequency halved three times), mean and maximum over frequency, a depth-wise look at neighbouring
+    frames, mean and maximum over each clip's frames, and a light mix with neighbouring clips that starts as the identity.
+    """
+
+    def __init__(self, config: PocketAudioConfig) -> None:
+        super().__init__()
+        self.config = config
+        stem, *stages = config.channels
+        # A learned shift per band makes the network's start independent of the recording's overall colour.
+        self.band_bias = nn.Parameter(torch.zeros(1, 1, NUM_MELS, 1))
+        self.stem = nn.Sequential(nn.Conv2d(1, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
+        blocks: list[nn.Module] = []
+        for index, (source, target) in enumerate(zip((stem, *stages), stages, strict=False)):
+            blocks += [nn.AvgPool2d(2)] if index else []
+            blocks += [_ConvPair(source, target)]
+        self.stages = nn.Sequential(*blocks)
+        width = stages[-1]
+        self.frame = nn.Sequential(nn.Conv1d(2 * width, config.dim, 1), nn.ReLU())
+        self.smooth = nn.Conv1d(config.dim, config.dim, 3, padding=1, groups=config.dim)
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2 * config.dim, config.dim), nn.ReLU(), nn.Dropout(config.dropout))
+        self.context = nn.Conv1d(config.dim, config.dim, config.context_clips, padding=config.context_clips // 2)
+        nn.init.zeros_(self.context.weight)
+        nn.init.zeros_(self.context.bias)  # type: ignore[arg-type]
+        self.output = nn.Linear(config.dim, config.dim)
+
+    def forward(self, log_mels: Tensor) -> Tensor:
+        """Encode `(batch, mels, 64 * clips)` log-mels to unit vectors `(batch, clips, dim)`."""
+        return normalize(self.output(self.hidden(log_mels)).float(), dim=-1)
+
+    def hidden(self, log_mels: Tensor) -> Tensor:
+        """Encode `(batch, mels, 64 * clips)` log-mels to the states `(batch, clips, dim)` before the joint space."""
+        # Loudness of the last second and a half or so is taken away: a far dog is a dog.
+        level = avg_pool1d(log_mels.mean(dim=1, keepdim=True), 97, stride=1, padding=48, count_include_pad=False)
+        x = ((log_mels - level).unsqueeze(1) + self.band_bias).contiguous(memory_format=torch.channels_last)
+        x = self.stages(self.stem(x))
+        x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
+        x = self.frame(x)
+        x = x + self.smooth(x)
+        batch, dim, frames = x.shape
+        clips = x.reshape(batch, dim, log_mels.shape[-1] // FRAMES_PER_CLIP, -1)
+        assert clips.shape[-1] * clips.shape[2] == frames
+        hidden: Tensor = self.head(torch.cat([clips.mean(dim=-1), clips.amax(dim=-1)], dim=1).transpose(1, 2))
+        return hidden + self.context(hidden.transpose(1, 2)).transpose(1, 2)
+
+
+class PocketAudioEncoder:
+    """The audio stream `pocket`: `(clips, 256)` unit vectors in the joint space."""
+
+    name = "pocket"
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(self, model: PocketAudioModel) -> None:
+        self.model = model.eval()
+        self.dim = model.config.dim
+
+    def encode_audio(self, samples: np.ndarray) -> Tensor:
+        """Encode mono samples at 24 kHz; `(ceil(n / 24000), 256)`."""
+        return self.encode_mels(mel_power(torch.from_numpy(samples)))
+
+    @torch.inference_mode()
+    def encode_mels(self, power: Tensor) -> Tensor:
+        """Encode mel power `(mels, 64 * clips)` section by section, so that memory stays bounded; sections overlap to agree at the seams."""
+        num_clips = power.shape[-1] // FRAMES_PER_CLIP
+        rows = []
+        for begin in range(0, num_clips, _SECTION_CLIPS):
+            end = min(begin + _SECTION_CLIPS, num_clips)
+            first, last = max(begin - _SECTION_MARGIN_CLIPS, 0), min(end + _SECTION_MARGIN_CLIPS, num_clips)
+            section = log_mel(power[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP])
+            rows.append(self.model(section.unsqueeze(0))[0, begin - first : end - first])
+        return torch.cat(rows).clone()
+
+
+def mel_stats(power: Tensor) -> Tensor:
+    """Describe each clip by hand-made numbers; `(clips, 24)`, each about in [-1, 1].
+
+    Columns: 16 band levels (mean log power of four mels each), then loudest frame, quietest frame, spread over time, strongest and mean
+    onset (rise of log power from frame to frame), spectral centroid, spectral flatness, and the step in level from the clip before.
+    """
+    frames = log_mel(power).reshape(NUM_MELS, -1, FRAMES_PER_CLIP)
+    bands = frames.mean(dim=2).reshape(16, 4, -1).mean(dim=1)
+    level = frames.mean(dim=0)
+    rise = (frames[:, :, 1:] - frames[:, :, :-1]).clamp(min=0).mean(dim=0)
+    energy = power.reshape(NUM_MELS, -1, FRAMES_PER_CLIP).mean(dim=2) + LOG_FLOOR
+    centroid = (energy * torch.linspace(-1, 1, NUM_MELS)[:, None]).sum(dim=0) / energy.sum(dim=0)
+    flatness = energy.log().mean(dim=0).exp() / energy.mean(dim=0)
+    mean_level = level.mean(dim=1)
+    step = torch.diff(mean_level, prepend=mean_level[:1])
+    columns = [level.amax(dim=1), level.amin(dim=1), 4 * level.std(dim=1), 4 * rise.amax(dim=1), 8 * rise.mean(dim=1)]
+    columns += [centroid, 2 * flatness - 1, 4 * step]
+    return torch.cat([bands.T, torch.stack(columns, dim=1)], dim=1)
+
+
+class MelStatsEncoder:
+    """The handcrafted audio stream `mel_stats`."""
+
+    name = "mel_stats"
+    dim = MEL_STATS_DIM
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def encode_audio(self, samples: np.ndarray) -> Tensor:
+        """Encode mono samples at 24 kHz; `(ceil(n / 24000), 24)`."""
+        return mel_stats(mel_power(torch.from_numpy(samples)))

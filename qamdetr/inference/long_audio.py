@@ -1,0 +1,109 @@
+"""Recordings longer than the trained length: pure functions that split them into overlapping sections and merge the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qamdetr.errors import ConfigError
+from qamdetr.inference.candidates import suppress
+from qamdetr.types import Candidate
+
+_SLACK = 1.1
+"""A recording longer than a section by up to this factor still runs whole: 300.5 s are not worth a second pass."""
+
+_EDGE_SECONDS = 1.0
+"""A candidate that ends this near to a section's inner edge may have been cut by it."""
+
+_CUT_COVERED = 0.5
+"""Such a candidate gives way where the neighbouring section sees at least this share of it, uncut."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Clips `[start, end)` of a recording; `last` and `start == 0` tell the outer edges from the inner ones."""
+
+    start: int
+    end: int
+    last: bool
+
+    @property
+    def num_clips(self) -> int:
+        """Length in clips."""
+        return self.end - self.start
+
+
+def split(num_clips: int, section_clips: int, overlap_clips: int) -> list[Section]:
+    """Cover a recording with sections of equal length that overlap by at least `overlap_clips`.
+
+    A recording that fits, or nearly so, is one section. The last section is moved back to full length, so that no section is a short rest.
+
+    Raises:
+        ConfigError: Sections that are not longer than their overlap.
+    """
+    if section_clips < 1 or not 0 <= overlap_clips < section_clips:
+        raise ConfigError(
+            f"inference.section_overlap_clips is {overlap_clips}; it must be 0 or more and below section_clips ({section_clips})."
+        )
+    if num_clips <= section_clips * _SLACK:
+        return [Section(0, num_clips, last=True)]
+    starts = [*range(0, num_clips - section_clips, section_clips - overlap_clips), num_clips - section_clips]
+    return [Section(start, start + section_clips, last=start == starts[-1]) for start in starts]
+
+
+def section_streams(streams: Mapping[str, Tensor], section: Section) -> dict[str, Tensor]:
+    """Cut every stream `(clips, dim_s)` to a section."""
+    return {name: features[section.start : section.end] for name, features in streams.items()}
+
+
+def section_duration(section: Section, duration_seconds: float) -> float:
+    """Seconds of sound in a section; the last clip of a recording may be partly filled."""
+    return min(float(section.end), duration_seconds) - section.start
+
+
+def merge_candidates(
+    sections: Sequence[Section], candidates: Sequence[Sequence[Candidate]], duration_seconds: float, nms_iou: float
+) -> list[Candidate]:
+    """Put the candidates of all sections on the recording's time axis and drop doubles; best decoder score first.
+
+    Besides plain suppression, a candidate that an inner edge may have cut gives way to an uncut one of another section that covers
+    at least half of it, whatever their scores.
+    """
+    placed: list[tuple[Candidate, Section]] = []
+    for section, found in zip(sections, candidates, strict=True):
+        placed += [(_shift(candidate, section.start, duration_seconds), section) for candidate in found]
+    whole = [(candidate, section) for candidate, section in placed if not _is_cut(candidate, section)]
+    kept = [candidate for candidate, _ in whole]
+    for candidate, section in placed:
+        if _is_cut(candidate, section) and not any(_covers(other, candidate) for other, origin in whole if origin != section):
+            kept.append(candidate)
+    return suppress(kept, nms_iou)
+
+
+def merge_saliency(sections: Sequence[Section], saliency: Sequence[Tensor]) -> Tensor:
+    """Average per-clip values `(section clips,)` of overlapping sections to `(clips,)`."""
+    total = torch.zeros(sections[-1].end)
+    count = torch.zeros(sections[-1].end)
+    for section, values in zip(sections, saliency, strict=True):
+        total[section.start : section.end] += values
+        count[section.start : section.end] += 1
+    return total / count
+
+
+def _shift(candidate: Candidate, seconds: float, duration_seconds: float) -> Candidate:
+    end = min(candidate.end_seconds + seconds, duration_seconds)  # the sum can round up past it
+    return replace(candidate, start_seconds=candidate.start_seconds + seconds, end_seconds=end)
+
+
+def _is_cut(candidate: Candidate, section: Section) -> bool:
+    at_start = section.start > 0 and candidate.start_seconds < section.start + _EDGE_SECONDS
+    at_end = not section.last and candidate.end_seconds > section.end - _EDGE_SECONDS
+    return at_start or at_end
+
+
+def _covers(other: Candidate, cut: Candidate) -> bool:
+    shared = min(other.end_seconds, cut.end_seconds) - max(other.start_seconds, cut.start_seconds)
+    return shared >= _CUT_COVERED * (cut.end_seconds - cut.start_seconds)

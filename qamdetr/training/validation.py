@@ -1,0 +1,76 @@
+"""Validation during training: decode, score with the field's metrics, and calibrate when to answer "not in this recording"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from qamdetr.config import InferenceConfig
+from qamdetr.data.collate import LabelledBatch
+from qamdetr.data.manifest import PredictionEntry, QueryEntry
+from qamdetr.evaluation.calibration import calibrate_found_threshold
+from qamdetr.evaluation.metrics import evaluate
+from qamdetr.inference.candidates import decode
+from qamdetr.models.qam_detr import QamDetr
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one pass over the validation set found.
+
+    Attributes:
+        metrics: The field's five numbers in percent, and with absent queries in the set: mean best decoder score of queries whose
+            sound is present and absent, and the balanced accuracy of telling them apart, in percent.
+        found_threshold: Decoder score that tells them apart best; 0 without absent queries.
+    """
+
+    metrics: dict[str, float]
+    found_threshold: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What checkpoints are chosen by: R1@0.7 (the challenge's ranking), ties by mAP."""
+        return (self.metrics["R1@0.7"], self.metrics["mAP"])
+
+
+def validate(
+    model: QamDetr, loader: Iterable[LabelledBatch], truth: Iterable[QueryEntry], config: InferenceConfig, accelerator: Accelerator
+) -> Validation:
+    """Run `model` over `loader` (this process's share), join the processes' predictions and score them against `truth`."""
+    model.eval()
+    rows: list[PredictionEntry] = []
+    for batch in loader:
+        with torch.inference_mode(), accelerator.autocast():
+            output = model(batch.batch)
+        ranked = decode(output, batch.durations_seconds, batch.num_clips, nms_iou=config.nms_iou)
+        for entry, candidates in zip(batch.entries, ranked, strict=True):
+            windows = tuple((candidate.start_seconds, candidate.end_seconds, candidate.decoder_score) for candidate in candidates)
+            rows.append(PredictionEntry(entry.qid, entry.query, entry.vid, windows))
+    # Several processes repeat a few items to even out their shares; the last of equal rows stays.
+    predictions = {row.qid: row for row in gather_object(rows)}
+    return summarise(predictions, list(truth))
+
+
+def summarise(predictions: dict[str, PredictionEntry], truth: list[QueryEntry]) -> Validation:
+    """Score predictions by `qid` against the truth, where an empty tuple of windows means that the query's sound is absent."""
+    present = [entry for entry in truth if entry.relevant_windows]
+    absent = [entry for entry in truth if not entry.relevant_windows]
+    metrics = evaluate([predictions[entry.qid] for entry in present], present)
+    metrics.pop("num_queries")
+    present_scores = [_best_score(predictions[entry.qid]) for entry in present]
+    absent_scores = [_best_score(predictions[entry.qid]) for entry in absent]
+    threshold, accuracy = calibrate_found_threshold(present_scores, absent_scores)
+    if absent:
+        metrics["present_score"] = round(float(np.mean(present_scores)), 4)
+        metrics["absent_score"] = round(float(np.mean(absent_scores)), 4)
+        metrics["found_accuracy"] = round(100 * accuracy, 2)
+    return Validation(metrics, threshold)
+
+
+def _best_score(prediction: PredictionEntry) -> float:
+    return max((score for _, _, score in prediction.pred_relevant_windows), default=0.0)

@@ -1,0 +1,207 @@
+"""What a visitor does, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = "<img src=x onerror=alert(1)> ${7*7} {{value}}"
+
+
+def upload(page, path):
+    page.locator("#qamdetr-upload input[type=file]").set_input_files(path)
+    page.locator(".qd-title", has_text=path.name).wait_for()
+
+
+def ask(page, query):
+    page.get_by_label("Describe the sound").fill(query)
+    page.get_by_label("Describe the sound").press("Enter")
+    page.locator(".qd-message", has_text=query).wait_for()
+
+
+def press_example(page, examples, number=0):
+    query = next(iter(examples[0].truth)) if number == 0 else list(examples[0].truth)[number]
+    page.locator(".qamdetr-example").first.get_by_text(query, exact=True).click()
+    page.locator(".qd-message", has_text=query).wait_for()
+    return query
+
+
+def show_all(page):
+    more = page.locator(".qd-more")
+    if more.count() and more.get_attribute("aria-expanded") == "false":
+        more.click()
+
+
+def table_windows(page):
+    """`(start, end)` as shown, in the order of the table."""
+    show_all(page)
+    return [
+        (float(button.get_attribute("data-start")), float(button.get_attribute("data-end")))
+        for button in page.locator(".qd-play").element_handles()
+    ]
+
+
+def sound(page):
+    return page.evaluate(
+        "(() => { const a = document.querySelector('audio'); return { now: a.currentTime, paused: a.paused, url: a.src }; })()"
+    )
+
+
+def test_example_shows_moments_scores_and_truth(open_page, examples, shoot):
+    page = open_page()
+    press_example(page, examples)
+    assert page.locator(".qd-wave polygon").count() == 1
+    assert page.locator(".qd-relevance polyline").count() == 1
+    windows = next(iter(examples[0].truth.values()))
+    assert page.locator(".qd-truth .qd-moment").count() == len(windows)
+    headers = page.locator(".qd-table th").all_inner_texts()
+    assert headers == ["Play", "#", "Start", "End", "Score", "IoU", "Decoder", "Foreground", "Quality"]
+    assert page.locator(".qd-table tbody tr").count() >= 1
+    ticks = page.locator(".qd-axis span").all_inner_texts()
+    assert ticks[0] == "0:00"
+    assert len(ticks) >= 3
+    shoot(page, "example-desktop")
+
+
+def test_a_moment_plays_and_stops_at_its_end(open_page, examples):
+    page = open_page()
+    press_example(page, examples)
+    button = page.locator(".qd-play").first
+    start, end = (float(button.get_attribute(f"data-{name}")) for name in ("start", "end"))
+    button.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("!document.querySelector('audio').paused")
+    assert button.get_attribute("aria-pressed") == "true"
+    # Long moments need not be heard out: the last part is enough to see that playing stops.
+    page.evaluate(
+        "(second) => { const a = document.querySelector('audio'); a.currentTime = Math.max(a.currentTime, second); }", max(start, end - 1.0)
+    )
+    page.wait_for_function("document.querySelector('audio').paused")
+    assert sound(page)["now"] == pytest.approx(end, abs=0.05)
+    assert button.get_attribute("aria-pressed") == "false"
+
+
+def test_pressing_a_playing_moment_pauses_it(open_page, examples):
+    page = open_page()
+    press_example(page, examples)
+    button = page.locator(".qd-lane .qd-moment").first
+    button.click()
+    page.wait_for_function("!document.querySelector('audio').paused")
+    button.click()
+    page.wait_for_function("document.querySelector('audio').paused")
+    assert sound(page)["now"] < float(button.get_attribute("data-end"))
+
+
+def test_the_waveform_is_a_slider_for_mouse_and_keyboard(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    wave = page.get_by_role("slider", name="Position in the recording")
+    box = wave.bounding_box()
+    wave.click(position={"x": box["width"] / 2, "y": 10})
+    assert sound(page)["now"] == pytest.approx(20, abs=0.3)
+    wave.press("ArrowRight")
+    assert float(wave.get_attribute("aria-valuenow")) == pytest.approx(21, abs=0.4)
+    wave.press("Home")
+    assert sound(page)["now"] == 0
+
+
+def test_hostile_words_are_shown_as_words(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    ask(page, HOSTILE)
+    assert HOSTILE in page.locator(".qd-message").inner_text()
+    assert page.locator(".qd-player img").count() == 0
+
+
+def test_a_second_query_does_not_fetch_or_encode_the_recording_again(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    ask(page, "a bell rings")
+    url = sound(page)["url"]
+    busy = page.evaluate_handle(
+        "() => { const seen = []; new MutationObserver(() => seen.push(document.querySelector('.qd-busy').innerText))"
+        ".observe(document.querySelector('.qd-busy'), { childList: true, subtree: true, characterData: true }); return seen; }"
+    )
+    ask(page, "somebody whistles")
+    assert sound(page)["url"] == url
+    assert not any("Listening" in text for text in busy.json_value())
+
+
+def test_a_file_that_is_no_audio_leaves_everything_as_it_was(open_page, examples, recordings, shoot):
+    page = open_page()
+    query = press_example(page, examples)
+    page.locator("#qamdetr-upload input[type=file]").set_input_files(recordings["broken.wav"])
+    toast = page.locator(".toast-body", has_text="broken.wav")
+    toast.wait_for()
+    assert "/" not in toast.inner_text()
+    page.wait_for_selector(".qd-player[aria-busy='false']")
+    assert page.locator(".qd-title").inner_text() == examples[0].title
+    assert query in page.locator(".qd-message").inner_text()
+    shoot(page, "error-desktop")
+
+
+def test_taking_the_file_away_empties_the_page(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    page.locator("#qamdetr-upload").get_by_label("Clear").click()
+    page.wait_for_selector(".qd-empty:visible")
+    assert page.locator(".qd-stage").is_hidden()
+    assert sound(page)["url"] == ""
+
+
+def test_slider_ranks_like_the_server_without_asking_it(open_page, examples, app_url):
+    gradio_client = pytest.importorskip("gradio_client")
+    page = open_page()
+    query = press_example(page, examples)
+    page.get_by_role("button", name="Ranking options").click()
+    page.get_by_label("Pocket").click()
+    page.locator(".qd-caption", has_text="Verifier: pocket").wait_for()
+    client = gradio_client.Client(app_url, verbose=False)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/queue/" in request.url else None)
+    slider = page.locator("#qamdetr-beta input[type=range]")
+    for beta in (0.0, 0.5, 1.0):
+        slider.fill(str(beta))
+        page.locator(".qd-caption", has_text=f"{beta:.2f} · verifier").wait_for()
+        answer = client.predict(
+            audio=gradio_client.handle_file(examples[0].path), query=query, verifier="pocket", beta=beta, api_name="/retrieve"
+        )
+        expected = [(moment["start"], moment["end"]) for moment in answer["moments"]]
+        assert table_windows(page) == expected
+    assert asked == []
+
+
+def test_two_visitors_see_only_their_own_recording(open_page, recordings):
+    one, two = open_page(), open_page()
+    upload(one, recordings["walk.wav"])
+    upload(two, recordings["street.flac"])
+    ask(one, "a bell rings")
+    ask(two, "somebody whistles")
+    assert one.locator(".qd-title").inner_text() == "walk.wav"
+    assert two.locator(".qd-title").inner_text() == "street.flac"
+    assert "whistles" not in one.locator(".qd-player").inner_text()
+    assert sound(one)["url"] != sound(two)["url"]
+
+
+def test_searching_without_a_recording_says_what_to_do(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Find").click()
+    page.get_by_text("No recording yet").wait_for()
+    assert page.locator(".qd-empty").is_visible()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_phone_has_room_for_everything(open_page, examples, shoot, dark):
+    page = open_page(width=390, height=844, dark=dark)
+    shoot(page, f"empty-phone-{'dark' if dark else 'light'}")
+    press_example(page, examples)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for button in page.locator(".qd-moment").element_handles():
+        box = button.bounding_box()
+        assert min(box["width"], box["height"]) >= 24
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    page.wait_for_timeout(600)
+    shoot(page, f"example-phone-{'dark' if dark else 'light'}")
+    assert page.locator(".qd-message").bounding_box()["y"] < 844

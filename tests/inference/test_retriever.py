@@ -1,0 +1,150 @@
+"""The Python API on a tiny random system."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from tiny_system import JOINT_DIM, TinyEncoder, recording_of, save_tiny, tiny_config, tiny_model, write_sound
+
+import qamdetr.features.encoders
+from qamdetr.errors import AudioError, ConfigError, QamDetrError
+from qamdetr.inference import retriever as module
+from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.types import Result
+
+
+def make_retriever(*, joint=True, **inference):
+    config = tiny_config(**inference)
+    return MomentRetriever(tiny_model(config), config, TinyEncoder(joint=joint))
+
+
+def random_recording(num_clips, duration=None):
+    return recording_of(torch.randn(num_clips, JOINT_DIM, generator=torch.Generator().manual_seed(0)), duration)
+
+
+def assert_same(one: Result, two: Result):
+    assert [m.window for m in one.moments] == [pytest.approx(m.window, abs=1e-3) for m in two.moments]
+    assert [m.score for m in one.moments] == pytest.approx([m.score for m in two.moments], abs=1e-5)
+    assert one.saliency == pytest.approx(two.saliency, abs=1e-5)
+
+
+def test_from_pretrained_file_to_moments(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name: asked.append(name) or TinyEncoder())
+    retriever = MomentRetriever.from_pretrained(save_tiny(tmp_path / "checkpoint", nms_iou=1.0))
+    assert asked == ["tiny"]
+    path = write_sound(tmp_path / "walk.wav", 12.4)
+    recording = retriever.encode(path)
+    result = retriever.retrieve(recording, "a dog barks", top_k=3)
+    assert (result.audio, result.query, result.encoder, result.verifier, result.beta) == (str(path), "a dog barks", "tiny", "none", 0.0)
+    assert result.duration_seconds == pytest.approx(12.4)
+    assert len(result.saliency) == recording.num_clips == 13
+    assert all(0 <= value <= 1 for value in result.saliency)
+    assert len(result.moments) == 3
+    for moment in result.moments:
+        assert 0 <= moment.start_seconds < moment.end_seconds <= result.duration_seconds
+        assert moment.score == moment.decoder_score == pytest.approx(moment.foreground * moment.quality)
+    assert [m.score for m in result.moments] == sorted((m.score for m in result.moments), reverse=True)
+
+
+def test_many_queries_give_what_each_gives_alone(monkeypatch):
+    retriever, recording = make_retriever(), random_recording(30)
+    queries = ["a dog", "rain falls on the roof", "x", "bells ring twice far away"]
+    together = retriever.retrieve_many(recording, queries)
+    monkeypatch.setattr(module, "_PAIRS_PER_FORWARD", 3)
+    for query, result, chunked in zip(queries, together, retriever.retrieve_many(recording, queries), strict=True):
+        assert result.query == query
+        alone = retriever.retrieve(recording, query)
+        assert_same(result, alone)
+        assert_same(chunked, alone)
+    assert len({result.saliency for result in together}) == len(queries)
+    assert retriever.retrieve_many(recording, []) == []
+
+
+def test_long_recordings_run_in_sections():
+    retriever = make_retriever(section_clips=20, section_overlap_clips=5)
+    recording = random_recording(90, 89.5)
+    result = retriever.retrieve(recording, "a dog", top_k=100)
+    assert len(result.saliency) == 90
+    assert len(result.moments) > 5, "more than one section has answers"
+    assert max(moment.end_seconds for moment in result.moments) > 60
+    assert all(0 <= moment.start_seconds < moment.end_seconds <= 89.5 for moment in result.moments)
+    # The first clips are seen by the first section alone.
+    first = retriever.retrieve(recording_of(recording.streams["pocket"][:20]), "a dog")
+    streams = {name: features[:20] for name, features in recording.streams.items()}
+    whole = retriever.retrieve(type(recording)("a", "", 20.0, streams, recording.peaks), "a dog")
+    assert result.saliency[:15] == pytest.approx(whole.saliency[:15], abs=1e-5)
+    assert len(first.saliency) == 20
+
+
+def test_the_verifier_blends_into_the_score():
+    retriever, recording = make_retriever(beta=0.4, nms_iou=1.0), random_recording(30)
+    plain = retriever.retrieve(recording, "a dog")
+    result = retriever.retrieve(recording, "a dog", verifier="pocket")
+    assert (result.verifier, result.beta, result.notes) == ("pocket", 0.4, ())
+    for moment in result.moments:
+        assert moment.score == pytest.approx(0.6 * moment.decoder_score + 0.4 * moment.verifier_score)
+    assert sorted(m.window for m in result.moments) == sorted(m.window for m in plain.moments)
+    assert retriever.retrieve(recording, "a dog", verifier="pocket", beta=0.0).moments[0].window == plain.moments[0].window
+    # The verifier sees the checkpoint's top-K even when fewer are shown.
+    assert retriever.retrieve(recording, "a dog", verifier="pocket", top_k=1).moments == result.moments[:1]
+
+
+def test_a_verifier_that_fails_leaves_the_decoders_ranking_and_a_note():
+    retriever, recording = make_retriever(joint=False), random_recording(30)
+    result = retriever.retrieve(recording, "a dog", verifier="pocket")
+    assert (result.verifier, result.beta) == ("none", 0.0)
+    assert len(result.notes) == 1
+    assert "Verifier pocket failed" in result.notes[0]
+    assert result.moments == retriever.retrieve(recording, "a dog").moments
+
+
+def test_found_compares_the_best_decoder_score_with_the_threshold():
+    recording = random_recording(30)
+    best = make_retriever().retrieve(recording, "a dog").moments[0].decoder_score
+    assert make_retriever(found_threshold=best - 1e-4).retrieve(recording, "a dog").found
+    assert not make_retriever(found_threshold=best + 1e-4).retrieve(recording, "a dog").found
+
+
+def test_the_official_protocol_and_bypass_reach_model_and_decoding():
+    retriever, recording = make_retriever(), random_recording(30)
+    official = retriever.retrieve(recording, "a dog", protocol="official")
+    assert len(official.moments) == 5
+    assert all(m.start_seconds == round(m.start_seconds) and m.end_seconds == round(m.end_seconds) for m in official.moments)
+    bypassed = retriever.retrieve(recording, "a dog", bypass=["quality"])
+    assert all(moment.quality == 1 for moment in bypassed.moments)
+    with pytest.raises(ConfigError, match="cannot bypass 'brain'"):
+        retriever.retrieve(recording, "a dog", bypass=["brain"])
+
+
+def test_mistakes_are_refused(tmp_path):
+    retriever, recording = make_retriever(), random_recording(10)
+    for query in ("", " \n"):
+        with pytest.raises(QamDetrError, match="The query is empty"):
+            retriever.retrieve(recording, query)
+    with pytest.raises(QamDetrError, match="top_k is 0; it must be at least 1"):
+        retriever.retrieve(recording, "a", top_k=0)
+    with pytest.raises(QamDetrError, match=r"beta is 1\.5"):
+        retriever.retrieve(recording, "a", beta=1.5)
+    with pytest.raises(QamDetrError, match="not available in this version; choose one of none, pocket"):
+        retriever.retrieve(recording, "a", verifier="qwen2.5-omni")
+    with pytest.raises(AudioError, match="does not exist"):
+        retriever.encode(tmp_path / "no.wav")
+
+
+def test_threads_may_share_a_retriever():
+    retriever, recording = make_retriever(), random_recording(40)
+    queries = [f"sound number {number}" for number in range(12)]
+    alone = [retriever.retrieve(recording, query) for query in queries]
+    with ThreadPoolExecutor(4) as pool:
+        for one, two in zip(pool.map(lambda query: retriever.retrieve(recording, query), queries), alone, strict=True):
+            assert_same(one, two)
+
+
+def test_nothing_tracks_gradients():
+    retriever, recording = make_retriever(), random_recording(10)
+    retriever.retrieve(recording, "a dog")
+    assert all(parameter.grad is None for parameter in retriever.model.parameters())
+    assert not retriever.model.training

@@ -1,0 +1,112 @@
+"""Configuration is strict: what is not known, not well typed or not well formed is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qamdetr.config import CONFIG_DIR, Config, config_from_dict, config_to_dict, load_config, save_config
+from qamdetr.errors import ConfigError
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_shipped_config_loads() -> None:
+    configs = {path.stem: load_config(path.stem) for path in CONFIG_DIR.glob("*.yaml")}
+    assert configs["pocket"].model.similarity
+    assert all(isinstance(config, Config) for config in configs.values())
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "empty", "")) == Config()
+
+
+def test_what_is_saved_loads_the_same(tmp_path: Path) -> None:
+    config = config_from_dict({"model": {"multiscale_strides": [2, 4, 8], "audio_streams": {"x": 3}}, "train": {"learning_rate": 3e-05}})
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {dmi: 128}", "Unknown key 'model.dmi'; known here: .*dim"),
+        ("modle: {dim: 128}", "Unknown key 'modle'"),
+        ("model: {dim: wide}", "model.dim is 'wide'; expected int"),
+        ("model: {dim: 12.5}", "model.dim is 12.5; expected int"),
+        ("model: {dim: true}", "model.dim is True; expected int"),
+        ("model: {quality: 1}", "model.quality is 1; expected bool"),
+        ("model: {encoder: lstm}", "model.encoder is 'lstm'; it must be one of bimamba, transformer"),
+        ("model: {audio_streams: {pocket: big}}", "model.audio_streams is 'big'; expected int"),
+        ("model: {multiscale_strides: 2}", "model.multiscale_strides is 2"),
+        ("train: {learning_rate: fast}", "train.learning_rate is 'fast'; expected float"),
+        ("train: 5", "train. must be a section"),
+        ("[1, 2]", "must hold sections"),
+        ("model: {dim: 1", "not valid YAML"),
+    ],
+)
+def test_mistakes_name_key_and_value(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(tmp_path, "bad", text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])
+def test_exponents_are_numbers(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path, "rate", f"train: {{learning_rate: {text}}}")).train.learning_rate == pytest.approx(1e-4)
+
+
+def test_extends_is_a_chain_of_small_diffs(tmp_path: Path) -> None:
+    write(tmp_path, "base", "model: {dim: 64, num_heads: 4}\ntrain: {epochs: 5}")
+    write(tmp_path, "middle", "extends: base\nmodel: {dim: 32}")
+    config = load_config(write(tmp_path, "leaf", "extends: middle\ntrain: {seed: 7}"))
+    assert (config.model.dim, config.model.num_heads, config.train.epochs, config.train.seed) == (32, 4, 5, 7)
+
+
+def test_extends_finds_shipped_configs_by_name(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "mine", "extends: pocket\nmodel: {dim: 64}"))
+    assert config.model.dim == 64
+    assert config.data.combo == "pocket"
+
+
+def test_circular_extends_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a", "extends: b")
+    write(tmp_path, "b", "extends: a")
+    with pytest.raises(ConfigError, match="goes round in a circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_extending_nothing_known_lists_what_is() -> None:
+    with pytest.raises(ConfigError, match=r"No config 'pokcet'.*pocket"):
+        load_config("pokcet")
+
+
+def test_overrides_set_single_values(tmp_path: Path) -> None:
+    path = write(tmp_path, "base", "model: {dim: 64}")
+    overrides = ["model.dim=32", "train.learning_rate=1e-3", "model.multiscale_strides=[2]", "data.combo=B", "loss.auxiliary=false"]
+    config = load_config(path, overrides)
+    assert (config.model.dim, config.train.learning_rate, config.model.multiscale_strides) == (32, 1e-3, (2,))
+    assert (config.data.combo, config.loss.auxiliary) == ("B", False)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "not of the form"),
+        ("=3", "not of the form"),
+        ("train.epoch=3", "Unknown key 'train.epoch'"),
+        ("train.epochs=many", "train.epochs is 'many'"),
+        ("train.epochs.more=3", "'epochs' is a value, not a section"),
+        ("train=3", "must be a section"),
+        ("train.epochs={", "not valid YAML"),
+    ],
+)
+def test_overrides_are_as_strict(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, "base", "train: {epochs: 3}"), [override])

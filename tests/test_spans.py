@@ -1,0 +1,133 @@
+"""Span arithmetic: properties, hand-made cases, and the official code's numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qamdetr import spans
+from qamdetr.errors import DataError
+
+# A first call loads kernels and a busy machine pauses; the time of one example says nothing.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
+
+share = st.floats(0.0, 1.0, width=32)
+span_xx = st.tuples(share, share).map(sorted)
+span_lists = st.lists(span_xx, min_size=1, max_size=8).map(lambda rows: torch.tensor(rows, dtype=torch.float32))
+
+
+@st.composite
+def recordings(draw):
+    """A duration and windows inside it, each at least a millisecond long."""
+    duration_seconds = draw(st.floats(1.0, 600.0))
+    starts = draw(st.lists(st.floats(0.0, duration_seconds - 0.5), min_size=1, max_size=6))
+    lengths = draw(st.lists(st.floats(0.2, duration_seconds), min_size=len(starts), max_size=len(starts)))
+    return duration_seconds, [(start, min(start + length, duration_seconds)) for start, length in zip(starts, lengths, strict=True)]
+
+
+@given(span_lists, span_lists)
+def test_iou_is_symmetric_and_a_share(a, b):
+    overlap = spans.pairwise_iou(a, b)
+    assert overlap.shape == (len(a), len(b))
+    assert bool(((overlap >= 0) & (overlap <= 1 + 1e-6)).all())
+    torch.testing.assert_close(overlap, spans.pairwise_iou(b, a).T)
+
+
+@given(span_lists, span_lists)
+def test_giou_is_between_minus_one_and_iou(a, b):
+    generalised = spans.pairwise_giou(a, b)
+    assert bool((generalised <= spans.pairwise_iou(a, b) + 1e-6).all())
+    assert bool((generalised >= -1 - 1e-6).all())
+
+
+@given(span_lists)
+def test_cxw_and_xx_are_inverse(rows):
+    torch.testing.assert_close(spans.span_cxw_to_xx(spans.span_xx_to_cxw(rows)), rows, atol=1e-6, rtol=0)
+
+
+@given(recordings())
+def test_windows_survive_the_way_to_spans_and_back(recording):
+    duration_seconds, windows = recording
+    num_clips = int(np.ceil(duration_seconds))
+    as_spans = spans.windows_to_spans_cxw(windows, num_clips)
+    assert bool(((as_spans >= 0) & (as_spans <= 1)).all())
+    back = spans.spans_cxw_to_windows(as_spans, num_clips, duration_seconds)
+    torch.testing.assert_close(back, torch.tensor(windows, dtype=torch.float32), atol=2e-4, rtol=0)
+
+
+@given(st.lists(st.tuples(share, share), min_size=1, max_size=8), st.floats(0.05, 600.0))
+def test_predicted_windows_lie_inside_the_recording_and_are_never_empty(rows, duration_seconds):
+    windows = spans.spans_cxw_to_windows(torch.tensor(rows), int(np.ceil(duration_seconds)), duration_seconds)
+    start, end = windows.double().unbind(-1)
+    assert float(start.min()) >= 0
+    assert float(end.max()) <= np.float32(duration_seconds)
+    assert float((end - start).min()) >= min(spans.MIN_WINDOW_SECONDS, duration_seconds) * 0.999 - 1e-4
+
+
+def test_too_narrow_prediction_grows_around_its_centre():
+    windows = spans.spans_cxw_to_windows(torch.tensor([[0.5, 0.0]]), 100, 100.0)
+    torch.testing.assert_close(windows, torch.tensor([[49.95, 50.05]]))
+
+
+def test_training_and_serving_share_one_normalisation():
+    # 59.5 s are 60 clips: second 30 is the middle of the span axis although it is not the middle of the recording.
+    span = spans.windows_to_spans_cxw([(29.0, 31.0)], 60)
+    assert span[0, 0].item() == pytest.approx(0.5)
+    assert spans.spans_cxw_to_windows(span, 60, 59.5)[0].tolist() == pytest.approx([29.0, 31.0], abs=1e-4)
+
+
+def test_windows_beyond_the_end_are_clamped():
+    span = spans.windows_to_spans_cxw([(52.0, 4800.0)], 60)
+    torch.testing.assert_close(spans.span_cxw_to_xx(span), torch.tensor([[52 / 60, 1.0]]))
+
+
+@pytest.mark.parametrize("window", [(5.0, 5.0), (8.0, 3.0), (61.0, 70.0)])
+def test_empty_window_is_refused_by_name(window):
+    with pytest.raises(DataError, match=f"{window[0]:g}, {window[1]:g}"):
+        spans.windows_to_spans_cxw([(1.0, 2.0), window], 60)
+
+
+def test_no_windows_make_no_spans():
+    assert spans.windows_to_spans_cxw([], 60).shape == (0, 2)
+    assert spans.spans_cxw_to_windows(torch.zeros(0, 2), 60, 60.0).shape == (0, 2)
+
+
+def test_iou_of_empty_spans_is_zero_with_finite_gradient():
+    point = torch.tensor([[0.5, 0.5]], requires_grad=True)
+    overlap = spans.pairwise_iou(point, point.detach())
+    spans.pairwise_giou(point, point.detach()).sum().backward()
+    assert overlap.item() == 0.0
+    assert bool(torch.isfinite(point.grad).all())
+
+
+@given(span_lists, st.data())
+def test_nms_keeps_the_best_and_only_what_it_allows(rows, data):
+    scores = data.draw(st.lists(st.floats(0, 1, width=32), min_size=len(rows), max_size=len(rows)))
+    max_iou = data.draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+    kept = spans.nms(rows, scores, max_iou)
+    assert kept[0] == int(np.argmax(scores))
+    assert [scores[index] for index in kept] == sorted((scores[index] for index in kept), reverse=True)
+    overlap = spans.pairwise_iou(rows.double(), rows.double())
+    for position, index in enumerate(kept):
+        assert all(overlap[index, better] <= max_iou for better in kept[:position])
+    for dropped in set(range(len(rows))) - set(kept):
+        assert any(overlap[dropped, better] > max_iou and scores[better] >= scores[dropped] for better in kept)
+
+
+def test_nms_keeps_all_at_one_and_list_order_on_ties():
+    windows = [(0.0, 10.0), (0.0, 10.0), (20.0, 30.0)]
+    assert spans.nms(windows, [0.5, 0.5, 0.5], 1.0) == [0, 1, 2]
+    assert spans.nms(windows, [0.5, 0.5, 0.5], 0.9) == [0, 2]
+    assert spans.nms([], [], 0.5) == []
+
+
+def test_iou_and_giou_agree_with_the_official_code(shared_dir):
+    golden = np.load(shared_dir / "golden" / "official_reference.npz")
+    a, b = torch.from_numpy(golden["spans/a_xx"]), torch.from_numpy(golden["spans/b_xx"])
+    np.testing.assert_allclose(spans.pairwise_iou(a, b).numpy(), golden["spans/iou"], atol=1e-6)
+    np.testing.assert_allclose(spans.pairwise_giou(a, b).numpy(), golden["spans/giou"], atol=1e-6)
+    assert spans.iou(a[:6], b).tolist() == pytest.approx(np.diag(golden["spans/iou"]).tolist(), abs=1e-6)

@@ -1,0 +1,88 @@
+"""A whole retrieval system small enough for tests: a random QAM-DETR and an encoder that looks at loudness alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from qamdetr import audio
+from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig
+from qamdetr.errors import QamDetrError
+from qamdetr.inference.pretrained import save_pretrained
+from qamdetr.models.qam_detr import QamDetr
+from qamdetr.types import Recording, TextFeatures
+
+JOINT_DIM = 8
+
+
+def tiny_config(**inference) -> Config:
+    model = ModelConfig(
+        audio_streams={"pocket": JOINT_DIM, "mel_stats": 3},
+        text_streams={"pocket": JOINT_DIM},
+        dim=16,
+        num_heads=2,
+        ffn_dim=32,
+        encoder="transformer",  # the scan would compile for seconds
+        encoder_layers=1,
+        num_moment_queries=5,
+    )
+    return Config(model=model, data=DataConfig(combo="tiny"), inference=InferenceConfig(**inference))
+
+
+def tiny_model(config: Config) -> QamDetr:
+    torch.manual_seed(0)
+    return QamDetr(config.model).eval()
+
+
+def save_tiny(folder: Path, **inference) -> Path:
+    config = tiny_config(**inference)
+    save_pretrained(folder, tiny_model(config), config, half=False)
+    return folder
+
+
+def recording_of(clips: torch.Tensor, duration_seconds: float | None = None) -> Recording:
+    """A recording with the given `(clips, JOINT_DIM)` main stream."""
+    stats = torch.linspace(-1, 1, 3 * len(clips)).reshape(-1, 3)
+    streams = {"pocket": clips, "mel_stats": stats}
+    return Recording("a.wav", "", float(len(clips)) if duration_seconds is None else duration_seconds, streams, np.zeros((2, 10)))
+
+
+class TinyEncoder:
+    """Each clip's vector is drawn from its loudness, each query's from its letters; remembers what it encoded."""
+
+    name = "tiny"
+
+    def __init__(self, *, joint: bool = True) -> None:
+        self.encoded: list[str] = []
+        self.joint = joint
+
+    def encode_recording(self, path: str | Path) -> Recording:
+        waveform = audio.load(path, 8000)
+        self.encoded.append(str(path))
+        clips = audio.num_clips(waveform.duration_seconds)
+        padded = np.pad(waveform.samples, (0, clips * 8000 - len(waveform.samples)))
+        loudness = torch.from_numpy(padded.reshape(clips, 8000)).square().mean(dim=1, keepdim=True)
+        features = torch.sin(loudness * torch.arange(1, JOINT_DIM + 1) * 40)
+        recording = recording_of(features, waveform.duration_seconds)
+        return replace(recording, name=Path(path).name, path=str(path), peaks=audio.peak_envelope(waveform.samples, 50))
+
+    def encode_query(self, query: str) -> dict[str, TextFeatures]:
+        if len(query) > 200:
+            raise QamDetrError(f"The query has {len(query)} letters; at most 200 can be read; shorten it.")
+        words = query.split()
+        rows = [torch.sin(torch.arange(JOINT_DIM) * float(sum(map(ord, word)))) for word in words]
+        tokens = torch.stack(rows)
+        pooled = torch.nn.functional.normalize(tokens.mean(dim=0), dim=0) if self.joint else None
+        return {"pocket": TextFeatures(tokens, tuple((i, i + 1) for i in range(len(words))), pooled)}
+
+
+def write_sound(path: Path, seconds: float, seed: int = 0) -> Path:
+    """Noise whose level changes each second."""
+    rng = np.random.default_rng(seed)
+    level = np.repeat(rng.uniform(0.05, 0.9, int(seconds) + 1), 8000)[: round(seconds * 8000)]
+    soundfile.write(path, level * rng.uniform(-1, 1, len(level)), 8000)
+    return path

@@ -1,0 +1,67 @@
+"""A retriever without a model: real audio decoding and peaks, made-up answers that depend on the query alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from qamdetr.errors import AudioError, ConfigError
+from qamdetr.types import Moment, Recording, Result
+
+DECODER_SCORES = (0.82, 0.64, 0.21, 0.08)
+VERIFIER_SCORES = (0.10, 0.95, 0.40, 0.05)
+STARTS_SHARES = (0.10, 0.45, 0.70, 0.90)
+LENGTHS_SECONDS = (2.5, 1.2, 4.0, 0.7)
+
+
+class FakeRetriever:
+    """Counts what it is asked for; a query with "nothing" in it is not found, one with "explode" fails as only a bug can."""
+
+    def __init__(self):
+        self.encoded: list[str] = []
+        self.queries: list[str] = []
+
+    def encode(self, path):
+        try:
+            samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path} is not audio that can be read; use WAV, FLAC, OGG or MP3.") from error
+        self.encoded.append(Path(path).name)
+        mono = samples.mean(axis=1)
+        duration = len(mono) / rate_hz
+        starts = np.linspace(0, len(mono), 2000, endpoint=False).astype(int)
+        peaks = np.stack([np.minimum.reduceat(mono, starts), np.maximum.reduceat(mono, starts)])
+        return Recording(Path(path).name, str(path), duration, {"pocket": torch.zeros(int(np.ceil(duration)), 4)}, peaks)
+
+    def retrieve(self, recording, query, *, top_k=10, verifier="none", beta=None):
+        if verifier not in {"none", "pocket"}:
+            raise ConfigError(f"Unknown verifier {verifier!r}; choose none or pocket.")
+        if "explode" in query:
+            raise RuntimeError("a fault of the program")
+        self.queries.append(query)
+        beta = 0.35 if beta is None else beta
+        moments = []
+        for index, decoder_score in enumerate(DECODER_SCORES[:top_k]):
+            start = STARTS_SHARES[index] * recording.duration_seconds
+            end = min(start + LENGTHS_SECONDS[index], recording.duration_seconds)
+            checked = VERIFIER_SCORES[index] if verifier != "none" else None
+            score = decoder_score if checked is None else (1 - beta) * decoder_score + beta * checked
+            quality = 0.9 - 0.1 * index
+            moments.append(Moment(start, end, decoder_score / quality, quality, decoder_score, checked, score))
+        moments.sort(key=lambda moment: -moment.score)
+        seconds = np.arange(recording.num_clips) + 0.5
+        bumps = [np.exp(-(((seconds - m.start_seconds) / 3) ** 2)) * m.decoder_score for m in moments]
+        return Result(
+            audio=recording.path,
+            duration_seconds=recording.duration_seconds,
+            query=query,
+            found="nothing" not in query,
+            encoder="pocket",
+            verifier=verifier,
+            beta=beta,
+            moments=tuple(moments),
+            saliency=tuple(float(v) for v in np.max(bumps, axis=0)),
+        )

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fake import FakeRetriever
+
+from qamdetr.ui import demo as demo_module
+from qamdetr.ui import retrieve_tab
+from qamdetr.ui.demo import build_demo, launch_options
+from qamdetr.ui.examples import Example
+from qamdetr.ui.shared_retriever import SharedRetriever
+
+UI_DIR = Path(demo_module.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    audio = tmp_path_factory.mktemp("assets") / "yard.wav"
+    audio.touch()
+    return build_demo(SharedRetriever(FakeRetriever), [Example(audio, "A yard", {"a dog barks": ((1.0, 2.0),)})])
+
+
+def test_retrieve_is_the_only_public_endpoint_and_documents_its_arguments(page):
+    endpoints = page.get_api_info()["named_endpoints"]
+    assert list(endpoints) == ["/retrieve"]
+    parameters = {parameter["parameter_name"]: parameter for parameter in endpoints["/retrieve"]["parameters"]}
+    assert list(parameters) == ["audio", "query", "top_k", "verifier", "beta"]
+    assert [name for name, parameter in parameters.items() if parameter["parameter_has_default"]] == ["top_k", "verifier", "beta"]
+    assert "moments" in endpoints["/retrieve"]["description"]
+
+
+def test_every_other_event_is_private(page):
+    public = [fn.api_name for fn in page.fns.values() if fn.api_visibility != "private"]
+    assert public == ["retrieve"]
+
+
+def test_the_model_is_run_by_one_request_at_a_time_and_the_queue_is_bounded(page):
+    groups = {fn.api_name: fn.concurrency_id for fn in page.fns.values() if fn.concurrency_id == "model"}
+    assert len(groups) >= 2
+    assert all(fn.concurrency_limit == 1 for fn in page.fns.values() if fn.concurrency_id == "model")
+    assert page._queue.max_size == demo_module.MAX_WAITING
+    assert page.delete_cache == demo_module.CACHE_SECONDS
+
+
+def test_no_session_and_no_path_of_the_server_is_sent_with_the_page(page):
+    states = [component for component in page.config["components"] if component["type"] == "state"]
+    assert states
+    assert all("value" not in component["props"] for component in states)
+
+
+def test_player_is_a_static_template_that_never_parses_user_text():
+    assert "{{" not in retrieve_tab.PLAYER_CSS
+    assert "${" not in retrieve_tab.PLAYER_CSS
+    for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert forbidden not in retrieve_tab.PLAYER_JS
+    for forbidden in ("decodeAudioData", "fetch(", "XMLHttpRequest"):
+        assert forbidden not in retrieve_tab.PLAYER_JS
+
+
+def test_nothing_on_the_page_comes_from_another_host():
+    for path in [*UI_DIR.glob("*.css"), *UI_DIR.glob("*.js")]:
+        hosts = set(re.findall(r"https?://[^\s\"')]+", path.read_text(encoding="utf-8")))
+        assert hosts <= {"http://www.w3.org/2000/svg"}, path.name
+    assert not launch_options()["theme"]._stylesheets

@@ -29,10 +29,26 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.scan
 	$(BIN)/python -m benchmarks.serving
 
-# Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores). REAL names the folder
-# with esc10, sonic_pi_samples and speech; see docs/pocket.md.
+# Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores), then measures.
+# docs/pocket.md explains the steps. REAL: folder with esc10, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach
+# the text encoder; HELD_OUT: one that measures it.
+REAL ?= ../shared/data
+CAPTIONS ?= $(addprefix $(REAL)/,castella/train.jsonl castella/val.jsonl clotho_moment/val.jsonl clotho_moment/test.jsonl)
+HELD_OUT ?= $(REAL)/castella/test.jsonl
+SYNTHESIZE = $(BIN)/python -m qamdetr synthesize --clips build/sounds/scenes-$(1) --output build/scenes/$(1) --name $(1)
+EXTRACT = $(BIN)/python -m qamdetr extract --manifest build/scenes/$(1)/manifest.jsonl --feature-dir build/features
+
 first-light: .venv/.train
-	$(BIN)/python -m benchmarks.first_light
+	$(BIN)/python -m qamdetr.training.sound_bank.build --real $(REAL) --output build/sounds
+	$(BIN)/python -m qamdetr.training.pocket_text --captions $(CAPTIONS) --held-out $(HELD_OUT) --output build/pocket-text --epochs 10
+	$(BIN)/python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-text --output checkpoints/pocket-encoder
+	$(call SYNTHESIZE,train) --backgrounds build/sounds/backgrounds-train --num-scenes 700 --seed 1 --captions-per-target 2
+	$(call SYNTHESIZE,val) --backgrounds build/sounds/backgrounds-heldout --num-scenes 90 --seed 2
+	$(call SYNTHESIZE,test) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 3
+	$(call EXTRACT,train)
+	$(call EXTRACT,val)
+	$(BIN)/python train.py --config pocket --threads 2
+	$(BIN)/python -m benchmarks.first_light --esc10 $(REAL)/esc10
 
 .venv/.made:
 	$(PYTHON) -m venv .venv

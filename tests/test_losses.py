@@ -92,6 +92,17 @@ def test_every_case_gives_finite_losses_and_gradients(num_spans, negatives):
     assert bool(torch.isfinite(raw.grad).all())
 
 
+def test_perfect_spans_cost_nothing_whichever_item_and_slot_they_are_in():
+    _, batch, targets, _ = make_case((2, 0, 1), negatives=False)
+    spans_cxw = torch.full((3, 4, 2), 0.95)
+    spans_cxw[0, 3], spans_cxw[0, 1], spans_cxw[2, 2] = targets.spans_cxw
+    logits = torch.tensor([-9.0, 9.0]).repeat(3, 4, 1)
+    logits[0, 3], logits[0, 1], logits[2, 2] = torch.tensor([[9.0, -9.0]] * 3)
+    output = ModelOutput(DecoderOutput(logits, spans_cxw, None), (), torch.zeros(3, CLIPS))
+    parts = losses.compute_losses(output, batch, targets, CONFIG)
+    assert [parts[name].item() for name in ("span", "giou", "label", "class_error")] == pytest.approx([0.0] * 4, abs=1e-5)
+
+
 def test_nothing_to_find_costs_no_span_or_quality():
     output, batch, targets, _ = make_case((0, 0))
     parts = losses.compute_losses(output, batch, targets, CONFIG)

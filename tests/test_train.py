@@ -32,7 +32,8 @@ def test_mistakes_give_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--config", "pocket", "--resume", "x"], ["--resume", "x", "--set", "a.b=c"], ["--config", "pocket", "--threads", "0"]]
+    "arguments",
+    [[], ["--config", "pocket", "--resume", "x"], ["--resume", "x", "--set", "a.b=c"], ["--config", "pocket", "--threads", "0"]],
 )
 def test_impossible_combinations_of_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

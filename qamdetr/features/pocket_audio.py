@@ -116,7 +116,8 @@ class PocketAudioModel(nn.Module):
         clips = x.reshape(batch, dim, log_mels.shape[-1] // FRAMES_PER_CLIP, -1)
         assert clips.shape[-1] * clips.shape[2] == frames
         hidden: Tensor = self.head(torch.cat([clips.mean(dim=-1), clips.amax(dim=-1)], dim=1).transpose(1, 2))
-        return hidden + self.context(hidden.transpose(1, 2)).transpose(1, 2)
+        mixed: Tensor = hidden + self.context(hidden.transpose(1, 2)).transpose(1, 2)
+        return mixed
 
 
 class PocketAudioEncoder:
@@ -135,7 +136,7 @@ class PocketAudioEncoder:
 
     @torch.inference_mode()
     def encode_mels(self, power: Tensor) -> Tensor:
-        """Encode mel power `(mels, 64 * clips)` section by section, so that memory stays bounded; sections overlap to agree at the seams."""
+        """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams."""
         num_clips = power.shape[-1] // FRAMES_PER_CLIP
         rows = []
         for begin in range(0, num_clips, _SECTION_CLIPS):

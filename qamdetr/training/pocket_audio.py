@@ -172,10 +172,15 @@ def train(
         if step % 100 == 0:
             which, presence, anchor, classifier = sums / 100
             sums[:] = 0
-            scores = validate(ema.module.eval()) if step % 300 == 0 or step == config.steps else {}
-            log(f"step {step}/{config.steps}: which {which:.3f}, presence {presence:.3f}, anchor {anchor:.4f}, classifier {classifier:.3f} {scores}")
-    averaged: PocketAudioModel = ema.module.eval()  # type: ignore[assignment]
-    return averaged
+            scores = validate(_averaged(ema)) if step % 300 == 0 or step == config.steps else {}
+            losses_text = f"which {which:.3f}, presence {presence:.3f}, anchor {anchor:.4f}, classifier {classifier:.3f}"
+            log(f"step {step}/{config.steps}: {losses_text} {scores}")
+    return _averaged(ema)
+
+
+def _averaged(ema: AveragedModel) -> PocketAudioModel:
+    model: PocketAudioModel = ema.module.eval()  # type: ignore[assignment]
+    return model
 
 
 def _growing_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:

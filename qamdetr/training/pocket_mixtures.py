@@ -17,7 +17,7 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from qamdetr.audio import Waveform, decode, resample
-from qamdetr.features.pocket_audio import FRAMES_PER_CLIP, LOG_FLOOR, NUM_MELS, SAMPLE_RATE_HZ, mel_power
+from qamdetr.features.pocket_audio import FRAMES_PER_CLIP, LOG_FLOOR, NUM_MELS, SAMPLE_RATE_HZ, log_mel, mel_power
 
 Power = NDArray[np.float32]
 
@@ -102,11 +102,14 @@ class MixtureMaker:
         self.labels = {name: np.array([name == group or name.startswith(group + "/") for group in groups]) for name in self.names}
 
     def batch(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-mels `(size, mels, frames)`, labels `(size, clips, groups)` in {0, 1}, and `(size, clips, groups)` bool of pairs that count."""
+        """Return log-mels `(size, mels, frames)`, labels `(size, clips, groups)` in {0, 1}, and which of these count (bool)."""
         items = [self._mixture() for _ in range(size)]
         power = torch.from_numpy(np.stack([item[0] for item in items]))
-        log_power = (torch.log10(power + LOG_FLOOR) + 3.0) / 5.0
-        return log_power, torch.from_numpy(np.stack([item[1] for item in items])), torch.from_numpy(np.stack([item[2] for item in items]))
+        return (
+            log_mel(power),
+            torch.from_numpy(np.stack([item[1] for item in items])),
+            torch.from_numpy(np.stack([item[2] for item in items])),
+        )
 
     def _mixture(self) -> tuple[Power, NDArray[np.float32], NDArray[np.bool_]]:
         rng = self.rng

@@ -78,5 +78,6 @@ def _theme() -> gr.themes.Base:
 
 
 def _about_the_model() -> str:
-    card = CHECKPOINT_DIR / DEFAULT_CHECKPOINT / "README.md"
-    return hearing_note(card.read_text(encoding="utf-8") if card.is_file() else "")
+    """Quote the checkpoint's card, or that of the encoders that lie beside it."""
+    cards = [CHECKPOINT_DIR / DEFAULT_CHECKPOINT / "README.md", *sorted(CHECKPOINT_DIR.glob("*/README.md"))]
+    return hearing_note(card.read_text(encoding="utf-8") for card in cards if card.is_file())

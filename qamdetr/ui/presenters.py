@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,11 +157,11 @@ def display_peaks(peaks: np.ndarray, max_columns: int = MAX_COLUMNS) -> list[lis
     return [np.round(low * gain, 2).tolist(), np.round(high * gain, 2).tolist()]
 
 
-def hearing_note(card: str) -> str:
-    """Body of the section `CARD_SECTION` of a checkpoint card, or a general note when the card has none."""
-    heading = re.search(rf"^(#+)\s*{re.escape(CARD_SECTION)}\s*$", card, flags=re.MULTILINE | re.IGNORECASE)
-    if heading is None:
-        return HEARING_FALLBACK
-    next_heading = rf"^#{{1,{len(heading[1])}}}\s"  # of the same or a higher level: subsections belong to it
-    body = re.split(next_heading, card[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0]
-    return body.strip() or HEARING_FALLBACK
+def hearing_note(cards: Iterable[str]) -> str:
+    """Body of the section `CARD_SECTION` of the first checkpoint card that has one, or a general note."""
+    for card in cards:
+        heading = re.search(rf"^(#+)\s*{re.escape(CARD_SECTION)}\s*$", card, flags=re.MULTILINE | re.IGNORECASE)
+        if heading:
+            next_heading = rf"^#{{1,{len(heading[1])}}}\s"  # of the same or a higher level: subsections belong to it
+            return re.split(next_heading, card[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0].strip()
+    return HEARING_FALLBACK

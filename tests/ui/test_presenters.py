@@ -83,9 +83,11 @@ def test_views_are_json_and_carry_user_text_unchanged():
     assert base["state"] == "ready"
 
 
-def test_hearing_note_is_the_cards_section_or_the_general_note():
+def test_hearing_note_is_the_section_of_the_first_card_that_has_one():
+    without = "# Card\n\nnothing of the kind\n"
     card = "# Card\n\n## What it can and cannot hear\n\nDogs.\n\n### Not\nBats.\n\n## Licence\nCC0\n"
-    assert presenters.hearing_note(card).startswith("Dogs.")
-    assert "Bats." in presenters.hearing_note(card)
-    assert "CC0" not in presenters.hearing_note(card)
-    assert presenters.hearing_note("# Card\nnothing of the kind") == presenters.HEARING_FALLBACK
+    note = presenters.hearing_note([without, card])
+    assert note.startswith("Dogs.")
+    assert "Bats." in note
+    assert "CC0" not in note
+    assert presenters.hearing_note([without]) == presenters.HEARING_FALLBACK

@@ -285,7 +285,9 @@ def hammering(rng: np.random.Generator, rate: int) -> Samples:
 
     def hit() -> NDArray[np.float64]:
         t = _time(0.25, rate)
-        ring = np.sum([np.sin(2 * np.pi * mode * t) * np.exp(-t / rng.uniform(0.01, 0.08)) for mode in modes], axis=0)
+        ring = np.zeros_like(t)
+        for mode in modes:
+            ring += np.sin(2 * np.pi * mode * t) * np.exp(-t / rng.uniform(0.01, 0.08))
         return ring / 5 + _burst(rng, rate, 0.042, 100, 6000)[: len(t)]
 
     return _strikes(rng, rate, rng.uniform(2, 4), (0.3, 0.8), hit)

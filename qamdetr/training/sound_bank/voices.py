@@ -26,10 +26,10 @@ VOICES: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {
 CROWD_VOICES = 12
 _FRAGMENTS = (
     "good morning how are you today", "please turn left at the next corner", "I think we should leave before it gets dark",
-    "the meeting starts at ten o'clock", "could you pass me the salt", "yesterday we walked along the river", "what a wonderful idea",
+    "the meeting starts at ten o'clock", "could you pass me the salt", "yesterday we walked along the river", "what an idea",
     "the weather report promises sunshine for the weekend", "he never told me about the letter", "first you mix the flour with the eggs",
-    "this is the last call for passengers", "our neighbours bought a new house", "she plays in a small team", "no, that is not what I meant",
-    "welcome back to the evening show", "the train to the north leaves from platform five", "open the window please it is too warm in here",
+    "this is the last call", "our neighbours bought a new house", "she plays in a small team", "no, not at all",
+    "welcome back to the evening show", "the train to the north leaves from platform five", "open the window please it is warm in here",
 )  # fmt: skip
 
 

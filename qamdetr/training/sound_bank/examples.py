@@ -1,0 +1,105 @@
+"""Makes the app's example recordings, with their true moments, out of generated sounds only (so that they carry no licence but ours).
+
+    python -m qamdetr.training.sound_bank.examples --bank build/sounds --output assets
+
+They use the bank's `heldout` clips: the encoders have never heard them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from qamdetr.data.manifest import read_manifest
+from qamdetr.data.synthesis import SceneRecipe, synthesize
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example: its sounds with the words to ask for them, and a question whose answer is not in it."""
+
+    title: str
+    seconds: float
+    seed: int
+    queries: dict[str, str]
+    absent_query: str
+
+
+EXAMPLES = {
+    "street": Example(
+        "A street, one and a half minutes",
+        90.0,
+        11,
+        {"alarm/siren": "an ambulance passes", "vehicle/horn": "a car honks", "human/footsteps": "somebody walking",
+         "speech/man": "a man talks"},
+        "a dog barks",
+    ),
+    "living-room": Example(
+        "A living room, two and a half minutes",
+        150.0,
+        5,
+        {"music/piano": "someone plays the piano", "phone/ring": "the phone rings", "door/knock": "a knock on the door",
+         "tool/vacuum": "vacuum cleaner", "speech/woman": "a woman is speaking"},
+        "a baby cries",
+    ),
+    "countryside": Example(
+        "The countryside, four minutes",
+        240.0,
+        7,
+        {"weather/thunder": "thunder in the distance", "animal/crickets": "crickets", "bell/tubular": "bells ring",
+         "animal/bird": "birdsong", "vehicle/motorcycle": "a motorbike goes by"},
+        "a chainsaw",
+    ),
+}  # fmt: skip
+
+
+def make_example(name: str, example: Example, bank: Path, output: Path) -> dict[str, Any]:
+    """Render one example as OGG; return its entry of `examples.json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        clips = Path(folder) / "clips"
+        clips.mkdir()
+        with (bank / "heldout" / "clips.csv").open(encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["group"] in example.queries and row["licenses"] != "CC0"]
+        with (clips / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("file_name", "group", "extend", "caption_1"))
+            for row in rows:
+                sound = (bank / "heldout" / row["file_name"]).resolve()
+                (clips / sound.name).symlink_to(sound)
+                writer.writerow((sound.name, row["group"], row["extend"], example.queries[row["group"]]))
+        count = len(example.queries)
+        recipe = SceneRecipe(
+            name=name, seed=example.seed, num_scenes=1, min_scene_seconds=example.seconds, max_scene_seconds=example.seconds,
+            min_groups=count, max_groups=count, max_occurrences=3, absent_share=0.0, ancestor_caption_share=0.0, min_snr_db=6.0,
+        )  # fmt: skip
+        manifest = synthesize(clips, bank / "backgrounds-heldout", Path(folder) / "scene", recipe)
+        entries = read_manifest(manifest)
+        samples, rate = soundfile.read(manifest.parent / "audio" / f"{entries[0].vid}.flac", dtype="float32")
+        with soundfile.SoundFile(output / f"{name}.ogg", "w", rate, 1, format="OGG", subtype="VORBIS") as ogg:
+            for begin in range(0, len(samples), rate):  # libsndfile's Vorbis writer crashes on minutes of sound at once
+                ogg.write(samples[begin : begin + rate])
+    queries = [{"query": entry.query, "windows": [list(window) for window in entry.relevant_windows or ()]} for entry in entries]
+    return {"file": f"{name}.ogg", "title": example.title, "queries": [*queries, {"query": example.absent_query, "windows": []}]}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Make the app's example recordings.")
+    parser.add_argument("--bank", type=Path, required=True, help="folder made by qamdetr.training.sound_bank.build")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    entries = [make_example(name, example, arguments.bank, arguments.output) for name, example in EXAMPLES.items()]
+    (arguments.output / "examples.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

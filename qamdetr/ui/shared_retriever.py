@@ -72,7 +72,7 @@ class SharedRetriever:
             try:
                 self.warm_up()
             except QamDetrError as error:
-                _log.error("The model could not be warmed up: %s", error)  # noqa: TRY400 - the message says it all
+                _log.error("The model could not be warmed up: %s", error)
             except Exception:  # a server must come up and say what is wrong, whatever it is
                 _log.exception("The model could not be warmed up.")
 

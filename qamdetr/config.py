@@ -76,7 +76,7 @@ class DataConfig:
     val_manifest: str = ""
     audio_dir: str = ""
     val_audio_dir: str = ""
-    feature_dir: str = "cache/features"
+    feature_dir: str = "build/features"
     combo: str = "pocket"
     max_clips: int = 300
     crop_probability: float = 0.0  # chance of training on a random stretch of a recording, a new one each epoch
@@ -111,6 +111,7 @@ class InferenceConfig:
     top_k: int = 10
     nms_iou: float = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all
     found_threshold: float = 0.0  # decoder score under which the answer is "not in this recording"; set by calibration
+    segment_threshold: float = 0.0  # above 0, runs of clips whose saliency reaches it join the decoder's candidates
     section_clips: int = 300  # longer recordings run in overlapping sections of this length
     section_overlap_clips: int = 60
 

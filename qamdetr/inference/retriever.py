@@ -16,6 +16,7 @@ from qamdetr.inference import candidates, long_audio
 from qamdetr.inference.candidates import DecodeProtocol
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, load_pretrained
 from qamdetr.inference.rerank import check_beta, rerank
+from qamdetr.inference.segments import pool_segments
 from qamdetr.inference.verifier import DEFAULT_VERIFIER, Verifier, get_verifier
 from qamdetr.models.qam_detr import QamDetr
 from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures
@@ -151,8 +152,13 @@ class MomentRetriever:
             output = self.model(batch, bypass=bypass)
             durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
             lengths = [section.num_clips for _, section in chunk]
-            decoded += candidates.decode(output, durations, lengths, nms_iou=nms_iou, protocol=protocol)
-            saliency += [row[:length].sigmoid() for row, length in zip(output.saliency, lengths, strict=True)]
+            curves = [row[:length].sigmoid() for row, length in zip(output.saliency, lengths, strict=True)]
+            found = candidates.decode(output, durations, lengths, nms_iou=nms_iou, protocol=protocol)
+            decoded += [
+                pool_segments(windows, curve.numpy(), duration, settings, nms_iou=nms_iou)
+                for windows, curve, duration in zip(found, curves, durations, strict=True)
+            ]
+            saliency += curves
         per_query = len(sections)
         return [
             (

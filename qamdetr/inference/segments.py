@@ -1,9 +1,27 @@
-"""Reads segments straight off a per-clip curve: threshold, contiguous runs, mean value. The plain baseline is this and no more."""
+"""Reads segments off a per-clip curve: of the similarity curve, the plain baseline; of the saliency, more candidates.
+
+A saliency trained as a posterior (`loss.saliency_clip`) says of each clip which share of it the query covers. So the clips at a segment's
+ends tell where inside of them it begins and ends, finer than the one-second grid; and the curve as a whole says how much of a segment is
+likely to be right, which is its quality.
+
+Source: ours; the idea of pooling such segments with the decoder's candidates is the field's (see docs/decisions/0005-segments.md).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from qamdetr.config import InferenceConfig
+from qamdetr.inference.candidates import suppress
+from qamdetr.types import Candidate
+
+Curve = NDArray[np.float64]
+
+MIN_SECONDS = 0.3
+"""Soft ends that leave less than this are not believed; the whole clips are taken."""
 
 
 def segments_above(curve: ArrayLike, threshold: float, duration_seconds: float) -> list[tuple[float, float, float]]:
@@ -17,10 +35,64 @@ def segments_above(curve: ArrayLike, threshold: float, duration_seconds: float) 
     Returns:
         `(start, end, mean value)` in seconds; when no clip reaches the threshold, the one best clip, so that there always is an answer.
     """
-    values: NDArray[np.float64] = np.asarray(curve, dtype=np.float64)
+    values: Curve = np.asarray(curve, dtype=np.float64)
+    runs = [(float(a), min(float(b), duration_seconds), float(values[a:b].mean())) for a, b in _runs(values, threshold)]
+    return sorted(runs, key=lambda run: -run[2])
+
+
+def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: float) -> list[Candidate]:
+    """Return the runs of clips whose saliency reaches `threshold` as candidates, best decoder score first.
+
+    Args:
+        saliency: `(clips,)` posterior per clip in [0, 1].
+        duration_seconds: Length of the recording, or of the section that `saliency` belongs to.
+        threshold: In (0, 1).
+
+    Returns:
+        Candidates with `foreground` = mean saliency inside and `quality` = expected overlap of the segment with what the curve says.
+    """
+    values: Curve = np.asarray(saliency, dtype=np.float64)
+    found = []
+    for first, last in _runs(values, threshold):
+        start, end = _soft_ends(values, first, last, duration_seconds)
+        foreground, quality = float(values[first:last].mean()), _expected_iou(values, first, last, start, end)
+        found.append(Candidate(start, end, foreground=foreground, quality=quality, decoder_score=foreground * quality))
+    return sorted(found, key=lambda candidate: -candidate.decoder_score)
+
+
+def pool_segments(
+    candidates: Sequence[Candidate], saliency: ArrayLike, duration_seconds: float, config: InferenceConfig, *, nms_iou: float
+) -> list[Candidate]:
+    """Pool the decoder's candidates with the saliency's segments, where `config.segment_threshold` asks for it; doubles are dropped."""
+    if config.segment_threshold <= 0:
+        return list(candidates)
+    return suppress([*candidates, *segment_candidates(saliency, duration_seconds, config.segment_threshold)], nms_iou)
+
+
+def _runs(values: Curve, threshold: float) -> list[tuple[int, int]]:
     above = values >= threshold
     if not above.any():
         above[int(values.argmax())] = True
     edges = np.flatnonzero(np.diff(np.concatenate([[False], above, [False]]).astype(np.int8)))
-    runs = [(float(a), min(float(b), duration_seconds), float(values[a:b].mean())) for a, b in edges.reshape(-1, 2)]
-    return sorted(runs, key=lambda run: -run[2])
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _soft_ends(values: Curve, first: int, last: int, duration_seconds: float) -> tuple[float, float]:
+    """Shorten the run by what its end clips lack, and lengthen it by what the clips beyond them hold."""
+    before = values[first - 1] if first > 0 else 0.0
+    after = values[last] if last < len(values) else 0.0
+    start = max(first + (1 - values[first]) - before, 0.0)
+    end = min(last - (1 - values[last - 1]) + after, duration_seconds)
+    if end - start < MIN_SECONDS:
+        start, end = float(first), min(float(last), duration_seconds)
+    return float(start), float(end)
+
+
+def _expected_iou(values: Curve, first: int, last: int, start: float, end: float) -> float:
+    """Overlap over union of the segment and the posterior, looking as far beyond the run as it is long."""
+    reach = max(last - first, 2)
+    near = slice(max(first - reach, 0), min(last + reach, len(values)))
+    clips = np.arange(len(values))
+    covered = np.clip(np.minimum(clips + 1, end) - np.maximum(clips, start), 0, 1)[near]
+    union = float(np.maximum(covered, values[near]).sum())
+    return float(np.minimum(covered, values[near]).sum()) / union if union > 0 else 0.0

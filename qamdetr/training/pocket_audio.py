@@ -1,6 +1,7 @@
 """Trains the pocket audio encoder against the distilled text encoder, and the map of text into their joint space.
 
-    python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-text --output checkpoints/pocket-encoder
+    python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-text --output build/pocket-first
+    python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first --output …
 
 Each clip of a mixture should lie near the captions of the groups that sound in it and far from all others: a softmax over groups (which
 sound is it) and a sigmoid per group (is it there at all). Sentence vectors stay as the teacher placed them; only a linear map is learned,
@@ -10,6 +11,7 @@ so that words outside the captions keep their neighbours.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 import time
@@ -22,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, normalize, pad
 from torch.optim.swa_utils import AveragedModel
 
 from qamdetr.features.pocket_audio import FRAMES_PER_CLIP, PocketAudioConfig, PocketAudioModel, log_mel
@@ -30,7 +32,7 @@ from qamdetr.features.pocket_text import PocketTextConfig, PocketTextModel, enco
 from qamdetr.training.pocket_mixtures import MixtureMaker, Source, load_backgrounds, load_sources
 from qamdetr.training.sound_bank.build import ESC10_GROUPS, load_groups
 
-REAL_GROUP_WEIGHT = 4.0
+REAL_GROUP_WEIGHT = 6.0
 """Groups of real recordings from many places are drawn this much more often than generated ones."""
 
 
@@ -121,14 +123,17 @@ def embed(model: PocketTextModel, tokenizer: Tokenizer, sentences: Sequence[str]
 
 @torch.inference_mode()
 def zero_shot(model: PocketAudioModel, text: Tensor, sources: Sequence[Source], groups: Sequence[str]) -> dict[str, float]:
-    """Classify clips and one-second windows among `groups` by the cosine with `text` `(groups, dim)`; accuracies in percent."""
+    """Classify clips and one-second windows among `groups` by the cosine with `text` `(groups, dim)`; accuracies in percent.
+
+    As in serving, a recording is padded to whole seconds; seconds 40 dB under the loudest do not count.
+    """
     right, windows = 0, []
     for source in sources:
         power = torch.from_numpy(source.powers[0])
-        power = power[:, : max(power.shape[1] // FRAMES_PER_CLIP, 1) * FRAMES_PER_CLIP]
+        power = pad(power, (0, -power.shape[1] % FRAMES_PER_CLIP))
         level_db = 10 * torch.log10(power.reshape(power.shape[0], -1, FRAMES_PER_CLIP).mean(dim=(0, 2)) + 1e-12)
         cosine = model(log_mel(power).unsqueeze(0))[0] @ text.T
-        heard = level_db > level_db.max() - 50
+        heard = level_db > level_db.max() - 40
         truth = groups.index(source.group)
         right += int(cosine[heard].mean(dim=0).argmax() == truth)
         windows.append((cosine[heard].argmax(dim=-1) == truth).float())
@@ -154,7 +159,7 @@ def train(
     sums = np.zeros(4)
     for step in range(1, config.steps + 1):
         audio.train()
-        maker.difficulty = min(1.0, step / (config.warm_fraction * config.steps))
+        maker.difficulty = min(1.0, step / max(config.warm_fraction * config.steps, 1))
         log_mels, labels, counted = maker.batch(config.batch_size)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = audio.hidden(log_mels)
@@ -193,6 +198,16 @@ def _growing_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], T
     return average
 
 
+def write_attribution(folders: Sequence[Path], path: Path) -> None:
+    """List every source that the encoder heard, with its licence."""
+    rows = set()
+    for folder in folders:
+        with (folder / "clips.csv").open(encoding="utf-8") as file:
+            rows |= {(row["source"], row["licenses"]) for row in csv.DictReader(file)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("source", "licence"), *sorted(rows)])
+
+
 def log(message: str) -> None:
     """Print one line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {message}", flush=True)  # noqa: T201 - progress of a training command
@@ -205,15 +220,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder made by qamdetr.training.pocket_text")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=AudioTrainConfig.steps)
+    parser.add_argument("--learning-rate", type=float, default=AudioTrainConfig.learning_rate)
+    parser.add_argument("--warm-fraction", type=float, default=AudioTrainConfig.warm_fraction)
+    parser.add_argument("--init-from", type=Path, help="folder of an earlier run of this command, to go on from")
     arguments = parser.parse_args(argv)
-    config = AudioTrainConfig(steps=arguments.steps)
+    config = AudioTrainConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, warm_fraction=arguments.warm_fraction)
     torch.set_num_threads(config.threads)
     text_model, tokenizer = load_text(arguments.text)
     groups = load_groups()
     names = list(groups)
     captions = [embed(text_model, tokenizer, groups[name]["captions"]) for name in names]
-    with torch.no_grad():
-        text_model.joint.weight.copy_(torch.linalg.svd(torch.cat(captions), full_matrices=True)[2][: text_model.config.dim])
+    audio = PocketAudioModel(PocketAudioConfig())
+    if arguments.init_from:
+        state = load_file(arguments.init_from / "audio.safetensors")
+        audio.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    else:
+        with torch.no_grad():
+            text_model.joint.weight.copy_(torch.linalg.svd(torch.cat(captions), full_matrices=True)[2][: text_model.config.dim])
     ancestors = torch.tensor([any(other.startswith(name + "/") for other in names) for name in names])
     objective = JointObjective(text_model, captions, ancestors)
     sources = load_sources([arguments.bank / name for name in ("train", "fold1", "fold2", "fold3")])
@@ -227,16 +250,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         prompts = torch.stack([text_model.to_joint(captions[names.index(group)][:1]).detach()[0] for group in ten])
         return {name: round(value, 1) for name, value in zero_shot(model, prompts, validation, ten).items()}
 
-    audio = train(PocketAudioModel(PocketAudioConfig()), objective, maker, config, validate)
+    audio = train(audio, objective, maker, config, validate)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    state = {key: value.half() if value.is_floating_point() else value for key, value in audio.state_dict().items()}
-    save_file({key: value.contiguous() for key, value in state.items()}, arguments.output / "audio.safetensors")
+    halved = {key: value.half() if value.is_floating_point() else value for key, value in audio.state_dict().items()}
+    save_file({key: value.contiguous() for key, value in halved.items()}, arguments.output / "audio.safetensors")
     save_file(pack_state(text_model), arguments.output / "text.safetensors")
-    shutil.copyfile(arguments.text / "tokenizer.json", arguments.output / "tokenizer.json")
     report: dict[str, object] = {"steps": config.steps, "sources": len(sources), "groups": len(names), "fold4_zero_shot": validate(audio)}
-    report["presence"] = [round(float(value), 4) for value in (objective.presence[0].exp(), objective.presence[1])]
-    report["text"] = json.loads((arguments.text / "text_report.json").read_text(encoding="utf-8"))
+    report["presence"] = [round(float(value), 4) for value in (objective.presence[0].detach().exp(), objective.presence[1].detach())]
     (arguments.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for name in ("text_report.json", "tokenizer.json"):
+        shutil.copyfile(arguments.text / name, arguments.output / name)
+    write_attribution([arguments.bank / name for name in ("train", "fold1", "fold2", "fold3")], arguments.output / "attribution.csv")
 
 
 if __name__ == "__main__":

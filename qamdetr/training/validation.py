@@ -16,6 +16,7 @@ from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.evaluation.calibration import calibrate_found_threshold
 from qamdetr.evaluation.metrics import evaluate
 from qamdetr.inference.candidates import decode
+from qamdetr.inference.segments import pool_segments
 from qamdetr.models.qam_detr import QamDetr
 
 
@@ -48,7 +49,9 @@ def validate(
         with torch.inference_mode(), accelerator.autocast():
             output = model(batch.batch)
         ranked = decode(output, batch.durations_seconds, batch.num_clips, nms_iou=config.nms_iou)
-        for entry, candidates in zip(batch.entries, ranked, strict=True):
+        for i, (entry, decoded) in enumerate(zip(batch.entries, ranked, strict=True)):
+            saliency = output.saliency[i, : batch.num_clips[i]].float().sigmoid().cpu().numpy()
+            candidates = pool_segments(decoded, saliency, batch.durations_seconds[i], config, nms_iou=config.nms_iou)
             windows = tuple((candidate.start_seconds, candidate.end_seconds, candidate.decoder_score) for candidate in candidates)
             rows.append(PredictionEntry(entry.qid, entry.query, entry.vid, windows))
     # Several processes repeat a few items to even out their shares; the last of equal rows stays.

@@ -9,14 +9,16 @@ Source: ours; the idea of pooling such segments with the decoder's candidates is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qamdetr.config import InferenceConfig
 from qamdetr.inference.candidates import suppress
-from qamdetr.types import Candidate
+from qamdetr.types import Candidate, Window
 
 Curve = NDArray[np.float64]
 
@@ -55,7 +57,7 @@ def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: 
     found = []
     for first, last in _runs(values, threshold):
         start, end = _soft_ends(values, first, last, duration_seconds)
-        foreground, quality = float(values[first:last].mean()), _expected_iou(values, first, last, start, end)
+        foreground, quality = float(values[first:last].mean()), _agreement(values, (start, end))[1]
         found.append(Candidate(start, end, foreground=foreground, quality=quality, decoder_score=foreground * quality))
     return sorted(found, key=lambda candidate: -candidate.decoder_score)
 
@@ -63,10 +65,20 @@ def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: 
 def pool_segments(
     candidates: Sequence[Candidate], saliency: ArrayLike, duration_seconds: float, config: InferenceConfig, *, nms_iou: float
 ) -> list[Candidate]:
-    """Pool the decoder's candidates with the saliency's segments, where `config.segment_threshold` asks for it; doubles are dropped."""
+    """Pool the decoder's candidates with the saliency's segments, where `config.segment_threshold` asks for it; doubles are dropped.
+
+    The two kinds are made comparable: a decoder candidate's foreground is multiplied by the mean saliency inside it, its quality by the
+    overlap that the curve expects, so that it ranks high when both heads agree on it.
+    """
     if config.segment_threshold <= 0:
         return list(candidates)
-    return suppress([*candidates, *segment_candidates(saliency, duration_seconds, config.segment_threshold)], nms_iou)
+    values: Curve = np.asarray(saliency, dtype=np.float64)
+    weighed = []
+    for candidate in candidates:
+        mean, overlap = _agreement(values, candidate.window)
+        foreground, quality = candidate.foreground * mean, candidate.quality * overlap
+        weighed.append(replace(candidate, foreground=foreground, quality=quality, decoder_score=foreground * quality))
+    return suppress([*segment_candidates(values, duration_seconds, config.segment_threshold), *weighed], nms_iou)
 
 
 def _runs(values: Curve, threshold: float) -> list[tuple[int, int]]:
@@ -88,11 +100,15 @@ def _soft_ends(values: Curve, first: int, last: int, duration_seconds: float) ->
     return float(start), float(end)
 
 
-def _expected_iou(values: Curve, first: int, last: int, start: float, end: float) -> float:
-    """Overlap over union of the segment and the posterior, looking as far beyond the run as it is long."""
+def _agreement(values: Curve, window: Window) -> tuple[float, float]:
+    """Return the mean of the curve inside a window, and overlap over union of both, looking as far beyond the window as it is long."""
+    start, end = window
+    clips = np.arange(len(values))
+    covered = np.clip(np.minimum(clips + 1, end) - np.maximum(clips, start), 0, 1)
+    first, last = math.floor(start), math.ceil(end)
     reach = max(last - first, 2)
     near = slice(max(first - reach, 0), min(last + reach, len(values)))
-    clips = np.arange(len(values))
-    covered = np.clip(np.minimum(clips + 1, end) - np.maximum(clips, start), 0, 1)[near]
-    union = float(np.maximum(covered, values[near]).sum())
-    return float(np.minimum(covered, values[near]).sum()) / union if union > 0 else 0.0
+    union, length = float(np.maximum(covered, values)[near].sum()), float(covered.sum())
+    if union <= 0 or length <= 0:  # the field's rounding can empty a window
+        return 0.0, 0.0
+    return float((covered * values).sum()) / length, float(np.minimum(covered, values)[near].sum()) / union

@@ -59,3 +59,14 @@ def test_pooling_is_off_by_default_and_drops_doubles() -> None:
     assert pool_segments(decoded, saliency, 6.0, InferenceConfig(), nms_iou=0.7) == decoded
     pooled = pool_segments(decoded, saliency, 6.0, InferenceConfig(segment_threshold=0.3), nms_iou=0.7)
     assert [candidate.decoder_score for candidate in pooled] == [pytest.approx(1.0)]
+
+
+def test_the_curve_weighs_the_decoders_candidates() -> None:
+    agreed = Candidate(2.0, 5.0, foreground=0.8, quality=0.5, decoder_score=0.4)
+    contradicted = Candidate(7.0, 9.0, foreground=0.9, quality=0.9, decoder_score=0.81)
+    saliency = [0.0, 0.0, 0.8, 0.8, 0.8, 0.0, 0.0, 0.1, 0.1, 0.0]
+    pooled = pool_segments([contradicted, agreed], saliency, 10.0, InferenceConfig(segment_threshold=0.3), nms_iou=1.0)
+    assert pooled.index(next(c for c in pooled if c.window == agreed.window)) < pooled.index(
+        next(c for c in pooled if c.window == contradicted.window)
+    )
+    assert all(c.decoder_score == pytest.approx(c.foreground * c.quality) for c in pooled)

@@ -41,13 +41,16 @@ EXTRACT = $(BIN)/python -m qamdetr extract --manifest build/scenes/$(1)/manifest
 first-light: .venv/.train
 	$(BIN)/python -m qamdetr.training.sound_bank.build --real $(REAL) --output build/sounds
 	$(BIN)/python -m qamdetr.training.pocket_text --captions $(CAPTIONS) --held-out $(HELD_OUT) --output build/pocket-text --epochs 10
-	$(BIN)/python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-text --output checkpoints/pocket-encoder
-	$(call SYNTHESIZE,train) --backgrounds build/sounds/backgrounds-train --num-scenes 700 --seed 1 --captions-per-target 2
+	$(BIN)/python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-text --output build/pocket-first --steps 3000
+	$(BIN)/python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first \
+		--output checkpoints/pocket-encoder --steps 2000 --learning-rate 1.2e-3 --warm-fraction 0
+	$(call SYNTHESIZE,train) --backgrounds build/sounds/backgrounds-train --num-scenes 400 --seed 1 --captions-per-target 2
 	$(call SYNTHESIZE,val) --backgrounds build/sounds/backgrounds-heldout --num-scenes 90 --seed 2
 	$(call SYNTHESIZE,test) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 3
 	$(call EXTRACT,train)
 	$(call EXTRACT,val)
-	$(BIN)/python train.py --config pocket --threads 2
+	$(BIN)/python train.py --config pocket --threads 2 --name qam-detr-pocket
+	mkdir -p checkpoints/qam-detr-pocket && cp runs/qam-detr-pocket/best/* checkpoints/qam-detr-pocket/
 	$(BIN)/python -m benchmarks.first_light --esc10 $(REAL)/esc10
 
 .venv/.made:

@@ -112,6 +112,7 @@ class InferenceConfig:
     nms_iou: float = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all
     found_threshold: float = 0.0  # decoder score under which the answer is "not in this recording"; set by calibration
     segment_threshold: float = 0.0  # above 0, runs of clips whose saliency reaches it join the decoder's candidates
+    segment_peak_share: float = 0.4  # that threshold is lowered to this share of the curve's maximum, for wordings the model is unsure of
     section_clips: int = 300  # longer recordings run in overlapping sections of this length
     section_overlap_clips: int = 60
 

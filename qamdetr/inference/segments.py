@@ -78,7 +78,8 @@ def pool_segments(
         mean, overlap = _agreement(values, candidate.window)
         foreground, quality = candidate.foreground * mean, candidate.quality * overlap
         weighed.append(replace(candidate, foreground=foreground, quality=quality, decoder_score=foreground * quality))
-    return suppress([*segment_candidates(values, duration_seconds, config.segment_threshold), *weighed], nms_iou)
+    threshold = min(config.segment_threshold, config.segment_peak_share * float(values.max()))
+    return suppress([*segment_candidates(values, duration_seconds, threshold), *weighed], nms_iou)
 
 
 def _runs(values: Curve, threshold: float) -> list[tuple[int, int]]:

@@ -70,3 +70,11 @@ def test_the_curve_weighs_the_decoders_candidates() -> None:
         next(c for c in pooled if c.window == contradicted.window)
     )
     assert all(c.decoder_score == pytest.approx(c.foreground * c.quality) for c in pooled)
+
+
+def test_a_faint_curve_still_gives_its_whole_segment() -> None:
+    faint = [0.0, 0.02, 0.25, 0.25, 0.2, 0.02, 0.0]
+    best = pool_segments([], faint, 7.0, InferenceConfig(segment_threshold=0.3), nms_iou=0.7)[0]
+    assert best.end_seconds - best.start_seconds > 1.0
+    alone = pool_segments([], faint, 7.0, InferenceConfig(segment_threshold=0.3, segment_peak_share=1.0), nms_iou=0.7)[0]
+    assert alone.end_seconds - alone.start_seconds <= 2.0

@@ -50,10 +50,12 @@ first-light: .venv/.train
 	$(call EXTRACT,train)
 	$(call EXTRACT,val)
 	$(BIN)/python train.py --config pocket --threads 2 --name qam-detr-pocket
-	mkdir -p checkpoints/qam-detr-pocket && cp runs/qam-detr-pocket/best/* checkpoints/qam-detr-pocket/
+	$(BIN)/python -m qamdetr.training.publish runs/qam-detr-pocket --output checkpoints/qam-detr-pocket
+	$(BIN)/python -m qamdetr.training.sound_bank.examples --bank build/sounds --output assets
 	$(BIN)/python -m benchmarks.first_light --esc10 $(REAL)/esc10
 
 .venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	touch $@
 

@@ -29,6 +29,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.resume and (arguments.overrides or arguments.name):
         parser.error("--resume continues a run as it was configured; leave out --set and --name, or start a new run.")
+    if arguments.name is not None and (not arguments.name or Path(arguments.name).name != arguments.name):
+        parser.error(f"--name is {arguments.name!r}; it becomes one folder in train.output_dir: use letters, digits, - and _.")
     if arguments.threads is not None and arguments.threads < 1:
         parser.error(f"--threads is {arguments.threads}; it must be at least 1.")
     return arguments

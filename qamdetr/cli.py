@@ -173,6 +173,9 @@ def _predict_files(args: argparse.Namespace) -> None:
     paths = list(dict.fromkeys(args.audio))
     for path in paths:
         results += _retrieve(retriever, path, args.query, args, failures)
+    for result in results:
+        if not result.found and (args.format or "table") not in ("table", "json"):
+            _note(f"{result.audio}: {result.query!r} is not in this recording; nothing is written for it.")
     if results:
         text = export(results, args.format or "table")
         if args.output is None:
@@ -192,12 +195,14 @@ def _predict_manifest(args: argparse.Namespace) -> None:
     entries = read_manifest(args.manifest, clamp=False)
     recordings = _find_audio(entries, args.manifest, args.audio_dir)
     retriever = _load_retriever(args)
+    for entry in entries:
+        _check_manifest_query(retriever, entry, args.manifest)
     by_vid: dict[str, list[QueryEntry]] = {}
     for entry in entries:
         by_vid.setdefault(entry.vid, []).append(entry)
     answers: dict[str, Result] = {}
     failures: list[str] = []
-    for vid, asked in tqdm(by_vid.items(), desc="recordings", unit="recording", file=sys.stderr):
+    for vid, asked in tqdm(by_vid.items(), desc="recordings", unit="recording", file=sys.stderr, disable=None):
         results = _retrieve(retriever, str(recordings[vid]), [entry.query for entry in asked], args, failures)
         answers.update(zip((entry.qid for entry in asked), results, strict=bool(results)))
     predictions = [
@@ -214,6 +219,16 @@ def _predict_manifest(args: argparse.Namespace) -> None:
     if predictions:
         write_predictions(args.output, predictions)
     _raise_failures(failures, len(by_vid))
+
+
+def _check_manifest_query(retriever: MomentRetriever, entry: QueryEntry, manifest: str) -> None:
+    """Refuse a query that cannot be read before minutes of encoding, and name it."""
+    from qamdetr.inference.retriever import check_query
+
+    try:
+        retriever.encoder.encode_query(check_query(entry.query))
+    except QamDetrError as error:
+        raise DataError(f"{manifest}: query {entry.qid!r}: {error}") from error
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,19 @@ from qamdetr.errors import ConfigError
 CONFIG_DIR = Path(__file__).parent / "configs"
 CHECKPOINT_DIR = Path(os.environ.get("QAMDETR_CHECKPOINTS") or Path(__file__).resolve().parents[1] / "checkpoints")
 """Where named checkpoints lie: the repository's own folder unless the environment names another."""
+
+
+def _check_ranges(section: object, name: str, **ranges: tuple[float, float]) -> None:
+    """Refuse values outside `[low, high]`, and NaN.
+
+    Raises:
+        ConfigError: Names value and limit.
+    """
+    for key, (low, high) in ranges.items():
+        value = getattr(section, key)
+        if not low <= value <= high:
+            limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"{name}.{key} is {value}; it must be {limit}.")
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,10 @@ class DataConfig:
     text_noise: float = 0.0  # standard deviation of noise on text features, relative to their size
     num_workers: int = 0
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_ranges(self, "data", max_clips=(1, math.inf), crop_probability=(0, 1), text_noise=(0, 100), num_workers=(0, 1024))
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -102,6 +120,13 @@ class TrainConfig:
     output_dir: str = "runs"
     init_from: str = ""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_ranges(
+            self, "train", seed=(0, 2**32 - 1), epochs=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), weight_decay=(0, 1),
+            warmup_fraction=(0, 1), clip_norm=(0, math.inf), ema_decay=(0, 1), accumulate_batches=(1, math.inf),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -115,6 +140,11 @@ class InferenceConfig:
     segment_peak_share: float = 0.4  # that threshold is lowered to this share of the curve's maximum, for wordings the model is unsure of
     section_clips: int = 300  # longer recordings run in overlapping sections of this length
     section_overlap_clips: int = 60
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        shares = dict.fromkeys(("beta", "nms_iou", "found_threshold", "segment_threshold", "segment_peak_share"), (0.0, 1.0))
+        _check_ranges(self, "inference", top_k=(1, math.inf), section_clips=(1, math.inf), section_overlap_clips=(0, math.inf), **shares)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class _Line:
         self._where = f"{path}, line {number}"
         try:
             values = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # JSON's own errors, and integers of thousands of digits
             raise DataError(f"{self._where}: not valid JSON ({error}); each line must be one JSON object.") from error
         if not isinstance(values, Mapping):
             raise DataError(f"{self._where}: holds {type(values).__name__}; each line must be one JSON object.")
@@ -231,7 +231,10 @@ def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
 
 
 def _qid_out(entry: QueryEntry | PredictionEntry) -> str | int:

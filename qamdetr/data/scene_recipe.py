@@ -10,6 +10,9 @@ from qamdetr.errors import ConfigError
 
 T = TypeVar("T")
 
+_LARGEST = 86_400.0
+"""No scene is longer than a day, and no level needs to be checked more closely."""
+
 
 def _option(default: T, help_text: str) -> T:
     value: T = field(default=default, metadata={"help": help_text})
@@ -75,8 +78,11 @@ class SceneRecipe:
             ("num_workers", 1, math.inf),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
+            if not (low <= value <= high and math.isfinite(value)):
                 raise ConfigError(f"{name} is {value}; it must be {f'at least {low}' if high == math.inf else f'from {low} to {high}'}.")
+        for name in ("max_scene_seconds", "event_max_seconds", "min_snr_db", "max_snr_db"):
+            if not abs(getattr(self, name)) <= _LARGEST:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between -{_LARGEST:g} and {_LARGEST:g}.")
         for low_name, high_name in (
             ("min_scene_seconds", "max_scene_seconds"),
             ("min_groups", "max_groups"),

@@ -94,11 +94,18 @@ def _open_pocket() -> tuple[AudioEncoder, TextEncoder, str]:
         raise CheckpointError(f"{folder} lacks {', '.join(lacking)}; restore the folder from the repository or set QAMDETR_CHECKPOINTS.")
 
     audio, text = PocketAudioModel(PocketAudioConfig()), PocketTextModel(PocketTextConfig())
-    audio.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(files[0]).items()})
-    text.load_state_dict(unpack_state(load_file(files[1])))
+    try:
+        audio.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(files[0]).items()})
+        text.load_state_dict(unpack_state(load_file(files[1])))
+        tokenizer = Tokenizer.from_file(str(files[2]))
+    except Exception as error:  # safetensors and tokenizers raise classes of their own, torch RuntimeError
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{folder} cannot be read ({reason}); restore it from the repository (with Git LFS: `git lfs pull`)."
+        ) from error
     audio = audio.to(memory_format=channels_last)  # type: ignore[call-overload]
     fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return PocketAudioEncoder(audio), PocketTextEncoder(text, Tokenizer.from_file(str(files[2]))), fingerprint
+    return PocketAudioEncoder(audio), PocketTextEncoder(text, tokenizer), fingerprint
 
 
 def _open_mel_stats() -> tuple[AudioEncoder, TextEncoder | None, str]:

@@ -67,7 +67,7 @@ def _decode_item(
     ]
     candidates.sort(key=lambda candidate: -candidate.decoder_score)
     if protocol == "official":
-        return [_official(candidate, duration_seconds) for candidate in candidates]
+        return [round_officially(candidate, duration_seconds) for candidate in candidates]
     return suppress(candidates, nms_iou)
 
 
@@ -79,7 +79,8 @@ def suppress(candidates: Sequence[Candidate], nms_iou: float) -> list[Candidate]
     return [candidates[index] for index in kept]
 
 
-def _official(candidate: Candidate, duration_seconds: float) -> Candidate:
+def round_officially(candidate: Candidate, duration_seconds: float) -> Candidate:
+    """Clamp and round one candidate as the field's post-processing does; the window can become empty."""
     limit = min(OFFICIAL_MAX_SECONDS, duration_seconds)
     return replace(
         candidate,

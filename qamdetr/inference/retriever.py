@@ -141,7 +141,8 @@ class MomentRetriever:
     ) -> list[tuple[list[Candidate], Tensor]]:
         """Run the network on every section for every query; per query the merged candidates and saliency `(clips,)` in [0, 1]."""
         settings: InferenceConfig = self.config.inference
-        nms_iou = 1.0 if protocol == "official" else settings.nms_iou
+        # Segments of the saliency repeat what the decoder found, so with them doubles are always dropped.
+        nms_iou = 1.0 if protocol == "official" and settings.segment_threshold <= 0 else settings.nms_iou
         sections = long_audio.split(recording.num_clips, settings.section_clips, settings.section_overlap_clips)
         pairs = [(text, section) for text in texts for section in sections]
         decoded: list[list[Candidate]] = []
@@ -153,20 +154,20 @@ class MomentRetriever:
             durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
             lengths = [section.num_clips for _, section in chunk]
             curves = [row[:length].sigmoid() for row, length in zip(output.saliency, lengths, strict=True)]
-            found = candidates.decode(output, durations, lengths, nms_iou=nms_iou, protocol=protocol)
+            found = candidates.decode(output, durations, lengths, nms_iou=nms_iou)
             decoded += [
                 pool_segments(windows, curve.numpy(), duration, settings, nms_iou=nms_iou)
                 for windows, curve, duration in zip(found, curves, durations, strict=True)
             ]
             saliency += curves
         per_query = len(sections)
-        return [
-            (
-                long_audio.merge_candidates(sections, decoded[at : at + per_query], recording.duration_seconds, nms_iou),
-                long_audio.merge_saliency(sections, saliency[at : at + per_query]),
-            )
-            for at in range(0, len(pairs), per_query)
-        ]
+        answers = []
+        for at in range(0, len(pairs), per_query):
+            merged = long_audio.merge_candidates(sections, decoded[at : at + per_query], recording.duration_seconds, nms_iou)
+            if protocol == "official":  # last of all: the field rounds what it submits, not what it computes with
+                merged = [candidates.round_officially(candidate, recording.duration_seconds) for candidate in merged]
+            answers.append((merged, long_audio.merge_saliency(sections, saliency[at : at + per_query])))
+        return answers
 
     def _rank(
         self,
@@ -207,11 +208,13 @@ class MomentRetriever:
 
 
 def check_query(query: str) -> str:
-    """Return the query, or refuse an empty one.
+    """Return the query, or refuse one that cannot be read.
 
     Raises:
-        QamDetrError: Nothing but blanks.
+        QamDetrError: Nothing but blanks, or bytes that are not text.
     """
     if not query.strip():
         raise QamDetrError("The query is empty; describe the sound in a few words, such as 'a dog barks'.")
+    if any("\ud800" <= letter <= "\udfff" for letter in query):
+        raise QamDetrError(f"The query {query!a} holds bytes that are not UTF-8 text; type it again or convert it to UTF-8.")
     return query

@@ -51,7 +51,8 @@ def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: 
         threshold: In (0, 1).
 
     Returns:
-        Candidates with `foreground` = mean saliency inside and `quality` = expected overlap of the segment with what the curve says.
+        Candidates (the one best clip when none reaches the threshold): `foreground` is the mean saliency inside, `quality` the overlap of
+        the segment with what the curve says.
     """
     values: Curve = np.asarray(saliency, dtype=np.float64)
     found = []

@@ -84,8 +84,6 @@ class PocketVerifier:
 
 _VERIFIERS: dict[str, type[PocketVerifier] | None] = {"none": None, "pocket": PocketVerifier}
 
-VERIFIER_NAMES = tuple(_VERIFIERS)
-
 
 def get_verifier(name: str) -> Verifier | None:
     """Make a verifier by name; `none` gives None.

@@ -16,6 +16,7 @@ tags: [audio, audio-moment-retrieval]
 
 QAM-DETR for audio moment retrieval: finds the seconds of a recording that match a sentence.
 It reads features of the combo `{combo}` (encoder version `{encoder}`) and works with that encoder only.
+What the encoder was trained on, under which licences, and what it cannot hear is on its own card.
 
 | validation ({val_manifest}, {val_queries} queries) | |
 |---|---|

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -17,9 +18,16 @@ from qamdetr.training.checkpoint import Run
 from qamdetr.training.loop import train
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Train QAM-DETR on features in the cache (python -m qamdetr extract).")
+    parser = _Parser(prog="train.py", description="Train QAM-DETR on features in the cache (python -m qamdetr extract).")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", metavar="NAME", help="a name in qamdetr/configs or a YAML file")
     source.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue a run that was stopped")

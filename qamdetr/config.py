@@ -92,6 +92,7 @@ class DataConfig:
     val_audio_dir: str = ""
     feature_dir: str = "build/features"
     combo: str = "pocket"
+    encoder: str = ""  # version of the combo's encoders that a checkpoint was trained on; written when it is saved
     max_clips: int = 300
     crop_probability: float = 0.0  # chance of training on a random stretch of a recording, a new one each epoch
     text_noise: float = 0.0  # standard deviation of noise on text features, relative to their size

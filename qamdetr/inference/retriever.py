@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qamdetr.config import Config, InferenceConfig
-from qamdetr.errors import QamDetrError
+from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.features.pipeline import prepare
 from qamdetr.inference import candidates, long_audio
 from qamdetr.inference.candidates import DecodeProtocol
@@ -72,7 +72,14 @@ class MomentRetriever:
         from qamdetr.features.encoders import load_combo
 
         model, config = load_pretrained(name_or_dir)
-        return cls(model, config, load_combo(config.data.combo))
+        encoder = load_combo(config.data.combo)
+        wanted = config.data.encoder
+        if wanted and encoder.fingerprint != wanted:
+            raise CheckpointError(
+                f"{name_or_dir} was trained on version {wanted} of the {encoder.name} encoders, here is version {encoder.fingerprint}; "
+                "features would not fit: restore those encoders, or train again on these."
+            )
+        return cls(model, config, encoder)
 
     def encode(self, path: str | Path) -> Recording:
         """Encode an audio file once; any number of queries may follow.

@@ -226,7 +226,11 @@ def _start_tracker(accelerator: Accelerator, config: TrainConfig, progress: Prog
 
 
 def _save_best(run: Run, model: QamDetr, config: Config, validation: Validation, progress: Progress, data: TrainingData) -> None:
-    calibrated = replace(config, inference=replace(config.inference, found_threshold=round(validation.found_threshold, 4)))
+    calibrated = replace(
+        config,
+        data=replace(config.data, encoder=data.encoder),
+        inference=replace(config.inference, found_threshold=round(validation.found_threshold, 4)),
+    )
     card = model_card(
         calibrated,
         run.facts(),

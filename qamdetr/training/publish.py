@@ -49,7 +49,11 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
             f"float16 lowers R1@0.7 from {full.metrics['R1@0.7']} to {halved.metrics['R1@0.7']}, more than {MAX_LOSS}; "
             f"ship {best} as it is, or train without such large weights."
         )
-    calibrated = replace(config, inference=replace(config.inference, found_threshold=round(halved.found_threshold, 4)))
+    calibrated = replace(
+        config,
+        data=replace(config.data, encoder=data.encoder),
+        inference=replace(config.inference, found_threshold=round(halved.found_threshold, 4)),
+    )
     save_pretrained(output, model, calibrated, half=True)
     card = model_card(
         calibrated,

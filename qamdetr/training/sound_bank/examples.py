@@ -79,6 +79,7 @@ def make_example(name: str, example: Example, bank: Path, output: Path) -> dict[
         recipe = SceneRecipe(
             name=name, seed=example.seed, num_scenes=1, min_scene_seconds=example.seconds, max_scene_seconds=example.seconds,
             min_groups=count, max_groups=count, max_occurrences=3, absent_share=0.0, ancestor_caption_share=0.0, min_snr_db=6.0,
+            overlap_share=0.0,  # a visitor should be able to check the truth by ear
         )  # fmt: skip
         manifest = synthesize(clips, bank / "backgrounds-heldout", Path(folder) / "scene", recipe)
         entries = read_manifest(manifest)

@@ -122,7 +122,7 @@ def test_a_manifest_becomes_predictions_in_its_order(tmp_path, predict, encoder)
     output = tmp_path / "p.jsonl"
     status, out, err = predict("--manifest", tmp_path / "m.jsonl", "--audio-dir", tmp_path, "--output", output)
     assert (status, out) == (0, "")
-    assert "recordings" in err
+    assert err == ""  # the progress bar is for terminals only
     assert len(encoder.encoded) == 2
     predictions = read_predictions(output)
     assert [(entry.qid, entry.query, entry.vid, entry.numeric_qid) for entry in predictions] == [

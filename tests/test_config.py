@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,19 @@ def test_overrides_set_single_values(tmp_path: Path) -> None:
 def test_overrides_are_as_strict(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, "base", "train: {epochs: 3}"), [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_size=0", "train.batch_size is 0; it must be at least 1"),
+        ("train.epochs=-1", "train.epochs is -1"),
+        ("train.learning_rate=.nan", "train.learning_rate is nan"),
+        ("data.num_workers=-1", "data.num_workers is -1"),
+        ("data.max_clips=0", "data.max_clips is 0"),
+        ("inference.beta=2", "inference.beta is 2.0; it must be from 0.0 to 1.0"),
+    ],
+)
+def test_values_out_of_range_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config("pocket", [override])

@@ -19,6 +19,11 @@ MIN_HZ, MAX_HZ = 40.0, 11_800.0
 LOG_FLOOR = 1e-8
 MEL_STATS_DIM = 24
 
+SILENT_DB = -48.0
+"""Mean mel power, in dB, of noise at about -60 dB full scale. Seconds below it, and 40 dB under the recording's loudest, are silent."""
+
+SILENT_BELOW_LOUDEST_DB = 40.0
+
 _SECTION_CLIPS = 120
 _SECTION_MARGIN_CLIPS = 4
 
@@ -121,7 +126,7 @@ class PocketAudioModel(nn.Module):
 
 
 class PocketAudioEncoder:
-    """The audio stream `pocket`: `(clips, 256)` unit vectors in the joint space."""
+    """The audio stream `pocket`: `(clips, 256)` unit vectors in the joint space, zero for silent seconds."""
 
     name = "pocket"
     sample_rate_hz = SAMPLE_RATE_HZ
@@ -136,7 +141,10 @@ class PocketAudioEncoder:
 
     @torch.inference_mode()
     def encode_mels(self, power: Tensor) -> Tensor:
-        """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams."""
+        """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams.
+
+        Silent seconds get the zero vector: they point nowhere, and do not pull the mean of a recording anywhere.
+        """
         num_clips = power.shape[-1] // FRAMES_PER_CLIP
         rows = []
         for begin in range(0, num_clips, _SECTION_CLIPS):
@@ -144,7 +152,14 @@ class PocketAudioEncoder:
             first, last = max(begin - _SECTION_MARGIN_CLIPS, 0), min(end + _SECTION_MARGIN_CLIPS, num_clips)
             section = log_mel(power[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP])
             rows.append(self.model(section.unsqueeze(0))[0, begin - first : end - first])
-        return torch.cat(rows).clone()
+        return torch.cat(rows) * audible_clips(power)[:, None]
+
+
+def audible_clips(power: Tensor) -> Tensor:
+    """Return `(clips,)` bool of mel power `(mels, 64 * clips)`: False where a second is silent, see `SILENT_DB`."""
+    # The outermost frames reach into the neighbouring seconds.
+    level_db = 10 * torch.log10(power.reshape(NUM_MELS, -1, FRAMES_PER_CLIP)[:, :, 2:-2].mean(dim=(0, 2)) + 1e-12)
+    return (level_db > SILENT_DB) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
 
 
 def mel_stats(power: Tensor) -> Tensor:

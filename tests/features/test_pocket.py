@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from qamdetr.config import CHECKPOINT_DIR
-from qamdetr.errors import ConfigError, QamDetrError
-from qamdetr.features import pocket_audio
+from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
+from qamdetr.features import encoders, pocket_audio
 from qamdetr.features.encoders import load_combo
 from qamdetr.features.pocket_audio import (
     FRAMES_PER_CLIP,
@@ -60,10 +62,21 @@ def test_one_row_per_started_second(audio_encoder: PocketAudioEncoder, seconds: 
     assert MelStatsEncoder().encode_audio(samples).shape == (clips, MEL_STATS_DIM)
 
 
-def test_vectors_have_unit_length_also_for_silence(audio_encoder: PocketAudioEncoder) -> None:
-    vectors = audio_encoder.encode_audio(np.zeros(3 * SAMPLE_RATE_HZ, dtype=np.float32))
-    assert torch.isfinite(vectors).all()
+def test_sounding_seconds_have_unit_length_and_silent_ones_point_nowhere(audio_encoder: PocketAudioEncoder) -> None:
+    samples = np.concatenate([noise(2), np.zeros(2 * SAMPLE_RATE_HZ, dtype=np.float32), 0.1 * noise(1)])
+    lengths = audio_encoder.encode_audio(samples).norm(dim=-1)
+    assert torch.allclose(lengths, torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0]), atol=1e-5)
+
+
+def test_a_very_quiet_recording_is_not_taken_for_silence(audio_encoder: PocketAudioEncoder) -> None:
+    vectors = audio_encoder.encode_audio(1e-4 * noise(3))
     assert torch.allclose(vectors.norm(dim=-1), torch.ones(3), atol=1e-5)
+
+
+def test_digital_silence_gives_finite_features(audio_encoder: PocketAudioEncoder) -> None:
+    silence = np.zeros(3 * SAMPLE_RATE_HZ, dtype=np.float32)
+    assert torch.isfinite(audio_encoder.encode_audio(silence)).all()
+    assert torch.isfinite(MelStatsEncoder().encode_audio(silence)).all()
 
 
 def test_sections_agree_with_one_pass(audio_encoder: PocketAudioEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,3 +171,16 @@ def test_shipped_encoder_names_real_recordings_it_never_heard(shared_dir) -> Non
             vectors = combo.encode_recording(path).streams["pocket"]
             right.append(list(prompts)[int((vectors @ text.T).mean(dim=0).argmax())] == name)
     assert np.mean(right) >= 0.9
+
+
+@needs_weights
+def test_broken_weights_are_named_in_one_line(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(CHECKPOINT_DIR / "pocket-encoder", tmp_path / "pocket-encoder")
+    (tmp_path / "pocket-encoder" / "audio.safetensors").write_text("version https://git-lfs")
+    monkeypatch.setattr(encoders, "CHECKPOINT_DIR", tmp_path)
+    load_combo.cache_clear()
+    try:
+        with pytest.raises(CheckpointError, match="git lfs pull"):
+            load_combo("pocket")
+    finally:
+        load_combo.cache_clear()

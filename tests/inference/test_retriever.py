@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_system import JOINT_DIM, TinyEncoder, recording_of, save_tiny, tiny_config, tiny_model, write_sound
 
 import qamdetr.features.encoders
-from qamdetr.errors import AudioError, ConfigError, QamDetrError
+from qamdetr.errors import AudioError, CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference import retriever as module
+from qamdetr.inference.pretrained import save_pretrained
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.types import Result
 
@@ -148,3 +150,30 @@ def test_nothing_tracks_gradients():
     retriever.retrieve(recording, "a dog")
     assert all(parameter.grad is None for parameter in retriever.model.parameters())
     assert not retriever.model.training
+
+
+def test_the_official_protocol_rounds_last_also_with_segments_and_sections():
+    retriever = make_retriever(segment_threshold=0.3, section_clips=20, section_overlap_clips=5)
+    recording = random_recording(70, 69.4)
+    official = retriever.retrieve(recording, "a dog", protocol="official", top_k=50)
+    assert official.moments
+    assert all(m.start_seconds == round(m.start_seconds) and m.end_seconds == round(m.end_seconds) for m in official.moments)
+    exact = retriever.retrieve(recording, "a dog", top_k=50)
+    assert any(m.start_seconds != round(m.start_seconds) for m in exact.moments)
+
+
+def test_bytes_that_are_not_text_are_refused():
+    with pytest.raises(QamDetrError, match="UTF-8"):
+        make_retriever().retrieve(random_recording(10), "a dog \udcff")
+
+
+def test_a_checkpoint_refuses_encoders_of_another_version(tmp_path, monkeypatch):
+    config = tiny_config()
+    save_pretrained(tmp_path / "c", tiny_model(config), replace(config, data=replace(config.data, encoder="0123")), half=False)
+    encoder = TinyEncoder()
+    encoder.fingerprint = "4567"
+    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name: encoder)
+    with pytest.raises(CheckpointError, match="version 0123"):
+        MomentRetriever.from_pretrained(tmp_path / "c")
+    encoder.fingerprint = "0123"
+    assert MomentRetriever.from_pretrained(tmp_path / "c").encoder is encoder

@@ -11,9 +11,6 @@ from torch import Tensor
 from qamdetr.errors import ConfigError
 from qamdetr.types import TextFeatures
 
-CLIP_SECONDS = 1.0
-"""Window and hop of one clip (report, section 3.2)."""
-
 
 class AudioEncoder(Protocol):
     """Turns samples into one vector per clip."""

@@ -168,7 +168,8 @@ class Candidate:
 
     Attributes:
         start_seconds, end_seconds: Window inside the recording; never empty.
-        foreground, quality: Decoder outputs in [0, 1]; quality is 1 when the model has no quality head.
+        foreground, quality: In [0, 1]; from the decoder (quality is 1 without the quality head), or, where segments of the saliency are
+            pooled with its candidates, also from the saliency: see `inference.segments`.
         decoder_score: `foreground * quality` (report, Eq. 2).
         verifier_score: Normalised probability of "Yes" in [0, 1], or None when no verifier looked at it.
     """

@@ -26,7 +26,6 @@ def decode(
     num_clips: Sequence[int],
     *,
     nms_iou: float = 1.0,
-    protocol: DecodeProtocol = "exact",
 ) -> list[list[Candidate]]:
     """Read the candidates off the last decoder layer, best decoder score first; equal scores keep the order of the moment queries.
 
@@ -34,11 +33,9 @@ def decode(
         output: Model output of a batch.
         durations_seconds: True length of each item; windows are clamped to it.
         num_clips: Valid clips of each item; spans are relative to them.
-        nms_iou: A candidate that overlaps a better one by more is dropped; 1.0 keeps all. Not used by the `official` protocol.
-        protocol: `exact` keeps windows as predicted; `official` is the field's post-processing: clamp to [0, 300] s, round to whole
-            seconds and scores to four decimals, no suppression. Its windows can be empty.
+        nms_iou: A candidate that overlaps a better one by more is dropped; 1.0 keeps all.
 
-    Source: report section 2.3; `official`: the DCASE 2026 Task 6 baseline.
+    Source: report section 2.3.
     """
     foreground = output.decoder.logits.detach().float().softmax(dim=-1)[..., 0]
     quality_logits = output.decoder.quality_logits
@@ -46,7 +43,7 @@ def decode(
     # In float64, so that clamping to the duration is exact.
     spans_cxw = output.decoder.spans_cxw.detach().double()
     return [
-        _decode_item(spans_cxw[i].cpu(), foreground[i].cpu(), quality[i].cpu(), duration, clips, nms_iou, protocol)
+        _decode_item(spans_cxw[i].cpu(), foreground[i].cpu(), quality[i].cpu(), duration, clips, nms_iou)
         for i, (duration, clips) in enumerate(zip(durations_seconds, num_clips, strict=True))
     ]
 
@@ -58,7 +55,6 @@ def _decode_item(
     duration_seconds: float,
     num_clips: int,
     nms_iou: float,
-    protocol: DecodeProtocol,
 ) -> list[Candidate]:
     windows = spans.spans_cxw_to_windows(spans_cxw, num_clips, duration_seconds).tolist()
     candidates = [
@@ -66,8 +62,6 @@ def _decode_item(
         for (start, end), p, q in zip(windows, foreground.tolist(), quality.tolist(), strict=True)
     ]
     candidates.sort(key=lambda candidate: -candidate.decoder_score)
-    if protocol == "official":
-        return [round_officially(candidate, duration_seconds) for candidate in candidates]
     return suppress(candidates, nms_iou)
 
 
@@ -80,7 +74,10 @@ def suppress(candidates: Sequence[Candidate], nms_iou: float) -> list[Candidate]
 
 
 def round_officially(candidate: Candidate, duration_seconds: float) -> Candidate:
-    """Clamp and round one candidate as the field's post-processing does; the window can become empty."""
+    """Clamp a candidate to [0, 300] s and round it to whole seconds and a score of four decimals; its window can become empty.
+
+    Source: the DCASE 2026 Task 6 baseline. It is the last step, after merging and pooling.
+    """
     limit = min(OFFICIAL_MAX_SECONDS, duration_seconds)
     return replace(
         candidate,

@@ -125,7 +125,7 @@ class MomentRetriever:
             verifier: `none` or `pocket`. It looks at the decoder's best candidates (`inference.top_k` of the checkpoint, or `top_k` if
                 that is more). When it fails, the decoder's ranking stands and a note in the result says so.
             beta: Weight of the verifier's score, in [0, 1]; None takes the checkpoint's. Results without verifier state 0.
-            protocol: `official` rounds windows as the field's evaluation does; see `candidates.decode`.
+            protocol: `official` rounds windows as the field's evaluation does; see `candidates.round_officially`.
             bypass: Components to leave out of the network; see `QamDetr.forward`.
 
         Raises:

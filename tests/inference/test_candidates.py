@@ -62,10 +62,10 @@ def test_items_of_a_batch_do_not_mix():
 
 def test_the_official_protocol_rounds_and_keeps_everything():
     output = make_output([[0.5, 0.20], [0.5, 0.201], [0.996, 0.3], [0.1, 0.001]], [0.123456, 0.9, 0.8, 0.7])
-    windows = candidates.decode(output, [299.6], [300], nms_iou=0.1, protocol="official")[0]
+    windows = [candidates.round_officially(candidate, 299.6) for candidate in candidates.decode(output, [299.6], [300])[0]]
     assert [candidate.window for candidate in windows] == [(120, 180), (254, 300), (30, 30), (120, 180)]
     assert windows[-1].decoder_score == 0.1235
-    long_recording = candidates.decode(output, [1000.0], [1000], protocol="official")[0]
+    long_recording = [candidates.round_officially(candidate, 1000.0) for candidate in candidates.decode(output, [1000.0], [1000])[0]]
     assert max(candidate.end_seconds for candidate in long_recording) == 300
 
 

@@ -67,6 +67,7 @@ class LossConfig:
     span: float = 10.0
     giou: float = 1.0
     label: float = 4.0
+    label_loss: Literal["cross_entropy", "varifocal"] = "cross_entropy"  # varifocal: foreground learns the IoU, hard slots count more
     saliency: float = 1.0
     quality: float = 1.0
     background_weight: float = 0.1
@@ -92,6 +93,9 @@ class DataConfig:
     val_audio_dir: str = ""
     feature_dir: str = "build/features"
     combo: str = "pocket"
+    audio_features: Mapping[str, str] = field(default_factory=dict)  # stream -> folder of public {vid}.npz; others come from the cache
+    text_features: Mapping[str, str] = field(default_factory=dict)  # stream -> folder of public qid{qid}.npz
+    saliency_windows: Literal["all", "first"] = "all"  # first: as the official loop, other true windows count as negatives
     encoder: str = ""  # version of the combo's encoders that a checkpoint was trained on; written when it is saved
     max_clips: int = 300
     crop_probability: float = 0.0  # chance of training on a random stretch of a recording, a new one each epoch
@@ -117,6 +121,9 @@ class TrainConfig:
     clip_norm: float = 0.1
     ema_decay: float = 0.0  # of the averaged weights that are validated and saved; 0 = off
     accumulate_batches: int = 1  # batches per optimiser step
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, else float32
+    save_every_steps: int = 0  # optimiser steps between saved states inside an epoch; 0 = at the end of each epoch only
+    early_stop_epochs: int = 0  # stop when validation has not risen for so many epochs; 0 = never
     tracker: str = "tensorboard"  # any tracker that Accelerate knows; "" = none
     output_dir: str = "runs"
     init_from: str = ""
@@ -126,6 +133,7 @@ class TrainConfig:
         _check_ranges(
             self, "train", seed=(0, 2**32 - 1), epochs=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), weight_decay=(0, 1),
             warmup_fraction=(0, 1), clip_norm=(0, math.inf), ema_decay=(0, 1), accumulate_batches=(1, math.inf),
+            save_every_steps=(0, math.inf), early_stop_epochs=(0, math.inf),
         )  # fmt: skip
 
 
@@ -232,17 +240,31 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold sections such as `model:`, not {type(values).__name__}.")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    beside = path.parent / f"{base}.yaml"
-    parent = _read_chain(beside if beside.is_file() else _find(str(base)), (*seen, path.resolve()))
-    for section, entries in values.items():
-        if isinstance(entries, dict) and isinstance(parent.get(section), dict):
-            parent[section] = {**parent[section], **entries}
+    merged: dict[str, Any] = {}
+    for name in _parents(path, values.pop("extends", None)):
+        beside = path.parent / f"{name}.yaml"
+        _merge(merged, _read_chain(beside if beside.is_file() else _find(name), (*seen, path.resolve())))
+    _merge(merged, values)
+    return merged
+
+
+def _parents(path: Path, extends: object) -> list[str]:
+    """Names that a file extends, in the order in which they apply."""
+    names = extends if isinstance(extends, list) else [] if extends is None else [extends]
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            f"{path}: `extends` is {extends!r}; it must be the name of a config, or a list of names, of which later ones win."
+        )
+    return names
+
+
+def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> None:
+    """Put the entries of `diff` over those of `base`, section by section; a mapping inside a section is replaced whole."""
+    for section, entries in diff.items():
+        if isinstance(entries, dict) and isinstance(base.get(section), dict):
+            base[section] = {**base[section], **entries}
         else:
-            parent[section] = entries
-    return parent
+            base[section] = entries
 
 
 def _build(cls: type, values: Any, prefix: str) -> Any:  # noqa: ANN401 - returns an instance of `cls`

@@ -44,14 +44,14 @@ def compute_losses(output: ModelOutput, batch: Batch, targets: Targets, config: 
     *early, last = match_layers([*auxiliary, output.decoder], targets, config)
     parts: dict[str, Tensor] = {}
     pairs = _flatten(last, targets)
-    parts["label"] = label_loss(output.decoder, pairs, config.background_weight)
+    parts["label"] = _label_part(output.decoder, pairs, targets, config)
     parts["span"], parts["giou"] = span_losses(output.decoder, pairs, targets)
     if output.decoder.quality_logits is not None:
         parts["quality"] = quality_loss(output.decoder, pairs, targets, all_moment_queries=config.quality_targets == "all")
     parts["saliency"] = saliency_loss(output, batch.audio_mask, targets, config)
     for index, (layer, assignment) in enumerate(zip(auxiliary, early, strict=True)):
         aux_pairs = _flatten(assignment, targets)
-        parts[f"label_aux{index}"] = label_loss(layer, aux_pairs, config.background_weight)
+        parts[f"label_aux{index}"] = _label_part(layer, aux_pairs, targets, config)
         parts[f"span_aux{index}"], parts[f"giou_aux{index}"] = span_losses(layer, aux_pairs, targets)
     weights = {
         "label": config.label,
@@ -73,6 +73,33 @@ def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float) ->
     labels[pairs.item, pairs.moment_query] = FOREGROUND
     weight = layer.logits.new_tensor([1.0, background_weight])
     return F.cross_entropy(layer.logits.flatten(0, 1), labels.flatten(), weight, reduction="none").mean()
+
+
+def varifocal_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """Label loss that teaches the foreground probability the IoU: matched moment queries count by their IoU, others by their mistake.
+
+    A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The sum
+    is divided by the number of matched pairs.
+
+    Args:
+        layer: Its logits are read; its spans, detached, give the IoU.
+        pairs: Matched pairs.
+        targets: Ground truth.
+        alpha: Weight of the unmatched.
+        gamma: How much the easy ones among the unmatched are played down.
+
+    Source: Zhang et al., VarifocalNet, CVPR 2021, Eq. 2, whose values of alpha and gamma these are. Here `p_fg` is the softmax over
+        foreground and background, which is the sigmoid of the difference of the two logits.
+    """
+    predicted, truth = _matched(layer, pairs, targets)
+    logits = layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
+    goal = torch.zeros_like(logits)
+    goal[pairs.item, pairs.moment_query] = iou(span_cxw_to_xx(predicted.detach()), span_cxw_to_xx(truth)).to(goal.dtype)
+    matched = torch.zeros_like(logits, dtype=torch.bool)
+    matched[pairs.item, pairs.moment_query] = True
+    weight = torch.where(matched, goal, alpha * logits.detach().sigmoid() ** gamma)
+    loss = weight * F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+    return loss.sum() / max(predicted.shape[0], 1)
 
 
 def span_losses(layer: DecoderOutput, pairs: _Pairs, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -200,6 +227,12 @@ def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossCo
     if config.saliency_negative == "mean":
         per_item = per_item / valid.sum(dim=1).clamp(min=1)
     return per_item.mean()
+
+
+def _label_part(layer: DecoderOutput, pairs: _Pairs, targets: Targets, config: LossConfig) -> Tensor:
+    if config.label_loss == "varifocal":
+        return varifocal_loss(layer, pairs, targets)
+    return label_loss(layer, pairs, config.background_weight)
 
 
 def _flatten(assignment: Assignment, targets: Targets) -> _Pairs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,8 +43,15 @@ class LabelledBatch:
 class Collator:
     """Makes batches; knows which queries are true of which recording, to keep them out of negative pairs."""
 
-    def __init__(self, entries: Iterable[QueryEntry]) -> None:
-        """Take note of every query that has windows in `entries`, the whole data set."""
+    def __init__(self, entries: Iterable[QueryEntry], *, saliency_windows: Literal["all", "first"] = "all") -> None:
+        """Take note of every query that has windows in `entries`, the whole data set.
+
+        Args:
+            entries: All lines of the data set.
+            saliency_windows: Windows that make a clip salient. `first` is the official loop's reading, in which the other true
+                windows of a query are negatives; it is there to be measured against.
+        """
+        self._saliency_windows = saliency_windows
         self._true_of: dict[str, set[str]] = defaultdict(set)
         for entry in entries:
             if entry.relevant_windows:
@@ -56,7 +64,7 @@ class Collator:
         targets = Targets(
             spans_cxw=torch.cat([windows_to_spans_cxw(item.windows, item.num_clips) for item in items]),
             num_spans=tuple(len(item.windows) for item in items),
-            saliency=torch.stack([clip_coverage(item.windows, longest) for item in items]),
+            saliency=torch.stack([clip_coverage(self._salient(item.windows), longest) for item in items]),
             negative_index=torch.tensor([self._negative_of(item, items) for item in items]),
         )
         return LabelledBatch(
@@ -66,6 +74,9 @@ class Collator:
             durations_seconds=tuple(item.duration_seconds for item in items),
             num_clips=tuple(item.num_clips for item in items),
         )
+
+    def _salient(self, windows: Sequence[Window]) -> Sequence[Window]:
+        return windows if self._saliency_windows == "all" else windows[:1]
 
     def _negative_of(self, item: MomentItem, items: Sequence[MomentItem]) -> int:
         """Pick an item whose query is not known to be true of this item's audio, or -1.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qamdetr.models.causal_conv import causal_conv_silu
+from qamdetr.models.layers import Dropout
 from qamdetr.models.scan import selective_scan_channels_last
 
 
@@ -109,7 +110,7 @@ class BiMambaLayer(nn.Module):
         self.forward_branch = Mamba(dim, state=state, conv=conv, expand=expand)
         self.backward_branch = Mamba(dim, state=state, conv=conv, expand=expand)
         self.merge = nn.Linear(2 * dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

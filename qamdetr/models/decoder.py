@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qamdetr.models.layers import Mlp, attend, sine_embedding, split_heads, xavier_init
+from qamdetr.models.layers import Dropout, Mlp, attend, sine_embedding, split_heads, xavier_init
 
 ANCHOR_EPSILON = 1e-3
 """Anchors stay this far from 0 and 1 when taken back to logits; 0.3 s of a 300 s recording."""
@@ -43,11 +43,11 @@ class DecoderLayer(nn.Module):
         self.cross_key_position = nn.Linear(dim, dim, bias=False)
         self.cross_value = nn.Linear(dim, dim)
         self.cross_out = nn.Linear(dim, dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.PReLU(), nn.Dropout(dropout), nn.Linear(ffn_dim, dim))
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.PReLU(), Dropout(dropout), nn.Linear(ffn_dim, dim))
         self.norm_self = nn.LayerNorm(dim)
         self.norm_cross = nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, content: Tensor, anchor_position: Tensor, anchor_sine: Tensor, memory: Tensor, memory_mask: Tensor, memory_position: Tensor

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
+from qamdetr.models.layers import Dropout
+
 INITIAL_SCALE = 0.1
 """The context starts as a faint addition, so that the encoder trains first and the scales grow where they help."""
 
@@ -45,7 +47,7 @@ class MultiScaleFusion(nn.Module):
         self.strides = tuple(strides)
         self.convolutions = nn.ModuleList(nn.Conv1d(dim, dim, kernel_size=3, padding=1) for _ in self.strides)
         self.scales = nn.ParameterList(nn.Parameter(torch.full((dim,), INITIAL_SCALE)) for _ in self.strides)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Add context to `x` `(batch, clips, dim)` with `mask` `(batch, clips)` bool; same shape out."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qamdetr.errors import ConfigError
+from qamdetr.models.layers import Dropout
 
 
 class StreamProjection(nn.Sequential):
@@ -19,11 +20,11 @@ class StreamProjection(nn.Sequential):
     def __init__(self, dim_in: int, dim: int, dropout: float) -> None:
         super().__init__(
             nn.LayerNorm(dim_in),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(dim_in, dim),
             nn.ReLU(),
             nn.LayerNorm(dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(dim, dim),
         )
 

@@ -52,12 +52,14 @@ def load_data(config: Config) -> TrainingData:
     sampler = LengthBucketSampler(train_set.lengths_clips, config.train.batch_size, seed=config.train.seed)
     val_sampler = LengthBucketSampler(val_set.lengths_clips, config.train.batch_size, shuffle=False)
     workers = config.data.num_workers
+    train_collator = Collator(train_entries, saliency_windows=config.data.saliency_windows)
+    val_collator = Collator(val_entries, saliency_windows=config.data.saliency_windows)
     return TrainingData(
         train=train_set,
         val=val_set,
         sampler=sampler,
-        train_loader=DataLoader(train_set, batch_sampler=sampler, collate_fn=Collator(train_entries), num_workers=workers),
-        val_loader=DataLoader(val_set, batch_sampler=val_sampler, collate_fn=Collator(val_entries), num_workers=workers),
+        train_loader=DataLoader(train_set, batch_sampler=sampler, collate_fn=train_collator, num_workers=workers),
+        val_loader=DataLoader(val_set, batch_sampler=val_sampler, collate_fn=val_collator, num_workers=workers),
         encoder=train_cache.fingerprint,
     )
 

@@ -78,8 +78,8 @@ def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float) ->
 def varifocal_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
     """Label loss that teaches the foreground probability the IoU: matched moment queries count by their IoU, others by their mistake.
 
-    A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The sum
-    is divided by the number of matched pairs.
+    A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The mean
+    is over all moment queries, as in `label_loss`, so that the two have the same scale.
 
     Args:
         layer: Its logits are read; its spans, detached, give the IoU.
@@ -89,7 +89,7 @@ def varifocal_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, alpha:
         gamma: How much the easy ones among the unmatched are played down.
 
     Source: Zhang et al., VarifocalNet, CVPR 2021, Eq. 2, whose values of alpha and gamma these are. Here `p_fg` is the softmax over
-        foreground and background, which is the sigmoid of the difference of the two logits.
+        foreground and background, which is the sigmoid of the difference of the two logits; the paper divides by the matched ones.
     """
     predicted, truth = _matched(layer, pairs, targets)
     logits = layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
@@ -99,7 +99,7 @@ def varifocal_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, alpha:
     matched[pairs.item, pairs.moment_query] = True
     weight = torch.where(matched, goal, alpha * logits.detach().sigmoid() ** gamma)
     loss = weight * F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-    return loss.sum() / max(predicted.shape[0], 1)
+    return loss.mean()
 
 
 def span_losses(layer: DecoderOutput, pairs: _Pairs, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ MAX_DISAGREEMENT_SECONDS = 2.0
 
 
 class FeatureSource(Protocol):
-    """Where features come from (`features.cache.FeatureCache` is one)."""
+    """Where features come from (`data.feature_store.FeatureStore` is one)."""
 
     def num_clips(self, vid: str) -> int:
         """Clips of a recording."""
@@ -39,8 +39,8 @@ class FeatureSource(Protocol):
         """Stream -> `(clips, dim_s)`, main stream first."""
         ...
 
-    def text(self, query: str) -> Mapping[str, TextFeatures]:
-        """Stream -> features of a query, main stream first."""
+    def text(self, entry: QueryEntry) -> Mapping[str, TextFeatures]:
+        """Stream -> features of a query, main stream first; the field's public files are named by its `qid`."""
         ...
 
 
@@ -111,6 +111,7 @@ class MomentDataset(Dataset[MomentItem]):
                     "one of them belongs to another file: correct the manifest or extract again."
                 )
         self._max_clips = max_clips or max(self._num_clips, default=1)
+        self._windows = [covered_windows(entry, length) for entry, length in zip(self.entries, self._num_clips, strict=True)]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -130,12 +131,12 @@ class MomentDataset(Dataset[MomentItem]):
         entry = self.entries[index]
         whole = end - begin == self._num_clips[index]
         duration_seconds = entry.duration_seconds if whole else min(float(end), entry.duration_seconds) - begin
-        text = self.features.text(entry.query)
+        text = self.features.text(entry)
         return MomentItem(
             entry=entry,
             audio={name: value[begin:end] for name, value in self.features.audio(entry.vid).items()},
             text={name: add_noise(value, self.text_noise, rng) for name, value in text.items()} if self.text_noise else text,
-            windows=cut_windows(entry.relevant_windows or (), float(begin), begin + duration_seconds),
+            windows=cut_windows(self._windows[index], float(begin), begin + duration_seconds),
             duration_seconds=duration_seconds,
             draw=int(rng.integers(2**31)),
         )
@@ -150,7 +151,7 @@ class MomentDataset(Dataset[MomentItem]):
             return 0, num_clips
         longest = min(num_clips, self._max_clips)
         length = int(rng.integers(min(MIN_STRETCH_CLIPS, longest), longest + 1)) if cropped else longest
-        return place_stretch(self.entries[index].relevant_windows or (), num_clips, length, rng)
+        return place_stretch(self._windows[index], num_clips, length, rng)
 
 
 def place_stretch(windows: Sequence[Window], num_clips: int, length_clips: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -167,6 +168,15 @@ def place_stretch(windows: Sequence[Window], num_clips: int, length_clips: int, 
         low, high = min(max(low, 0), last_begin), min(max(high, 0), last_begin)
     begin = int(rng.integers(low, high + 1))
     return begin, begin + length_clips
+
+
+def covered_windows(entry: QueryEntry, num_clips: int) -> tuple[Window, ...]:
+    """Cut the windows of `entry` to what `num_clips` clips of features cover.
+
+    Features may end up to `MAX_DISAGREEMENT_SECONDS` before the recording, and with them a window at its very end. An entry that
+    loses all its windows so must not be trained on: its sound would count as absent.
+    """
+    return cut_windows(entry.relevant_windows or (), 0.0, min(entry.duration_seconds, float(num_clips)))
 
 
 def cut_windows(windows: Sequence[Window], begin_seconds: float, end_seconds: float) -> tuple[Window, ...]:

@@ -145,6 +145,9 @@ class _Line:
         value = self.get(name)
         if not isinstance(value, str) or not value.strip():
             self.fail(name, f"is {_shown(value)}; it must be text that is not empty.")
+        # JSON can spell both, but no file name can hold a zero and no file at all half of a surrogate pair.
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            self.fail(name, f"is {json.dumps(value)[:60]}; it holds a character that is no text: correct the line.")
         return str(value)
 
     def qid(self) -> tuple[str, bool]:

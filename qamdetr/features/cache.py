@@ -21,7 +21,7 @@ from qamdetr.types import TextFeatures
 
 _KEY_BLOCK_BYTES = 1 << 16
 _NAMES_SHOWN = 10
-_REMEDY = "run `python -m qamdetr extract` on the manifest"
+EXTRACT_REMEDY = "run `python -m qamdetr extract` on the manifest"
 
 
 def audio_key(path: Path) -> str:
@@ -160,7 +160,7 @@ class FeatureCache:
             streams = {name: _read(file, path, name) for name in self.audio_streams or _stream_names(file)}
         lengths = {name: value.shape[0] for name, value in streams.items()}
         if len(set(lengths.values())) > 1:
-            raise DataError(f"{path}: streams differ in clips ({lengths}); delete the file and {_REMEDY}.")
+            raise DataError(f"{path}: streams differ in clips ({lengths}); delete the file and {EXTRACT_REMEDY}.")
         return streams
 
     def text(self, query: str) -> dict[str, TextFeatures]:
@@ -171,7 +171,7 @@ class FeatureCache:
         """
         path = self._text_path(query)
         if not path.is_file():
-            raise DataError(f"No features of the query {query!r} in {self.directory}; {_REMEDY}.")
+            raise DataError(f"No features of the query {query!r} in {self.directory}; {EXTRACT_REMEDY}.")
         result: dict[str, TextFeatures] = {}
         with _opened(path) as file:
             for name in self.text_streams or _stream_names(file):
@@ -181,33 +181,13 @@ class FeatureCache:
                 result[name] = TextFeatures(tokens, tuple((begin, end) for begin, end in offsets), pooled)
         return result
 
-    def require(self, vids: Iterable[str], queries: Iterable[str]) -> None:
-        """Check before training that everything is here.
+    def missing_audio(self, vids: Iterable[str]) -> list[str]:
+        """Those of `vids` whose features are not here, each once."""
+        return [vid for vid in dict.fromkeys(vids) if not self.has_audio(vid)]
 
-        Raises:
-            DataError: Names all that is missing, in one line.
-        """
-        recordings = [vid for vid in dict.fromkeys(vids) if not self.has_audio(vid)]
-        texts = [query for query in dict.fromkeys(queries) if not self.has_text(query)]
-        if recordings or texts:
-            parts = [_count(recordings, "recording"), _count(texts, "query")]
-            raise DataError(f"{self.directory} lacks features of {' and '.join(filter(None, parts))}; {_REMEDY}.")
-
-    def check_widths(self, vid: str, query: str, audio_widths: Mapping[str, int], text_widths: Mapping[str, int]) -> None:
-        """Compare the width of each stream, on one recording and one query, with what the model expects.
-
-        Raises:
-            DataError: A stream is missing or has another width.
-        """
-        found_audio = {name: value.shape[1] for name, value in self.audio(vid).items()}
-        found_text = {name: value.tokens.shape[1] for name, value in self.text(query).items()}
-        for kind, wanted, found in (("audio", audio_widths, found_audio), ("text", text_widths, found_text)):
-            for name, width in wanted.items():
-                if found.get(name) != width:
-                    raise DataError(
-                        f"{kind} stream {name!r} in {self.directory} is {found.get(name)} wide, the model expects {width}; "
-                        f"set model.{kind}_streams or choose the combo that fits."
-                    )
+    def missing_text(self, queries: Iterable[str]) -> list[str]:
+        """Those of `queries` whose features are not here, each once."""
+        return [query for query in dict.fromkeys(queries) if not self.has_text(query)]
 
     def _find_audio(self, vid: str) -> Path | None:
         """Path of the features as the audio is now; without audio, of the only features of that name."""
@@ -231,14 +211,15 @@ class FeatureCache:
     def _audio_path(self, vid: str) -> Path:
         path = self._find_audio(vid)
         if path is None or not path.is_file():
-            raise DataError(f"No features of the recording {vid!r} in {self.directory}; {_REMEDY}.")
+            raise DataError(f"No features of the recording {vid!r} in {self.directory}; {EXTRACT_REMEDY}.")
         return path
 
     def _text_path(self, query: str) -> Path:
         return self.directory / "text" / f"{blake2b(query.encode(), digest_size=16).hexdigest()}.safetensors"
 
 
-def _count(names: Sequence[str], noun: str) -> str:
+def count_names(names: Sequence[str], noun: str) -> str:
+    """Say how many there are and name the first, for a message: `2 queries ('a dog', 'rain')`; empty for none."""
     if not names:
         return ""
     plural = noun if len(names) == 1 else {"query": "queries"}.get(noun, noun + "s")
@@ -250,7 +231,7 @@ def _opened(path: Path) -> Any:  # noqa: ANN401 - safetensors has no types
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} cannot be read ({error}); delete it and {_REMEDY}.") from error
+        raise DataError(f"{path} cannot be read ({error}); delete it and {EXTRACT_REMEDY}.") from error
 
 
 def _stream_names(file: Any) -> tuple[str, ...]:  # noqa: ANN401 - safetensors has no types
@@ -264,7 +245,7 @@ def _read(file: Any, path: Path, name: str) -> Tensor:  # noqa: ANN401 - safeten
         )
     tensor: Tensor = file.get_tensor(name).float()
     if not bool(torch.isfinite(tensor).all()):
-        raise DataError(f"{path}: stream {name!r} holds NaN or infinite values; delete the file and {_REMEDY}.")
+        raise DataError(f"{path}: stream {name!r} holds NaN or infinite values; delete the file and {EXTRACT_REMEDY}.")
     return tensor
 
 

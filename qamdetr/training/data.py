@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,27 @@ from torch.utils.data import DataLoader
 
 from qamdetr.config import Config
 from qamdetr.data.collate import Collator
-from qamdetr.data.dataset import MomentDataset
+from qamdetr.data.dataset import MomentDataset, covered_windows
+from qamdetr.data.feature_store import FeatureStore, require_features
 from qamdetr.data.manifest import QueryEntry, read_manifest
 from qamdetr.data.sampler import LengthBucketSampler
 from qamdetr.errors import ConfigError, DataError
-from qamdetr.features.cache import FeatureCache, list_recordings
+from qamdetr.features.cache import list_recordings
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Both sets, ready to be read, and the loaders over them."""
+    """Both sets, ready to be read, and the loaders over them.
+
+    Attributes:
+        train, val: Items.
+        sampler: Order of the training set.
+        train_loader, val_loader: Batches.
+        encoder: What made the training set's features, as `FeatureStore.encoder_version` names it.
+        fingerprint: 16 hex digits that change with either manifest's content, with `encoder`, or with names or widths of the streams.
+    """
 
     train: MomentDataset
     val: MomentDataset
@@ -30,58 +42,94 @@ class TrainingData:
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
     encoder: str
+    fingerprint: str
 
 
 def load_data(config: Config) -> TrainingData:
     """Read both manifests and check, before anything else, that every feature is there.
 
+    Windows past the end of their recording are clamped; how many is logged.
+
     Raises:
-        DataError: A manifest or features are missing or damaged.
+        ConfigError: No manifest is named, or a folder for a stream that the model does not have.
+        DataError: Manifests or features are missing or damaged; all missing features are named at once.
     """
-    train_entries, train_cache = _open_set(config, config.data.train_manifest, config.data.audio_dir, "data.train_manifest")
-    val_entries, val_cache = _open_set(config, config.data.val_manifest, config.data.val_audio_dir, "data.val_manifest")
+    _check_manifests(config)
+    train_entries, val_entries = _known_entries(config.data.train_manifest), _known_entries(config.data.val_manifest)
+    train_store = _open_store(config, config.data.train_manifest, config.data.audio_dir)
+    val_store = _open_store(config, config.data.val_manifest, config.data.val_audio_dir)
+    require_features([(train_store, train_entries), (val_store, val_entries)])
+    train_store.check_widths(train_entries[0])
+    val_store.check_widths(val_entries[0])
+    train_entries = _heard_entries(config.data.train_manifest, train_entries, train_store)
     train_set = MomentDataset(
         train_entries,
-        train_cache,
+        train_store,
         seed=config.train.seed,
         max_clips=config.data.max_clips,
         crop_probability=config.data.crop_probability,
         text_noise=config.data.text_noise,
     )
-    val_set = MomentDataset(val_entries, val_cache)
+    val_set = MomentDataset(val_entries, val_store)
     sampler = LengthBucketSampler(train_set.lengths_clips, config.train.batch_size, seed=config.train.seed)
     val_sampler = LengthBucketSampler(val_set.lengths_clips, config.train.batch_size, shuffle=False)
     workers = config.data.num_workers
     train_collator = Collator(train_entries, saliency_windows=config.data.saliency_windows)
     val_collator = Collator(val_entries, saliency_windows=config.data.saliency_windows)
+    encoder = train_store.encoder_version(train_entries)
     return TrainingData(
         train=train_set,
         val=val_set,
         sampler=sampler,
         train_loader=DataLoader(train_set, batch_sampler=sampler, collate_fn=train_collator, num_workers=workers),
         val_loader=DataLoader(val_set, batch_sampler=val_sampler, collate_fn=val_collator, num_workers=workers),
-        encoder=train_cache.fingerprint,
+        encoder=encoder,
+        fingerprint=_fingerprint(config, encoder),
     )
 
 
-def _open_set(config: Config, manifest: str, audio_dir: str, key: str) -> tuple[list[QueryEntry], FeatureCache]:
-    """Read a manifest and open the features of its recordings; the audio lies in `audio/` beside it unless said otherwise."""
-    if not manifest:
-        raise ConfigError(f"{key} is empty; name a JSONL manifest, such as one that `python -m qamdetr synthesize` makes.")
+def _check_manifests(config: Config) -> None:
+    """Name every manifest that is not given or not there, at once."""
+    manifests = {"data.train_manifest": config.data.train_manifest, "data.val_manifest": config.data.val_manifest}
+    empty = [key for key, manifest in manifests.items() if not manifest]
+    if empty:
+        raise ConfigError(
+            f"{' and '.join(empty)}: no file is named; name a JSONL manifest, such as one that `python -m qamdetr synthesize` makes."
+        )
+    absent = [f"{key}={manifest}" for key, manifest in manifests.items() if not Path(manifest).is_file()]
+    if absent:
+        raise DataError(f"There is no file {' and no file '.join(absent)}; download or make the data set, or correct the path.")
+
+
+def _known_entries(manifest: str) -> list[QueryEntry]:
+    """Read the queries of which the windows are known."""
     known = read_manifest(manifest)
     entries = [entry for entry in known if entry.relevant_windows is not None]
     if not any(entry.relevant_windows for entry in entries):
         raise DataError(f"{manifest} has no query with `relevant_windows`; training and validation need the true windows.")
     if len(entries) < len(known):
         _log.warning("%s: %d queries without known windows were left out.", manifest, len(known) - len(entries))
+    return entries
+
+
+def _open_store(config: Config, manifest: str, audio_dir: str) -> FeatureStore:
+    """Open the features of a manifest's recordings; the audio lies in `audio/` beside it unless said otherwise."""
     recordings = list_recordings(Path(audio_dir) if audio_dir else Path(manifest).parent / "audio")
-    cache = FeatureCache(
-        Path(config.data.feature_dir),
-        config.data.combo,
-        recordings,
-        audio_streams=tuple(config.model.audio_streams),
-        text_streams=tuple(config.model.text_streams),
-    )
-    cache.require((entry.vid for entry in entries), (entry.query for entry in entries))
-    cache.check_widths(entries[0].vid, entries[0].query, config.model.audio_streams, config.model.text_streams)
-    return entries, cache
+    return FeatureStore(config.model, config.data, recordings)
+
+
+def _heard_entries(manifest: str, entries: Sequence[QueryEntry], store: FeatureStore) -> list[QueryEntry]:
+    """Leave out queries whose windows all lie after the last clip: trained on, they would teach that the sound is absent."""
+    heard = [entry for entry in entries if not entry.relevant_windows or covered_windows(entry, store.num_clips(entry.vid))]
+    unheard = len(entries) - len(heard)
+    if unheard:
+        _log.warning("%s: %d queries whose windows lie after the last clip of the features were left out.", manifest, unheard)
+    return heard
+
+
+def _fingerprint(config: Config, encoder: str) -> str:
+    streams = [list(config.model.audio_streams.items()), list(config.model.text_streams.items())]
+    digest = blake2b(json.dumps([encoder, streams]).encode(), digest_size=8)
+    for manifest in (config.data.train_manifest, config.data.val_manifest):
+        digest.update(blake2b(Path(manifest).read_bytes()).digest())
+    return digest.hexdigest()

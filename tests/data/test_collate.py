@@ -113,3 +113,12 @@ def test_coverage_counts_overlapping_windows_once() -> None:
 @pytest.mark.parametrize("num_clips", [1, 5])
 def test_coverage_of_no_windows_is_zero(num_clips: int) -> None:
     assert clip_coverage([], num_clips).tolist() == [0.0] * num_clips
+
+
+def test_saliency_of_the_first_window_alone_is_a_choice() -> None:
+    item = make_item("a", "dog", ((0.0, 2.0), (5.0, 8.0)))
+    first = Collator([item.entry], saliency_windows="first")([item]).targets
+    torch.testing.assert_close(first.saliency[0], torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0]))
+    assert first.num_spans == (2,)
+    absent = make_item("b", "cat", ())
+    assert Collator([absent.entry], saliency_windows="first")([absent]).targets.saliency.sum() == 0

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qamdetr.data.dataset import MomentDataset, cut_windows, place_stretch
-from qamdetr.data.manifest import QueryEntry
+from qamdetr.data.collate import Collator
+from qamdetr.data.dataset import MAX_DISAGREEMENT_SECONDS, MomentDataset, covered_windows, cut_windows, place_stretch
+from qamdetr.data.manifest import QueryEntry, read_manifest
 from qamdetr.errors import DataError
-from qamdetr.types import TextFeatures
+from qamdetr.spans import spans_cxw_to_windows
+from qamdetr.types import TextFeatures, Window
 
 
 class NumberedClips:
@@ -29,7 +31,7 @@ class NumberedClips:
     def audio(self, vid: str) -> Mapping[str, Tensor]:
         return {"number": torch.arange(self.length, dtype=torch.float32)[:, None], "other": torch.zeros(self.length, 2)}
 
-    def text(self, query: str) -> Mapping[str, TextFeatures]:
+    def text(self, entry: QueryEntry) -> Mapping[str, TextFeatures]:
         unit = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
         return {"number": TextFeatures(torch.ones(2, 8), ((0, 1), (1, 2)), unit)}
 
@@ -102,12 +104,59 @@ def test_noise_has_the_size_asked_for_and_pooled_stays_a_unit_vector() -> None:
     assert noise.std().item() == pytest.approx(0.2, rel=0.1)
     pooled = dataset[0].text["number"].pooled
     assert pooled.norm().item() == pytest.approx(1.0, abs=1e-6)
-    assert not torch.equal(pooled, NumberedClips(1).text("")["number"].pooled)
+    assert not torch.equal(pooled, NumberedClips(1).text(dataset.entries[0])["number"].pooled)
 
 
 def test_features_of_another_length_than_the_manifest_says_are_refused() -> None:
     with pytest.raises(DataError, match="'v0' lasts 60 s in the manifest, its features 100 s"):
         MomentDataset([entry(0, (), 60.0)], NumberedClips(100))
+
+
+def there_and_back(entry: QueryEntry, num_clips: int) -> tuple[tuple[Window, ...], list[Window]]:
+    """The windows of the whole item, and what decoding makes of its targets."""
+    dataset = MomentDataset([entry], NumberedClips(num_clips))
+    batch = Collator([entry])([dataset[0]])
+    decoded = spans_cxw_to_windows(batch.targets.spans_cxw, batch.num_clips[0], batch.durations_seconds[0])
+    return dataset[0].windows, [(start, end) for start, end in decoded.tolist()]
+
+
+@settings(deadline=None)
+@given(
+    duration=st.integers(3, 300),
+    surplus=st.integers(-int(MAX_DISAGREEMENT_SECONDS), int(MAX_DISAGREEMENT_SECONDS)),
+    edges=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda pair: abs(pair[0] - pair[1]) > 0.05),
+)
+def test_targets_decode_to_the_windows_they_came_from_however_the_features_end(
+    duration: int, surplus: int, edges: tuple[float, float]
+) -> None:
+    """Spans are shares of the clips in training and in serving; the manifest's duration only says where the recording ends."""
+    start, end = sorted(duration * edge for edge in edges)
+    windows, decoded = there_and_back(entry(0, ((start, end),), float(duration)), duration + surplus)
+    covered = min(duration, duration + surplus)
+    if end <= covered:
+        assert windows == ((start, end),)
+    assert all(stop <= covered for _, stop in windows)
+    assert np.array(decoded).reshape(-1, 2) == pytest.approx(np.array(windows).reshape(-1, 2), abs=1e-3)
+
+
+@pytest.mark.parametrize("surplus", [-1, 0, 1])
+def test_every_window_of_castella_becomes_a_target_and_back(shared_dir, surplus: int) -> None:
+    for line in read_manifest(shared_dir / "data" / "castella" / "val.jsonl"):
+        num_clips = int(line.duration_seconds) + surplus
+        windows, decoded = there_and_back(line, num_clips)
+        assert np.array(decoded).reshape(-1, 2) == pytest.approx(np.array(windows).reshape(-1, 2), abs=1e-3)
+        assert windows == line.relevant_windows or any(end > num_clips for _, end in line.relevant_windows or ())
+
+
+def test_windows_after_the_last_clip_are_not_targets() -> None:
+    line = entry(0, ((50.0, 60.0), (99.0, 100.0)))
+    assert covered_windows(line, 100) == line.relevant_windows
+    assert covered_windows(line, 98) == ((50.0, 60.0),)
+    dataset = MomentDataset([line], NumberedClips(98), crop_probability=1.0)
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        item = dataset[0]
+        assert item.windows == ((50.0 - item.audio["number"][0, 0].item(), 60.0 - item.audio["number"][0, 0].item()),)
 
 
 def test_cut_windows_keep_what_can_be_heard() -> None:

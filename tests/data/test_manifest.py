@@ -61,6 +61,8 @@ def test_extra_fields_blank_lines_and_a_byte_order_mark_are_accepted(tmp_path):
         ({"qid": True}, "qid", "is true"),
         ({"query": "  "}, "query", "must be text that is not empty"),
         ({"vid": 3}, "vid", "is 3"),
+        ({"vid": "a\0"}, "vid", "holds a character that is no text"),
+        ({"query": "half \ud83d"}, "query", r"half \\ud83d.*holds a character that is no text"),
         ({"duration": 0}, "duration", "number of seconds above 0"),
         ({"duration": "60"}, "duration", 'is "60"'),
         ({"duration": float("nan")}, "duration", "is NaN"),
@@ -134,6 +136,7 @@ def test_windows_past_the_end_are_clamped_counted_and_logged(tmp_path, caplog):
         ("castella/val", 352, 973, 12),
         ("castella/test", 1347, 4175, 99),
         ("clotho_moment/val", 4918, 4918, 0),
+        ("clotho_moment/test", 6649, 6649, 0),
     ],
 )
 def test_the_fields_own_files_read_whole(shared_dir, name, queries, windows, clamped):

@@ -1,0 +1,165 @@
+"""Opening the sets: all that is missing at once, public files alone, what is clamped and left out, fingerprints."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from public_files import write_audio_file, write_text_file
+
+from qamdetr.config import Config, DataConfig, ModelConfig, TrainConfig
+from qamdetr.errors import ConfigError, DataError
+from qamdetr.features.cache import FeatureCache
+from qamdetr.training.data import load_data
+
+ToyConfig = Callable[..., Config]
+DURATION_SECONDS = 20
+TRAIN_WINDOWS = {"a": [[1, 4], [6, 9]], "b": [[5, 25]], "c": [], "d": [[2, 3]]}
+VAL_WINDOWS = {"e": [[1, 8]], "f": []}
+
+
+def write_manifest(path: Path, windows: dict[str, list]) -> Path:
+    lines = [
+        {"qid": f"{vid}_1", "query": f"sound {vid}", "duration": DURATION_SECONDS, "vid": vid, "relevant_windows": value}
+        for vid, value in windows.items()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def public_config(tmp_path: Path) -> Config:
+    """Two manifests with public files of one stream, and nothing else on the disk."""
+    for name, windows in (("train", TRAIN_WINDOWS), ("val", VAL_WINDOWS)):
+        write_manifest(tmp_path / f"{name}.jsonl", windows)
+        for vid in windows:
+            write_audio_file(tmp_path / "clap", vid, DURATION_SECONDS)
+            write_text_file(tmp_path / "clap_text", f"{vid}_1", 3)
+    return Config(
+        model=ModelConfig(audio_streams={"ms_clap": 6}, text_streams={"ms_clap": 6}),
+        data=DataConfig(
+            train_manifest=str(tmp_path / "train.jsonl"),
+            val_manifest=str(tmp_path / "val.jsonl"),
+            feature_dir=str(tmp_path / "no cache"),
+            combo="A",
+            audio_features={"ms_clap": str(tmp_path / "clap")},
+            text_features={"ms_clap": str(tmp_path / "clap_text")},
+        ),
+        train=TrainConfig(batch_size=4),
+    )
+
+
+def with_data(config: Config, **changes: object) -> Config:
+    return replace(config, data=replace(config.data, **changes))
+
+
+def test_public_files_alone_make_batches(public_config: Config, tmp_path: Path) -> None:
+    data = load_data(public_config)
+    (batch,) = data.train_loader
+    assert {entry.vid for entry in batch.entries} == set(TRAIN_WINDOWS)
+    assert batch.batch.audio["ms_clap"].shape == (4, DURATION_SECONDS, 6 + 2)
+    assert batch.batch.text["ms_clap"].shape == (4, 3, 6)
+    assert batch.batch.text_pooled is None
+    assert not (tmp_path / "no cache").exists()
+    assert data.encoder.startswith("public-")
+
+
+def test_gaps_of_both_sets_all_streams_and_all_places_are_one_line(public_config: Config, tmp_path: Path) -> None:
+    model = ModelConfig(audio_streams={"laion_clap": 4, "ms_clap": 6}, text_streams={"ms_clap": 6, "roberta": 3})
+    for gone in ("clap/b.npz", "clap/e.npz", "clap_text/qida_1.npz", "clap_text/qidf_1.npz"):
+        (tmp_path / gone).unlink()
+    with pytest.raises(DataError) as caught:
+        load_data(replace(public_config, model=model))
+    message = str(caught.value)
+    assert "no cache/A lacks features of 6 recordings ('a', 'b', 'c', 'd', 'e', 'f') and 6 queries ('sound a', " in message
+    assert "data.audio_features.ms_clap" in message
+    assert "lacks features of 2 recordings ('b', 'e')" in message
+    assert "lacks features of 2 queries ('a_1', 'f_1')" in message
+    assert "\n" not in message
+
+
+def test_manifests_that_are_not_there_are_named_together(public_config: Config) -> None:
+    with pytest.raises(DataError, match=r"data\.train_manifest=gone\.jsonl and no file data\.val_manifest=lost\.jsonl"):
+        load_data(with_data(public_config, train_manifest="gone.jsonl", val_manifest="lost.jsonl"))
+    with pytest.raises(ConfigError, match=r"data\.train_manifest and data\.val_manifest: no file is named"):
+        load_data(with_data(public_config, train_manifest="", val_manifest=""))
+    with pytest.raises(ConfigError, match=r"^data\.val_manifest: no file"):
+        load_data(with_data(public_config, val_manifest=""))
+
+
+def test_clamped_windows_are_counted(public_config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        data = load_data(public_config)
+    assert "train.jsonl: 1 windows end after their recording's `duration` and were clamped to it" in caplog.text
+    assert "val.jsonl" not in caplog.text
+    assert data.train.entries[1].relevant_windows == ((5.0, DURATION_SECONDS),)
+
+
+def test_a_query_whose_windows_the_features_do_not_reach_is_not_trained_on(
+    public_config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_manifest(tmp_path / "train.jsonl", {**TRAIN_WINDOWS, "d": [[DURATION_SECONDS - 1, DURATION_SECONDS]]})
+    write_audio_file(tmp_path / "clap", "d", DURATION_SECONDS - 2)
+    with caplog.at_level(logging.WARNING):
+        data = load_data(public_config)
+    assert [entry.vid for entry in data.train.entries] == ["a", "b", "c"], "c is known to be absent and stays"
+    assert "train.jsonl: 1 queries whose windows lie after the last clip" in caplog.text
+
+
+def test_an_evaluation_set_is_no_training_set(public_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"qid": 1, "query": "a", "duration": 20, "vid": "a"}) + "\n")
+    with pytest.raises(DataError, match=r"train\.jsonl has no query with `relevant_windows`"):
+        load_data(public_config)
+
+
+@pytest.mark.parametrize("reading", ["all", "first"])
+def test_saliency_follows_the_configuration(public_config: Config, reading: str) -> None:
+    (batch,) = load_data(with_data(public_config, saliency_windows=reading)).train_loader
+    row = [entry.vid for entry in batch.entries].index("a")
+    windows = TRAIN_WINDOWS["a"] if reading == "all" else TRAIN_WINDOWS["a"][:1]
+    assert batch.targets.saliency[row].sum().item() == sum(end - start for start, end in windows)
+
+
+def test_the_fingerprint_changes_with_data_encoder_and_streams_alone(public_config: Config, tmp_path: Path) -> None:
+    known = load_data(public_config).fingerprint
+    assert len(known) == 16
+    assert int(known, 16) >= 0
+    assert load_data(with_data(public_config, max_clips=40)).fingerprint == known
+    assert load_data(replace(public_config, train=TrainConfig(seed=3, batch_size=2))).fingerprint == known
+    moved = {key: str((tmp_path / key).rename(tmp_path / f"moved {key}")) for key in ("clap", "clap_text")}
+    folders = {"audio_features": {"ms_clap": moved["clap"]}, "text_features": {"ms_clap": moved["clap_text"]}}
+    assert load_data(with_data(public_config, **folders)).fingerprint == known
+    changed = with_data(public_config, **folders)
+
+    seen = {known}
+    for vid in VAL_WINDOWS:
+        write_audio_file(tmp_path / "moved clap", vid, DURATION_SECONDS, seed=1)
+    assert load_data(changed).fingerprint == known, "the encoder's version is read off the training set"
+    write_audio_file(tmp_path / "moved clap", "a", DURATION_SECONDS, seed=1)
+    seen.add(load_data(changed).fingerprint)
+    write_manifest(tmp_path / "val.jsonl", {**VAL_WINDOWS, "f": [[1, 2]]})
+    seen.add(load_data(changed).fingerprint)
+    (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text() + "\n")
+    seen.add(load_data(changed).fingerprint)
+    assert len(seen) == 4
+
+
+def test_the_cache_alone_keeps_its_version(toy_config: ToyConfig, toy_folder: Path) -> None:
+    data = load_data(toy_config())
+    assert data.encoder == FeatureCache(toy_folder / "features", "toy").fingerprint
+    narrower = load_data(toy_config(model={"audio_streams": {"toy": 16}}))
+    assert narrower.encoder == data.encoder
+    assert narrower.fingerprint != data.fingerprint
+    assert list(narrower.train[0].audio) == ["toy"]
+
+
+def test_workers_read_what_one_process_reads(public_config: Config) -> None:
+    (alone,) = load_data(public_config).train_loader
+    (helped,) = load_data(with_data(public_config, num_workers=1)).train_loader
+    assert torch.equal(alone.batch.audio["ms_clap"], helped.batch.audio["ms_clap"])
+    assert alone.entries == helped.entries

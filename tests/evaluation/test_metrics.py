@@ -6,10 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from benchmarks.evaluation import invent_predictions, invent_truth, plain_scores
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest, read_predictions
 from qamdetr.errors import DataError
-from qamdetr.evaluation.metrics import IOU_THRESHOLDS, evaluate, score
+from qamdetr.evaluation.matching import IOU_THRESHOLDS, match
+from qamdetr.evaluation.metrics import METRICS, evaluate, query_scores, score
 
 
 def truth(qid, *windows):
@@ -25,6 +29,8 @@ def test_parity_with_the_official_evaluator(shared_dir):
     official = json.loads((folder / "castella_val_metrics.json").read_text())
     predictions = read_predictions(folder / "castella_val_predictions.jsonl")
     entries = read_manifest(shared_dir / "data" / "castella" / "val.jsonl", clamp=False)
+    assert set(official) == {"brief", "full"}
+    assert set(official["full"]) == {"MR-R1", "MR-mAP"}
     brief = {key.removeprefix("MR-full-"): value for key, value in official["brief"].items()}
     assert evaluate(predictions, entries) == {**brief, "num_queries": 352}
     scores = score(predictions, entries)
@@ -95,44 +101,41 @@ def test_missing_predictions_are_counted_and_the_first_named():
         evaluate([predicted("a"), predicted("a")], [truth("a", (0, 1))])
 
 
-def plain_average_precision(windows, true_windows, threshold):
-    """The definition, one query at a time: greedy claims, then the area under the interpolated precision-recall steps."""
-
-    def iou(a, b):
-        intersection = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
-        union = (a[1] - a[0]) + (b[1] - b[0]) - intersection
-        return intersection / union if union > 0 else 0.0
-
-    free, hits = list(true_windows), []
-    for window in sorted(windows[:10], key=lambda w: -w[2]):
-        best = max(free, key=lambda t: iou(window, t), default=None)
-        hits.append(best is not None and iou(window, best) >= threshold)
-        if hits[-1]:
-            free.remove(best)
-    recall = [0.0, *np.cumsum(hits) / len(true_windows), 1.0]
-    precision = [0.0, *np.cumsum(hits) / np.arange(1, len(hits) + 1), 0.0]
-    for i in reversed(range(len(precision) - 1)):
-        precision[i] = max(precision[i], precision[i + 1])
-    return sum((recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)))
+numbers = st.integers(0, 12)
+windows = st.tuples(numbers, numbers).map(sorted)
+true_windows = windows.filter(lambda window: window[0] < window[1]).map(lambda window: tuple(map(float, window)))
+ranked_windows = st.tuples(windows, st.sampled_from([0.1, 0.5, 0.9])).map(lambda item: (float(item[0][0]), float(item[0][1]), item[1]))
+queries = st.tuples(st.lists(true_windows, max_size=14), st.lists(ranked_windows, max_size=13))
 
 
-def test_arrays_agree_with_the_plain_loop():
-    rng = np.random.default_rng(0)
-
-    def windows(count):
-        starts = rng.uniform(0, 40, count)
-        return [(float(s), float(s + w)) for s, w in zip(starts, rng.uniform(1, 30, count), strict=True)]
-
-    entries, predictions = [], []
-    for number in range(60):
-        entries.append(truth(str(number), *windows(rng.integers(1, 6))))
-        predictions.append(predicted(str(number), *((*w, float(rng.random())) for w in windows(rng.integers(0, 14)))))
+@given(st.lists(queries, min_size=1, max_size=5).filter(lambda items: any(truths for truths, _ in items)))
+def test_arrays_agree_with_the_plain_loop(items):
+    """Few whole numbers, so that equal IoUs, equal scores, empty predictions and identical windows come up all the time."""
+    entries = [truth(str(i), *truths) for i, (truths, _) in enumerate(items)]
+    predictions = [predicted(str(i), *ranked) for i, (_, ranked) in enumerate(items)]
     scores = score(predictions, entries)
+    plain = plain_scores(predictions, entries)
     for threshold in IOU_THRESHOLDS:
-        expected = np.mean(
-            [
-                plain_average_precision(p.pred_relevant_windows, e.relevant_windows, threshold)
-                for p, e in zip(predictions, entries, strict=True)
-            ]
-        )
-        assert scores.average_precision[threshold] == pytest.approx(100 * expected)
+        assert scores.recall_at_1[threshold] == pytest.approx(plain[f"R1@{threshold:g}"])
+        assert scores.average_precision[threshold] == pytest.approx(plain[f"mAP@{threshold:g}"])
+
+
+def test_of_true_windows_with_the_same_iou_the_last_is_claimed():
+    """As in the official evaluator; it decides what later predictions find free."""
+    entries = [truth("a", (0, 8), (2, 10))]
+    scores = score([predicted("a", (0, 10, 0.9), (2, 10, 0.8))], entries)
+    assert scores.average_precision[0.8] == pytest.approx(50)
+    scores = score([predicted("a", (0, 10, 0.9), (0, 8, 0.8))], entries)
+    assert scores.average_precision[0.8] == 100
+
+
+def test_query_scores_average_to_the_metrics():
+    rng = np.random.default_rng(0)
+    entries = invent_truth(20, rng)
+    predictions = invent_predictions(entries, rng)
+    per_query = query_scores(match(predictions, entries))
+    assert per_query.vids == tuple(entry.vid for entry in entries)
+    means = dict(zip(METRICS, per_query.columns().mean(axis=0).round(2).tolist(), strict=True))
+    assert {**means, "num_queries": 20} == evaluate(predictions, entries)
+    one = evaluate(predictions[3:4], entries[3:4])
+    assert per_query.columns(["mAP"])[3, 0] == pytest.approx(one["mAP"], abs=0.005)

@@ -1,0 +1,114 @@
+"""`evaluate`: the contract of its numbers, and what may be asked for besides."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.evaluation import invent_predictions, invent_truth
+from qamdetr import cli
+from qamdetr.data.manifest import PredictionEntry, QueryEntry, write_manifest, write_predictions
+from qamdetr.evaluation.metrics import METRICS, evaluate
+
+
+def test_evaluate_prints_the_contract(tmp_path, capsys):
+    write_manifest(
+        tmp_path / "t.jsonl", [QueryEntry("1", "q", "v", 60.0, ((0.0, 10.0),), numeric_qid=True), QueryEntry("2", "q", "v", 60.0, ())]
+    )
+    windows = ((0.0, 8.0, 0.9),)
+    write_predictions(tmp_path / "p.jsonl", [PredictionEntry(qid, "q", "v", windows) for qid in "123"])
+    assert cli.main(["evaluate", str(tmp_path / "p.jsonl"), str(tmp_path / "t.jsonl"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    expected = {"R1@0.5": 100.0, "R1@0.7": 100.0, "mAP": 70.0, "mAP@0.5": 100.0, "mAP@0.75": 100.0, "num_queries": 1}
+    assert json.loads(out) == expected
+    assert "1 of 2 queries have no true windows" in err
+    assert "1 predictions belong to no query" in err
+    assert cli.main(["evaluate", str(tmp_path / "p.jsonl"), str(tmp_path / "t.jsonl")]) == 0
+    assert dict(line.split() for line in capsys.readouterr().out.splitlines()) == {
+        k: f"{v:.2f}" if k != "num_queries" else "1" for k, v in expected.items()
+    }
+
+
+def test_evaluate_agrees_with_the_official_evaluator(shared_dir, capsys):
+    data = shared_dir / "data"
+    predictions, truth = data / "official_baseline" / "castella_val_predictions.jsonl", data / "castella" / "val.jsonl"
+    assert cli.main(["evaluate", str(predictions), str(truth), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores == {"R1@0.5": 27.56, "R1@0.7": 16.19, "mAP": 11.44, "mAP@0.5": 24.02, "mAP@0.75": 10.26, "num_queries": 352}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Invented truth, predictions, and the same predictions with the order of their scores turned round."""
+    rng = np.random.default_rng(0)
+    truth = invent_truth(60, rng)
+    good = invent_predictions(truth, rng)
+    bad = [
+        dataclasses.replace(entry, pred_relevant_windows=tuple((s, e, 0.5) for s, e, _ in entry.pred_relevant_windows[::-1]))
+        for entry in good
+    ]
+    perfect = [
+        dataclasses.replace(e, pred_relevant_windows=tuple((*w, 1.0) for w in t.relevant_windows)) for e, t in zip(good, truth, strict=True)
+    ]
+    write_manifest(tmp_path / "truth.jsonl", truth)
+    for name, predictions in (("good", good), ("bad", bad), ("perfect", perfect)):
+        write_predictions(tmp_path / f"{name}.jsonl", predictions)
+    return {name: str(tmp_path / f"{name}.jsonl") for name in ("truth", "good", "bad", "perfect")}
+
+
+def run(capsys, *args):
+    status = cli.main(["evaluate", *args])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out, err
+
+
+def test_additions_leave_the_contract_as_it_is(files, tmp_path, capsys):
+    plain = json.loads(run(capsys, files["good"], files["truth"], "--json")[0])
+    figure = tmp_path / "figures" / "f.svg"
+    asked = ["--by-length", "--bootstrap", "50", "--against", files["perfect"], "--figure", str(figure), "--json"]
+    out, err = run(capsys, files["good"], files["truth"], *asked)
+    full = json.loads(out)
+    assert list(full) == [*plain, "by_length", "bootstrap", "against"]
+    assert {name: full[name] for name in plain} == plain
+    assert figure.read_text(encoding="utf-8").lstrip().startswith("<?xml")
+    assert str(figure) in err
+    for name in METRICS:
+        low, high = full["bootstrap"]["intervals"][name]
+        assert low <= plain[name] <= high
+        difference = full["against"]["differences"][name]
+        assert difference["difference"] == pytest.approx(plain[name] - full["against"]["scores"][name], abs=0.011)
+    assert full["against"]["scores"]["R1@0.7"] == 100
+    assert full["against"]["differences"]["R1@0.7"]["verdict"] == "worse"
+    assert run(capsys, files["good"], files["truth"], *asked)[0] == out, "the same seed gives the same numbers"
+
+
+def test_the_text_says_which_is_better(files, capsys):
+    out, _ = run(capsys, files["good"], files["truth"], "--against", files["perfect"], "--bootstrap", "200", "--by-length")
+    assert "R1@0.7: B is better than A by" in out
+    assert "95 %" in out
+    assert "10-30 s" in out
+    swapped, _ = run(capsys, files["perfect"], files["truth"], "--against", files["good"], "--bootstrap", "200")
+    assert "R1@0.7: A is better than B by" in swapped
+    itself, _ = run(capsys, files["good"], files["truth"], "--against", files["good"], "--bootstrap", "200")
+    assert itself.count("no difference shown") == len(METRICS)
+
+
+def test_mixed_up_files_are_noticed(files, tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    truth = [QueryEntry(f"q{i}", "a sound", f"other{i}", 300.0, ((0.0, 5.0),)) for i in range(4)]
+    write_manifest(tmp_path / "t.jsonl", truth)
+    predictions = [dataclasses.replace(entry, vid="v") for entry in invent_predictions(truth, rng)]
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    assert evaluate(predictions, truth)["num_queries"] == len(truth)
+    _, err = run(capsys, str(tmp_path / "p.jsonl"), str(tmp_path / "t.jsonl"))
+    assert f"{len(truth)} predictions name another recording" in err
+
+
+def test_a_faulty_second_file_is_named(files, tmp_path, told):
+    write_predictions(tmp_path / "short.jsonl", [PredictionEntry("q0", "q", "v0", ((0.0, 1.0, 1.0),))])
+    err = told("evaluate", files["good"], files["truth"], "--against", tmp_path / "short.jsonl")
+    assert "short.jsonl: 59 of 60 queries have no prediction" in err

@@ -1,0 +1,53 @@
+"""The figure: every format, one and two systems, names that matplotlib would read as something else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from benchmarks.evaluation import invent_predictions, invent_truth
+from qamdetr.errors import DataError
+from qamdetr.evaluation.figure import FIGURE_SUFFIXES, FigureSystem, curve_names, save_figure
+from qamdetr.evaluation.lengths import score_by_length
+from qamdetr.evaluation.matching import match
+from qamdetr.evaluation.metrics import query_scores
+from qamdetr.evaluation.resampling import bootstrap
+
+SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+
+
+@pytest.fixture(scope="module")
+def system():
+    rng = np.random.default_rng(0)
+    truth = invent_truth(12, rng)
+    matching = match(invent_predictions(truth, rng), truth)
+    scores = query_scores(matching)
+    return FigureSystem("A: run", scores, score_by_length(matching), bootstrap(scores, curve_names(), resamples=20))
+
+
+@pytest.mark.parametrize("suffix", FIGURE_SUFFIXES)
+def test_every_format_is_written_whole(system, tmp_path, suffix):
+    path = tmp_path / "new" / f"figure{suffix}"
+    save_figure([system], path)
+    assert path.read_bytes().startswith(SIGNATURES[suffix])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_two_systems_share_a_figure_whatever_their_names(system, tmp_path):
+    other = dataclasses.replace(system, label="_$odd$name", intervals={})
+    save_figure([system, other], tmp_path / "two.svg")
+    save_figure([system], tmp_path / "one.svg")
+    assert (tmp_path / "two.svg").stat().st_size > (tmp_path / "one.svg").stat().st_size
+
+
+def test_paths_that_cannot_be_figures_are_refused(system, tmp_path):
+    with pytest.raises(DataError, match=r"ends in '\.jpg'; a figure ends in one of \.png"):
+        save_figure([system], tmp_path / "f.jpg")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        save_figure([system], tmp_path / "folder.png")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="Cannot write"):
+        save_figure([system], tmp_path / "file" / "f.png")

@@ -1,0 +1,98 @@
+"""Intervals and paired tests: against formulas where there are some, and as invariants."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from qamdetr.errors import DataError
+from qamdetr.evaluation.matching import IOU_THRESHOLDS
+from qamdetr.evaluation.metrics import METRICS, QueryScores
+from qamdetr.evaluation.resampling import bootstrap, compare
+
+
+def scores_of(values, vids):
+    """Scores whose every metric is `values` (in [0, 1])."""
+    columns = np.repeat(np.asarray(values, dtype=float)[:, None], len(IOU_THRESHOLDS), axis=1)
+    return QueryScores(tuple(vids), columns, columns)
+
+
+def test_the_interval_is_that_of_the_mean():
+    """With one query per recording the bootstrap's interval nears the normal one."""
+    values = np.random.default_rng(0).random(400)
+    interval = bootstrap(scores_of(values, map(str, range(400))), resamples=4000)["mAP"]
+    low, high = stats.norm.interval(0.95, loc=100 * values.mean(), scale=100 * stats.sem(values))
+    assert interval.value == pytest.approx(100 * values.mean())
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.2)
+
+
+def test_queries_of_one_recording_do_not_count_as_independent():
+    values = np.random.default_rng(0).random(50)
+    alone = bootstrap(scores_of(values, map(str, range(50))), resamples=500)["R1@0.7"]
+    repeated = bootstrap(scores_of(np.repeat(values, 9), map(str, np.repeat(range(50), 9))), resamples=500)["R1@0.7"]
+    assert (repeated.low, repeated.high) == pytest.approx((alone.low, alone.high)), "copies add no evidence"
+
+
+def test_recordings_weigh_by_their_queries():
+    scores = scores_of([1, 1, 1, 0], ["a", "a", "a", "b"])
+    interval = bootstrap(scores, ["R1@0.5"], resamples=200)["R1@0.5"]
+    assert (interval.value, interval.low, interval.high) == (75, 0, 100)
+
+
+def test_the_p_value_is_the_share_of_sign_patterns():
+    rng = np.random.default_rng(3)
+    values, other = rng.random(8), rng.random(8)
+    sums = values - other
+    patterns = np.array(list(itertools.product([-1, 1], repeat=8)))
+    exact = np.mean(np.abs(patterns @ sums) >= abs(sums.sum()) - 1e-12)
+    vids = list("abcdefgh")
+    found = compare(scores_of(values, vids), scores_of(other, vids), ["mAP"], resamples=20_000)["mAP"]
+    assert found.p_value == pytest.approx(exact, abs=0.02)
+
+
+def test_a_clear_advantage_is_told_and_turns_round_with_the_order():
+    rng = np.random.default_rng(0)
+    vids = [str(i // 2) for i in range(80)]
+    low = rng.random(80) * 0.5
+    better, worse = scores_of(low + 0.3, vids), scores_of(low, vids)
+    forward, backward = compare(better, worse, resamples=300), compare(worse, better, resamples=300)
+    for name in METRICS:
+        assert forward[name].difference.value == pytest.approx(30)
+        assert (forward[name].verdict, backward[name].verdict) == ("better", "worse")
+        assert forward[name].p_value == backward[name].p_value == pytest.approx(1 / 301)
+        assert backward[name].difference.low == pytest.approx(-forward[name].difference.high)
+
+
+def test_a_system_does_not_differ_from_itself():
+    scores = scores_of(np.random.default_rng(0).random(20), map(str, range(20)))
+    for difference in compare(scores, scores, resamples=100).values():
+        assert (difference.difference.low, difference.difference.high, difference.p_value) == (0, 0, 1)
+        assert difference.verdict == "undecided"
+
+
+def test_chance_is_called_better_about_one_time_in_twenty():
+    rng = np.random.default_rng(0)
+    vids = [str(i // 3) for i in range(90)]
+    called = [
+        compare(scores_of(rng.random(90), vids), scores_of(rng.random(90), vids), ["mAP"], resamples=400)["mAP"].verdict != "undecided"
+        for _ in range(200)
+    ]
+    assert np.mean(called) < 0.1
+
+
+def test_the_seed_decides_the_draws():
+    scores = scores_of(np.random.default_rng(0).random(30), map(str, range(30)))
+    assert bootstrap(scores, resamples=700, seed=1) == bootstrap(scores, resamples=700, seed=1)
+    assert bootstrap(scores, resamples=700, seed=1) != bootstrap(scores, resamples=700, seed=2)
+
+
+def test_what_cannot_be_resampled_is_refused():
+    with pytest.raises(DataError, match="one recording; resampling needs at least 2"):
+        bootstrap(scores_of([1, 0], ["a", "a"]))
+    with pytest.raises(DataError, match="number of resamples is 0"):
+        bootstrap(scores_of([1, 0], ["a", "b"]), resamples=0)
+    with pytest.raises(DataError, match="one ground truth"):
+        compare(scores_of([1, 0], ["a", "b"]), scores_of([1, 0, 1], ["a", "b", "c"]))

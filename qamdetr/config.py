@@ -227,7 +227,8 @@ def _find(name: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    known = ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("*.yaml")))
+    # Files that begin with `_` are parts of others.
+    known = ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("[!_]*.yaml")))
     raise ConfigError(f"No config {name!r}: give a YAML file or one of {known}.")
 
 
@@ -250,7 +251,7 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 def _parents(path: Path, extends: object) -> list[str]:
     """Names that a file extends, in the order in which they apply."""
-    names = extends if isinstance(extends, list) else [] if extends is None else [extends]
+    names: list[Any] = extends if isinstance(extends, list) else [] if extends is None else [extends]
     if not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
             f"{path}: `extends` is {extends!r}; it must be the name of a config, or a list of names, of which later ones win."

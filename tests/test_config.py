@@ -70,6 +70,33 @@ def test_extends_is_a_chain_of_small_diffs(tmp_path: Path) -> None:
     assert (config.model.dim, config.model.num_heads, config.train.epochs, config.train.seed) == (32, 4, 5, 7)
 
 
+def test_extends_takes_several_and_later_ones_win(tmp_path: Path) -> None:
+    write(tmp_path, "root", "model: {dim: 64, ffn_dim: 128}")
+    write(tmp_path, "small", "extends: root\nmodel: {dim: 32, audio_streams: {x: 3, y: 4}}\ntrain: {epochs: 5, seed: 1}")
+    write(tmp_path, "data", "model: {audio_streams: {z: 5}}\ntrain: {epochs: 9}\ndata: {combo: B}")
+    leaf = load_config(write(tmp_path, "leaf", "extends: [small, data]\ntrain: {seed: 7}"))
+    assert (leaf.model.dim, leaf.model.ffn_dim, leaf.train.epochs, leaf.train.seed, leaf.data.combo) == (32, 128, 9, 7, "B")
+    # Sections merge; a mapping inside a section is one value.
+    assert leaf.model.audio_streams == {"z": 5}
+    other = load_config(write(tmp_path, "other", "extends: [data, small]"))
+    assert (other.train.epochs, other.train.seed, other.model.audio_streams) == (5, 1, {"x": 3, "y": 4})
+
+
+def test_two_ways_to_the_same_parent_are_no_circle(tmp_path: Path) -> None:
+    write(tmp_path, "root", "model: {dim: 64}\ntrain: {epochs: 3}")
+    write(tmp_path, "left", "extends: root\nmodel: {dim: 32}")
+    write(tmp_path, "right", "extends: root\ntrain: {epochs: 4}")
+    config = load_config(write(tmp_path, "leaf", "extends: [right, left]"))
+    # The last parent brings its whole chain, `root` included.
+    assert (config.model.dim, config.train.epochs) == (32, 3)
+
+
+@pytest.mark.parametrize("value", ["5", "{base: pocket}", "[pocket, 3]", "['']", "true"])
+def test_extends_that_names_nothing_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"`extends` is .*; it must be the name of a config, or a list of names"):
+        load_config(write(tmp_path, "bad", f"extends: {value}"))
+
+
 def test_extends_finds_shipped_configs_by_name(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "mine", "extends: pocket\nmodel: {dim: 64}"))
     assert config.model.dim == 64
@@ -81,6 +108,9 @@ def test_circular_extends_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "b", "extends: a")
     with pytest.raises(ConfigError, match="goes round in a circle"):
         load_config(tmp_path / "a.yaml")
+    write(tmp_path, "c", "extends: [pocket, c]")
+    with pytest.raises(ConfigError, match="goes round in a circle"):
+        load_config(tmp_path / "c.yaml")
 
 
 def test_extending_nothing_known_lists_what_is() -> None:

@@ -115,9 +115,10 @@ def _scan_reference(
     driven = (dt * u)[..., None] * B[:, :, None, :]
     h = torch.zeros_like(decay[:, 0])
     outputs = []
-    for t in range(u.shape[1]):
-        h = decay[:, t] * h + driven[:, t]
-        outputs.append((h * C[:, t, None, :]).sum(dim=-1))
+    # Unbound once: the gradient of `decay[:, t]` would be a tensor of all steps, at every step.
+    for decay_t, driven_t, C_t in zip(decay.unbind(1), driven.unbind(1), C.unbind(1), strict=True):
+        h = decay_t * h + driven_t
+        outputs.append((h * C_t[:, None, :]).sum(dim=-1))
     y = torch.stack(outputs, dim=1) + D * u
     return (y if z is None else y * functional.silu(z)), h
 

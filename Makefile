@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: app test check format bench first-light train-smoke clean
+.PHONY: app test check format bench first-light ladder-scenes train-smoke clean
 
 app: .venv/.runtime
 	$(BIN)/python app.py
@@ -28,6 +28,8 @@ train-smoke: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.scan
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.train_step
 
 # Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores), then measures.
 # docs/pocket.md explains the steps. REAL: folder with esc10, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach
@@ -53,6 +55,18 @@ first-light: .venv/.train
 	$(BIN)/python -m qamdetr.training.publish runs/qam-detr-pocket --output checkpoints/qam-detr-pocket
 	$(BIN)/python -m qamdetr.training.sound_bank.examples --bank build/sounds --output assets
 	$(BIN)/python -m benchmarks.first_light --esc10 $(REAL)/esc10
+
+# Scenes of the ablation ladder and their features; docs/ladder.md says what is run on them. Needs the sound bank (first lines above).
+LADDER = $(BIN)/python -m qamdetr synthesize --clips build/sounds/scenes-$(1) --output build/ladder/$(1) --name $(1) \
+	--min-scene-seconds 60 --max-scene-seconds 120 --min-groups 3 --max-groups 6 --num-workers 2
+
+ladder-scenes: .venv/.runtime
+	$(call LADDER,train) --backgrounds build/sounds/backgrounds-train --num-scenes 1200 --seed 11
+	$(call LADDER,val) --backgrounds build/sounds/backgrounds-heldout --num-scenes 200 --seed 12
+	$(call LADDER,test) --backgrounds build/sounds/backgrounds-heldout --num-scenes 240 --seed 13
+	for set in train val test; do \
+		$(BIN)/python -m qamdetr extract --manifest build/ladder/$$set/manifest.jsonl --feature-dir build/ladder/features || exit; \
+	done
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.11")'

@@ -7,15 +7,19 @@ import logging
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from accelerate import PartialState
 
-from qamdetr.config import load_config
-from qamdetr.errors import QamDetrError
+from qamdetr.config import Config, load_config
+from qamdetr.data.report import data_report
+from qamdetr.errors import ConfigError, QamDetrError
 from qamdetr.training.checkpoint import Run
 from qamdetr.training.loop import train
+from qamdetr.training.seeds import seeds_table, train_seeds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,11 +36,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     source.add_argument("--config", metavar="NAME", help="a name in qamdetr/configs or a YAML file")
     source.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue a run that was stopped")
     parser.add_argument("--set", metavar="a.b=c", dest="overrides", action="append", default=[], help="change one setting; repeatable")
+    parser.add_argument("--init-from", metavar="NAME_OR_DIR", help="begin with the weights of a checkpoint (pretrain, then fine-tune)")
     parser.add_argument("--name", metavar="RUN_NAME", help="name of the run's folder (default: config, seed and time)")
+    parser.add_argument(
+        "--seeds", metavar="SEED", type=int, nargs="+", help="train with each, one after the other; the same command continues after a stop"
+    )
+    parser.add_argument("--data-report", action="store_true", help="print what the manifests hold, and stop")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: what PyTorch or OMP_NUM_THREADS says)")
     arguments = parser.parse_args(argv)
-    if arguments.resume and (arguments.overrides or arguments.name):
-        parser.error("--resume continues a run as it was configured; leave out --set and --name, or start a new run.")
+    of_new_runs = (arguments.overrides, arguments.name, arguments.init_from, arguments.seeds, arguments.data_report)
+    if arguments.resume and any(of_new_runs):
+        parser.error("--resume continues a run as it was configured; give it alone (or with --threads), or start a new run with --config.")
     if arguments.name is not None and (not arguments.name or Path(arguments.name).name != arguments.name):
         parser.error(f"--name is {arguments.name!r}; it becomes one folder in train.output_dir: use letters, digits, - and _.")
     if arguments.threads is not None and arguments.threads < 1:
@@ -45,7 +55,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Run one training; returns the exit status."""
+    """Run one training, or one per seed; returns the exit status."""
     arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments.threads:
@@ -55,15 +65,40 @@ def main(argv: list[str]) -> int:
         if arguments.resume:
             run = Run.open(arguments.resume)
             train(run.config(), run.directory, resume=True, command=command)
+            sys.stderr.write(f"best checkpoint: {run.best_dir}\n")
         else:
             config = load_config(arguments.config, arguments.overrides)
-            name = arguments.name or f"{Path(arguments.config).stem}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-            run = train(config, Path(config.train.output_dir) / name, command=command)
+            if arguments.init_from:
+                config = replace(config, train=replace(config.train, init_from=arguments.init_from))
+            _start(arguments, config, command)
+        PartialState().destroy_process_group()
     except QamDetrError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stderr.write(f"best checkpoint: {run.best_dir}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "\nstopped: continue with --resume RUN_DIR; with --seeds, give the same command again.\n"
+        )
+        return 130
     return 0
+
+
+def _start(arguments: argparse.Namespace, config: Config, command: str) -> None:
+    """Do what the command line asks of a configuration."""
+    stem = Path(arguments.config).stem
+    if arguments.data_report:
+        manifests = [manifest for manifest in (config.data.train_manifest, config.data.val_manifest) if manifest]
+        if not manifests:
+            raise ConfigError("data.train_manifest and data.val_manifest are empty; name a JSONL manifest to report on.")
+        sys.stdout.write(data_report(list(dict.fromkeys(manifests))) + "\n")
+    elif arguments.seeds:
+        summary = train_seeds(config, arguments.name or stem, arguments.seeds, command=command)
+        if PartialState().is_main_process:
+            sys.stdout.write(seeds_table(summary) + "\n")
+    else:
+        name = arguments.name or f"{stem}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = train(config, Path(config.train.output_dir) / name, command=command)
+        sys.stderr.write(f"best checkpoint: {run.best_dir}\n")
 
 
 if __name__ == "__main__":

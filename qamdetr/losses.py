@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,18 @@ from qamdetr.types import Batch, DecoderOutput, ModelOutput, Targets
 FOREGROUND, BACKGROUND = 0, 1
 """Columns of `DecoderOutput.logits`."""
 
+Normaliser = Callable[[int], "float | Tensor"]
+"""Gives what a sum over `count` values of this process is divided by: the mean count of all processes.
+
+Data-parallel training averages over the processes, so what comes out is the sum over all values divided by their number, as one process
+with the whole batch would have it. Every process calls it equally often and in the same order, also where it holds no value.
+"""
+
+
+def own_count(count: int) -> float:
+    """Divide by the count itself: one process holds all values (`Normaliser`)."""
+    return float(max(count, 1))
+
 
 @dataclass(frozen=True)
 class _Pairs:
@@ -26,7 +39,9 @@ class _Pairs:
     span: Tensor
 
 
-def compute_losses(output: ModelOutput, batch: Batch, targets: Targets, config: LossConfig) -> dict[str, Tensor]:
+def compute_losses(
+    output: ModelOutput, batch: Batch, targets: Targets, config: LossConfig, normaliser: Normaliser = own_count
+) -> dict[str, Tensor]:
     """Match, then compute every part.
 
     Args:
@@ -34,6 +49,7 @@ def compute_losses(output: ModelOutput, batch: Batch, targets: Targets, config: 
         batch: Only its audio mask is read.
         targets: Ground truth.
         config: Weights.
+        normaliser: Divides the sums; several processes that share a batch give one that joins their counts.
 
     Returns:
         Unweighted parts `label, span, giou, saliency`, `quality` with that head, and per earlier decoder layer `label_aux0, span_aux0,
@@ -44,15 +60,16 @@ def compute_losses(output: ModelOutput, batch: Batch, targets: Targets, config: 
     *early, last = match_layers([*auxiliary, output.decoder], targets, config)
     parts: dict[str, Tensor] = {}
     pairs = _flatten(last, targets)
-    parts["label"] = _label_part(output.decoder, pairs, targets, config)
-    parts["span"], parts["giou"] = span_losses(output.decoder, pairs, targets)
+    parts["label"] = _label_part(output.decoder, pairs, targets, config, normaliser)
+    parts["span"], parts["giou"] = span_losses(output.decoder, pairs, targets, normaliser)
     if output.decoder.quality_logits is not None:
-        parts["quality"] = quality_loss(output.decoder, pairs, targets, all_moment_queries=config.quality_targets == "all")
-    parts["saliency"] = saliency_loss(output, batch.audio_mask, targets, config)
+        to_all = config.quality_targets == "all"
+        parts["quality"] = quality_loss(output.decoder, pairs, targets, normaliser, all_moment_queries=to_all)
+    parts["saliency"] = saliency_loss(output, batch.audio_mask, targets, config, normaliser)
     for index, (layer, assignment) in enumerate(zip(auxiliary, early, strict=True)):
         aux_pairs = _flatten(assignment, targets)
-        parts[f"label_aux{index}"] = _label_part(layer, aux_pairs, targets, config)
-        parts[f"span_aux{index}"], parts[f"giou_aux{index}"] = span_losses(layer, aux_pairs, targets)
+        parts[f"label_aux{index}"] = _label_part(layer, aux_pairs, targets, config, normaliser)
+        parts[f"span_aux{index}"], parts[f"giou_aux{index}"] = span_losses(layer, aux_pairs, targets, normaliser)
     weights = {
         "label": config.label,
         "span": config.span,
@@ -61,10 +78,10 @@ def compute_losses(output: ModelOutput, batch: Batch, targets: Targets, config: 
         "saliency": config.saliency,
     }
     total = torch.stack([weights[name.split("_aux")[0]] * part for name, part in parts.items()]).sum()
-    return {**parts, "total": total, "class_error": _class_error(output.decoder, pairs)}
+    return {**parts, "total": total, "class_error": _class_error(output.decoder, pairs, normaliser)}
 
 
-def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float) -> Tensor:
+def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float, normaliser: Normaliser = own_count) -> Tensor:
     """Cross-entropy of foreground (matched) against background (all other moment queries), background weighted down.
 
     Source: the baseline; the mean is over all moment queries, not over their weights.
@@ -72,10 +89,13 @@ def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float) ->
     labels = torch.full(layer.logits.shape[:2], BACKGROUND, device=layer.logits.device)
     labels[pairs.item, pairs.moment_query] = FOREGROUND
     weight = layer.logits.new_tensor([1.0, background_weight])
-    return F.cross_entropy(layer.logits.flatten(0, 1), labels.flatten(), weight, reduction="none").mean()
+    loss = F.cross_entropy(layer.logits.flatten(0, 1), labels.flatten(), weight, reduction="none").mean()
+    return loss * _share(labels.numel(), normaliser)
 
 
-def varifocal_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+def varifocal_loss(
+    layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count, *, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
     """Label loss that teaches the foreground probability the IoU: matched moment queries count by their IoU, others by their mistake.
 
     A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The mean
@@ -85,6 +105,7 @@ def varifocal_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, alpha:
         layer: Its logits are read; its spans, detached, give the IoU.
         pairs: Matched pairs.
         targets: Ground truth.
+        normaliser: See `compute_losses`.
         alpha: Weight of the unmatched.
         gamma: How much the easy ones among the unmatched are played down.
 
@@ -99,21 +120,24 @@ def varifocal_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, alpha:
     matched[pairs.item, pairs.moment_query] = True
     weight = torch.where(matched, goal, alpha * logits.detach().sigmoid() ** gamma)
     loss = weight * F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-    return loss.mean()
+    return loss.sum() / normaliser(loss.numel())
 
 
-def span_losses(layer: DecoderOutput, pairs: _Pairs, targets: Targets) -> tuple[Tensor, Tensor]:
+def span_losses(layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count) -> tuple[Tensor, Tensor]:
     """L1 distance on (centre, width), and 1 - gIoU; both mean over the matched pairs, 0 where there are none."""
     predicted, truth = _matched(layer, pairs, targets)
+    share = _share(predicted.shape[0], normaliser)
     if predicted.shape[0] == 0:
         # Keeps the graph whole, so that data-parallel training finds a gradient for every parameter.
         nothing = layer.spans_cxw.sum() * 0.0
         return nothing, nothing
     overlap = giou(span_cxw_to_xx(predicted), span_cxw_to_xx(truth))
-    return F.l1_loss(predicted, truth), (1.0 - overlap).mean()
+    return F.l1_loss(predicted, truth) * share, (1.0 - overlap).mean() * share
 
 
-def quality_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, *, all_moment_queries: bool = False) -> Tensor:
+def quality_loss(
+    layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count, *, all_moment_queries: bool = False
+) -> Tensor:
     """Regression of the quality to the IoU of the predicted span, which is detached: quality never moves a span.
 
     Cross-entropy with the IoU as a soft target: it is least at the expected IoU, like a squared error, but its gradient does not
@@ -123,22 +147,31 @@ def quality_loss(layer: DecoderOutput, pairs: _Pairs, targets: Targets, *, all_m
         layer: Needs `quality_logits`.
         pairs: Matched pairs.
         targets: Ground truth.
+        normaliser: See `compute_losses`.
         all_moment_queries: Off (the report's): matched pairs learn the IoU with their own span. On: every moment query learns its
             best IoU with any span of its item, 0 where the item has none.
     """
     if layer.quality_logits is None:
         raise ValueError("quality_loss needs a decoder output with quality_logits.")
     if all_moment_queries:
-        return F.binary_cross_entropy_with_logits(layer.quality_logits, _best_iou(layer, targets))
+        loss = F.binary_cross_entropy_with_logits(layer.quality_logits, _best_iou(layer, targets))
+        return loss * _share(layer.quality_logits.numel(), normaliser)
     predicted, truth = _matched(layer, pairs, targets)
+    share = _share(predicted.shape[0], normaliser)
     if predicted.shape[0] == 0:
         return layer.quality_logits.sum() * 0.0
     target = iou(span_cxw_to_xx(predicted.detach()), span_cxw_to_xx(truth))
-    return F.binary_cross_entropy_with_logits(layer.quality_logits[pairs.item, pairs.moment_query], target)
+    return F.binary_cross_entropy_with_logits(layer.quality_logits[pairs.item, pairs.moment_query], target) * share
 
 
 def saliency_loss(
-    output: ModelOutput, mask: Tensor, targets: Targets, config: LossConfig, *, sampled: tuple[Tensor, Tensor] | None = None
+    output: ModelOutput,
+    mask: Tensor,
+    targets: Targets,
+    config: LossConfig,
+    normaliser: Normaliser = own_count,
+    *,
+    sampled: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Sum of the saliency terms: hinge, rank-contrastive, and "the query is absent"; plus a cross-entropy per clip where switched on.
 
@@ -150,21 +183,29 @@ def saliency_loss(
         mask: `(batch, clips)` bool, True = valid.
         targets: Saliency labels of all windows.
         config: Margin, temperature, weights.
+        normaliser: See `compute_losses`.
         sampled: Clip indices `(batch, pairs)` of positives and of negatives for the hinge, as the baseline samples them; default all
             pairs, whose mean is what sampling estimates.
     """
     labels = targets.saliency
     positive = mask & (labels > 0) & (labels >= 0.5 * labels.amax(dim=1, keepdim=True))
-    hinge = saliency_hinge(output.saliency, positive, mask & ~positive, config.saliency_margin, sampled)
-    contrast = saliency_contrast(output, positive, mask, targets, config.saliency_temperature)
-    loss = hinge + config.saliency_contrast * contrast + _absence(output, mask, targets, config)
+    hinge = saliency_hinge(output.saliency, positive, mask & ~positive, config.saliency_margin, sampled, normaliser)
+    contrast = saliency_contrast(output, positive, mask, targets, config.saliency_temperature, normaliser)
+    loss = hinge + config.saliency_contrast * contrast + _absence(output, mask, targets, config, normaliser)
     if config.saliency_clip > 0:
-        loss = loss + config.saliency_clip * F.binary_cross_entropy_with_logits(output.saliency[mask], labels[mask])
+        scores = output.saliency[mask]
+        per_clip = F.binary_cross_entropy_with_logits(scores, labels[mask]) * _share(scores.numel(), normaliser)
+        loss = loss + config.saliency_clip * per_clip
     return loss
 
 
 def saliency_hinge(
-    scores: Tensor, positive: Tensor, negative: Tensor, margin: float, sampled: tuple[Tensor, Tensor] | None = None
+    scores: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float,
+    sampled: tuple[Tensor, Tensor] | None = None,
+    normaliser: Normaliser = own_count,
 ) -> Tensor:
     """Positive clips should score `margin` above negative ones: twice the mean hinge over pairs (the baseline's scale).
 
@@ -174,22 +215,27 @@ def saliency_hinge(
         negative: `(batch, clips)` bool.
         margin: In units of the score.
         sampled: See `saliency_loss`.
+        normaliser: See `compute_losses`.
     """
     if sampled is not None:
         high, low = (scores.gather(1, index) for index in sampled)
-        return 2.0 * (margin + low - high).clamp(min=0.0).mean()
+        return 2.0 * (margin + low - high).clamp(min=0.0).mean() * _share(high.numel(), normaliser)
     has_pairs = positive.any(dim=1) & negative.any(dim=1)
-    if not bool(has_pairs.any()):
+    num_items = int(has_pairs.sum())
+    share = _share(num_items, normaliser)
+    if num_items == 0:
         return scores.new_zeros(())
     scores, positive, negative = scores[has_pairs], positive[has_pairs], negative[has_pairs]
     low = scores.masked_fill(~negative, 0.0)[:, None, :]
     high = scores.masked_fill(~positive, 0.0)[:, :, None]
     pairs = (positive[:, :, None] & negative[:, None, :]).to(scores.dtype)
     violation = (margin + low - high).clamp(min=0.0) * pairs
-    return 2.0 * (violation.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean()
+    return 2.0 * (violation.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean() * share
 
 
-def saliency_contrast(output: ModelOutput, positive: Tensor, mask: Tensor, targets: Targets, temperature: float) -> Tensor:
+def saliency_contrast(
+    output: ModelOutput, positive: Tensor, mask: Tensor, targets: Targets, temperature: float, normaliser: Normaliser = own_count
+) -> Tensor:
     """Rank-contrastive loss: positive clips against all clips of the item, and against the same clips under a wrong query.
 
     Per item `-mean over positive clips of log softmax(score / temperature)`; items without positive clips count as 0 in the mean.
@@ -208,10 +254,10 @@ def saliency_contrast(output: ModelOutput, positive: Tensor, mask: Tensor, targe
     log_share = logits - everything.logsumexp(dim=1, keepdim=True)
     count = positive.sum(dim=1)
     per_item = -log_share.masked_fill(~positive, 0.0).sum(dim=1) / count.clamp(min=1)
-    return per_item.mean()
+    return per_item.mean() * _share(per_item.numel(), normaliser)
 
 
-def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossConfig) -> Tensor:
+def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossConfig, normaliser: Normaliser) -> Tensor:
     """`-log(1 - sigmoid(score))` over all clips of recordings in which the query is absent: negative pairs, and items without windows.
 
     Source: QD-DETR, which sums over clips; `LossConfig.saliency_negative` can take the mean, so that long recordings count no more.
@@ -221,18 +267,24 @@ def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossCo
     if output.negative_saliency is not None and output.negative_mask is not None:
         scores = torch.cat([scores, output.negative_saliency])
         valid = torch.cat([valid, output.negative_mask])
+    share = _share(scores.shape[0], normaliser)
     if scores.shape[0] == 0:
         return output.saliency.new_zeros(())
     per_item = F.softplus(scores.masked_fill(~valid, 0.0)).masked_fill(~valid, 0.0).sum(dim=1)
     if config.saliency_negative == "mean":
         per_item = per_item / valid.sum(dim=1).clamp(min=1)
-    return per_item.mean()
+    return per_item.mean() * share
 
 
-def _label_part(layer: DecoderOutput, pairs: _Pairs, targets: Targets, config: LossConfig) -> Tensor:
+def _label_part(layer: DecoderOutput, pairs: _Pairs, targets: Targets, config: LossConfig, normaliser: Normaliser) -> Tensor:
     if config.label_loss == "varifocal":
-        return varifocal_loss(layer, pairs, targets)
-    return label_loss(layer, pairs, config.background_weight)
+        return varifocal_loss(layer, pairs, targets, normaliser)
+    return label_loss(layer, pairs, config.background_weight, normaliser)
+
+
+def _share(count: int, normaliser: Normaliser) -> float | Tensor:
+    """Turn a mean over `count` values of this process into their sum over what `normaliser` gives; exactly 1 in a single process."""
+    return count / normaliser(count)
 
 
 def _flatten(assignment: Assignment, targets: Targets) -> _Pairs:
@@ -264,8 +316,9 @@ def _best_iou(layer: DecoderOutput, targets: Targets) -> Tensor:
     return F.pad(overlap, (0, 1)).amax(dim=-1)
 
 
-def _class_error(layer: DecoderOutput, pairs: _Pairs) -> Tensor:
+def _class_error(layer: DecoderOutput, pairs: _Pairs, normaliser: Normaliser) -> Tensor:
     matched = layer.logits.detach()[pairs.item, pairs.moment_query]
+    share = _share(matched.shape[0], normaliser)
     if matched.shape[0] == 0:
         return layer.logits.new_zeros(())
-    return 100.0 * (matched.argmax(dim=-1) != FOREGROUND).float().mean()
+    return 100.0 * (matched.argmax(dim=-1) != FOREGROUND).float().mean() * share

@@ -227,3 +227,39 @@ def test_quality_loss_without_the_head_is_a_programming_error():
     nothing = torch.zeros(0, dtype=torch.long)
     with pytest.raises(ValueError, match="quality_logits"):
         losses.quality_loss(replace(output.decoder, quality_logits=None), losses._Pairs(nothing, nothing, nothing), targets)
+
+
+def test_varifocal_loss_by_hand():
+    # Slot 0 is matched with IoU 0.5, slot 1 is a confident mistake, slot 2 a harmless one.
+    logits = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [-3.0, 0.0]]], requires_grad=True)
+    layer = DecoderOutput(logits, torch.tensor([[[0.25, 0.5], [0.5, 0.1], [0.5, 0.1]]]), None)
+    targets = Targets(torch.tensor([[0.375, 0.25]]), (1,), torch.zeros(1, 4), torch.tensor([-1]))
+    pairs = losses._Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    p = torch.tensor([1.0, 3.0, -3.0]).sigmoid()
+    matched = -0.5 * (0.5 * p[0].log() + 0.5 * (1 - p[0]).log())
+    others = -0.75 * p[1:] ** 2 * (1 - p[1:]).log()
+    torch.testing.assert_close(losses.varifocal_loss(layer, pairs, targets), (matched + others.sum()) / 3)
+
+
+def test_varifocal_teaches_the_foreground_probability_the_iou():
+    logits = torch.zeros(1, 2, 2, requires_grad=True)
+    spans = torch.tensor([[[0.25, 0.5], [0.9, 0.1]]])
+    targets = Targets(torch.tensor([[0.325, 0.35]]), (1,), torch.zeros(1, 4), torch.tensor([-1]))
+    pairs = losses._Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(400):
+        optimizer.zero_grad()
+        losses.varifocal_loss(DecoderOutput(logits, spans, None), pairs, targets).backward()
+        optimizer.step()
+    foreground = logits.detach().softmax(-1)[0, :, losses.FOREGROUND]
+    assert float(foreground[0]) == pytest.approx(0.7, abs=0.01)
+    assert float(foreground[1]) < 0.1
+
+
+def test_varifocal_replaces_the_label_loss_and_nothing_else():
+    output, batch, targets, _ = make_case()
+    plain = losses.compute_losses(output, batch, targets, CONFIG)
+    varifocal = losses.compute_losses(output, batch, targets, replace(CONFIG, label_loss="varifocal"))
+    changed = {name for name in plain if not torch.equal(plain[name], varifocal[name])}
+    assert changed == {"label", "label_aux0", "total"}
+    assert bool(torch.isfinite(varifocal["total"]))

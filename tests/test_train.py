@@ -15,7 +15,10 @@ from train import main
         (["--config", "nope"], "No config 'nope'"),
         (["--config", "pocket", "--set", "train.epoch=3"], "Unknown key 'train.epoch'"),
         (["--config", "pocket", "--set", "data.train_manifest="], "data.train_manifest"),
-        (["--config", "pocket", "--set", "data.train_manifest=gone.jsonl"], "Cannot read gone.jsonl"),
+        (["--config", "pocket", "--set", "data.train_manifest=gone.jsonl"], "data.train_manifest=gone.jsonl"),
+        (["--config", "pocket", "--set", "train.tracker=tensorbord"], "'tensorbord'"),
+        (["--config", "pocket", "--data-report", "--set", "data.train_manifest=''", "--set", "data.val_manifest=''"], "are empty"),
+        (["--config", "pocket", "--seeds", "1", "1"], "each seed once"),
         (["--resume", "nowhere"], "nowhere holds no run"),
     ],
 )
@@ -33,7 +36,16 @@ def test_mistakes_give_one_line_and_exit_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--config", "pocket", "--resume", "x"], ["--resume", "x", "--set", "a.b=c"], ["--config", "pocket", "--threads", "0"]],
+    [
+        [],
+        ["--config", "pocket", "--resume", "x"],
+        ["--resume", "x", "--set", "a.b=c"],
+        ["--resume", "x", "--seeds", "1"],
+        ["--resume", "x", "--init-from", "y"],
+        ["--resume", "x", "--data-report"],
+        ["--config", "pocket", "--seeds"],
+        ["--config", "pocket", "--threads", "0"],
+    ],
 )
 def test_impossible_combinations_of_arguments_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

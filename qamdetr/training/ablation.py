@@ -1,6 +1,6 @@
 """Trains the ladder of Table 1, and what may be better than the report, over several seeds; run by run, so it can be stopped any time.
 
-    python -m qamdetr.training.ablation --test MANIFEST [--plan ladder|switches|all] [--seeds 0 1 2] [--output runs/ladder]
+    python -m qamdetr.training.ablation --test MANIFEST [--plan ladder|switches|chosen|all] [--seeds 0 1 2] [--output runs/ladder]
 
 Every run is a `train.py` of its own in `OUTPUT/<variant>-s<seed>`. Runs that are done are skipped and interrupted ones resumed, so the same
 command continues after a stop. Then the run's best checkpoint is scored on its validation set and on the test manifest
@@ -78,7 +78,16 @@ SWITCHES = (
 )
 """Each changes one thing of the full model; `posterior` is what segments can be read off, and is read with and without them."""
 
-PLANS = {"ladder": LADDER, "switches": SWITCHES, "all": LADDER + SWITCHES}
+CHOSEN = Variant(
+    "chosen",
+    "all that won, together",
+    FULL.config,
+    ("loss.quality_targets=all", "model.encoder_layers=1", "loss.saliency_clip=1", "loss.saliency_negative=mean"),
+    {"decoder": (), "pooled": _POOLED},
+)
+"""What `qamdetr/configs/pocket.yaml` takes over from the switches."""
+
+PLANS = {"ladder": LADDER, "switches": SWITCHES, "chosen": (CHOSEN,), "all": (*LADDER, *SWITCHES, CHOSEN)}
 
 
 def run_plan(variants: Sequence[Variant], seeds: Sequence[int], output: Path, test_manifest: Path, overrides: Sequence[str] = ()) -> None:

@@ -6,32 +6,56 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import LoggerType, broadcast_object_list, set_seed
-from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from accelerate.utils import broadcast_object_list, set_seed
+from torch import Tensor
 from tqdm import tqdm
 
 from qamdetr.config import Config, TrainConfig
 from qamdetr.data.collate import LabelledBatch
-from qamdetr.errors import CheckpointError, ConfigError, DataError
-from qamdetr.inference.pretrained import load_pretrained
-from qamdetr.losses import compute_losses
+from qamdetr.errors import ConfigError, QamDetrError
+from qamdetr.losses import Normaliser, compute_losses
 from qamdetr.models.qam_detr import QamDetr
-from qamdetr.training.checkpoint import Progress, Run
+from qamdetr.training.checkpoint import Progress, Run, saving
 from qamdetr.training.data import TrainingData, load_data
 from qamdetr.training.model_card import model_card
+from qamdetr.training.optimisation import initialise, make_optimizer, make_schedule, update_average
+from qamdetr.training.parallel import batches_after, make_accelerator, make_normaliser, share_loader
+from qamdetr.training.precision import in_float32
+from qamdetr.training.tracking import end_tracker, epoch_line, start_tracker, track
 from qamdetr.training.validation import Validation, validate
 
 _BAR_EVERY_STEPS = 10
 """How often the loss is read back for the progress bar; each time a GPU must wait."""
+
+
+@dataclass
+class _Training:
+    """A run in memory: what it was told, and all that changes while it goes on."""
+
+    config: Config
+    run: Run
+    data: TrainingData
+    accelerator: Accelerator
+    normaliser: Normaliser
+    model: Any  # Accelerate's wrappers have no types
+    average: QamDetr | None
+    optimizer: Any
+    schedule: Any
+    train_loader: Any
+    val_loader: Any
+    progress: Progress
+
+    @property
+    def evaluated(self) -> QamDetr:
+        """The weights that are validated and shipped: the averaged ones where there are any."""
+        model: QamDetr = self.accelerator.unwrap_model(self.model) if self.average is None else self.average
+        return model
 
 
 def train(config: Config, directory: Path, *, resume: bool = False, command: str = "") -> Run:
@@ -43,189 +67,174 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
     Args:
         config: The experiment; when resuming, the configuration of the run (`Run.config`).
         directory: The run's folder.
-        resume: Continue from the last saved epoch.
+        resume: Continue from the last saved step; a run that is finished is left as it is.
         command: How the run was started, for its model card.
 
     Raises:
-        QamDetrError: The user's mistakes: configuration, data, missing features, a folder that is taken, a full disk.
+        QamDetrError: The user's mistakes: configuration, data, missing features, a folder that is taken, a full disk, a run that
+            cannot be continued because its configuration, its data or the number of processes changed.
     """
-    accelerator = _make_accelerator(config.train, directory)
+    if resume and Run(directory).finished:
+        return Run.open(directory)
+    training = _prepare(config, directory, resume=resume, command=command)
+    run, progress = training.run, training.progress
+    start_tracker(training.accelerator, config.train, progress.epoch)
+    while not _is_over(config.train, progress):
+        started = time.perf_counter() - progress.seconds
+        losses = _train_epoch(training, started)
+        validation = validate(training.evaluated, training.val_loader, training.data.val.entries, config.inference, training.accelerator)
+        progress.finish_epoch()
+        is_best = validation.rank > progress.best_rank
+        if is_best:
+            progress.best, progress.best_rank, progress.best_epoch = validation.metrics, validation.rank, progress.epoch
+        if training.accelerator.is_main_process:
+            if is_best:
+                _save_best(training, validation)
+            row = _metrics_row(training, losses, validation, time.perf_counter() - started)
+            run.log_metrics(row)
+            training.accelerator.print(epoch_line(row, config.train.epochs, is_best=is_best))
+            with saving(run.directory / config.train.tracker):
+                track(training.accelerator, row)
+        run.save_state(training.accelerator, progress)
+    end_tracker(training.accelerator)
+    if training.accelerator.is_main_process:
+        run.finish(progress)
+    return run
+
+
+def _prepare(config: Config, directory: Path, *, resume: bool, command: str) -> _Training:
+    """Check everything that can be wrong, make or find the folder, build all parts and bring them to where the run had come."""
+    accelerator = make_accelerator(config.train, directory)
     set_seed(config.train.seed)
     data = load_data(config)
     model = QamDetr(config.model)
-    if config.train.init_from:
+    if config.train.init_from and not (resume and Run(directory).has_state):
         initialise(model, config.train.init_from)
-    run = _enter_run(accelerator, config, directory, resume=resume, command=command)
+    run = _enter_run(accelerator, config, data, directory, resume=resume, command=command)
+    if accelerator.process_index:
+        # From here on the seed is that of dropout, which should not be the same in every process.
+        torch.manual_seed(config.train.seed + accelerator.process_index)
 
     optimizer = make_optimizer(model, config.train)
     steps_per_epoch = math.ceil(len(data.train_loader) / config.train.accumulate_batches)
     schedule = make_schedule(optimizer, config.train, steps_per_epoch * config.train.epochs)
     average = copy.deepcopy(model).to(accelerator.device).requires_grad_(False) if config.train.ema_decay else None
-    model, optimizer, schedule, train_loader, val_loader = accelerator.prepare(
-        model, optimizer, schedule, data.train_loader, data.val_loader
-    )
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     progress = Progress()
     accelerator.register_for_checkpointing(progress, *([average] if average is not None else []))
     if resume:
         run.load_state(accelerator)
-        run.forget_metrics_after(progress.epoch)
-    _start_tracker(accelerator, config.train, progress)
-
-    for epoch in range(progress.epoch, config.train.epochs):
-        started = time.perf_counter()
-        for part in (train_loader, data.sampler, data.train):
-            part.set_epoch(epoch)
-        losses = train_epoch(accelerator, model, average, optimizer, schedule, train_loader, progress, config)
-        evaluated = accelerator.unwrap_model(model) if average is None else average
-        validation = validate(evaluated, val_loader, data.val.entries, config.inference, accelerator)
-        progress.epoch = epoch + 1
-        is_best = validation.rank > progress.best_rank
-        if is_best:
-            progress.best, progress.best_rank = validation.metrics, validation.rank
         if accelerator.is_main_process:
-            if is_best:
-                _save_best(run, evaluated, config, validation, progress, data)
-            row: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "seconds": round(time.perf_counter() - started, 1)}
-            gates = {name: round(gate, 4) for name, gate in {**evaluated.audio.gates(), **evaluated.text.gates()}.items()}
-            row |= {"learning_rate": schedule.get_last_lr()[0], "loss": losses, "val": validation.metrics, "gates": gates}
-            run.log_metrics(row)
-            accelerator.print(_epoch_line(config.train.epochs, row, losses, validation.metrics, is_best=is_best))
-        accelerator.log(
-            {f"train/{key}": value for key, value in losses.items()} | {f"val/{key}": value for key, value in validation.metrics.items()},
-            step=progress.epoch,
-        )
-        run.save_state(accelerator, progress)
-    accelerator.end_training()
-    return run
-
-
-def train_epoch(
-    accelerator: Accelerator,
-    model: nn.Module,
-    average: nn.Module | None,
-    optimizer: Any,  # noqa: ANN401 - Accelerate's wrappers have no types
-    schedule: Any,  # noqa: ANN401
-    loader: Any,  # noqa: ANN401
-    progress: Progress,
-    config: Config,
-) -> dict[str, float]:
-    """Take one pass over the training set; returns the mean of every part of the loss."""
-    model.train()
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-    bar = tqdm(loader, desc=f"epoch {progress.epoch + 1}/{config.train.epochs}", leave=False, disable=not accelerator.is_main_process)
-    batch: LabelledBatch
-    for batches, batch in enumerate(bar, start=1):
-        with accelerator.accumulate(model):
-            with accelerator.autocast():
-                output = model(batch.batch, batch.targets.negative_index)
-            losses = compute_losses(output, batch.batch, batch.targets, config.loss)
-            accelerator.backward(losses["total"])
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), config.train.clip_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            progress.step += 1
-            if average is not None:
-                update_average(average, accelerator.unwrap_model(model), config.train.ema_decay, progress.step)
-        for name, value in losses.items():
-            sums[name] += value.detach()
-        if batches % _BAR_EVERY_STEPS == 0:
-            bar.set_postfix(loss=f"{_finite(sums['total'].item(), config.train, progress) / batches:.3f}")
-    _finite(sums["total"].item(), config.train, progress)
-    means = {name: accelerator.reduce(value / len(loader), reduction="mean") for name, value in sums.items()}
-    return {name: round(value.item(), 5) for name, value in means.items()}
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW; biases, norms, gates and the scan's own `A_log` and `D` are not decayed.
-
-    Source: mamba-ssm spares `A_log` and `D`, because decay would change how long the state remembers; the baseline decays everything.
-    """
-    spared = {name for name, p in model.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in ("A_log", "D")}
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if name not in spared], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in model.named_parameters() if name in spared], "weight_decay": 0.0},
-    ]
-    return AdamW(groups, lr=config.learning_rate)
-
-
-def make_schedule(optimizer: AdamW, config: TrainConfig, total_steps: int) -> LambdaLR:
-    """Linear warm-up over `warmup_fraction` of all steps, then constant, or half a cosine down to zero."""
-    warmup_steps = max(1, round(config.warmup_fraction * total_steps))
-
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / warmup_steps)
-        if config.schedule == "constant" or step < warmup_steps:
-            return warm
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
-
-    return LambdaLR(optimizer, factor)
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the averaged weights towards the model's by `1 - decay`; faster in the first steps, so that the start is soon forgotten."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)
-    for kept_buffer, new_buffer in zip(average.buffers(), model.buffers(), strict=True):
-        kept_buffer.copy_(new_buffer)
-
-
-def initialise(model: QamDetr, name_or_dir: str) -> None:
-    """Take the weights of another checkpoint (pretrain, then fine-tune).
-
-    Raises:
-        CheckpointError: It does not exist or was made for another model.
-    """
-    source, _ = load_pretrained(name_or_dir)
-    try:
-        model.load_state_dict(source.state_dict())
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"train.init_from={name_or_dir} was made for another model ({reason}); give both the same model section."
-        ) from error
-
-
-def _make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:
-    known = [str(kind) for kind in LoggerType]
-    if config.tracker and config.tracker not in known:
-        raise ConfigError(f"train.tracker is {config.tracker!r}; choose one of {', '.join(known)}, or leave it empty.")
-    return Accelerator(
-        gradient_accumulation_steps=config.accumulate_batches,
-        log_with=config.tracker or None,
-        project_dir=str(directory) if config.tracker else None,
+            run.forget_metrics_after(progress.epoch)
+    return _Training(
+        config=config,
+        run=run,
+        data=data,
+        accelerator=accelerator,
+        normaliser=make_normaliser(accelerator),
+        model=model,
+        average=average,
+        optimizer=optimizer,
+        schedule=schedule,
+        train_loader=share_loader(data.train_loader, accelerator),
+        val_loader=share_loader(data.val_loader, accelerator),
+        progress=progress,
     )
 
 
-def _enter_run(accelerator: Accelerator, config: Config, directory: Path, *, resume: bool, command: str) -> Run:
-    """Let one process make the folder; all processes learn whether that worked."""
-    problem: list[Exception | None] = [None]
+def _train_epoch(training: _Training, started: float) -> dict[str, float]:
+    """Take what is left of one pass over the training set; returns the mean of every part of the loss over the whole pass."""
+    config, accelerator, progress, loader = training.config.train, training.accelerator, training.progress, training.train_loader
+    for part in (loader, training.data.sampler, training.data.train):
+        part.set_epoch(progress.epoch)
+    training.model.train()
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+    sums |= {name: torch.tensor(value, device=accelerator.device) for name, value in progress.sums.items()}
+    bar = tqdm(
+        batches_after(loader, progress.batches),
+        desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+        initial=progress.batches,
+        total=len(loader),
+        leave=False,
+        disable=not accelerator.is_main_process,
+    )
+    for batch in bar:
+        for name, value in _take_step(training, batch).items():
+            sums[name] += value.detach()
+        progress.batches += 1
+        if progress.batches % _BAR_EVERY_STEPS == 0:
+            bar.set_postfix(loss=f"{_finite(sums['total'].item(), config, progress) / progress.batches:.3f}")
+        is_due = accelerator.sync_gradients and config.save_every_steps and progress.step % config.save_every_steps == 0
+        # The end of an epoch saves by itself, after validation.
+        if is_due and progress.batches < len(loader):
+            _finite(sums["total"].item(), config, progress)
+            sums |= _joined(accelerator, sums)
+            progress.sums = {name: value.item() for name, value in sums.items()}
+            progress.seconds = time.perf_counter() - started
+            training.run.save_state(accelerator, progress)
+    _finite(sums["total"].item(), config, progress)
+    return {name: round(value.item() / len(loader), 5) for name, value in _joined(accelerator, sums).items()}
+
+
+def _take_step(training: _Training, batch: LabelledBatch) -> dict[str, Tensor]:
+    """Learn from one batch; every `accumulate_batches` of them the weights move. Returns the parts of the loss."""
+    config, accelerator, progress = training.config, training.accelerator, training.progress
+    with accelerator.accumulate(training.model):
+        with accelerator.autocast():
+            output = training.model(batch.batch, batch.targets.negative_index)
+        losses = compute_losses(in_float32(output), batch.batch, batch.targets, config.loss, training.normaliser)
+        accelerator.backward(losses["total"])
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(training.model.parameters(), config.train.clip_norm)
+        training.optimizer.step()
+        training.schedule.step()
+        training.optimizer.zero_grad()
+    if accelerator.sync_gradients:
+        progress.step += 1
+        if training.average is not None:
+            update_average(training.average, accelerator.unwrap_model(training.model), config.train.ema_decay, progress.step)
+    return losses
+
+
+def _is_over(config: TrainConfig, progress: Progress) -> bool:
+    """Whether all epochs are done, or validation has not risen for `early_stop_epochs`."""
+    return progress.epoch >= config.epochs or 0 < config.early_stop_epochs <= progress.epoch - progress.best_epoch
+
+
+def _enter_run(accelerator: Accelerator, config: Config, data: TrainingData, directory: Path, *, resume: bool, command: str) -> Run:
+    """Let one process make or check the folder; all processes learn which it is, or why it cannot be."""
+    outcome: list[Run | QamDetrError | None] = [None]
     if accelerator.is_main_process:
         try:
             if resume:
-                Run.open(directory)
+                run = Run.open(directory)
+                run.check_unchanged(config, data.fingerprint, accelerator.num_processes)
             else:
-                Run.create(directory, config, command)
-        except (ConfigError, CheckpointError, DataError) as error:
-            problem = [error]
-    broadcast_object_list(problem)
-    if problem[0] is not None:
-        raise problem[0]
-    return Run(directory)
+                run = Run.create(directory, config, command, data_fingerprint=data.fingerprint, num_processes=accelerator.num_processes)
+            outcome = [run]
+        except QamDetrError as error:
+            outcome = [error]
+    (found,) = broadcast_object_list(outcome)
+    if isinstance(found, QamDetrError):
+        raise found
+    return found  # type: ignore[no-any-return]
 
 
-def _start_tracker(accelerator: Accelerator, config: TrainConfig, progress: Progress) -> None:
-    if config.tracker:
-        # TensorBoard takes the name for its folder, and hides what a killed run wrote after its last saved epoch.
-        name = "tensorboard" if config.tracker == "tensorboard" else "qamdetr"
-        accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": progress.epoch + 1}})
+def _metrics_row(training: _Training, losses: dict[str, float], validation: Validation, seconds: float) -> dict[str, Any]:
+    progress, evaluated = training.progress, training.evaluated
+    return {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "seconds": round(seconds, 1),
+        "learning_rate": training.schedule.get_last_lr()[0],
+        "loss": losses,
+        "val": validation.metrics,
+        "gates": {name: round(gate, 4) for name, gate in {**evaluated.audio.gates(), **evaluated.text.gates()}.items()},
+    }
 
 
-def _save_best(run: Run, model: QamDetr, config: Config, validation: Validation, progress: Progress, data: TrainingData) -> None:
+def _save_best(training: _Training, validation: Validation) -> None:
+    config, data, run, model = training.config, training.data, training.run, training.evaluated
     calibrated = replace(
         config,
         data=replace(config.data, encoder=data.encoder),
@@ -236,7 +245,7 @@ def _save_best(run: Run, model: QamDetr, config: Config, validation: Validation,
         run.facts(),
         validation.metrics,
         name=run.directory.name,
-        epoch=progress.epoch,
+        epoch=training.progress.epoch,
         parameters=sum(p.numel() for p in model.parameters()),
         num_queries=(len(data.train), len(data.val)),
         encoder=data.encoder,
@@ -244,10 +253,9 @@ def _save_best(run: Run, model: QamDetr, config: Config, validation: Validation,
     run.save_best(model, calibrated, card)
 
 
-def _epoch_line(epochs: int, row: Mapping[str, Any], losses: Mapping[str, float], metrics: Mapping[str, float], *, is_best: bool) -> str:
-    parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items() if "_aux" not in name)
-    scores = "  ".join(f"{name} {value:g}" for name, value in metrics.items())
-    return f"epoch {row['epoch']}/{epochs}  {row['seconds']:.0f} s | {parts} | {scores}{'  (best)' if is_best else ''}"
+def _joined(accelerator: Accelerator, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mean of the processes' sums; each is weighed already by its share of the batch."""
+    return {name: accelerator.reduce(value, reduction="mean") for name, value in sums.items()}
 
 
 def _finite(total: float, config: TrainConfig, progress: Progress) -> float:

@@ -1,45 +1,14 @@
-"""A toy task: features in a joint space of 16 dimensions in which the query's direction marks the clips of its windows."""
+"""Runs on the toy task of `toy`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch.nn.functional import normalize
+from toy import make_toy_set, toy_settings
 
 from qamdetr.config import Config, config_from_dict
-from qamdetr.data.manifest import QueryEntry, write_manifest
-from qamdetr.features.cache import FeatureCache
-from qamdetr.types import TextFeatures
-
-JOINT_DIM = 16
-SOUNDS = ("a dog barks", "rain falls", "a bell rings", "a man speaks", "glass breaks", "an engine runs")
-
-
-def make_toy_set(folder: Path, num_recordings: int, seed: int) -> None:
-    """Write `manifest.jsonl` and the features of its recordings and queries under `folder`; one query in four is of an absent sound."""
-    rng = np.random.default_rng(seed)
-    directions = normalize(torch.randn(len(SOUNDS), JOINT_DIM, generator=torch.Generator().manual_seed(0)), dim=-1)
-    cache = FeatureCache(folder / "features", "toy")
-    for sound, direction in zip(SOUNDS, directions, strict=True):
-        cache.write_text(sound, {"toy": TextFeatures(direction.repeat(3, 1), ((0, 0), (0, 3), (3, len(sound))), direction)})
-    entries = []
-    for number in range(num_recordings):
-        vid, num_clips = f"scene-{seed}-{number}", int(rng.integers(32, 48))
-        begin = int(rng.integers(0, num_clips - 12))
-        end = begin + int(rng.integers(4, 12))
-        sound = int(rng.integers(len(SOUNDS)))
-        clips = 0.1 * torch.from_numpy(rng.standard_normal((num_clips, JOINT_DIM), dtype=np.float32))
-        clips[begin:end] += directions[sound]
-        cache.write_audio(vid, {"toy": clips, "level": clips.norm(dim=-1, keepdim=True)})
-        absent = (sound + 1) % len(SOUNDS)
-        entries.append(QueryEntry(f"{vid}_0", SOUNDS[sound], vid, float(num_clips), ((float(begin), float(end)),)))
-        if number % 3 == 0:
-            entries.append(QueryEntry(f"{vid}_1", SOUNDS[absent], vid, float(num_clips), ()))
-    write_manifest(folder / "manifest.jsonl", entries)
 
 
 @pytest.fixture(scope="session")
@@ -51,42 +20,28 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy_config(toy_folder: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Gives the configuration of a small model on the toy task; keyword arguments change its train section, `model` the model's."""
+    """Gives the configuration of `toy_settings` on the toy set."""
 
     def make(model: dict | None = None, **train: object) -> Config:
-        return config_from_dict(
-            {
-                "model": {
-                    "audio_streams": {"toy": JOINT_DIM, "level": 1},
-                    "text_streams": {"toy": JOINT_DIM},
-                    "dim": 32,
-                    "num_heads": 4,
-                    "ffn_dim": 64,
-                    "dropout": 0.1,
-                    "input_dropout": 0.1,
-                    "similarity": True,
-                    "encoder_layers": 1,
-                    "mamba_state": 4,
-                    "num_moment_queries": 5,
-                    **(model or {}),
-                },
-                "data": {
-                    "train_manifest": str(toy_folder / "manifest.jsonl"),
-                    "val_manifest": str(toy_folder / "manifest.jsonl"),
-                    "feature_dir": str(toy_folder / "features"),
-                    "combo": "toy",
-                },
-                "train": {
-                    "epochs": 2,
-                    "batch_size": 16,
-                    "learning_rate": 2e-3,
-                    "clip_norm": 1.0,
-                    "schedule": "cosine",
-                    "output_dir": str(tmp_path),
-                    "tracker": "",
-                    **train,
-                },
-            }
-        )
+        return config_from_dict(toy_settings(toy_folder, tmp_path, model, **train))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy set of 14 queries, for what needs many runs and no learning."""
+    folder = tmp_path_factory.mktemp("small-toy")
+    make_toy_set(folder, num_recordings=10, seed=3)
+    return folder
+
+
+@pytest.fixture
+def small_toy_config(small_toy_folder: Path, tmp_path: Path) -> Callable[..., Config]:
+    """As `toy_config`, on the small set with batches of 4; without the scan, which would compile."""
+
+    def make(model: dict | None = None, **train: object) -> Config:
+        train = {"batch_size": 4, **train}
+        return config_from_dict(toy_settings(small_toy_folder, tmp_path, {"encoder": "transformer", **(model or {})}, **train))
 
     return make

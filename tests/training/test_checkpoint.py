@@ -15,7 +15,8 @@ from qamdetr.errors import CheckpointError, ConfigError, DataError
 from qamdetr.inference.pretrained import load_pretrained
 from qamdetr.models.qam_detr import QamDetr
 from qamdetr.training import checkpoint
-from qamdetr.training.checkpoint import Progress, Run, file_fingerprint, swap_directory
+from qamdetr.training.checkpoint import Progress, Run, swap_directory
+from qamdetr.training.provenance import file_fingerprint
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def test_best_is_a_whole_checkpoint_and_the_next_one_replaces_it(run: Run) -> No
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in models[1].state_dict().items())
     assert (run.best_dir / "README.md").read_text() == "# card"
     assert sorted(path.name for path in run.directory.iterdir()) == ["best", "config.yaml", "run.json"]
+    assert sorted(path.name for path in run.best_dir.iterdir()) == ["README.md", "config.yaml", "model.safetensors", "run.json"]
 
 
 def test_a_failed_save_keeps_the_best_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim import AdamW
 
-from qamdetr.config import Config, TrainConfig, load_config
+from qamdetr.config import Config, TrainConfig, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
+from qamdetr.inference.pretrained import save_pretrained
 from qamdetr.models.qam_detr import QamDetr
+from qamdetr.training import loop
 from qamdetr.training.checkpoint import Run
-from qamdetr.training.loop import make_optimizer, make_schedule, train, update_average
+from qamdetr.training.loop import train
+from qamdetr.training.optimisation import make_optimizer, make_schedule, update_average
+from qamdetr.training.validation import Validation
 
 ToyConfig = Callable[..., Config]
 
@@ -94,6 +101,48 @@ def test_accumulated_batches_make_one_step(toy_config: ToyConfig, tmp_path: Path
     assert metrics_of(run)[0]["step"] == 2  # 64 queries, 8 batches, 4 batches per step
 
 
+def test_accumulated_batches_weigh_the_same_and_so_does_a_group_that_is_not_full(
+    small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a step is the sum of the gradients of its batches' means, divided by `accumulate_batches`."""
+    steps: list[list[torch.Tensor]] = []
+    step = AdamW.step
+
+    def keep(self: AdamW, *arguments: object, **options: object) -> object:
+        steps.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(AdamW, "step", keep)
+    still = {"model": {"dropout": 0.0, "input_dropout": 0.0}, "epochs": 1, "batch_size": 5, "learning_rate": 0.0, "clip_norm": 1e9}
+    train(small_toy_config(**still), tmp_path / "single")
+    single, steps[:] = list(steps), []
+    train(small_toy_config(**still, accumulate_batches=2), tmp_path / "pairs")
+    assert (len(single), len(steps)) == (3, 2)
+    for first, second, pair in zip(single[0], single[1], steps[0], strict=True):
+        torch.testing.assert_close(pair, (first + second) / 2, rtol=1e-4, atol=1e-6)
+    for alone, found in zip(single[2], steps[1], strict=True):
+        torch.testing.assert_close(found, alone / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_stops_when_validation_no_longer_rises(small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = iter([3.0, 5.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr(
+        loop, "validate", lambda *_: Validation({"R1@0.7": (value := next(ranks)), "mAP": value, "R1@0.5": value}, found_threshold=0.0)
+    )
+    run = train(small_toy_config(epochs=5, batch_size=16, early_stop_epochs=2), tmp_path / "run")
+    finished = run.facts()["finished"]
+    assert (finished["epoch"], finished["best_epoch"], finished["best"]["R1@0.7"]) == (4, 2, 5.0)
+    assert len(metrics_of(run)) == 4
+
+
+def test_tracked_values_are_those_of_the_metrics(small_toy_config: ToyConfig, tmp_path: Path) -> None:
+    run = train(small_toy_config(epochs=2, batch_size=16, tracker="tensorboard"), tmp_path / "run")
+    events = EventAccumulator(str(run.directory / "tensorboard")).Reload()
+    for key, name in (("loss", "train/total"), ("val", "val/mAP")):
+        expected = [(row["epoch"], pytest.approx(row[key][name.split("/")[1]], rel=1e-5)) for row in metrics_of(run)]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == expected
+
+
 def test_a_run_never_overwrites_another(toy_config: ToyConfig, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "precious").write_text("x")
@@ -130,12 +179,28 @@ def test_an_unknown_tracker_is_refused(toy_config: ToyConfig, tmp_path: Path) ->
         train(toy_config(tracker="tensorbord"), tmp_path / "run")
 
 
+def test_a_tracker_that_is_not_installed_is_refused(toy_config: ToyConfig, tmp_path: Path) -> None:
+    installed = {str(kind) for kind in get_available_trackers()}
+    absent = next(str(kind) for kind in LoggerType if str(kind) not in {*installed, "all"})
+    with pytest.raises(ConfigError, match=f"'{absent}', whose package is not installed"):
+        train(toy_config(tracker=absent), tmp_path / "run")
+
+
 def test_weights_of_another_model_are_refused(toy_config: ToyConfig, tmp_path: Path) -> None:
     first = train(toy_config(epochs=1), tmp_path / "first")
     config = toy_config(init_from=str(first.best_dir))
     narrower = replace(config, model=replace(config.model, dim=16))
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match=r"another model: model\.dim is 32 there, 16 here"):
         train(narrower, tmp_path / "second")
+
+
+def test_a_checkpoint_of_other_streams_names_them(small_toy_config: ToyConfig, tmp_path: Path) -> None:
+    other = replace(small_toy_config().model, audio_streams={"clap": 512}, dim=16)
+    save_pretrained(tmp_path / "other", QamDetr(replace(other, similarity=False)), small_toy_config(), half=False)
+    save_config(replace(small_toy_config(), model=replace(other, similarity=False)), tmp_path / "other" / "config.yaml")
+    with pytest.raises(CheckpointError, match=r"audio streams are clap \(512 wide\), here they are toy \(16 wide\) \+ level \(1 wide\)"):
+        train(small_toy_config(init_from=str(tmp_path / "other")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_schedule_warms_up_and_falls_to_zero() -> None:

@@ -1,0 +1,75 @@
+"""A toy task: features in a joint space of 16 dimensions in which the query's direction marks the clips of its windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from qamdetr.data.manifest import QueryEntry, write_manifest
+from qamdetr.features.cache import FeatureCache
+from qamdetr.types import TextFeatures
+
+JOINT_DIM = 16
+SOUNDS = ("a dog barks", "rain falls", "a bell rings", "a man speaks", "glass breaks", "an engine runs")
+
+
+def make_toy_set(folder: Path, num_recordings: int, seed: int) -> None:
+    """Write `manifest.jsonl` and the features of its recordings and queries under `folder`; one query in four is of an absent sound."""
+    rng = np.random.default_rng(seed)
+    directions = normalize(torch.randn(len(SOUNDS), JOINT_DIM, generator=torch.Generator().manual_seed(0)), dim=-1)
+    cache = FeatureCache(folder / "features", "toy")
+    for sound, direction in zip(SOUNDS, directions, strict=True):
+        cache.write_text(sound, {"toy": TextFeatures(direction.repeat(3, 1), ((0, 0), (0, 3), (3, len(sound))), direction)})
+    entries = []
+    for number in range(num_recordings):
+        vid, num_clips = f"scene-{seed}-{number}", int(rng.integers(32, 48))
+        begin = int(rng.integers(0, num_clips - 12))
+        end = begin + int(rng.integers(4, 12))
+        sound = int(rng.integers(len(SOUNDS)))
+        clips = 0.1 * torch.from_numpy(rng.standard_normal((num_clips, JOINT_DIM), dtype=np.float32))
+        clips[begin:end] += directions[sound]
+        cache.write_audio(vid, {"toy": clips, "level": clips.norm(dim=-1, keepdim=True)})
+        absent = (sound + 1) % len(SOUNDS)
+        entries.append(QueryEntry(f"{vid}_0", SOUNDS[sound], vid, float(num_clips), ((float(begin), float(end)),)))
+        if number % 3 == 0:
+            entries.append(QueryEntry(f"{vid}_1", SOUNDS[absent], vid, float(num_clips), ()))
+    write_manifest(folder / "manifest.jsonl", entries)
+
+
+def toy_settings(folder: Path, output_dir: Path, model: dict | None = None, **train: object) -> dict:
+    """Nested settings of a small model on the toy task in `folder`; keyword arguments change the train section, `model` the model's."""
+    return {
+        "model": {
+            "audio_streams": {"toy": JOINT_DIM, "level": 1},
+            "text_streams": {"toy": JOINT_DIM},
+            "dim": 32,
+            "num_heads": 4,
+            "ffn_dim": 64,
+            "dropout": 0.1,
+            "input_dropout": 0.1,
+            "similarity": True,
+            "encoder_layers": 1,
+            "mamba_state": 4,
+            "num_moment_queries": 5,
+            **(model or {}),
+        },
+        "data": {
+            "train_manifest": str(folder / "manifest.jsonl"),
+            "val_manifest": str(folder / "manifest.jsonl"),
+            "feature_dir": str(folder / "features"),
+            "combo": "toy",
+        },
+        "train": {
+            "epochs": 2,
+            "batch_size": 16,
+            "learning_rate": 2e-3,
+            "clip_norm": 1.0,
+            "schedule": "cosine",
+            "output_dir": str(output_dir),
+            "tracker": "",
+            **train,
+        },
+    }

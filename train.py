@@ -16,8 +16,9 @@ from accelerate import PartialState
 
 from qamdetr.config import Config, load_config
 from qamdetr.data.report import data_report
-from qamdetr.errors import ConfigError, QamDetrError
+from qamdetr.errors import QamDetrError
 from qamdetr.training.checkpoint import Run
+from qamdetr.training.data import check_manifests
 from qamdetr.training.loop import train
 from qamdetr.training.seeds import seeds_table, train_seeds
 
@@ -31,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = _Parser(prog="train.py", description="Train QAM-DETR on features in the cache (python -m qamdetr extract).")
+    parser = _Parser(prog="train.py", description="Train QAM-DETR on features: public files, or those of `python -m qamdetr extract`.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", metavar="NAME", help="a name in qamdetr/configs or a YAML file")
     source.add_argument("--resume", metavar="RUN_DIR", type=Path, help="continue a run that was stopped")
@@ -41,7 +42,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", metavar="SEED", type=int, nargs="+", help="train with each, one after the other; the same command continues after a stop"
     )
-    parser.add_argument("--data-report", action="store_true", help="print what the manifests hold, and stop")
+    parser.add_argument("--data-report", action="store_true", help="print what the training and validation manifests hold, and stop")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: what PyTorch or OMP_NUM_THREADS says)")
     arguments = parser.parse_args(argv)
     of_new_runs = (arguments.overrides, arguments.name, arguments.init_from, arguments.seeds, arguments.data_report)
@@ -76,9 +77,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "\nstopped: continue with --resume RUN_DIR; with --seeds, give the same command again.\n"
-        )
+        sys.stderr.write("\nstopped: continue with --resume RUN_DIR; with --seeds, give the same command again.\n")
         return 130
     return 0
 
@@ -87,10 +86,8 @@ def _start(arguments: argparse.Namespace, config: Config, command: str) -> None:
     """Do what the command line asks of a configuration."""
     stem = Path(arguments.config).stem
     if arguments.data_report:
-        manifests = [manifest for manifest in (config.data.train_manifest, config.data.val_manifest) if manifest]
-        if not manifests:
-            raise ConfigError("data.train_manifest and data.val_manifest are empty; name a JSONL manifest to report on.")
-        sys.stdout.write(data_report(list(dict.fromkeys(manifests))) + "\n")
+        check_manifests(config)
+        sys.stdout.write(data_report(list(dict.fromkeys((config.data.train_manifest, config.data.val_manifest)))) + "\n")
     elif arguments.seeds:
         summary = train_seeds(config, arguments.name or stem, arguments.seeds, command=command)
         if PartialState().is_main_process:

@@ -59,6 +59,18 @@ class ModelConfig:
     num_moment_queries: int = 10
     quality: bool = True
 
+    def __post_init__(self) -> None:
+        """Check ranges; what hangs together is checked by the model (`models.qam_detr.check_config`)."""
+        for key in ("audio_streams", "text_streams"):
+            streams = getattr(self, key)
+            if not streams or min(streams.values()) < 1:
+                raise ConfigError(
+                    f"model.{key} is {dict(streams)}; it must name at least one stream with its width, such as {{pocket: 256}}."
+                )
+        counts = ("dim", "num_heads", "ffn_dim", "fusion_layers", "encoder_layers", "mamba_state", "mamba_conv", "mamba_expand")
+        _check_ranges(self, "model", **dict.fromkeys((*counts, "decoder_layers", "num_moment_queries"), (1, math.inf)))
+        _check_ranges(self, "model", dropout=(0, 0.999), input_dropout=(0, 0.999))
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -81,6 +93,12 @@ class LossConfig:
     match_span: float = 10.0
     match_giou: float = 1.0
     match_label: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Check ranges; NaN is in none of them."""
+        numbers = [item.name for item in dataclasses.fields(self) if isinstance(getattr(self, item.name), float)]
+        _check_ranges(self, "loss", **dict.fromkeys(numbers, (0.0, 1e6)))
+        _check_ranges(self, "loss", saliency_temperature=(1e-6, 1e6))
 
 
 @dataclass(frozen=True)
@@ -270,7 +288,7 @@ def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> None:
 
 def _build(cls: type, values: Any, prefix: str) -> Any:  # noqa: ANN401 - returns an instance of `cls`
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix or 'config'} must be a section with keys, not {values!r}.")
+        raise ConfigError(f"{prefix.rstrip('.') or 'config'} must be a section with keys, not {values!r}.")
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -282,7 +300,11 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401, PLR0911 -
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, prefix=name + ".")  # type: ignore[arg-type]
     origin = get_origin(hint)
+    if value is None and hint is str:  # an empty value in YAML
+        return ""
     if origin is Literal:
+        # YAML 1.1 reads a bare `no` as False.
+        value = "no" if value is False and "no" in get_args(hint) else value
         if value not in get_args(hint):
             raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}.")
         return value

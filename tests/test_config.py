@@ -47,7 +47,7 @@ def test_what_is_saved_loads_the_same(tmp_path: Path) -> None:
         ("model: {audio_streams: {pocket: big}}", "model.audio_streams is 'big'; expected int"),
         ("model: {multiscale_strides: 2}", "model.multiscale_strides is 2"),
         ("train: {learning_rate: fast}", "train.learning_rate is 'fast'; expected float"),
-        ("train: 5", "train. must be a section"),
+        ("train: 5", "train must be a section"),
         ("[1, 2]", "must hold sections"),
         ("model: {dim: 1", "not valid YAML"),
     ],
@@ -157,3 +157,28 @@ def test_overrides_are_as_strict(tmp_path: Path, override: str, message: str) ->
 def test_values_out_of_range_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config("pocket", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.dim=0", "model.dim is 0; it must be at least 1"),
+        ("model.num_heads=0", "model.num_heads is 0"),
+        ("model.mamba_state=0", "model.mamba_state is 0"),
+        ("model.dropout=2", "model.dropout is 2.0; it must be from 0 to 0.999"),
+        ("model.audio_streams={}", "model.audio_streams is {}"),
+        ("model.text_streams={pocket: 0}", "model.text_streams is {'pocket': 0}"),
+        ("loss.span=-1", "loss.span is -1.0"),
+        ("loss.giou=.nan", "loss.giou is nan"),
+        ("loss.saliency_temperature=0", "loss.saliency_temperature is 0.0"),
+        ("train=3", "train must be a section with keys, not 3"),
+    ],
+)
+def test_values_that_no_training_can_use_are_refused_at_once(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config("pocket", [override])
+
+
+def test_words_that_yaml_takes_for_something_else() -> None:
+    assert load_config("pocket", ["train.tracker="]).train.tracker == ""
+    assert load_config("pocket", ["train.mixed_precision=no"]).train.mixed_precision == "no"

@@ -17,7 +17,10 @@ from train import main
         (["--config", "pocket", "--set", "data.train_manifest="], "data.train_manifest"),
         (["--config", "pocket", "--set", "data.train_manifest=gone.jsonl"], "data.train_manifest=gone.jsonl"),
         (["--config", "pocket", "--set", "train.tracker=tensorbord"], "'tensorbord'"),
-        (["--config", "pocket", "--data-report", "--set", "data.train_manifest=''", "--set", "data.val_manifest=''"], "are empty"),
+        (
+            ["--config", "pocket", "--data-report", "--set", "data.train_manifest=''", "--set", "data.val_manifest=''"],
+            "data.train_manifest and data.val_manifest: no file is named",
+        ),
         (["--config", "pocket", "--seeds", "1", "1"], "each seed once"),
         (["--resume", "nowhere"], "nowhere holds no run"),
     ],

@@ -136,6 +136,31 @@ class FeatureStore:
                         f"set model.{kind}_streams or choose the combo that fits."
                     )
 
+    def check_values(self, entries: Sequence[QueryEntry]) -> None:
+        """Read every recording and query of `entries` once, and compare the widths.
+
+        Raises:
+            DataError: As `audio`, `text` and `check_widths`.
+        """
+        self.check_widths(entries[0])
+        for vid in dict.fromkeys(entry.vid for entry in entries):
+            self.audio(vid)
+        # Public text is stored by qid, the cache's by wording.
+        for entry in entries if self._public_text else {entry.query: entry for entry in entries}.values():
+            self.text(entry)
+
+    def content(self, entries: Sequence[QueryEntry]) -> str:
+        """Return 16 hex digits that change with the content of any file that `entries` need, wherever the files lie."""
+        vids, qids = sorted({entry.vid for entry in entries}), sorted({entry.qid for entry in entries})
+        keys: list[str] = []
+        for streams, names in ((self._public_audio, vids), (self._public_text, qids)):
+            keys += [f"{stream} {streams[stream].checksum(name):08x}" for stream in sorted(streams) for name in names]
+        if self._cached_audio:
+            keys += [self._cache.audio_checksum(vid) for vid in vids]
+        if self._cached_text:
+            keys += [self._cache.text_checksum(query) for query in sorted({entry.query for entry in entries})]
+        return blake2b(" ".join(keys).encode(), digest_size=8).hexdigest()
+
     def encoder_version(self, entries: Sequence[QueryEntry]) -> str:
         """Name what made the features: the cache's encoder version, `public-` and 16 hex digits, or both joined by `+`.
 

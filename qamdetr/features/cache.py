@@ -24,8 +24,8 @@ _NAMES_SHOWN = 10
 EXTRACT_REMEDY = "run `python -m qamdetr extract` on the manifest"
 
 
-def audio_key(path: Path) -> str:
-    """Return 16 hex digits that change with the content of an audio file.
+def content_key(path: Path) -> str:
+    """Return 16 hex digits that change with the content of a file: audio, or features.
 
     Hashes the size and three 64 KiB blocks (begin, middle, end), which is instant even for thousands of long recordings; a FLAC
     header alone already holds a checksum of all its samples.
@@ -124,7 +124,7 @@ class FeatureCache:
         Raises:
             DataError: Values that are not finite in float16, or the disk refuses.
         """
-        key = audio_key(self.recordings[vid]) if vid in self.recordings else "0" * 16
+        key = content_key(self.recordings[vid]) if vid in self.recordings else "0" * 16
         path = self.directory / "audio" / f"{quote(vid, safe='')}.{key}.safetensors"
         _write_tensors(path, streams, {"vid": vid, "streams": json.dumps(list(streams))})
         self._audio_files[vid] = path
@@ -142,6 +142,22 @@ class FeatureCache:
             if features.pooled is not None:
                 tensors[f"{name}.pooled"] = features.pooled
         _write_tensors(self._text_path(query), tensors, {"query": query, "streams": json.dumps(list(streams))})
+
+    def audio_checksum(self, vid: str) -> str:
+        """16 hex digits of the stored features of a recording; see `content_key`.
+
+        Raises:
+            DataError: They are not here.
+        """
+        return content_key(self._audio_path(vid))
+
+    def text_checksum(self, query: str) -> str:
+        """16 hex digits of the stored features of a query.
+
+        Raises:
+            DataError: They are not here.
+        """
+        return content_key(self._text_path(query))
 
     def num_clips(self, vid: str) -> int:
         """Clips of a recording, read from the file's header alone."""
@@ -195,7 +211,7 @@ class FeatureCache:
             stem = quote(vid, safe="")
             folder = self.directory / "audio"
             if vid in self.recordings:
-                self._audio_files[vid] = folder / f"{stem}.{audio_key(self.recordings[vid])}.safetensors"
+                self._audio_files[vid] = folder / f"{stem}.{content_key(self.recordings[vid])}.safetensors"
             else:
                 # `quote` leaves no glob characters, so the pattern means itself; the key holds no dot.
                 matches = [path for path in folder.glob(f"{stem}.*.safetensors") if path.name.count(".") == stem.count(".") + 2]

@@ -72,6 +72,15 @@ class PublicFeatures:
         self._check(path, shape, dtype)
         return int(shape[0])
 
+    def checksum(self, name: str) -> int:
+        """CRC-32 of the array, read from the archive's directory alone.
+
+        Raises:
+            DataError: As `read`, as far as the directory shows it.
+        """
+        with self._archive(self._path(name)) as archive:
+            return archive.getinfo(f"{self._key}.npy").CRC
+
     def read(self, name: str) -> Tensor:
         """Return the array of a file, `(rows, dim)` float32.
 
@@ -93,7 +102,13 @@ class PublicFeatures:
 
     @contextlib.contextmanager
     def _member(self, path: Path) -> Iterator[IO[bytes]]:
-        """Open the array inside a file; whatever goes wrong while it is open becomes one line."""
+        """Open the array inside a file."""
+        with self._archive(path) as archive, archive.open(f"{self._key}.npy") as member:
+            yield member
+
+    @contextlib.contextmanager
+    def _archive(self, path: Path) -> Iterator[zipfile.ZipFile]:
+        """Open a file that holds the array; whatever goes wrong while it is open becomes one line."""
         try:
             with zipfile.ZipFile(path) as archive:
                 held = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -102,8 +117,7 @@ class PublicFeatures:
                         f"{path} has no array `{self._key}`, only {', '.join(held) or 'nothing'}; "
                         "name the folder that holds this stream's own files."
                     )
-                with archive.open(f"{self._key}.npy") as member:
-                    yield member
+                yield archive
         except DataError:
             raise
         except FileNotFoundError as error:

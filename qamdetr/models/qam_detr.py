@@ -179,14 +179,9 @@ def check_config(config: ModelConfig) -> None:
     Raises:
         ConfigError: Names the key, its value and what it must be.
     """
-    if not config.audio_streams or not config.text_streams:
-        raise ConfigError("model.audio_streams and model.text_streams must each name at least one stream, such as {pocket: 256}.")
     # Anchors embed two numbers, each as sines and cosines.
     if config.dim % 4 or config.dim % config.num_heads:
         raise ConfigError(f"model.dim is {config.dim}; it must be a multiple of 4 and of model.num_heads ({config.num_heads}).")
-    for key in ("fusion_layers", "encoder_layers", "decoder_layers", "num_moment_queries"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"model.{key} is {getattr(config, key)}; it must be at least 1.")
     if config.multiscale and (not config.multiscale_strides or min(config.multiscale_strides) < 2):
         raise ConfigError(
             f"model.multiscale_strides is {list(config.multiscale_strides)}; give strides of 2 or more, or set model.multiscale=false."

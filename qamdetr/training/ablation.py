@@ -80,12 +80,12 @@ SWITCHES = (
 
 CHOSEN = Variant(
     "chosen",
-    "all that won, together",
+    "as shipped: posterior, quality targets for all slots, one BiMamba layer",
     FULL.config,
     ("loss.quality_targets=all", "model.encoder_layers=1", "loss.saliency_clip=1", "loss.saliency_negative=mean"),
     {"decoder": (), "pooled": _POOLED},
 )
-"""What `qamdetr/configs/pocket.yaml` takes over from the switches."""
+"""What `qamdetr/configs/pocket.yaml` has of the switches, together."""
 
 PLANS = {"ladder": LADDER, "switches": SWITCHES, "chosen": (CHOSEN,), "all": (*LADDER, *SWITCHES, CHOSEN)}
 

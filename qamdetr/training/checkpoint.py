@@ -14,6 +14,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from qamdetr.config import Config, load_config, save_config
@@ -114,6 +115,23 @@ class Run:
         if kept.is_dir() and not run.best_dir.exists():
             kept.rename(run.best_dir)
         return run
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep the folder for this process; the system gives it free when the process ends, however it ends.
+
+        Raises:
+            CheckpointError: Another process trains in it.
+        """
+        lock = FileLock(self.directory / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(f"{self.directory} is being trained by another process; wait until it ends, or stop it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def best_dir(self) -> Path:

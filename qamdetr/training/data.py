@@ -33,7 +33,8 @@ class TrainingData:
         sampler: Order of the training set.
         train_loader, val_loader: Batches.
         encoder: What made the training set's features, as `FeatureStore.encoder_version` names it.
-        fingerprint: 16 hex digits that change with either manifest's content, with `encoder`, or with names or widths of the streams.
+        fingerprint: 16 hex digits that change with either manifest's content, with any feature file that is read, with `encoder`, or with
+            names or widths of the streams.
     """
 
     train: MomentDataset
@@ -54,13 +55,14 @@ def load_data(config: Config) -> TrainingData:
         ConfigError: No manifest is named, or a folder for a stream that the model does not have.
         DataError: Manifests or features are missing or damaged; all missing features are named at once.
     """
-    _check_manifests(config)
+    check_manifests(config)
     train_entries, val_entries = _known_entries(config.data.train_manifest), _known_entries(config.data.val_manifest)
     train_store = _open_store(config, config.data.train_manifest, config.data.audio_dir)
     val_store = _open_store(config, config.data.val_manifest, config.data.val_audio_dir)
     require_features([(train_store, train_entries), (val_store, val_entries)])
     train_store.check_widths(train_entries[0])
-    val_store.check_widths(val_entries[0])
+    # All of the validation set is read once now, so that a bad value in it cannot cost an epoch of training.
+    val_store.check_values(val_entries)
     train_entries = _heard_entries(config.data.train_manifest, train_entries, train_store)
     train_set = MomentDataset(
         train_entries,
@@ -84,12 +86,17 @@ def load_data(config: Config) -> TrainingData:
         train_loader=DataLoader(train_set, batch_sampler=sampler, collate_fn=train_collator, num_workers=workers),
         val_loader=DataLoader(val_set, batch_sampler=val_sampler, collate_fn=val_collator, num_workers=workers),
         encoder=encoder,
-        fingerprint=_fingerprint(config, encoder),
+        fingerprint=_fingerprint(config, encoder, train_store.content(train_entries) + val_store.content(val_entries)),
     )
 
 
-def _check_manifests(config: Config) -> None:
-    """Name every manifest that is not given or not there, at once."""
+def check_manifests(config: Config) -> None:
+    """Look for both manifests before anything is read.
+
+    Raises:
+        ConfigError: One is not named; all that are not are told at once.
+        DataError: One is not there; likewise.
+    """
     manifests = {"data.train_manifest": config.data.train_manifest, "data.val_manifest": config.data.val_manifest}
     empty = [key for key, manifest in manifests.items() if not manifest]
     if empty:
@@ -127,9 +134,9 @@ def _heard_entries(manifest: str, entries: Sequence[QueryEntry], store: FeatureS
     return heard
 
 
-def _fingerprint(config: Config, encoder: str) -> str:
+def _fingerprint(config: Config, encoder: str, features: str) -> str:
     streams = [list(config.model.audio_streams.items()), list(config.model.text_streams.items())]
-    digest = blake2b(json.dumps([encoder, streams]).encode(), digest_size=8)
+    digest = blake2b(json.dumps([encoder, streams, features]).encode(), digest_size=8)
     for manifest in (config.data.train_manifest, config.data.val_manifest):
         digest.update(blake2b(Path(manifest).read_bytes()).digest())
     return digest.hexdigest()

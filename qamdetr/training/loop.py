@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,13 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
     """
     if resume and Run(directory).finished:
         return Run.open(directory)
-    training = _prepare(config, directory, resume=resume, command=command)
-    run, progress = training.run, training.progress
+    with ExitStack() as held:
+        return _run(_prepare(config, directory, held, resume=resume, command=command))
+
+
+def _run(training: _Training) -> Run:
+    """Train what is left of a run, epoch by epoch."""
+    config, run, progress = training.config, training.run, training.progress
     start_tracker(training.accelerator, config.train, progress.epoch)
     while not _is_over(config.train, progress):
         started = time.perf_counter() - progress.seconds
@@ -102,15 +108,18 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
     return run
 
 
-def _prepare(config: Config, directory: Path, *, resume: bool, command: str) -> _Training:
-    """Check everything that can be wrong, make or find the folder, build all parts and bring them to where the run had come."""
+def _prepare(config: Config, directory: Path, held: ExitStack, *, resume: bool, command: str) -> _Training:
+    """Check everything that can be wrong, make or find the folder, build all parts and bring them to where the run had come.
+
+    The folder is claimed until `held` is closed.
+    """
     accelerator = make_accelerator(config.train, directory)
     set_seed(config.train.seed)
     data = load_data(config)
     model = QamDetr(config.model)
     if config.train.init_from and not (resume and Run(directory).has_state):
         initialise(model, config.train.init_from)
-    run = _enter_run(accelerator, config, data, directory, resume=resume, command=command)
+    run = _enter_run(accelerator, config, data, directory, held, resume=resume, command=command)
     if accelerator.process_index:
         # From here on the seed is that of dropout, which should not be the same in every process.
         torch.manual_seed(config.train.seed + accelerator.process_index)
@@ -201,16 +210,20 @@ def _is_over(config: TrainConfig, progress: Progress) -> bool:
     return progress.epoch >= config.epochs or 0 < config.early_stop_epochs <= progress.epoch - progress.best_epoch
 
 
-def _enter_run(accelerator: Accelerator, config: Config, data: TrainingData, directory: Path, *, resume: bool, command: str) -> Run:
+def _enter_run(
+    accelerator: Accelerator, config: Config, data: TrainingData, directory: Path, held: ExitStack, *, resume: bool, command: str
+) -> Run:
     """Let one process make or check the folder; all processes learn which it is, or why it cannot be."""
     outcome: list[Run | QamDetrError | None] = [None]
     if accelerator.is_main_process:
         try:
             if resume:
                 run = Run.open(directory)
+                held.enter_context(run.claimed())
                 run.check_unchanged(config, data.fingerprint, accelerator.num_processes)
             else:
                 run = Run.create(directory, config, command, data_fingerprint=data.fingerprint, num_processes=accelerator.num_processes)
+                held.enter_context(run.claimed())
             outcome = [run]
         except QamDetrError as error:
             outcome = [error]

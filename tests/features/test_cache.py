@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qamdetr.errors import DataError
-from qamdetr.features.cache import FeatureCache, audio_key, count_names, list_recordings
+from qamdetr.features.cache import FeatureCache, content_key, count_names, list_recordings
 from qamdetr.types import TextFeatures
 
 
@@ -135,11 +135,11 @@ def test_two_versions_of_an_encoder_never_mix(tmp_path: Path) -> None:
 def test_the_key_sees_a_change_anywhere_it_samples(tmp_path: Path) -> None:
     content = bytearray(400_000)
     path = make_audio(tmp_path, content=bytes(content))
-    keys = {audio_key(path)}
+    keys = {content_key(path)}
     for position in (0, 210_000, 399_999):
         content[position] ^= 1
         path.write_bytes(content)
-        keys.add(audio_key(path))
+        keys.add(content_key(path))
     assert len(keys) == 4
 
 

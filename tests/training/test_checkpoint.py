@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,3 +134,23 @@ def test_swap_replaces_whole_folders(tmp_path: Path) -> None:
 def test_a_manifest_that_is_not_there_gives_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.train_manifest"):
         file_fingerprint(tmp_path / "gone.jsonl")
+
+
+def test_two_processes_cannot_train_in_one_folder(run: Run) -> None:
+    # A second lock object stands for a second process: the system tells them apart by the open file.
+    with run.claimed(), pytest.raises(CheckpointError, match="being trained by another process"), Run(run.directory).claimed():
+        pass
+    with run.claimed():
+        pass
+
+
+def test_a_claim_ends_with_the_process_that_was_killed(run: Run) -> None:
+    code = "import sys, os, signal\nfrom pathlib import Path\nfrom qamdetr.training.checkpoint import Run\n"
+    code += "with Run(Path(sys.argv[1])).claimed():\n    print('claimed', flush=True)\n    sys.stdin.read()\n"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
+        with pytest.raises(CheckpointError, match="another process"), run.claimed():
+            pass
+        other.kill()
+    with run.claimed():
+        pass

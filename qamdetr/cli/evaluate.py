@@ -26,9 +26,10 @@ _PRIMARY = "R1@0.7"  # ranks the challenge
 def add(commands: Commands) -> None:
     """Add the command's options."""
     parser = commands.add_parser("evaluate", help="score predictions", description="Score predictions as the official evaluator does.")
-    parser.add_argument("predictions", metavar="PREDICTIONS", help="field JSONL with pred_relevant_windows")
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="field JSONL with pred_relevant_windows, or a submission's")
     parser.add_argument("truth", metavar="GROUND_TRUTH", help="field JSONL with relevant_windows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--thresholds", action="store_true", help="also print R1 and mAP at each IoU from 0.50 to 0.95")
     parser.add_argument("--by-length", action="store_true", help="also score true windows of <= 2, 2-5, 5-10, 10-30 and > 30 s apart")
     parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% confidence intervals from N draws of recordings (10000 is usual)")
     parser.add_argument("--against", metavar="OTHER", help="a second predictions file: differences, their intervals, and a paired test")
@@ -47,8 +48,12 @@ def run(args: argparse.Namespace) -> None:
     truth = read_manifest(args.truth, clamp=False)
     system = _read_system(args.predictions, truth, args)
     other = None if args.against is None else _read_system(args.against, truth, args)
-    answer: dict[str, Any] = dict(summarise(system.scores).table())
+    summary = summarise(system.scores)
+    answer: dict[str, Any] = dict(summary.table())
     text = _table(answer, system.intervals)
+    if args.thresholds:
+        answer["thresholds"] = {"R1": _by_threshold(summary.recall_at_1), "mAP": _by_threshold(summary.average_precision)}
+        text += "\n\n" + _threshold_table(answer["thresholds"])
     if args.by_length:
         answer["by_length"] = {bucket.name: bucket.table() for bucket in system.lengths}
         text += "\n\n" + _length_table(answer["by_length"])
@@ -84,8 +89,10 @@ class _System:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse now what would fail after the work."""
-    if args.bootstrap is not None and args.bootstrap < 1:
-        raise QamDetrError(f"--bootstrap is {args.bootstrap}; it must be at least 1 (10000 is usual).")
+    from qamdetr.evaluation.resampling import MAX_RESAMPLES
+
+    if args.bootstrap is not None and not 1 <= args.bootstrap <= MAX_RESAMPLES:
+        raise QamDetrError(f"--bootstrap is {args.bootstrap}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
     if args.seed < 0:
         raise QamDetrError(f"--seed is {args.seed}; it must be at least 0.")
     if args.figure is not None:
@@ -101,7 +108,7 @@ def _read_system(path: str, truth: Sequence[QueryEntry], args: argparse.Namespac
     from qamdetr.evaluation.metrics import METRICS, query_scores
     from qamdetr.evaluation.resampling import bootstrap
 
-    predictions = read_predictions(path)
+    predictions = read_predictions(path, allow_pairs=True)
     try:
         matching = match(predictions, truth)
     except QamDetrError as error:
@@ -150,6 +157,18 @@ def _table(scores: Mapping[str, float], intervals: Mapping[str, Interval]) -> st
         interval = intervals.get(name)
         number = f"{value:>8d}" if isinstance(value, int) else f"{value:>8.2f}"
         lines.append(f"{name:<12}{number}" + (f"   95 % {interval.low:6.2f} to {interval.high:6.2f}" if interval else ""))
+    return "\n".join(lines)
+
+
+def _by_threshold(values: Mapping[float, float]) -> dict[str, float]:
+    return {f"{threshold:g}": round(value, 2) for threshold, value in values.items()}
+
+
+def _threshold_table(thresholds: Mapping[str, Mapping[str, float]]) -> str:
+    lines = [f"{'IoU':<10}" + "".join(f"{name:>10}" for name in thresholds)]
+    for threshold in next(iter(thresholds.values())):
+        cells = [f"{values[threshold]:>10.2f}" for values in thresholds.values()]
+        lines.append(f"{float(threshold):<10.2f}" + "".join(cells))
     return "\n".join(lines)
 
 

@@ -101,7 +101,8 @@ def _known(args: argparse.Namespace) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     if args.dev_scores is not None:
         predictions, truth = args.dev_scores
-        parts.append(submission.development_results(evaluate(read_predictions(predictions), read_manifest(truth, clamp=False))))
+        scores = evaluate(read_predictions(predictions, allow_pairs=True), read_manifest(truth, clamp=False))
+        parts.append(submission.development_results(scores))
     if args.checkpoint is not None:
         parts.append(submission.describe_checkpoint(args.checkpoint))
     return [*parts, *given]

@@ -98,13 +98,18 @@ def write_manifest(path: str | Path, entries: Iterable[QueryEntry]) -> None:
     _write_lines(Path(path), (line(entry) for entry in entries))
 
 
-def read_predictions(path: str | Path) -> list[PredictionEntry]:
+def read_predictions(path: str | Path, *, allow_pairs: bool = False) -> list[PredictionEntry]:
     """Read a predictions file.
 
+    Args:
+        path: JSONL with `pred_relevant_windows`, each window `[start, end, score]`.
+        allow_pairs: A line may also hold `[start, end]` pairs, best first, as submissions do. Their scores then only keep that order:
+            n windows get n/n, (n - 1)/n, … 1/n.
+
     Raises:
-        DataError: Missing file, malformed line or field, or a qid that occurs twice.
+        DataError: Missing file, malformed line or field, a line that mixes pairs and triples, or a qid that occurs twice.
     """
-    return _read_lines(Path(path), _parse_prediction)
+    return _read_lines(Path(path), _parse_prediction_or_pairs if allow_pairs else _parse_prediction)
 
 
 def write_predictions(path: str | Path, entries: Iterable[PredictionEntry]) -> None:
@@ -159,7 +164,7 @@ class _Line:
 
     def duration(self) -> float:
         value = self.get("duration")
-        if not _is_number(value) or value <= 0:
+        if not is_finite_number(value) or value <= 0:
             self.fail("duration", f"is {_shown(value)}; it must be a number of seconds above 0.")
         return float(value)
 
@@ -168,7 +173,7 @@ class _Line:
         if not isinstance(value, list):
             self.fail(name, f"is {_shown(value)}; it must be a list of [{', '.join(columns)}].")
         for item in value:
-            if not isinstance(item, list) or len(item) != len(columns) or not all(map(_is_number, item)):
+            if not isinstance(item, list) or len(item) != len(columns) or not all(map(is_finite_number, item)):
                 self.fail(name, f"holds {_shown(item)}; each window must be [{', '.join(columns)}], finite numbers.")
             if not 0 <= item[0] <= item[1]:
                 self.fail(name, f"holds {_shown(item)}; a window needs 0 <= start <= end, in seconds.")
@@ -190,6 +195,19 @@ def _parse_prediction(line: _Line) -> PredictionEntry:
     qid, numeric = line.qid()
     windows = line.windows("pred_relevant_windows", ("start", "end", "score"))
     return PredictionEntry(qid, line.text("query"), line.text("vid"), tuple((s, e, score) for s, e, score in windows), numeric)
+
+
+def _parse_prediction_or_pairs(line: _Line) -> PredictionEntry:
+    value = line.get("pred_relevant_windows")
+    lengths = {len(item) for item in value if isinstance(item, list)} if isinstance(value, list) else set()
+    if lengths >= {2, 3}:
+        line.fail("pred_relevant_windows", "mixes [start, end] and [start, end, score]; give all windows of a line a score, or none.")
+    if lengths != {2}:
+        return _parse_prediction(line)
+    qid, numeric = line.qid()
+    windows = line.windows("pred_relevant_windows", ("start", "end"))
+    scored = tuple((start, end, 1 - rank / len(windows)) for rank, (start, end) in enumerate(windows))
+    return PredictionEntry(qid, line.text("query"), line.text("vid"), scored, numeric)
 
 
 _Entry = TypeVar("_Entry", QueryEntry, PredictionEntry)
@@ -233,7 +251,8 @@ def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         raise DataError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
 
 
-def _is_number(value: object) -> bool:
+def is_finite_number(value: object) -> bool:
+    """Whether a value read from a file is a number, and one that a float can hold; True and False are none."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer too large for a float

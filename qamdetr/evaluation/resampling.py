@@ -17,6 +17,8 @@ from qamdetr.evaluation.metrics import METRICS, QueryScores
 
 CONFIDENCE = 0.95
 DEFAULT_RESAMPLES = 10_000
+MAX_RESAMPLES = 1_000_000
+"""What the command line allows; a hundred times the usual number, and more only takes long."""
 _AT_ONCE = 500  # resamples whose weights are held in memory together
 
 

@@ -35,6 +35,9 @@ METADATA_TEMPLATE: dict[str, Any] = {
 }
 """Every field of the metadata; `authors` is a list of mappings with at least `firstname` and `lastname`."""
 
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What a broken YAML file may raise: its own errors, and Python's, of impossible dates, huge integers, wrong tags and deep nesting."""
+
 _LABEL = re.compile(r"[A-Za-z0-9-]+_[A-Za-z0-9-]+_task6_[1-4]")
 
 
@@ -91,7 +94,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}; give a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except YAML_ERRORS as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} must hold the sections {', '.join(METADATA_TEMPLATE)}, not {type(values).__name__}.")

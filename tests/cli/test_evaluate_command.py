@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.evaluation import invent_predictions, invent_truth
 from qamdetr import cli
-from qamdetr.data.manifest import PredictionEntry, QueryEntry, write_manifest, write_predictions
+from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest, read_predictions, write_manifest, write_predictions
+from qamdetr.errors import DataError
 from qamdetr.evaluation.metrics import METRICS, evaluate
 
 
@@ -112,3 +113,95 @@ def test_a_faulty_second_file_is_named(files, tmp_path, told):
     write_predictions(tmp_path / "short.jsonl", [PredictionEntry("q0", "q", "v0", ((0.0, 1.0, 1.0),))])
     err = told("evaluate", files["good"], files["truth"], "--against", tmp_path / "short.jsonl")
     assert "short.jsonl: 59 of 60 queries have no prediction" in err
+
+
+def test_thresholds_are_all_ten_in_percent(files, capsys):
+    plain = json.loads(run(capsys, files["good"], files["truth"], "--json")[0])
+    full = json.loads(run(capsys, files["good"], files["truth"], "--json", "--thresholds")[0])
+    thresholds = full.pop("thresholds")
+    assert full == plain
+    ten = ["0.5", "0.55", "0.6", "0.65", "0.7", "0.75", "0.8", "0.85", "0.9", "0.95"]
+    assert {name: list(values) for name, values in thresholds.items()} == {"R1": ten, "mAP": ten}
+    assert [thresholds["R1"]["0.5"], thresholds["R1"]["0.7"]] == [plain["R1@0.5"], plain["R1@0.7"]]
+    assert [thresholds["mAP"]["0.5"], thresholds["mAP"]["0.75"]] == [plain["mAP@0.5"], plain["mAP@0.75"]]
+    assert np.mean(list(thresholds["mAP"].values())) == pytest.approx(plain["mAP"], abs=0.011)
+    assert "IoU" not in run(capsys, files["good"], files["truth"])[0]
+    table = [line.split() for line in run(capsys, files["good"], files["truth"], "--thresholds")[0].splitlines()[-11:]]
+    assert table[0] == ["IoU", "R1", "mAP"]
+    assert table[1:] == [[f"{float(t):.2f}", f"{thresholds['R1'][t]:.2f}", f"{thresholds['mAP'][t]:.2f}"] for t in ten]
+
+
+@pytest.mark.parametrize("resamples", [0, 1_000_001])
+def test_too_few_and_too_many_draws_are_refused(files, told, resamples):
+    err = told("evaluate", files["good"], files["truth"], "--bootstrap", resamples)
+    assert f"--bootstrap is {resamples}; it must be from 1 to 1000000 (10000 is usual)." in err
+
+
+def submitted(capsys, predictions, truth, folder):
+    args = ["submit", predictions, "--manifest", truth, "--label", "Muster_UNI_task6_1", "--output", folder]
+    assert cli.main(list(map(str, args))) == 0
+    return capsys.readouterr().out.splitlines()[0]
+
+
+def test_a_submission_scores_as_the_predictions_it_came_from(files, tmp_path, capsys):
+    predictions = [
+        dataclasses.replace(
+            entry,
+            pred_relevant_windows=tuple(
+                sorted(((round(s, 2), round(e + 0.1, 2), p) for s, e, p in entry.pred_relevant_windows[:10]), key=lambda w: -w[2])
+            ),
+        )
+        for entry in read_predictions(files["good"])
+    ]
+    truth = [QueryEntry(e.qid, e.query, e.vid, 1000.0, e.relevant_windows) for e in read_manifest(files["truth"], clamp=False)]
+    write_manifest(tmp_path / "long.jsonl", truth)
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    output = submitted(capsys, tmp_path / "p.jsonl", tmp_path / "long.jsonl", tmp_path / "out")
+    asked = [str(tmp_path / "long.jsonl"), "--json", "--thresholds", "--by-length"]
+    assert run(capsys, output, *asked)[0] == run(capsys, str(tmp_path / "p.jsonl"), *asked)[0]
+
+
+def test_the_official_baseline_cut_at_the_recordings_ends_scores_the_same_as_a_submission(shared_dir, tmp_path, capsys):
+    data = shared_dir / "data"
+    truth = data / "castella" / "val.jsonl"
+    ends = {entry.qid: entry.duration_seconds for entry in read_manifest(truth, clamp=False)}
+    predictions = [
+        dataclasses.replace(
+            entry,
+            pred_relevant_windows=tuple((s, min(e, ends[entry.qid]), p) for s, e, p in entry.pred_relevant_windows if s < e),
+        )
+        for entry in read_predictions(data / "official_baseline" / "castella_val_predictions.jsonl")
+    ]
+    write_predictions(tmp_path / "cut.jsonl", predictions)
+    output = submitted(capsys, tmp_path / "cut.jsonl", truth, tmp_path)
+    assert run(capsys, output, str(truth), "--thresholds")[0] == run(capsys, str(tmp_path / "cut.jsonl"), str(truth), "--thresholds")[0]
+
+
+def write_windows(path, *lists):
+    lines = [{"qid": str(i), "query": "q", "vid": "v", "pred_relevant_windows": windows} for i, windows in enumerate(lists)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_pairs_get_scores_that_keep_their_order(tmp_path):
+    path = write_windows(tmp_path / "p.jsonl", [[5, 6], [1, 2], [3, 4], [7, 9]], [[1, 2, 0.3]], [])
+    pairs, triples, empty = (entry.pred_relevant_windows for entry in read_predictions(path, allow_pairs=True))
+    assert pairs == ((5, 6, 1), (1, 2, 0.75), (3, 4, 0.5), (7, 9, 0.25))
+    assert triples == ((1, 2, 0.3),)
+    assert empty == ()
+
+
+@pytest.mark.parametrize(
+    ("windows", "problem"),
+    [
+        ([[1, 2], [3, 4, 0.5]], r"mixes \[start, end\] and \[start, end, score\]; give all windows of a line a score, or none"),
+        ([[1, 2], [3]], r"each window must be \[start, end, score\]"),
+        ([[1, 2], [4, 3]], "needs 0 <= start <= end"),
+        ([[1, 2], [3, 10**400]], "finite numbers"),
+        ({}, "must be a list"),
+    ],
+)
+def test_lines_that_are_neither_pairs_nor_triples(tmp_path, windows, problem):
+    path = write_windows(tmp_path / "p.jsonl", [[1, 2]], windows)
+    with pytest.raises(DataError, match=rf"p\.jsonl, line 2: field `pred_relevant_windows` .*{problem}"):
+        read_predictions(path, allow_pairs=True)

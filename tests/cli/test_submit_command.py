@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -9,7 +11,7 @@ from tiny_system import save_tiny
 
 from benchmarks.evaluation import invent_predictions, invent_truth
 from qamdetr import cli
-from qamdetr.data.manifest import write_manifest, write_predictions
+from qamdetr.data.manifest import PredictionEntry, QueryEntry, write_manifest, write_predictions
 from qamdetr.evaluation.metrics import evaluate
 from qamdetr.evaluation.submission import PLACEHOLDER
 
@@ -73,6 +75,56 @@ def test_what_is_open_is_told_and_refused_by_the_check(paths, capsys):
     assert "`submission.name` still says" in listed
     assert "`submission.label` still says" not in listed
     assert err == f"qamdetr: error: the submission has {len(listed.splitlines())} problems, listed above; mend and check again.\n"
+
+
+def test_a_query_with_a_line_separator_passes_the_check(paths, capsys):
+    folder, _ = paths
+    write_manifest(folder / "m.jsonl", [QueryEntry("1", "a dog\u2028barks", "v", 60.0, None)])
+    write_predictions(folder / "p.jsonl", [PredictionEntry("1", "a dog\u2028barks", "v", ((0.0, 1.0, 1.0),))])
+    status, out, _ = run(capsys, folder / "p.jsonl", "--manifest", folder / "m.jsonl", "--label", LABEL, "--output", folder / "out")
+    assert status == 0
+    _, listed, _ = run(capsys, "--check", *out.split(), "--manifest", folder / "m.jsonl")
+    assert "output.jsonl" not in listed
+
+
+def test_development_results_are_read_from_pairs_too(paths, capsys):
+    folder, scores = paths
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["pred_relevant_windows"] = [window[:2] for window in line["pred_relevant_windows"]]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    args = ["--manifest", folder / "truth.jsonl", "--label", LABEL, "--output", folder / "out"]
+    assert run(capsys, folder / "predictions.jsonl", *args, "--dev-scores", folder / "pairs.jsonl", folder / "truth.jsonl")[0] == 0
+    metadata = yaml.safe_load((folder / "out" / f"{LABEL}.meta.yaml").read_text(encoding="utf-8"))
+    assert metadata["results"]["development_testing"] == {"Recall1@0.7": scores["R1@0.7"], "Recall1@0.5": scores["R1@0.5"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "problem"),
+    [
+        ("output.jsonl", "[[", f"[[3, {10**400}], [", "window [3, a huge integer] is not a pair of finite numbers"),
+        ("meta.yaml", "Recall1@0.7: FILL IN", f"Recall1@0.7: {10**400}", "Recall1@0.7` is a huge integer; it must be a percentage"),
+        ("meta.yaml", "Recall1@0.7: FILL IN", f"Recall1@0.7: {'9' * 5000}", "not valid YAML"),
+    ],
+)
+def test_huge_numbers_are_problems(paths, capsys, name, old, new, problem):
+    folder, _ = paths
+    manifest = ["--manifest", folder / "truth.jsonl"]
+    _, out, _ = run(capsys, folder / "predictions.jsonl", *manifest, "--label", LABEL, "--output", folder)
+    path = folder / f"{LABEL}.{name}"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    status, listed, _ = run(capsys, "--check", *out.split(), *manifest)
+    assert status == 2
+    assert problem in listed
+
+
+def test_metadata_with_an_integer_of_5000_digits_is_told(paths, told):
+    folder, _ = paths
+    (folder / "me.yaml").write_text(f"submission: {{name: {'9' * 5000}}}", encoding="utf-8")
+    args = ["--manifest", folder / "truth.jsonl", "--label", LABEL, "--output", folder / "out", "--metadata", folder / "me.yaml"]
+    assert "me.yaml is not valid YAML" in told("submit", folder / "predictions.jsonl", *args)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from benchmarks.evaluation import invent_predictions
-from qamdetr.data.manifest import QueryEntry, read_manifest
+from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.errors import DataError
 from qamdetr.evaluation import submission
 from qamdetr.evaluation.submission_check import check_metadata, check_output, check_submission
@@ -78,6 +78,9 @@ OUTPUT_FAULTS = {
     "stands where the manifest's order has": swap,
     "has three numbers; write [start, end] without the score": lambda lines: lines[0]["pred_relevant_windows"][0].append(0.9),
     "needs 0 <= start < end <= 66": lambda lines: lines[0].update(pred_relevant_windows=[[60, 67]]),
+    "window [3, a huge integer] is not a pair of finite numbers": lambda lines: lines[0].update(pred_relevant_windows=[[3, 10**400]]),
+    "qid a huge integer is not in the manifest": lambda lines: lines[0].update(qid=10**4000),
+    "has 11 windows; the challenge reads the first 10": lambda lines: lines[0].update(pred_relevant_windows=[[0, n] for n in range(1, 12)]),
     "window [5, 5] needs": lambda lines: lines[0].update(pred_relevant_windows=[[5, 5]]),
     "window [9, 5] needs": lambda lines: lines[0].update(pred_relevant_windows=[[9, 5]]),
     "window [-1, 5] needs": lambda lines: lines[0].update(pred_relevant_windows=[[-1, 5]]),
@@ -123,6 +126,16 @@ def test_numbers_as_ids_stay_numbers(tmp_path):
     assert "qid '7' is not in the manifest" in check_output(path, manifest)[0]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_only_a_newline_ends_a_line(tmp_path, mark, newline):
+    manifest = [QueryEntry(qid, f"a dog{mark}barks", "v", 60.0, None) for qid in "ab"]
+    predictions = [PredictionEntry(entry.qid, entry.query, entry.vid, ((0.0, 1.0, 1.0),)) for entry in manifest]
+    path = tmp_path / f"{LABEL}.output.jsonl"
+    path.write_bytes(submission.output_text(predictions, manifest)[0].replace("\n", newline).encode())
+    assert check_output(path, manifest) == []
+
+
 def change(values, path, value):
     *sections, leaf = path
     for section in sections:
@@ -147,6 +160,16 @@ METADATA_FAULTS = [
     ((*RESULTS, "Recall1@0.7"), 129.0, "`results.development_testing.Recall1@0.7` is 129.0; it must be a percentage"),
     ((*RESULTS, "Recall1@0.7"), float("nan"), "must be a percentage"),
     ((*RESULTS, "Recall1@0.7"), 50.0, "above Recall1@0.5"),
+    ((*RESULTS, "Recall1@0.7"), 10**400, "is a huge integer; it must be a percentage"),
+    ((*RESULTS, "Recall1@0.7"), 0.1619, "Recall1@0.7` is 0.1619, which looks like a share of 1; give percent"),
+    ((*RESULTS, "Recall1@0.5"), 1, "Recall1@0.5` is 1, which looks like a share of 1; give percent"),
+    (("system", "model", "trainable_parameters"), 10**400, "is a huge integer; it must be a whole number, at least 0 and at most 1e+15"),
+    (("submission", "name"), 5, "`submission.name` is 5; it must be text"),
+    (("submission", "name"), 10**400, "`submission.name` is a huge integer; it must be text"),
+    (("submission", "name"), " ", "`submission.name` is missing"),
+    (("submission", "authors"), [{"firstname": "", "lastname": "M"}], "`submission.authors` has '' as `firstname` of author 1"),
+    (("submission", "authors"), [{"firstname": "E", "lastname": " "}], "has ' ' as `lastname` of author 1; it must be text"),
+    (("submission", "authors"), [{"firstname": None, "lastname": "M"}], "has None as `firstname` of author 1"),
 ]
 
 
@@ -164,17 +187,42 @@ def test_every_fault_of_the_metadata_is_found(tmp_path, field, value, problem):
     assert problem in "\n".join(check_metadata(written(tmp_path, values)))
 
 
+def test_recalls_of_nothing_are_percent_too(tmp_path):
+    values = copy.deepcopy(METADATA)
+    values["results"]["development_testing"] = {"Recall1@0.7": 0, "Recall1@0.5": 0.0}
+    assert check_metadata(written(tmp_path, values)) == []
+
+
 def test_an_untouched_template_names_every_field(tmp_path):
     problems = check_metadata(written(tmp_path, submission.METADATA_TEMPLATE))
     assert len(problems) == len(submission.field_names())
+
+
+BROKEN_YAML = ["a: [", "a: " + "1" * 5000, "a: 2026-13-45", "[" * 100_000, "a: !!int ''", "a: !!timestamp x", "a: !!bool x"]
+
+
+@pytest.mark.parametrize("text", BROKEN_YAML, ids=range(len(BROKEN_YAML)))
+def test_yaml_that_cannot_be_read_is_told(tmp_path, text):
+    path = tmp_path / f"{LABEL}.meta.yaml"
+    path.write_text(text, encoding="utf-8")
+    (problem,) = check_metadata(path)
+    assert "not valid YAML" in problem
+    with pytest.raises(DataError, match="is not valid YAML"):
+        submission.read_metadata(path)
+
+
+def test_yaml_that_holds_itself_is_looked_through_once(tmp_path):
+    path = tmp_path / f"{LABEL}.meta.yaml"
+    path.write_text("submission: {name: &n [*n], authors: &a [*a, FILL IN]}", encoding="utf-8")
+    problems = "\n".join(check_metadata(path))
+    assert "`submission.name` is [[" in problems
+    assert "`submission.authors` still says" in problems
 
 
 def test_files_that_are_no_metadata(tmp_path):
     assert "must be named" in check_metadata(written(tmp_path, METADATA, "meta.yaml"))[0]
     assert "must hold the sections" in check_metadata(written(tmp_path, [1]))[0]
     path = tmp_path / f"{LABEL}.meta.yaml"
-    path.write_text("a: [", encoding="utf-8")
-    assert "not valid YAML" in check_metadata(path)[0]
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8"):
         check_metadata(path)
@@ -192,3 +240,11 @@ def test_systems_are_pairs_with_labels_of_their_own_and_at_most_four(manifest, t
     fifth = invent_submission(manifest, tmp_path / "more")
     problems = check_submission([*outputs, fifth[0]], [*metadata, fifth[1]], manifest)
     assert problems == ["5 systems; a team may submit at most 4.", f"Label {LABEL!r} is used by 2 systems; each needs its own number."]
+
+
+@pytest.mark.parametrize("other", ["Meier_UNI_task6_2", "Muster_TU_task6_2"])
+def test_one_call_checks_one_team(manifest, tmp_path, other):
+    pairs = [invent_submission(manifest, tmp_path, label) for label in (LABEL, other)]
+    outputs, metadata = map(list, zip(*pairs, strict=True))
+    (problem,) = check_submission(outputs, metadata, manifest)
+    assert problem.startswith(f"Labels begin with Muster_UNI_task6, {other[:-2]}; one team's labels differ in the number only")

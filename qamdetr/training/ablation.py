@@ -80,7 +80,7 @@ SWITCHES = (
 
 CHOSEN = Variant(
     "chosen",
-    "as shipped: posterior, quality targets for all slots, one BiMamba layer",
+    "posterior, quality targets for all slots and one BiMamba layer: the shipped model's settings",
     FULL.config,
     ("loss.quality_targets=all", "model.encoder_layers=1", "loss.saliency_clip=1", "loss.saliency_negative=mean"),
     {"decoder": (), "pooled": _POOLED},

@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def draw_ladder(results: Results, path: Path) -> None:
     ours.set_title("here: synthesised scenes, pocket features", fontsize=10)
     theirs.set_title("report, Table 1: CASTELLA", fontsize=10)
     for axes in (ours, theirs):
-        axes.set_xticks(places, [variant.label.replace(" ", "\n", 2) for variant in LADDER], fontsize=7)
+        axes.set_xticks(places, ["\n".join(textwrap.wrap(variant.label, 12)) for variant in LADDER], fontsize=7)
         axes.set_ylabel("R1@0.7 (%)")
         axes.spines[["top", "right"]].set_visible(False)
     ours.legend(frameon=False, fontsize=8, loc="upper left")

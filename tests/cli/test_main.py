@@ -32,7 +32,7 @@ import pytest
         (["predict", "--manifest", "gone.jsonl", "--output", "p.jsonl"], "Cannot read gone.jsonl"),
         (["evaluate", "gone.jsonl", "gone.jsonl"], "Cannot read gone.jsonl"),
         (["evaluate", "a", "b", "c"], "unknown arguments: c"),
-        (["evaluate", "a", "b", "--bootstrap", "0"], "--bootstrap is 0; it must be at least 1"),
+        (["evaluate", "a", "b", "--bootstrap", "0"], "--bootstrap is 0; it must be from 1 to 1000000"),
         (["evaluate", "a", "b", "--seed", "-1"], "--seed is -1; it must be at least 0"),
         (["evaluate", "a", "b", "--figure", "f.xls"], "f.xls ends in '.xls'; a figure ends in one of .png, .svg, .pdf"),
         (["submit", "p.jsonl"], "the following arguments are required: --manifest"),

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from qamdetr.config import Config, load_config
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.pretrained import load_pretrained
+from qamdetr.inference.pretrained import CONFIG_FILE, load_pretrained
+from qamdetr.models.qam_detr import QamDetr
+from qamdetr.training.checkpoint import replace_text
 from qamdetr.training.data import load_data
 from qamdetr.training.validation import validate
 
@@ -110,9 +112,8 @@ def run_plan(variants: Sequence[Variant], seeds: Sequence[int], output: Path, te
             continue
         _train(variant, seed, directory, overrides)
         results = {name: score_run(directory, test_manifest, reading) for name, reading in variant.readings.items()}
-        fresh = directory / f".{RESULTS_FILE}.new"
-        fresh.write_text(json.dumps({"variant": variant.name, "seed": seed, "readings": results}, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(directory / RESULTS_FILE)
+        text = json.dumps({"variant": variant.name, "seed": seed, "readings": results}, indent=2) + "\n"
+        replace_text(directory / RESULTS_FILE, text)
 
 
 def score_run(directory: Path, test_manifest: Path, reading: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -123,19 +124,18 @@ def score_run(directory: Path, test_manifest: Path, reading: Sequence[str] = ())
         test_manifest: Held-back scenes.
         reading: Overrides of the inference section.
     """
-    model, trained = load_pretrained(directory / "best")
-    config = load_config(directory / "best" / "config.yaml", reading)
-    config = replace(config, model=trained.model)
+    model, _ = load_pretrained(directory / "best")
+    config = load_config(directory / "best" / CONFIG_FILE, reading)
     return {name: _score(model, config, manifest) for name, manifest in (("val", config.data.val_manifest), ("test", str(test_manifest)))}
 
 
-def _score(model: object, config: Config, manifest: str) -> dict[str, float]:
+def _score(model: QamDetr, config: Config, manifest: str) -> dict[str, float]:
     data = load_data(replace(config, data=replace(config.data, val_manifest=manifest)))
-    return validate(model, data.val_loader, data.val.entries, config.inference, Accelerator()).metrics  # type: ignore[arg-type]
+    return validate(model, data.val_loader, data.val.entries, config.inference, Accelerator()).metrics
 
 
 def _train(variant: Variant, seed: int, directory: Path, overrides: Sequence[str]) -> None:
-    if (directory / "config.yaml").is_file():
+    if (directory / CONFIG_FILE).is_file():
         arguments = ["--resume", str(directory)]
     else:
         changes = [*variant.overrides, *overrides, f"train.seed={seed}", f"train.output_dir={directory.parent}"]

@@ -232,7 +232,7 @@ class Run:
         if path.is_file():
             # A kill while appending leaves half a line at most: the last one, and that epoch is repeated.
             whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            _replace_text(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
+            replace_text(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
 
     def save_state(self, accelerator: Accelerator, progress: Progress) -> None:
         """Save all that resuming needs as `last/step-<steps>`, then remove the state before.
@@ -285,7 +285,7 @@ class Run:
         return sorted((self.directory / "last").glob("step-????????"))
 
     def _write_facts(self, facts: Mapping[str, Any]) -> None:
-        _replace_text(self.directory / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
+        replace_text(self.directory / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
 
 
 @contextmanager
@@ -316,7 +316,12 @@ def swap_directory(fresh: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole, or stays as it was.
+
+    Raises:
+        CheckpointError: The disk refuses.
+    """
     fresh = path.with_name(f".{path.name}.new")
     with saving(path):
         fresh.write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from qamdetr.config import Config
 from qamdetr.errors import ConfigError
-from qamdetr.training.checkpoint import CONFIG_FILE, Run, saving
+from qamdetr.training.checkpoint import CONFIG_FILE, Run, replace_text
 from qamdetr.training.loop import train
 
 
@@ -51,11 +51,7 @@ def train_seeds(config: Config, name: str, seeds: Sequence[int], *, command: str
     best = {seed: run.facts()["finished"]["best"] for seed, run in zip(seeds, runs, strict=True)}
     summary = {"name": name, "seeds": list(seeds), "runs": best, **_spread(list(best.values()))}
     if PartialState().is_main_process:
-        path = parent / f"{name}-seeds.json"
-        fresh = path.with_name(f".{path.name}.new")
-        with saving(path):
-            fresh.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            fresh.replace(path)
+        replace_text(parent / f"{name}-seeds.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -115,6 +115,8 @@ class DataConfig:
     text_features: Mapping[str, str] = field(default_factory=dict)  # stream -> folder of public qid{qid}.npz
     saliency_windows: Literal["all", "first"] = "all"  # first: as the official loop, other true windows count as negatives
     encoder: str = ""  # version of the combo's encoders that a checkpoint was trained on; written when it is saved
+    encoder_models: Mapping[str, str] = field(default_factory=dict)  # stream -> hub id or folder in the place of the stream's default
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"  # of the big encoders' weights; the pocket encoders stay float32
     max_clips: int = 300
     crop_probability: float = 0.0  # chance of training on a random stretch of a recording, a new one each epoch
     text_noise: float = 0.0  # standard deviation of noise on text features, relative to their size
@@ -160,6 +162,7 @@ class InferenceConfig:
     """Ranking and answering."""
 
     beta: float = 0.35
+    beta_by_verifier: Mapping[str, float] = field(default_factory=dict)  # verifier -> beta that `calibrate` chose; others take `beta`
     top_k: int = 10
     nms_iou: float = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all
     found_threshold: float = 0.0  # decoder score under which the answer is "not in this recording"; set by calibration
@@ -171,7 +174,28 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         shares = dict.fromkeys(("beta", "nms_iou", "found_threshold", "segment_threshold", "segment_peak_share"), (0.0, 1.0))
+        for name, beta in self.beta_by_verifier.items():
+            if not 0 <= beta <= 1:
+                raise ConfigError(f"inference.beta_by_verifier.{name} is {beta}; it must be from 0.0 to 1.0.")
         _check_ranges(self, "inference", top_k=(1, math.inf), section_clips=(1, math.inf), section_overlap_clips=(0, math.inf), **shares)
+
+
+@dataclass(frozen=True)
+class VerifierConfig:
+    """How verifiers run (`inference.verifiers`). The key of a server comes from the environment alone, see there."""
+
+    model: str = ""  # hub id or folder (qwen2.5-omni), or the server's name of its model; empty = the verifier's default
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: bfloat16 on a GPU that has it, else float32
+    four_bit: bool = False  # needs a GPU and the package bitsandbytes
+    batch_size: int = 4  # crops at once (qwen2.5-omni), or requests at once (server)
+    url: str = ""  # of an OpenAI-compatible server, such as http://localhost:8000/v1
+    timeout_seconds: float = 60.0
+    retries: int = 2
+    cache_dir: str = ""  # of the answers; empty = the user's cache folder
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_ranges(self, "verifier", batch_size=(1, 1024), timeout_seconds=(0.01, 86400), retries=(0, 100))
 
 
 @dataclass(frozen=True)
@@ -183,6 +207,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
 
 
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:

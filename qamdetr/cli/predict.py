@@ -77,7 +77,7 @@ def _check_settings(args: argparse.Namespace) -> None:
     """Refuse now what the retriever would refuse after minutes of encoding."""
     from qamdetr.inference.rerank import check_beta
     from qamdetr.inference.retriever import check_query
-    from qamdetr.inference.verifier import get_verifier
+    from qamdetr.inference.verifiers.registry import get_verifier
 
     if args.top_k < 1:
         raise QamDetrError(f"--top-k is {args.top_k}; it must be at least 1.")

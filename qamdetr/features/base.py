@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qamdetr.errors import ConfigError
@@ -36,6 +39,44 @@ class TextEncoder(Protocol):
 
 
 @dataclass(frozen=True)
+class EncoderOptions:
+    """How a big encoder runs; the pocket encoders take no options."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    batch_clips: int = 16
+    """Clips that run through the network at once; bounds memory for long recordings."""
+
+
+class OpenedStream(NamedTuple):
+    """The encoders of one stream, either of which may be missing, and the version of their weights and code."""
+
+    audio: AudioEncoder | None
+    text: TextEncoder | None
+    fingerprint: str
+
+
+def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: object) -> str:
+    """Return 16 hex digits that change with the weights of an encoder, the code that uses them, or its settings.
+
+    Hashes names, shapes and 16 values spread over each tensor, so that the same weights give the same digits whatever file they came
+    from, on whatever device.
+
+    Args:
+        code: Name and version of the code, such as `wavlm-1`; raise the number when features change.
+        state: The weights, before they are cast to another type.
+        settings: Whatever else decides the features, such as sample rate and type.
+    """
+    digest = blake2b(repr((code, *settings)).encode(), digest_size=8)
+    for name in sorted(state):
+        tensor = state[name].detach()
+        flat = tensor.reshape(-1)
+        spread = flat[torch.linspace(0, max(len(flat) - 1, 0), min(16, len(flat)), dtype=torch.float64).long().to(flat.device)]
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + spread.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
 class Combo:
     """A named set of streams; the first of each modality is the main one."""
 
@@ -48,6 +89,8 @@ COMBOS: dict[str, Combo] = {
     "A": Combo(("laion_clap", "ms_clap", "wavlm_base_plus"), ("laion_clap", "ms_clap")),
     "B": Combo(("laion_clap", "ms_clap"), ("laion_clap", "ms_clap")),
     "C": Combo(("laion_clap", "wavlm_base", "wavlm_base_plus", "wavlm_large"), ("laion_clap", "roberta")),
+    "laion_clap": Combo(("laion_clap",), ("laion_clap",)),
+    "ms_clap": Combo(("ms_clap",), ("ms_clap",)),
 }
 
 RAW_SCALE_STREAMS = frozenset({"mel_stats"})

@@ -17,7 +17,8 @@ from qamdetr.inference.candidates import DecodeProtocol
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, load_pretrained
 from qamdetr.inference.rerank import check_beta, rerank
 from qamdetr.inference.segments import pool_segments
-from qamdetr.inference.verifier import DEFAULT_VERIFIER, Verifier, get_verifier
+from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER, Verifier
+from qamdetr.inference.verifiers.registry import get_verifier
 from qamdetr.models.qam_detr import QamDetr
 from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures
 
@@ -135,7 +136,7 @@ class MomentRetriever:
             raise QamDetrError(f"top_k is {top_k}; it must be at least 1.")
         beta = self.config.inference.beta if beta is None else beta
         check_beta(beta)
-        checker = get_verifier(verifier)
+        checker = get_verifier(verifier, self.config.verifier)
         texts = [self.encoder.encode_query(check_query(query)) for query in queries]
         found = self._decode(recording, texts, protocol, bypass)
         return [
@@ -193,7 +194,7 @@ class MomentRetriever:
         if verifier is not None:
             decoded = decoded[: max(top_k, self.config.inference.top_k)]
             try:
-                scores = verifier.verify(recording, text, decoded)
+                scores = verifier.verify(recording, query, text, decoded)
             except Exception as error:
                 # Whatever a verifier does, the decoder's answer must survive.
                 reason = " ".join(str(error).split()) or type(error).__name__

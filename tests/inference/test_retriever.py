@@ -130,8 +130,8 @@ def test_mistakes_are_refused(tmp_path):
         retriever.retrieve(recording, "a", top_k=0)
     with pytest.raises(QamDetrError, match=r"beta is 1\.5"):
         retriever.retrieve(recording, "a", beta=1.5)
-    with pytest.raises(QamDetrError, match="not available in this version; choose one of none, pocket"):
-        retriever.retrieve(recording, "a", verifier="qwen2.5-omni")
+    with pytest.raises(QamDetrError, match="is not known; choose one of none, pocket"):
+        retriever.retrieve(recording, "a", verifier="x")
     with pytest.raises(AudioError, match="does not exist"):
         retriever.encode(tmp_path / "no.wav")
 

@@ -1,42 +1,18 @@
-"""Verifiers look at the sound of each candidate once more and say how likely it is the moment of the query (report, section 2.3)."""
+"""The `pocket` verifier: an offline stand-in for a language model, built on the joint space of the encoders."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from qamdetr.errors import QamDetrError
+from qamdetr.inference.verifiers.base import crop_window
 from qamdetr.types import Candidate, Recording, TextFeatures, Window
-
-CONTEXT_SHARE = 0.5
-"""The crop is the window widened on both sides by this share of its length."""
-
-DEFAULT_VERIFIER = "none"
-
-
-class Verifier(Protocol):
-    """Scores candidates; boundaries are not its business."""
-
-    @property
-    def name(self) -> str:
-        """What the user calls it."""
-        ...
-
-    def verify(self, recording: Recording, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
-        """Return one score in [0, 1] per candidate: the normalised probability that it is the moment of the query.
-
-        Args:
-            recording: The encoded recording; `path` leads to its sound.
-            text: The encoded query, main stream first.
-            candidates: The top-K of the decoder.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -61,8 +37,14 @@ class PocketVerifier:
 
     coefficients: PocketCoefficients = PocketCoefficients()
     name: str = "pocket"
+    needs_audio: bool = False
 
-    def verify(self, recording: Recording, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
+    @property
+    def identity(self) -> str:
+        """Name and coefficients; the encoders are the checkpoint's."""
+        return f"{self.name} {self.coefficients}"
+
+    def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; see `Verifier`.
 
         Raises:
@@ -80,32 +62,6 @@ class PocketVerifier:
             contrast = mean - float(around @ cosine / around.sum()) if float(around.sum()) > 1e-3 else 0.0
             scores.append(1 / (1 + math.exp(-(c.bias + c.inside * mean + c.contrast * contrast))))
         return scores
-
-
-_VERIFIERS: dict[str, type[PocketVerifier] | None] = {"none": None, "pocket": PocketVerifier}
-
-
-def get_verifier(name: str) -> Verifier | None:
-    """Make a verifier by name; `none` gives None.
-
-    Raises:
-        QamDetrError: Unknown name, or one that this version does not have.
-    """
-    try:
-        kind = _VERIFIERS[name]
-    except KeyError:
-        raise QamDetrError(f"Verifier {name!r} is not available in this version; choose one of {', '.join(_VERIFIERS)}.") from None
-    return None if kind is None else kind()
-
-
-def crop_window(window: Window, duration_seconds: float) -> Window:
-    """Widen a window by 50 % of its length on both sides, cut at the recording's ends.
-
-    Source: report section 2.3.
-    """
-    start, end = window
-    margin = CONTEXT_SHARE * (end - start)
-    return max(0.0, start - margin), min(duration_seconds, end + margin)
 
 
 def clip_similarity(recording: Recording, text: Mapping[str, TextFeatures]) -> Tensor:

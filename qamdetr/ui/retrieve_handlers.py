@@ -12,10 +12,11 @@ import gradio as gr
 
 from qamdetr.errors import AudioError, ConfigError, QamDetrError
 from qamdetr.export import to_json_object
+from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 from qamdetr.types import Recording
 from qamdetr.ui.examples import Example
 from qamdetr.ui.presenters import View, busy_view, empty_view, recording_view, result_view
-from qamdetr.ui.shared_retriever import SharedRetriever
+from qamdetr.ui.shared_retriever import SharedRetriever, first_checkpoint
 
 MAX_UPLOAD_BYTES = 500 * 1024**2
 MAX_QUERY_CHARACTERS = 500
@@ -33,24 +34,26 @@ class Session:
     """What one visitor has opened; lives in `gr.State` and nowhere else.
 
     Attributes:
-        recordings: Path -> encoded recording, the one used last at the end.
+        recordings: (checkpoint, path) -> encoded recording, the one used last at the end.
         recording: The open one, or None.
+        checkpoint: The model in use; the visitor may choose another.
         example: The example that is open, or None.
         base: View of the open recording without an answer.
         view: What the page shows; put back when something fails.
     """
 
     def __init__(self) -> None:
-        self.recordings: OrderedDict[str, Recording] = OrderedDict()
+        self.recordings: OrderedDict[tuple[str, str], Recording] = OrderedDict()
         self.recording: Recording | None = None
+        self.checkpoint = first_checkpoint()
         self.example: Example | None = None
         self.base: View = empty_view()
         self.view: View = empty_view()
 
     def keep(self, path: str, recording: Recording) -> None:
         """Remember an encoded recording and forget the one that was used longest ago."""
-        self.recordings[path] = recording
-        self.recordings.move_to_end(path)
+        self.recordings[self.checkpoint, path] = recording
+        self.recordings.move_to_end((self.checkpoint, path))
         while len(self.recordings) > KEPT_RECORDINGS:
             self.recordings.popitem(last=False)
 
@@ -61,6 +64,22 @@ class RetrieveHandlers:
     def __init__(self, model: SharedRetriever, examples: list[Example]) -> None:
         self._model = model
         self._examples = examples
+
+    def choose_model(self, session: Session, checkpoint: str) -> tuple[Session, str]:
+        """Open a checkpoint and use it from now on; one that cannot be opened is explained, and the pocket default takes its place.
+
+        Returns:
+            The session, and the checkpoint that is in use.
+        """
+        try:
+            self._model.get(checkpoint)
+        except QamDetrError as error:
+            gr.Warning(
+                f"{error} Until then the page uses {DEFAULT_CHECKPOINT}, which needs no download.", title="Not here yet", duration=60
+            )
+            checkpoint = DEFAULT_CHECKPOINT
+        session.checkpoint = checkpoint
+        return session, checkpoint
 
     def open_upload(self, session: Session, path: str | None) -> Iterator[tuple[Session, View]]:
         """Encode an uploaded file as soon as it is there, while the visitor types."""
@@ -84,7 +103,9 @@ class RetrieveHandlers:
         try:
             query = checked_query(query)
             yield session, busy_view(f"Looking for “{query}” …")
-            result = self._model.get().retrieve(recording, query, verifier=verifier, beta=beta)
+            # The visitor may have chosen another model since the recording was opened.
+            session.recording = recording = self._encode(session, Path(recording.path))
+            result = self._model.get(session.checkpoint).retrieve(recording, query, verifier=verifier, beta=beta)
         except Exception as error:
             yield session, session.view
             raise page_error(error) from error
@@ -92,7 +113,7 @@ class RetrieveHandlers:
         yield session, session.view
 
     def find_again(self, session: Session, verifier: str, beta: float) -> Iterator[tuple[Session, View]]:
-        """Answer the shown query with another verifier; does nothing while there is no answer on the page."""
+        """Answer the shown query with another verifier or model; does nothing while there is no answer on the page."""
         if session.view["state"] == "result":
             yield from self.find(session, session.view["query"], verifier, beta)
 
@@ -128,7 +149,7 @@ class RetrieveHandlers:
             if not audio:
                 raise AudioError("No recording was given; pass an audio file.")
             recording = self._encode(session, Path(audio))
-            result = self._model.get().retrieve(recording, query, top_k=int(top_k), verifier=verifier, beta=beta)
+            result = self._model.get(session.checkpoint).retrieve(recording, query, top_k=int(top_k), verifier=verifier, beta=beta)
         except Exception as error:
             raise page_error(error) from error
         return {**to_json_object(result), "audio": Path(audio).name}
@@ -146,13 +167,13 @@ class RetrieveHandlers:
         yield session, session.view
 
     def _encode(self, session: Session, path: Path) -> Recording:
-        known = session.recordings.get(str(path))
+        known = session.recordings.get((session.checkpoint, str(path)))
         if known is None:
             size = path.stat().st_size
             if size > MAX_UPLOAD_BYTES:
                 raise AudioError(f"{path} has {size / 1024**2:.0f} MB; the limit is {MAX_UPLOAD_BYTES // 1024**2} MB; cut or compress it.")
             try:
-                known = self._model.get().encode(path)
+                known = self._model.get(session.checkpoint).encode(path)
             except QamDetrError as error:
                 # The visitor knows the file by its name; the folder is the server's business.
                 raise type(error)(str(error).replace(str(path), path.name)) from error

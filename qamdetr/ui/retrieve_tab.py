@@ -12,7 +12,7 @@ from qamdetr.config import InferenceConfig
 from qamdetr.ui.examples import Example
 from qamdetr.ui.presenters import View, empty_view
 from qamdetr.ui.retrieve_handlers import MAX_UPLOAD_BYTES, RetrieveHandlers, Session
-from qamdetr.ui.shared_retriever import SharedRetriever
+from qamdetr.ui.shared_retriever import SharedRetriever, offered_checkpoints
 
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Everything that runs the model waits in one line: one run uses all cores, and a query typed while its recording is still being
@@ -53,7 +53,15 @@ def build_retrieve_tab(model: SharedRetriever, examples: list[Example]) -> None:
                     elem_id="qamdetr-query",
                 )
                 find = gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="qamdetr-find")
-            with gr.Accordion("Ranking options", open=False, elem_id="qamdetr-ranking"):
+            with gr.Accordion("Model and ranking", open=False, elem_id="qamdetr-ranking"):
+                offered = offered_checkpoints()
+                model_choice = gr.Dropdown(
+                    offered,
+                    value=offered[0],
+                    label="Model",
+                    info="A model brings its encoders. Those of pocket and ladder models are here; others may need a download first.",
+                    elem_id="qamdetr-model",
+                )
                 verifier = gr.Radio(list(VERIFIERS), value="none", label="Verifier", elem_id="qamdetr-verifier")
                 beta = gr.Slider(
                     0,
@@ -79,6 +87,10 @@ def build_retrieve_tab(model: SharedRetriever, examples: list[Example]) -> None:
     upload.upload(handlers.open_upload, [session, upload], **shown)
     upload.clear(handlers.close, [session], [session, player], api_visibility="private", show_progress="hidden")
     gr.on([find.click, query.submit], handlers.find, [session, query, verifier, beta], **shown)
+    chosen = model_choice.input(
+        handlers.choose_model, [session, model_choice], [session, model_choice], api_visibility="private", **MODEL_QUEUE
+    )
+    chosen.then(handlers.find_again, [session, verifier, beta], **shown)
     verifier.input(
         lambda name: gr.update(visible=name != "none"), verifier, beta, api_visibility="private", queue=False, show_progress="hidden"
     )

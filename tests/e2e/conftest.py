@@ -73,7 +73,7 @@ def app_url(examples):
     from qamdetr.ui.shared_retriever import SharedRetriever
 
     trained = (CHECKPOINT_DIR / DEFAULT_CHECKPOINT / "model.safetensors").is_file()
-    model = SharedRetriever() if trained else SharedRetriever(FakeRetriever)
+    model = SharedRetriever() if trained else SharedRetriever(lambda _: FakeRetriever())
     model.warm_up()
     demo = build_demo(model, examples)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())

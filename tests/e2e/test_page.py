@@ -157,7 +157,7 @@ def test_slider_ranks_like_the_server_without_asking_it(open_page, examples, app
     gradio_client = pytest.importorskip("gradio_client")
     page = open_page()
     query = press_example(page, examples)
-    page.get_by_role("button", name="Ranking options").click()
+    page.get_by_role("button", name="Model and ranking").click()
     page.get_by_label("Pocket").click()
     page.locator(".qd-caption", has_text="Verifier: pocket").wait_for()
     client = gradio_client.Client(app_url, verbose=False)

@@ -19,7 +19,7 @@ UI_DIR = Path(demo_module.__file__).parent
 def page(tmp_path_factory):
     audio = tmp_path_factory.mktemp("assets") / "yard.wav"
     audio.touch()
-    return build_demo(SharedRetriever(FakeRetriever), [Example(audio, "A yard", {"a dog barks": ((1.0, 2.0),)})])
+    return build_demo(SharedRetriever(lambda _: FakeRetriever()), [Example(audio, "A yard", {"a dog barks": ((1.0, 2.0),)})])
 
 
 def test_retrieve_is_the_only_public_endpoint_and_documents_its_arguments(page):

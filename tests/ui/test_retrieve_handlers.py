@@ -6,6 +6,7 @@ import pytest
 import soundfile
 from fake import FakeRetriever
 
+from qamdetr.errors import CheckpointError
 from qamdetr.ui import retrieve_handlers
 from qamdetr.ui.examples import Example
 from qamdetr.ui.retrieve_handlers import KEPT_RECORDINGS, MAX_QUERY_CHARACTERS, RetrieveHandlers, Session
@@ -30,7 +31,7 @@ def retriever():
 @pytest.fixture
 def handlers(retriever, make_audio):
     example = Example(make_audio("example.wav"), "A yard", {"a dog barks": ((2.0, 4.5),), "rain": ()})
-    return RetrieveHandlers(SharedRetriever(lambda: retriever), [example])
+    return RetrieveHandlers(SharedRetriever(lambda _: retriever), [example])
 
 
 def views(steps):
@@ -158,3 +159,43 @@ def test_files_over_the_limit_are_refused_wherever_they_come_from(handlers, make
     monkeypatch.setattr(retrieve_handlers, "MAX_UPLOAD_BYTES", 1024**2 // 4)
     with pytest.raises(gr.Error, match="the limit is"):
         handlers.retrieve(Session(), str(make_audio()), "a dog")
+
+
+def test_another_model_encodes_the_open_recording_anew(make_audio):
+    loaded = {}
+
+    def load(name):
+        return loaded.setdefault(name, FakeRetriever())
+
+    handlers = RetrieveHandlers(SharedRetriever(load), [])
+    session = Session()
+    list(handlers.open_upload(session, str(make_audio())))
+    list(handlers.find(session, "a dog", "none", 0.35))
+    assert handlers.choose_model(session, "ladder-1-baseline")[1] == "ladder-1-baseline"
+    list(handlers.find_again(session, "none", 0.35))
+    assert [(name, model.encoded, model.queries) for name, model in loaded.items()] == [
+        ("qam-detr-pocket", ["yard.wav"], ["a dog"]),
+        ("ladder-1-baseline", ["yard.wav"], ["a dog"]),
+    ]
+    handlers.choose_model(session, "qam-detr-pocket")
+    list(handlers.find_again(session, "none", 0.35))
+    assert loaded["qam-detr-pocket"].encoded == ["yard.wav"], "going back must not encode again"
+
+
+def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes_its_place(monkeypatch, make_audio):
+    def load(name):
+        if name == "big":
+            raise CheckpointError("big needs laion/clap, about 600 MB; run `hf download`.")
+        return FakeRetriever()
+
+    warnings = []
+    monkeypatch.setattr(retrieve_handlers.gr, "Warning", lambda text, **_: warnings.append(text))
+    handlers = RetrieveHandlers(SharedRetriever(load), [])
+    session = Session()
+    assert handlers.choose_model(session, "big")[1] == "qam-detr-pocket"
+    assert session.checkpoint == "qam-detr-pocket"
+    assert "hf download" in warnings[0]
+    assert "uses qam-detr-pocket, which needs no download" in warnings[0]
+    list(handlers.open_upload(session, str(make_audio())))
+    *_, answer = views(handlers.find(session, "a dog", "none", 0.35))
+    assert answer["state"] == "result"

@@ -30,6 +30,7 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.encoders
 
 # Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores), then measures.
 # docs/pocket.md explains the steps. REAL: folder with esc10, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach

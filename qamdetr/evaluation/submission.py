@@ -120,13 +120,13 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
 def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
     """Read from a checkpoint what the metadata asks of the model: streams, parameters, loss.
 
-    The encoders' parameters count as frozen; they stay open where the combo's encoders are not here to be counted.
+    The encoders' parameters count as frozen; they stay open where the encoders are not here to be counted.
 
     Raises:
         CheckpointError: No such checkpoint, or a damaged one.
     """
     from qamdetr.errors import CheckpointError, ConfigError
-    from qamdetr.features.encoders import load_combo
+    from qamdetr.features.encoders import load_streams
     from qamdetr.inference.pretrained import load_pretrained
 
     model, config = load_pretrained(name_or_dir)
@@ -137,12 +137,17 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
         "loss": _loss_in_words(config.loss, quality=config.model.quality),
     }
     try:
-        combo = load_combo(config.data.combo)
+        encoders = load_streams(
+            tuple(config.model.audio_streams),
+            tuple(config.model.text_streams),
+            name=config.data.combo,
+            models=config.data.encoder_models,
+            dtype=config.data.encoder_dtype,
+            download=False,
+        )
     except (ConfigError, CheckpointError):
         return {"system": {"model": facts}}
-    modules = {id(item): item for encoder in (*combo.audio.values(), *combo.text.values()) for item in vars(encoder).values()}
-    parameters = (list(item.parameters()) for item in modules.values() if hasattr(item, "parameters"))
-    facts["frozen_parameters"] = sum(parameter.numel() for owned in parameters for parameter in owned)
+    facts["frozen_parameters"] = encoders.num_parameters
     return {"system": {"model": facts}}
 
 

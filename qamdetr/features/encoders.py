@@ -1,25 +1,34 @@
-"""Opens the encoders of a combo and turns files into `Recording`s and queries into `TextFeatures`."""
+"""Opens encoders by the names of their streams, and turns files into `Recording`s and queries into `TextFeatures`."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from torch import Tensor, channels_last
+import torch
+from torch import Tensor, nn
 
 from qamdetr import audio as audio_files
-from qamdetr.config import CHECKPOINT_DIR
-from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.features.base import AudioEncoder, TextEncoder, get_combo
+from qamdetr.errors import ConfigError
+from qamdetr.features.base import AudioEncoder, EncoderOptions, OpenedStream, TextEncoder, get_combo
+from qamdetr.features.hub import locate
+from qamdetr.features.pocket import open_mel_stats, open_pocket
 from qamdetr.types import Recording, TextFeatures
 
 PEAK_COLUMNS = 2000
 """Columns of the waveform overview; about two per pixel of a wide screen."""
 
-POCKET_CHECKPOINT = "pocket-encoder"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_CUDA_BATCH_CLIPS = 64
+
+_Encoder = TypeVar("_Encoder", AudioEncoder, TextEncoder)
+
+_opening = threading.RLock()
 
 
 class ComboEncoder:
@@ -33,7 +42,7 @@ class ComboEncoder:
         """Short hash of all weights; feature caches are valid for one fingerprint only."""
 
     def encode_recording(self, path: str | Path) -> Recording:
-        """Decode a file once and run every audio stream on it.
+        """Decode a file once, resample it once for each rate, and run every audio stream on it.
 
         Raises:
             AudioError: The file cannot be used.
@@ -46,6 +55,7 @@ class ComboEncoder:
             for name, encoder in self.audio.items():
                 if encoder.sample_rate_hz == rate:
                     streams[name] = encoder.encode_audio(samples)
+            del samples  # before the next rate is made: hours of audio are gigabytes
         clips = audio_files.num_clips(waveform.duration_seconds)
         return Recording(
             name=path.name,
@@ -60,59 +70,169 @@ class ComboEncoder:
         """Encode a query with every text stream, main stream first."""
         return {name: encoder.encode_text(query) for name, encoder in self.text.items()}
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of all networks of all encoders, shared ones counted once."""
+        parts: list[object] = [*self.audio.values(), *self.text.values()]
+        parameters: dict[int, int] = {}
+        for part in parts:
+            if isinstance(part, nn.Module):
+                parameters |= {id(parameter): parameter.numel() for parameter in part.parameters()}
+            elif type(part).__module__.startswith("qamdetr."):  # an encoder, or what it is made of
+                parts.extend(getattr(part, "__dict__", {}).values())
+        return sum(parameters.values())
 
-@functools.lru_cache(maxsize=4)
-def load_combo(name: str) -> ComboEncoder:
-    """Open the encoders of a combo; read-only and shared, so it is opened once.
+
+def load_combo(
+    name: str,
+    *,
+    models: Mapping[str, str] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    download: bool = True,
+) -> ComboEncoder:
+    """Open the encoders of a combo.
+
+    Args:
+        name: One of `features.base.COMBOS`.
+        models: Stream -> hub id or folder in the place of the stream's default; see `features.hub.locate`.
+        dtype: `float32` or `bfloat16`, of the big encoders' weights; the pocket encoders stay float32.
+        device: As PyTorch names it; None = CUDA where there is one, else the CPU. The pocket encoders stay on the CPU.
+        download: Whether missing weights may be fetched from the hub.
 
     Raises:
-        ConfigError: Unknown combo, or one whose encoders this version does not have.
-        CheckpointError: The weights of an encoder are missing.
+        ConfigError: Unknown combo, stream, type or device.
+        CheckpointError: The weights of an encoder are missing or damaged.
     """
     combo = get_combo(name)
-    missing = sorted({*combo.audio_streams, *combo.text_streams} - set(_OPENERS))
-    if missing:
-        raise ConfigError(f"Combo {name!r} needs the encoders {', '.join(missing)}, which this version does not have; use combo 'pocket'.")
-    opened = {stream: _OPENERS[stream]() for stream in {*combo.audio_streams, *combo.text_streams}}
-    audio = {stream: opened[stream][0] for stream in combo.audio_streams}
-    text = {stream: opened[stream][1] for stream in combo.text_streams}
-    fingerprint = hashlib.sha256("".join(opened[stream][2] for stream in sorted(opened)).encode()).hexdigest()[:16]
+    return load_streams(combo.audio_streams, combo.text_streams, name=name, models=models, dtype=dtype, device=device, download=download)
+
+
+def load_streams(
+    audio_streams: Sequence[str],
+    text_streams: Sequence[str],
+    *,
+    name: str,
+    models: Mapping[str, str] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    download: bool = True,
+) -> ComboEncoder:
+    """Open the encoders of any streams. Each is opened once in a process and shared by all that ask for it: they are read-only.
+
+    Args:
+        audio_streams: Main stream first.
+        text_streams: Main stream first.
+        name: What results and caches call this set.
+        models: Stream -> hub id or folder, as in `load_combo`.
+        dtype: As in `load_combo`.
+        device: As in `load_combo`.
+        download: As in `load_combo`.
+
+    Raises:
+        ConfigError: Unknown stream, type or device, or a stream that has no encoder for its modality.
+        CheckpointError: The weights of an encoder are missing or damaged.
+    """
+    models = dict(models or {})
+    device = _check(models, dtype, device)
+    wanted = sorted({*audio_streams, *text_streams})
+    # All of them before the first is read: what is missing should show at once.
+    for stream in (stream for stream in wanted if stream in _HUB_OPENERS):
+        locate(stream, models.get(stream, ""), download=download)
+        if stream == "ms_clap" and not models.get(stream):  # its repository has no tokeniser
+            locate("gpt2", download=download)
+    opened = {stream: _open(stream, models.get(stream, ""), dtype, device) for stream in wanted}
+    audio: dict[str, AudioEncoder] = {}
+    text: dict[str, TextEncoder] = {}
+    for stream in audio_streams:
+        audio[stream] = _present(opened[stream].audio, stream, "audio")
+    for stream in text_streams:
+        text[stream] = _present(opened[stream].text, stream, "text")
+    fingerprint = hashlib.sha256("".join(stream.fingerprint for stream in opened.values()).encode()).hexdigest()[:16]
     return ComboEncoder(name, audio, text, fingerprint)
 
 
-def _open_pocket() -> tuple[AudioEncoder, TextEncoder, str]:
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
+def forget_streams() -> None:
+    """Let go of all opened encoders: those that nobody else holds free their memory, and the next call reads the files anew."""
+    _open_pocket_stream.cache_clear()
+    _open_hub_stream.cache_clear()
 
-    from qamdetr.features.pocket_audio import PocketAudioConfig, PocketAudioEncoder, PocketAudioModel
-    from qamdetr.features.pocket_text import PocketTextConfig, PocketTextEncoder, PocketTextModel, unpack_state
 
-    folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
-    files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
-    lacking = [file.name for file in files if not file.is_file()]
-    if lacking:
-        raise CheckpointError(f"{folder} lacks {', '.join(lacking)}; restore the folder from the repository or set QAMDETR_CHECKPOINTS.")
+def _open(stream: str, model: str, dtype: str, device: str) -> OpenedStream:
+    # Two threads that ask at once must not hold the weights twice.
+    with _opening:
+        if stream in _POCKET_OPENERS:
+            return _open_pocket_stream(stream)
+        if stream in _HUB_OPENERS:
+            return _open_hub_stream(stream, model, dtype, device)
+    raise ConfigError(f"Unknown stream {stream!r}; there are encoders for {', '.join([*_POCKET_OPENERS, *_HUB_OPENERS])}.")
 
-    audio, text = PocketAudioModel(PocketAudioConfig()), PocketTextModel(PocketTextConfig())
+
+@functools.cache
+def _open_pocket_stream(stream: str) -> OpenedStream:
+    return _POCKET_OPENERS[stream]()
+
+
+@functools.cache
+def _open_hub_stream(stream: str, model: str, dtype: str, device: str) -> OpenedStream:
+    batch_clips = _CUDA_BATCH_CLIPS if device.startswith("cuda") else EncoderOptions.batch_clips
+    return _HUB_OPENERS[stream](locate(stream, model), EncoderOptions(device, DTYPES[dtype], batch_clips))
+
+
+def _open_laion_clap(source: Path, options: EncoderOptions) -> OpenedStream:
+    from qamdetr.features.laion_clap import open_laion_clap
+
+    return open_laion_clap(source, options)
+
+
+def _open_ms_clap(source: Path, options: EncoderOptions) -> OpenedStream:
+    from qamdetr.features.ms_clap import open_ms_clap
+
+    return open_ms_clap(source, options)
+
+
+def _open_wavlm(source: Path, options: EncoderOptions, *, name: str) -> OpenedStream:
+    from qamdetr.features.wavlm import open_wavlm
+
+    return open_wavlm(source, options, name=name)
+
+
+def _open_roberta(source: Path, options: EncoderOptions) -> OpenedStream:
+    from qamdetr.features.roberta import open_roberta
+
+    return open_roberta(source, options)
+
+
+_POCKET_OPENERS: dict[str, Callable[[], OpenedStream]] = {"pocket": open_pocket, "mel_stats": open_mel_stats}
+
+_HUB_OPENERS: dict[str, Callable[[Path, EncoderOptions], OpenedStream]] = {
+    "laion_clap": _open_laion_clap,
+    "ms_clap": _open_ms_clap,
+    **{name: functools.partial(_open_wavlm, name=name) for name in ("wavlm_base", "wavlm_base_plus", "wavlm_large")},
+    "roberta": _open_roberta,
+}
+
+
+def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
+    """Check what is asked of the big encoders; returns the device."""
+    unknown = sorted(set(models) - set(_HUB_OPENERS))
+    if unknown:
+        raise ConfigError(f"There is no pretrained encoder {unknown[0]!r} to choose a model for; known are {', '.join(_HUB_OPENERS)}.")
+    if dtype not in DTYPES:
+        raise ConfigError(f"Encoders cannot run in {dtype!r}; choose one of {', '.join(DTYPES)}.")
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        audio.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(files[0]).items()})
-        text.load_state_dict(unpack_state(load_file(files[1])))
-        tokenizer = Tokenizer.from_file(str(files[2]))
-    except Exception as error:  # safetensors and tokenizers raise classes of their own, torch RuntimeError
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{folder} cannot be read ({reason}); restore it from the repository (with Git LFS: `git lfs pull`)."
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ConfigError(
+            f"Encoders cannot run on device {device!r} ({reason}); choose cpu, or a device that PyTorch finds here."
         ) from error
-    audio = audio.to(memory_format=channels_last)  # type: ignore[call-overload]
-    fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return PocketAudioEncoder(audio), PocketTextEncoder(text, tokenizer), fingerprint
+    return device
 
 
-def _open_mel_stats() -> tuple[AudioEncoder, TextEncoder | None, str]:
-    from qamdetr.features.pocket_audio import MelStatsEncoder
-
-    return MelStatsEncoder(), None, "mel_stats-1"
-
-
-_OPENERS: dict[str, Callable[[], tuple[Any, Any, str]]] = {"pocket": _open_pocket, "mel_stats": _open_mel_stats}
-"""Stream -> function that returns its audio encoder, its text encoder (or None), and a fingerprint of its weights."""
+def _present(encoder: _Encoder | None, stream: str, modality: str) -> _Encoder:
+    if encoder is None:
+        raise ConfigError(f"Stream {stream!r} has no {modality} encoder; take it out of the {modality} streams.")
+    return encoder

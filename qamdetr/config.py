@@ -8,28 +8,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
+from qamdetr import strict_yaml
 from qamdetr.errors import ConfigError
+from qamdetr.strict_yaml import check_ranges
 
 CONFIG_DIR = Path(__file__).parent / "configs"
+SYSTEM_DIR = CONFIG_DIR / "systems"
+"""Recipes of several checkpoints (`inference.system`); no experiments, so `load_config` refuses them."""
+
 CHECKPOINT_DIR = Path(os.environ.get("QAMDETR_CHECKPOINTS") or Path(__file__).resolve().parents[1] / "checkpoints")
 """Where named checkpoints lie: the repository's own folder unless the environment names another."""
-
-
-def _check_ranges(section: object, name: str, **ranges: tuple[float, float]) -> None:
-    """Refuse values outside `[low, high]`, and NaN.
-
-    Raises:
-        ConfigError: Names value and limit.
-    """
-    for key, (low, high) in ranges.items():
-        value = getattr(section, key)
-        if not low <= value <= high:
-            limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ConfigError(f"{name}.{key} is {value}; it must be {limit}.")
 
 
 @dataclass(frozen=True)
@@ -68,8 +60,8 @@ class ModelConfig:
                     f"model.{key} is {dict(streams)}; it must name at least one stream with its width, such as {{pocket: 256}}."
                 )
         counts = ("dim", "num_heads", "ffn_dim", "fusion_layers", "encoder_layers", "mamba_state", "mamba_conv", "mamba_expand")
-        _check_ranges(self, "model", **dict.fromkeys((*counts, "decoder_layers", "num_moment_queries"), (1, math.inf)))
-        _check_ranges(self, "model", dropout=(0, 0.999), input_dropout=(0, 0.999))
+        check_ranges(self, "model", **dict.fromkeys((*counts, "decoder_layers", "num_moment_queries"), (1, math.inf)))
+        check_ranges(self, "model", dropout=(0, 0.999), input_dropout=(0, 0.999))
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Check ranges; NaN is in none of them."""
         numbers = [item.name for item in dataclasses.fields(self) if isinstance(getattr(self, item.name), float)]
-        _check_ranges(self, "loss", **dict.fromkeys(numbers, (0.0, 1e6)))
-        _check_ranges(self, "loss", saliency_temperature=(1e-6, 1e6))
+        check_ranges(self, "loss", **dict.fromkeys(numbers, (0.0, 1e6)))
+        check_ranges(self, "loss", saliency_temperature=(1e-6, 1e6))
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_ranges(self, "data", max_clips=(1, math.inf), crop_probability=(0, 1), text_noise=(0, 100), num_workers=(0, 1024))
+        check_ranges(self, "data", max_clips=(1, math.inf), crop_probability=(0, 1), text_noise=(0, 100), num_workers=(0, 1024))
 
 
 @dataclass(frozen=True)
@@ -150,7 +142,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_ranges(
+        check_ranges(
             self, "train", seed=(0, 2**32 - 1), epochs=(1, math.inf), batch_size=(1, math.inf), learning_rate=(0, 1), weight_decay=(0, 1),
             warmup_fraction=(0, 1), clip_norm=(0, math.inf), ema_decay=(0, 1), accumulate_batches=(1, math.inf),
             save_every_steps=(0, math.inf), early_stop_epochs=(0, math.inf),
@@ -177,7 +169,7 @@ class InferenceConfig:
         for name, beta in self.beta_by_verifier.items():
             if not 0 <= beta <= 1:
                 raise ConfigError(f"inference.beta_by_verifier.{name} is {beta}; it must be from 0.0 to 1.0.")
-        _check_ranges(self, "inference", top_k=(1, math.inf), section_clips=(1, math.inf), section_overlap_clips=(0, math.inf), **shares)
+        check_ranges(self, "inference", top_k=(1, math.inf), section_clips=(1, math.inf), section_overlap_clips=(0, math.inf), **shares)
 
 
 @dataclass(frozen=True)
@@ -195,7 +187,7 @@ class VerifierConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_ranges(self, "verifier", batch_size=(1, 1024), timeout_seconds=(0.01, 86400), retries=(0, 100))
+        check_ranges(self, "verifier", batch_size=(1, 1024), timeout_seconds=(0.01, 86400), retries=(0, 100))
 
 
 @dataclass(frozen=True)
@@ -216,21 +208,13 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     Raises:
         ConfigError: Unknown file, key or type, a circular `extends`, or a malformed override.
     """
-    values = _read_chain(_find(str(name_or_path)), seen=())
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=10.")
-        *parents, leaf = key.strip().split(".")
-        target = values
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section; use section.key=value.")
-        try:
-            target[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {override!r}: the value is not valid YAML; write numbers, words or [lists].") from None
+    name = str(name_or_path)
+    if not Path(name).is_file() and (SYSTEM_DIR / f"{name}.yaml").is_file():
+        raise ConfigError(
+            f"{name!r} is a system of several checkpoints, not an experiment; run it with `python -m qamdetr predict --system {name}`."
+        )
+    values = strict_yaml.read(name, CONFIG_DIR)
+    strict_yaml.apply_overrides(values, overrides)
     return config_from_dict(values)
 
 
@@ -240,111 +224,15 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: See above.
     """
-    built: Config = _build(Config, values, prefix="")
-    return built
+    return strict_yaml.build(Config, values)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Undo `config_from_dict`: nested mappings of plain YAML types."""
-
-    def plain(value: Any) -> Any:  # noqa: ANN401 - a config value is any YAML type
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return value
-
-    result: dict[str, Any] = plain(config)
+    result: dict[str, Any] = strict_yaml.plain(config)
     return result
 
 
 def save_config(config: Config, path: Path) -> None:
     """Write `config` as YAML, in full, so that a checkpoint does not depend on later defaults."""
     path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
-
-
-def _find(name: str) -> Path:
-    candidates = [Path(name), CONFIG_DIR / f"{name}.yaml"]
-    for path in candidates:
-        if path.is_file():
-            return path
-    # Files that begin with `_` are parts of others.
-    known = ", ".join(sorted(p.stem for p in CONFIG_DIR.glob("[!_]*.yaml")))
-    raise ConfigError(f"No config {name!r}: give a YAML file or one of {known}.")
-
-
-def _read_chain(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: `extends` goes round in a circle; remove one of {[p.name for p in seen]}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold sections such as `model:`, not {type(values).__name__}.")
-    merged: dict[str, Any] = {}
-    for name in _parents(path, values.pop("extends", None)):
-        beside = path.parent / f"{name}.yaml"
-        _merge(merged, _read_chain(beside if beside.is_file() else _find(name), (*seen, path.resolve())))
-    _merge(merged, values)
-    return merged
-
-
-def _parents(path: Path, extends: object) -> list[str]:
-    """Names that a file extends, in the order in which they apply."""
-    names: list[Any] = extends if isinstance(extends, list) else [] if extends is None else [extends]
-    if not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(
-            f"{path}: `extends` is {extends!r}; it must be the name of a config, or a list of names, of which later ones win."
-        )
-    return names
-
-
-def _merge(base: dict[str, Any], diff: Mapping[str, Any]) -> None:
-    """Put the entries of `diff` over those of `base`, section by section; a mapping inside a section is replaced whole."""
-    for section, entries in diff.items():
-        if isinstance(entries, dict) and isinstance(base.get(section), dict):
-            base[section] = {**base[section], **entries}
-        else:
-            base[section] = entries
-
-
-def _build(cls: type, values: Any, prefix: str) -> Any:  # noqa: ANN401 - returns an instance of `cls`
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.') or 'config'} must be a section with keys, not {values!r}.")
-    hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"Unknown key {prefix + unknown[0]!r}; known here: {', '.join(hints)}.")
-    return cls(**{key: _coerce(hints[key], value, prefix + key) for key, value in values.items()})
-
-
-def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401, PLR0911 - dispatches on a run-time type hint
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, prefix=name + ".")  # type: ignore[arg-type]
-    origin = get_origin(hint)
-    if value is None and hint is str:  # an empty value in YAML
-        return ""
-    if origin is Literal:
-        # YAML 1.1 reads a bare `no` as False.
-        value = "no" if value is False and "no" in get_args(hint) else value
-        if value not in get_args(hint):
-            raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(map(str, get_args(hint)))}.")
-        return value
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_coerce(get_args(hint)[0], item, name) for item in value)
-    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {str(key): _coerce(get_args(hint)[1], item, name) for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # YAML 1.1 reads "1e-4" as a string.
-    if hint is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{name} is {value!r}; expected {getattr(hint, '__name__', hint)}.")

@@ -182,3 +182,11 @@ def test_values_that_no_training_can_use_are_refused_at_once(override: str, mess
 def test_words_that_yaml_takes_for_something_else() -> None:
     assert load_config("pocket", ["train.tracker="]).train.tracker == ""
     assert load_config("pocket", ["train.mixed_precision=no"]).train.mixed_precision == "no"
+
+
+def test_a_system_is_no_experiment() -> None:
+    with pytest.raises(ConfigError, match=r"'submit2' is a system of several checkpoints.*predict --system submit2"):
+        load_config("submit2")
+    with pytest.raises(ConfigError) as caught:
+        load_config("nothing")
+    assert "submit" not in str(caught.value)

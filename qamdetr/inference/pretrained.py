@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 import qamdetr.config
 from qamdetr.config import Config, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.files import replacing
 from qamdetr.models.qam_detr import QamDetr
 
 DEFAULT_CHECKPOINT = "qam-detr-pocket"
@@ -45,6 +45,24 @@ def load_pretrained(name_or_dir: str | Path = DEFAULT_CHECKPOINT) -> tuple[QamDe
     return model.eval(), config
 
 
+def load_changed(name_or_dir: str | Path, overrides: Sequence[str] = ()) -> tuple[QamDetr, Config]:
+    """Load a checkpoint as `load_pretrained`, with other settings than it was saved with.
+
+    Args:
+        name_or_dir: See `load_pretrained`.
+        overrides: `section.key=value` changes; the network stays as it is.
+
+    Raises:
+        CheckpointError: See `load_pretrained`.
+        ConfigError: A malformed override, or one that changes the network.
+    """
+    model, trained = load_pretrained(name_or_dir)
+    config = load_config(find_checkpoint(name_or_dir) / CONFIG_FILE, overrides)
+    if config.model != trained.model:
+        raise ConfigError("--set changes the model section; the weights fit the network that they were trained in: leave it out.")
+    return model, config
+
+
 def save_pretrained(directory: str | Path, model: QamDetr, config: Config, *, half: bool) -> None:
     """Write weights and configuration; the card (`README.md`) is left to whoever knows what the model was trained on.
 
@@ -59,14 +77,9 @@ def save_pretrained(directory: str | Path, model: QamDetr, config: Config, *, ha
     """
     folder = Path(directory)
     weights = {name: _stored(name, tensor, half=half) for name, tensor in model.state_dict().items()}
-    partial = folder / f".{WEIGHTS_FILE}.{os.getpid()}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(weights, partial, metadata={"format": "pt"})
-            partial.replace(folder / WEIGHTS_FILE)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(folder / WEIGHTS_FILE) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
         save_config(config, folder / CONFIG_FILE)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write checkpoint {folder} ({error}); choose another folder.") from error

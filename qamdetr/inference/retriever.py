@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from qamdetr.config import Config, InferenceConfig
-from qamdetr.errors import CheckpointError, QamDetrError
+from qamdetr.config import Config, InferenceConfig, VerifierConfig
+from qamdetr.errors import ConfigError, QamDetrError
 from qamdetr.features.pipeline import prepare
 from qamdetr.inference import candidates, long_audio
 from qamdetr.inference.candidates import DecodeProtocol
-from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, load_pretrained
-from qamdetr.inference.rerank import check_beta, rerank
+from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, load_changed
+from qamdetr.inference.rerank import Decoded, Ranking, choose_beta, rank
 from qamdetr.inference.segments import pool_segments
+from qamdetr.inference.trained_encoder import ComboEncoder, open_encoder
 from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER, Verifier
 from qamdetr.inference.verifiers.registry import get_verifier
 from qamdetr.models.qam_detr import QamDetr
-from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures
+from qamdetr.types import Candidate, Recording, Result, TextFeatures
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
 
+_Features = TypeVar("_Features")
+
 _PAIRS_PER_FORWARD = 8
 """Pairs of section and query that run through the network at once; bounds memory for long recordings and many queries."""
-
-
-class ComboEncoder(Protocol):
-    """What the retriever needs of a combo of encoders (`features.encoders.load_combo` gives one)."""
-
-    @property
-    def name(self) -> str:
-        """Name of the combo."""
-        ...
-
-    def encode_recording(self, path: str | Path) -> Recording:
-        """Encode an audio file."""
-        ...
-
-    def encode_query(self, query: str) -> Mapping[str, TextFeatures]:
-        """Encode a query: stream -> features, main stream first."""
-        ...
 
 
 class MomentRetriever:
@@ -55,32 +42,52 @@ class MomentRetriever:
         >>> best = retriever.retrieve(recording, "a dog barks").moments[0]
     """
 
-    def __init__(self, model: QamDetr, config: Config, encoder: ComboEncoder) -> None:
-        self.model = model.eval()
+    def __init__(self, model: QamDetr, config: Config, encoder: ComboEncoder, *, device: str | None = None) -> None:
+        """Put the parts together.
+
+        Raises:
+            ConfigError: No such device here.
+        """
+        self.model = _move(model.eval(), device)
         self.config = config
         self.encoder = encoder
+        self._verifiers = Verifiers(config.verifier)
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | Path = DEFAULT_CHECKPOINT) -> Self:
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path = DEFAULT_CHECKPOINT,
+        *,
+        overrides: Sequence[str] = (),
+        device: str | None = None,
+        encoder_models: Mapping[str, str] | None = None,
+    ) -> Self:
         """Load a checkpoint and the encoders that it was trained on.
 
         Args:
             name_or_dir: Name of a shipped checkpoint, or a checkpoint folder.
+            overrides: `section.key=value` changes of the checkpoint's configuration, such as `inference.nms_iou=1`.
+            device: Where network and encoders run, such as `cuda`; None leaves the network on the CPU, and the encoders to
+                `features.encoders.load_combo`.
+            encoder_models: Stream -> hub id or folder, over the checkpoint's `data.encoder_models`.
 
         Raises:
             CheckpointError: The checkpoint, or its encoders' weights, cannot be used.
+            ConfigError: `overrides` change the network, or there is no such device.
         """
-        from qamdetr.features.encoders import load_combo
+        model, config = load_changed(name_or_dir, overrides)
+        encoder = open_encoder(config, name_or_dir, device=device, models=encoder_models)
+        return cls(model, config, encoder, device=device)
 
-        model, config = load_pretrained(name_or_dir)
-        encoder = load_combo(config.data.combo)
-        wanted = config.data.encoder
-        if wanted and encoder.fingerprint != wanted:
-            raise CheckpointError(
-                f"{name_or_dir} was trained on version {wanted} of the {encoder.name} encoders, here is version {encoder.fingerprint}; "
-                "features would not fit: restore those encoders, or train again on these."
-            )
-        return cls(model, config, encoder)
+    @property
+    def verifier(self) -> str:
+        """Name of the verifier that answers where none is named."""
+        return DEFAULT_VERIFIER
+
+    @property
+    def verifier_settings(self) -> VerifierConfig:
+        """Settings of verifiers given by name."""
+        return self.config.verifier
 
     def encode(self, path: str | Path) -> Recording:
         """Encode an audio file once; any number of queries may follow.
@@ -97,7 +104,7 @@ class MomentRetriever:
         query: str,
         *,
         top_k: int = 10,
-        verifier: str = DEFAULT_VERIFIER,
+        verifier: str | Verifier = DEFAULT_VERIFIER,
         beta: float | None = None,
         protocol: DecodeProtocol = "exact",
         bypass: Collection[str] = (),
@@ -112,7 +119,7 @@ class MomentRetriever:
         queries: Sequence[str],
         *,
         top_k: int = 10,
-        verifier: str = DEFAULT_VERIFIER,
+        verifier: str | Verifier = DEFAULT_VERIFIER,
         beta: float | None = None,
         protocol: DecodeProtocol = "exact",
         bypass: Collection[str] = (),
@@ -123,45 +130,60 @@ class MomentRetriever:
             recording: From `encode`.
             queries: Sentences.
             top_k: Most moments to return per query.
-            verifier: `none` or `pocket`. It looks at the decoder's best candidates (`inference.top_k` of the checkpoint, or `top_k` if
-                that is more). When it fails, the decoder's ranking stands and a note in the result says so.
-            beta: Weight of the verifier's score, in [0, 1]; None takes the checkpoint's. Results without verifier state 0.
+            verifier: A verifier or its name (`inference.verifiers.registry`); a named one is made once and kept, with the checkpoint's
+                `verifier` settings. It looks at the decoder's best candidates (`inference.top_k` of the checkpoint, or `top_k` if that is
+                more). When it fails, the decoder's ranking stands and a note in the result says so.
+            beta: Weight of the verifier's score, in [0, 1]; None takes the checkpoint's for this verifier. Without verifier, results say 0.
             protocol: `official` rounds windows as the field's evaluation does; see `candidates.round_officially`.
             bypass: Components to leave out of the network; see `QamDetr.forward`.
 
         Raises:
             QamDetrError: An empty query, `top_k` under 1, `beta` outside [0, 1], or an unknown verifier.
         """
-        if top_k < 1:
-            raise QamDetrError(f"top_k is {top_k}; it must be at least 1.")
-        beta = self.config.inference.beta if beta is None else beta
-        check_beta(beta)
-        checker = get_verifier(verifier, self.config.verifier)
+        settings = self.config.inference
+        checker = self._verifiers.get(verifier) if isinstance(verifier, str) else verifier
+        ranking = Ranking(checker, choose_beta(beta, settings, checker), top_k, settings.top_k, protocol)
         texts = [self.encoder.encode_query(check_query(query)) for query in queries]
-        found = self._decode(recording, texts, protocol, bypass)
+        decoded = self.decode(recording, texts, protocol=protocol, bypass=bypass)
+        name = self.encoder.name
         return [
-            self._rank(recording, query, text, decoded, saliency, checker, beta, top_k)
-            for query, text, (decoded, saliency) in zip(queries, texts, found, strict=True)
+            rank(recording, query, text, answer, ranking, found=self.is_found(answer), encoder=name)
+            for query, text, answer in zip(queries, texts, decoded, strict=True)
         ]
 
-    def _decode(
-        self, recording: Recording, texts: Sequence[Mapping[str, TextFeatures]], protocol: DecodeProtocol, bypass: Collection[str]
-    ) -> list[tuple[list[Candidate], Tensor]]:
-        """Run the network on every section for every query; per query the merged candidates and saliency `(clips,)` in [0, 1]."""
+    @torch.inference_mode()
+    def decode(
+        self,
+        recording: Recording,
+        texts: Sequence[Mapping[str, TextFeatures]],
+        *,
+        protocol: DecodeProtocol = "exact",
+        bypass: Collection[str] = (),
+    ) -> list[Decoded]:
+        """Run the network on every section for every query; per query the merged candidates and the saliency.
+
+        Args:
+            recording: May hold more streams than the network reads, in any order.
+            texts: Encoded queries, likewise.
+            protocol: `official` keeps doubles, as the field does; nothing is rounded yet.
+            bypass: See `QamDetr.forward`.
+        """
         settings: InferenceConfig = self.config.inference
         # Segments of the saliency repeat what the decoder found, so with them doubles are always dropped.
         nms_iou = 1.0 if protocol == "official" and settings.segment_threshold <= 0 else settings.nms_iou
+        audio = _in_order(recording.streams, self.config.model.audio_streams)
+        queries = [_in_order(text, self.config.model.text_streams) for text in texts]
         sections = long_audio.split(recording.num_clips, settings.section_clips, settings.section_overlap_clips)
-        pairs = [(text, section) for text in texts for section in sections]
+        pairs = [(query, section) for query in queries for section in sections]
         decoded: list[list[Candidate]] = []
         saliency: list[Tensor] = []
         for begin in range(0, len(pairs), _PAIRS_PER_FORWARD):
             chunk = pairs[begin : begin + _PAIRS_PER_FORWARD]
-            batch = prepare([long_audio.section_streams(recording.streams, section) for _, section in chunk], [text for text, _ in chunk])
-            output = self.model(batch, bypass=bypass)
+            batch = prepare([long_audio.section_streams(audio, section) for _, section in chunk], [text for text, _ in chunk])
+            output = self.model(batch.to(self._device), bypass=bypass)
             durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
             lengths = [section.num_clips for _, section in chunk]
-            curves = [row[:length].sigmoid() for row, length in zip(output.saliency, lengths, strict=True)]
+            curves = [row[:length].sigmoid().cpu() for row, length in zip(output.saliency, lengths, strict=True)]
             found = candidates.decode(output, durations, lengths, nms_iou=nms_iou)
             decoded += [
                 pool_segments(windows, curve.numpy(), duration, settings, nms_iou=nms_iou)
@@ -169,50 +191,46 @@ class MomentRetriever:
             ]
             saliency += curves
         per_query = len(sections)
-        answers = []
-        for at in range(0, len(pairs), per_query):
-            merged = long_audio.merge_candidates(sections, decoded[at : at + per_query], recording.duration_seconds, nms_iou)
-            if protocol == "official":  # last of all: the field rounds what it submits, not what it computes with
-                merged = [candidates.round_officially(candidate, recording.duration_seconds) for candidate in merged]
-            answers.append((merged, long_audio.merge_saliency(sections, saliency[at : at + per_query])))
-        return answers
+        return [
+            Decoded(
+                long_audio.merge_candidates(sections, decoded[at : at + per_query], recording.duration_seconds, nms_iou),
+                long_audio.merge_saliency(sections, saliency[at : at + per_query]),
+            )
+            for at in range(0, len(pairs), per_query)
+        ]
 
-    def _rank(
-        self,
-        recording: Recording,
-        query: str,
-        text: Mapping[str, TextFeatures],
-        decoded: list[Candidate],
-        saliency: Tensor,
-        verifier: Verifier | None,
-        beta: float,
-        top_k: int,
-    ) -> Result:
-        """Verify, blend, cut to `top_k`, and decide whether the sound is there at all."""
-        scores: list[float] | None = None
-        notes: tuple[str, ...] = ()
-        if verifier is not None:
-            decoded = decoded[: max(top_k, self.config.inference.top_k)]
-            try:
-                scores = verifier.verify(recording, query, text, decoded)
-            except Exception as error:
-                # Whatever a verifier does, the decoder's answer must survive.
-                reason = " ".join(str(error).split()) or type(error).__name__
-                notes = (f"Verifier {verifier.name} failed ({reason}); the moments are ranked by the decoder alone.",)
-        moments: tuple[Moment, ...] = rerank(decoded, scores, beta)[:top_k]
-        best = max((candidate.decoder_score for candidate in decoded), default=None)
-        return Result(
-            audio=recording.path or recording.name,
-            duration_seconds=recording.duration_seconds,
-            query=query,
-            found=best is not None and best >= self.config.inference.found_threshold,
-            encoder=self.encoder.name,
-            verifier=verifier.name if verifier is not None and scores is not None else "none",
-            beta=beta if scores is not None else 0.0,
-            moments=moments,
-            saliency=tuple(saliency.tolist()),
-            notes=notes,
-        )
+    def is_found(self, decoded: Decoded) -> bool:
+        """Whether the best decoder score reaches the checkpoint's calibrated threshold."""
+        return bool(decoded.candidates) and best_score(decoded) >= self.config.inference.found_threshold
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+class Verifiers:
+    """Makes verifiers by name with the same settings, each once: what a large one has loaded stays loaded."""
+
+    def __init__(self, settings: VerifierConfig) -> None:
+        self._settings = settings
+        self._made: dict[str, Verifier | None] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Verifier | None:
+        """Return a verifier; `none` gives None.
+
+        Raises:
+            QamDetrError: See `get_verifier`.
+        """
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = get_verifier(name, self._settings)
+            return self._made[name]
+
+
+def best_score(decoded: Decoded) -> float:
+    """Return the highest decoder score; 0 without candidates."""
+    return max((candidate.decoder_score for candidate in decoded.candidates), default=0.0)
 
 
 def check_query(query: str) -> str:
@@ -226,3 +244,18 @@ def check_query(query: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in query):
         raise QamDetrError(f"The query {query!a} holds bytes that are not UTF-8 text; type it again or convert it to UTF-8.")
     return query
+
+
+def _move(model: QamDetr, device: str | None) -> QamDetr:
+    try:
+        return model if device is None else model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ConfigError(
+            f"The network cannot run on device {device!r} ({reason}); choose cpu, or a device that PyTorch finds here."
+        ) from error
+
+
+def _in_order(streams: Mapping[str, _Features], wanted: Iterable[str]) -> dict[str, _Features]:
+    """Pick the streams that a network reads, in its order: main stream first."""
+    return {name: streams[name] for name in wanted}

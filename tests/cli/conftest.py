@@ -13,7 +13,7 @@ from qamdetr import cli
 def encoder(monkeypatch):
     encoder = TinyEncoder()
     encoder.fingerprint = "tiny-1"
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name: encoder)
+    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: encoder)
     return encoder
 
 

@@ -130,8 +130,7 @@ def test_features_of_other_encoders_are_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["a.wav", "--query", "rain", "--from-features"], "--from-features goes with --manifest"),
-        (["--manifest", "m.jsonl", "--output", "p", "--from-features", "--verifier", "pocket"], "--verifier pocket listens to the audio"),
-        (["--manifest", "m.jsonl", "--output", "p", "--set", "data.combo=B"], "--set goes with --from-features"),
+        (["--manifest", "m.jsonl", "--output", "p", "--from-features", "--encoder", "toy=x"], "--encoder goes with audio"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,9 +34,9 @@ def assert_same(one: Result, two: Result):
 
 def test_from_pretrained_file_to_moments(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name: asked.append(name) or TinyEncoder())
+    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append((name, options)) or TinyEncoder())
     retriever = MomentRetriever.from_pretrained(save_tiny(tmp_path / "checkpoint", nms_iou=1.0))
-    assert asked == ["tiny"]
+    assert asked == [("tiny", {"models": {}, "dtype": "float32", "device": None})]
     path = write_sound(tmp_path / "walk.wav", 12.4)
     recording = retriever.encode(path)
     result = retriever.retrieve(recording, "a dog barks", top_k=3)
@@ -172,8 +172,146 @@ def test_a_checkpoint_refuses_encoders_of_another_version(tmp_path, monkeypatch)
     save_pretrained(tmp_path / "c", tiny_model(config), replace(config, data=replace(config.data, encoder="0123")), half=False)
     encoder = TinyEncoder()
     encoder.fingerprint = "4567"
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name: encoder)
+    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: encoder)
     with pytest.raises(CheckpointError, match="version 0123"):
         MomentRetriever.from_pretrained(tmp_path / "c")
     encoder.fingerprint = "0123"
     assert MomentRetriever.from_pretrained(tmp_path / "c").encoder is encoder
+
+
+class Openers:
+    """Stand in the place of `features.encoders`: say what they were asked for, and give encoders of the asked version."""
+
+    def __init__(self, monkeypatch, fingerprint="1234"):
+        self.asked = []
+        self.fingerprint = fingerprint
+        monkeypatch.setattr(qamdetr.features.encoders, "load_combo", self.combo)
+        monkeypatch.setattr(qamdetr.features.encoders, "load_streams", self.streams)
+
+    def combo(self, name, **options):
+        self.asked.append(("combo", name))
+        return self.encoder(name)
+
+    def streams(self, audio, text, *, name, **options):
+        self.asked.append(("streams", audio, text))
+        return self.encoder(name)
+
+    def encoder(self, name):
+        encoder = TinyEncoder()
+        encoder.name, encoder.fingerprint = name, self.fingerprint
+        return encoder
+
+
+STREAMS = ("streams", ("pocket", "mel_stats"), ("pocket",))
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "name"),
+    [
+        ({"encoder": "public-0123"}, [STREAMS], "pocket+mel_stats"),
+        ({"encoder": "public-0123+public-4567"}, [STREAMS], "pocket+mel_stats"),
+        ({"encoder": "", "audio_features": {"pocket": "x"}}, [STREAMS], "pocket+mel_stats"),
+        ({"encoder": "1234+public-0123", "audio_features": {"pocket": "x"}}, [("combo", "tiny"), STREAMS], "pocket+mel_stats"),
+        ({"encoder": "1234"}, [("combo", "tiny")], "tiny"),
+        ({"encoder": ""}, [("combo", "tiny")], "tiny"),
+    ],
+)
+def test_a_checkpoint_gets_the_encoders_that_its_features_came_from(tmp_path, monkeypatch, data, asked, name):
+    config = tiny_config()
+    save_pretrained(tmp_path, tiny_model(config), replace(config, data=replace(config.data, **data)), half=False)
+    openers = Openers(monkeypatch)
+    assert MomentRetriever.from_pretrained(tmp_path).encoder.name == name
+    assert openers.asked == asked
+
+
+def test_a_mixed_version_is_compared_in_its_own_part(tmp_path, monkeypatch):
+    config = tiny_config()
+    data = replace(config.data, encoder="1234+public-0123", audio_features={"mel_stats": "x"})
+    save_pretrained(tmp_path, tiny_model(config), replace(config, data=data), half=False)
+    Openers(monkeypatch, "9999")
+    with pytest.raises(CheckpointError, match="version 1234 of the tiny encoders, here is version 9999"):
+        MomentRetriever.from_pretrained(tmp_path)
+
+
+def test_settings_and_encoders_may_be_chosen_on_opening(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append(options) or TinyEncoder())
+    config = tiny_config()
+    data = replace(config.data, encoder_models={"pocket": "a", "mel_stats": "b"}, encoder_dtype="bfloat16")
+    save_pretrained(tmp_path, tiny_model(config), replace(config, data=data), half=False)
+    opened = MomentRetriever.from_pretrained(tmp_path, overrides=["inference.nms_iou=0.5"], device="cpu", encoder_models={"pocket": "mine"})
+    assert asked == [{"models": {"pocket": "mine", "mel_stats": "b"}, "dtype": "bfloat16", "device": "cpu"}]
+    assert opened.config.inference.nms_iou == 0.5
+    with pytest.raises(ConfigError, match="changes the model section"):
+        MomentRetriever.from_pretrained(tmp_path, overrides=["model.num_moment_queries=6"])
+    with pytest.raises(ConfigError, match="cannot run on device 'cuda:99'"):
+        MomentRetriever.from_pretrained(tmp_path, device="cuda:99")
+
+
+def test_streams_that_the_network_does_not_read_are_left_alone():
+    retriever, recording = make_retriever(), random_recording(20)
+    streams = {
+        "other": torch.full((20, 3), float("nan")),
+        "mel_stats": recording.streams["mel_stats"],
+        "pocket": recording.streams["pocket"],
+    }
+    assert_same(retriever.retrieve(replace(recording, streams=streams), "a dog"), retriever.retrieve(recording, "a dog"))
+
+
+class Oracle:
+    """A verifier with an opinion of its own, or one that breaks in a given way."""
+
+    name, identity, needs_audio = "oracle", "oracle 1", False
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = 0
+
+    def verify(self, recording, query, text, candidates):
+        self.asked += 1
+        return self.answer(candidates)
+
+
+def test_a_verifier_may_be_given_and_only_ranks():
+    retriever, recording = make_retriever(nms_iou=1.0), random_recording(30)
+    plain = retriever.retrieve(recording, "a dog")
+    late = Oracle(lambda candidates: [candidate.start_seconds / 30 for candidate in candidates])
+    result = retriever.retrieve(recording, "a dog", verifier=late, beta=1.0)
+    assert (result.verifier, late.asked) == ("oracle", 1)
+    assert [m.start_seconds for m in result.moments] == sorted((m.start_seconds for m in plain.moments), reverse=True)
+    assert {m.window for m in result.moments} == {m.window for m in plain.moments}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda candidates: [0.5], "it gave 1 scores for 5 candidates"),
+        (lambda candidates: [float("nan")] * len(candidates), "it gave a score of nan"),
+        (lambda candidates: [1.5] * len(candidates), "it gave a score of 1.5"),
+        (lambda candidates: 1 / 0, "division by zero"),
+        (lambda candidates: (_ for _ in ()).throw(MemoryError()), "MemoryError"),
+    ],
+)
+def test_no_verifier_loses_the_decoders_answer(answer, reason):
+    retriever, recording = make_retriever(nms_iou=1.0), random_recording(30)
+    result = retriever.retrieve(recording, "a dog", verifier=Oracle(answer))
+    assert reason in result.notes[0]
+    assert (result.verifier, result.beta) == ("none", 0.0)
+    assert result.moments == retriever.retrieve(recording, "a dog").moments
+
+
+def test_beta_is_the_given_one_else_the_verifiers_else_the_checkpoints():
+    retriever, recording = make_retriever(beta=0.4, beta_by_verifier={"oracle": 0.2}), random_recording(20)
+    oracle = Oracle(lambda candidates: [0.5] * len(candidates))
+    assert retriever.retrieve(recording, "a dog", verifier=oracle, beta=0.7).beta == 0.7
+    assert retriever.retrieve(recording, "a dog", verifier=oracle).beta == 0.2
+    assert retriever.retrieve(recording, "a dog", verifier="pocket").beta == 0.4
+
+
+def test_a_named_verifier_is_made_once_with_the_checkpoints_settings(monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "get_verifier", lambda name, settings: made.append((name, settings)) or Oracle(lambda c: [0.5] * len(c)))
+    retriever, recording = make_retriever(), random_recording(10)
+    for _ in range(2):
+        retriever.retrieve(recording, "a dog", verifier="any")
+    assert made == [("any", retriever.config.verifier)]

@@ -1,0 +1,135 @@
+"""Merges the candidates that several models give for the same recording and query: pooled, suppressed, or fused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+
+from qamdetr import spans
+from qamdetr.errors import ConfigError
+from qamdetr.inference.candidates import suppress
+from qamdetr.types import Candidate, Window
+
+MergeMethod = Literal["pool", "nms", "fusion"]
+
+
+def merge_pools(
+    pools: Sequence[Sequence[Candidate]], how: MergeMethod, *, iou: float = 0.7, weights: Sequence[float] | None = None
+) -> list[Candidate]:
+    """Merge the candidates of several members on the same recording and query; best decoder score first, equal ones as they come.
+
+    - `pool` keeps all.
+    - `nms` drops a candidate that overlaps a better one by more than `iou`.
+    - `fusion` averages what overlaps: weighted window fusion. Candidates come best first (score times weight of the member); each joins
+      the window that it overlaps most, if by `iou` at least and if its member has no candidate there yet, else it opens a new one. The
+      window is the mean of its candidates' starts and of their ends, weighed by score times weight.
+
+    `pool` and `nms` leave windows as they are. There, `foreground` and with it `decoder_score` are scaled by the member's weight over the
+    largest weight, so equal weights change nothing; `quality` stays what the member said. After `fusion`, `decoder_score` is the sum of
+    weight times score over the window's members, divided by the weights of all members: the mean score of those that found it, times the
+    share of the weights that did. `foreground` is the same sum of the members' foregrounds, and `quality` the mean of their qualities,
+    weighed by weight times foreground, so that `decoder_score = foreground * quality` (report, Eq. 2) still holds. All stay in [0, 1].
+
+    Args:
+        pools: Candidates per member.
+        how: Which of the three.
+        iou: In [0, 1]; of `nms` and `fusion`. 1 lets `nms` keep all, and `fusion` join equal windows alone.
+        weights: Above 0, one per member; None = equal.
+
+    Raises:
+        ConfigError: `iou` or a weight out of range, or an unknown method.
+
+    Source: R. Solovyev, W. Wang, T. Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object detection models", Image
+    and Vision Computing 107, 2021, in one dimension. Differences: a member counts once per window (there, a member that repeats itself
+    counts as several); the best overlap wins, not the first; the share of the members is by weight; there are no classes.
+    """
+    weights = [1.0] * len(pools) if weights is None else list(weights)
+    check_merge(how, iou)
+    if len(weights) != len(pools) or not all(0 < weight < float("inf") for weight in weights):
+        raise ConfigError(f"The members' weights are {weights}; each of the {len(pools)} members needs one above 0.")
+    if how == "fusion":
+        return _fuse(pools, iou, weights)
+    largest = max(weights, default=1.0)
+    scaled = [_scaled(candidate, weight / largest) for pool, weight in zip(pools, weights, strict=True) for candidate in pool]
+    return suppress(scaled, iou if how == "nms" else 1.0)
+
+
+def check_merge(how: str, iou: float) -> None:
+    """Refuse what `merge_pools` cannot do.
+
+    Raises:
+        ConfigError: Names value and limits.
+    """
+    if how not in get_args(MergeMethod):
+        raise ConfigError(f"merge is {how!r}; it must be one of {', '.join(get_args(MergeMethod))}.")
+    if not 0 <= iou <= 1:
+        raise ConfigError(f"merge_iou is {iou}; it must be from 0.0 to 1.0.")
+
+
+class _Cluster:
+    """A fused window and what it is made of: at most one candidate of each member."""
+
+    def __init__(self, member: int, candidate: Candidate, weight: float) -> None:
+        self.window = candidate.window
+        self._parts = {member: (candidate, weight)}
+
+    def has(self, member: int) -> bool:
+        return member in self._parts
+
+    def add(self, member: int, candidate: Candidate, weight: float) -> None:
+        self._parts[member] = (candidate, weight)
+        shares = [weight * part.decoder_score for part, weight in self._parts.values()]
+        if sum(shares) <= 0:  # scores of zero say nothing; the members' weights still do
+            shares = [weight for _, weight in self._parts.values()]
+        start, end = (_mean([part.window[side] for part, _ in self._parts.values()], shares) for side in (0, 1))
+        # Members that differ by a rounding error must not make an empty window of it.
+        self.window = (start, end) if start < end else self.window
+
+    def fused(self, total_weight: float) -> Candidate:
+        parts = self._parts.values()
+        foregrounds = [weight * part.foreground for part, weight in parts]
+        trusts = foregrounds if sum(foregrounds) > 0 else [weight for _, weight in parts]
+        score = sum(weight * part.decoder_score for part, weight in parts) / total_weight
+        return Candidate(
+            *self.window,
+            foreground=min(sum(foregrounds) / total_weight, 1.0),
+            quality=_mean([part.quality for part, _ in parts], trusts),
+            decoder_score=min(score, 1.0),
+        )
+
+
+def _fuse(pools: Sequence[Sequence[Candidate]], iou: float, weights: Sequence[float]) -> list[Candidate]:
+    everything = [(member, candidate) for member, pool in enumerate(pools) for candidate in pool]
+    everything.sort(key=lambda item: -item[1].decoder_score * weights[item[0]])
+    clusters: list[_Cluster] = []
+    for member, candidate in everything:
+        open_to = [cluster for cluster in clusters if not cluster.has(member)]
+        best = _best_overlap(candidate.window, [cluster.window for cluster in open_to], iou)
+        if best is None:
+            clusters.append(_Cluster(member, candidate, weights[member]))
+        else:
+            open_to[best].add(member, candidate, weights[member])
+    fused = [cluster.fused(sum(weights)) for cluster in clusters]
+    return sorted(fused, key=lambda candidate: -candidate.decoder_score)
+
+
+def _best_overlap(window: Window, others: Sequence[Window], least_iou: float) -> int | None:
+    """Index of the window with the largest IoU, the first among equals; None when it is 0 or under `least_iou`."""
+    if not others:
+        return None
+    overlaps = spans.iou(torch.tensor([window], dtype=torch.float64), torch.tensor(others, dtype=torch.float64)).tolist()
+    best = max(range(len(others)), key=overlaps.__getitem__)
+    return best if overlaps[best] > 0 and overlaps[best] >= least_iou else None
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Weighted mean that never leaves the values' range, whatever the rounding."""
+    mean = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+    return min(max(mean, min(values)), max(values))
+
+
+def _scaled(candidate: Candidate, share: float) -> Candidate:
+    return replace(candidate, foreground=candidate.foreground * share, decoder_score=candidate.decoder_score * share)

@@ -17,6 +17,7 @@ from qamdetr.files import write_whole
 if TYPE_CHECKING:
     from qamdetr.cli.retrieval import Retriever
     from qamdetr.data.manifest import PredictionEntry, QueryEntry
+    from qamdetr.inference.verifiers.base import Verifier
     from qamdetr.types import Result
 
 _NOTES_SHOWN = 5
@@ -42,6 +43,7 @@ def predict_manifest(args: argparse.Namespace) -> None:
     verifier = open_verifier(args, retriever)
     if args.from_features:
         check_sounds(verifier, entries, args.manifest, args.audio_dir)
+    _tell_missing_verifier(verifier)
     for entry in entries:
         _check_query(retriever, entry, args.manifest)
     by_vid: dict[str, list[QueryEntry]] = {}
@@ -124,6 +126,16 @@ def _tell_notes(answers: Mapping[str, Result]) -> None:
         note(f"{count} of {len(answers)} queries: {text}")
     if len(counts) > _NOTES_SHOWN:
         note(f"and {len(counts) - _NOTES_SHOWN} more notes.")
+
+
+def _tell_missing_verifier(verifier: Verifier | str) -> None:
+    """Say before hours of work that the verifier's model or server is not there; the decoder's ranking is still worth having."""
+    if isinstance(verifier, str):
+        return
+    try:
+        _ = verifier.identity
+    except QamDetrError as error:
+        note(f"verifier {verifier.name} cannot answer, so the decoder alone will rank. {error} Stop now if that is not what you want.")
 
 
 def _check_query(retriever: Retriever, entry: QueryEntry, manifest: str) -> None:

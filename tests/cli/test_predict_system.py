@@ -180,6 +180,19 @@ def test_a_verifier_that_fails_leaves_the_decoders_ranking_and_one_note(stored, 
     assert (stored / "failed.jsonl").read_text() == (stored / "decoder.jsonl").read_text()
 
 
+def test_a_verifier_that_is_not_there_is_told_before_the_work(stored, capsys):
+    call = ["--manifest", "m.jsonl", "--system", "mine.yaml", "--from-features"]
+    dead = ["--verifier", "server", "--verifier-url", "http://127.0.0.1:9/v1", "--set", "verifier_settings.retries=0"]
+    status, _, err = predict(capsys, *call, *dead, "--output", "failed.jsonl")
+    first, last = err.splitlines()
+    assert status == 0
+    assert first.startswith("qamdetr: verifier server cannot answer, so the decoder alone will rank. ")
+    assert "127.0.0.1:9" in first
+    assert last.startswith("qamdetr: 3 of 3 queries: Verifier server failed")
+    assert predict(capsys, *call, "--verifier", "none", "--output", "decoder.jsonl")[0] == 0
+    assert (stored / "failed.jsonl").read_text() == (stored / "decoder.jsonl").read_text()
+
+
 def test_settings_of_verifier_and_encoders_reach_them(folder, opened, monkeypatch, capsys):
     path, combos, _ = folder
     asked = []

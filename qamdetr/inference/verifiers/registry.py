@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
@@ -15,11 +16,18 @@ def get_verifier(name: str, settings: VerifierConfig | None = None) -> Verifier 
     Raises:
         QamDetrError: Unknown name, or settings that the verifier cannot use.
     """
-    if name == DEFAULT_VERIFIER:
-        return None
-    if name not in _MAKERS:
+    check_verifier(name)
+    return None if name == DEFAULT_VERIFIER else _MAKERS[name](settings or VerifierConfig())
+
+
+def check_verifier(name: str) -> None:
+    """Refuse a name that `get_verifier` does not take.
+
+    Raises:
+        QamDetrError: Lists those that it takes.
+    """
+    if name not in verifier_names():
         raise QamDetrError(f"Verifier {name!r} is not known; choose one of {', '.join(verifier_names())}.")
-    return _MAKERS[name](settings or VerifierConfig())
 
 
 def verifier_names() -> tuple[str, ...]:
@@ -33,4 +41,22 @@ def _pocket(settings: VerifierConfig) -> Verifier:
     return PocketVerifier()
 
 
-_MAKERS: dict[str, Callable[[VerifierConfig], Verifier]] = {"pocket": _pocket}
+def _qwen_omni(settings: VerifierConfig) -> Verifier:
+    from qamdetr.inference.verifiers.qwen_omni import QwenOmniVerifier
+
+    return _cached(QwenOmniVerifier(settings), settings)
+
+
+def _server(settings: VerifierConfig) -> Verifier:
+    from qamdetr.inference.verifiers.server import open_server
+
+    return _cached(open_server(settings), settings)
+
+
+def _cached(verifier: Verifier, settings: VerifierConfig) -> Verifier:
+    from qamdetr.inference.verifiers.cache import CachedVerifier, default_cache_dir
+
+    return CachedVerifier(verifier, Path(settings.cache_dir).expanduser() if settings.cache_dir else default_cache_dir())
+
+
+_MAKERS: dict[str, Callable[[VerifierConfig], Verifier]] = {"pocket": _pocket, "qwen2.5-omni": _qwen_omni, "server": _server}

@@ -1,0 +1,76 @@
+"""What the language models are asked, and how their answer becomes a score. The one place of the prompt."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable
+
+from qamdetr.types import Window
+
+PROMPT_VERSION = 1
+"""Enters the identity of every verifier that asks this prompt; raise it with any change of the words or of the spellings."""
+
+SYSTEM_TEXT = "You check the results of a search in sound recordings. You listen to the audio and answer only with Yes or No."
+"""Qwen2.5-Omni's own system prompt ("You are Qwen, a virtual human …") is needed only where speech is to be generated; the Thinker alone
+takes any."""
+
+_USER_TEXT = (
+    'The query "{query}" describes a sound event or a moment. '
+    "The candidate interval is between {start} s and {end} s of this {duration} s clip. "
+    "Does the candidate interval accurately cover the moment described by the query? "
+    "Answer only Yes or No."
+)
+
+_FORMS = {"yes": ("Yes", "yes", "YES"), "no": ("No", "no", "NO")}
+YES_SPELLINGS, NO_SPELLINGS = (tuple(space + form for space in ("", " ") for form in _FORMS[word]) for word in ("yes", "no"))
+"""How a model may write the two words in one token: three cases, with and without a space before."""
+
+
+def user_text(query: str, window: Window, duration_seconds: float) -> str:
+    """Ask whether a window of a crop is the moment of a query.
+
+    Args:
+        query: The user's sentence, as typed.
+        window: Start and end in seconds, counted from the begin of the crop.
+        duration_seconds: Length of the crop.
+
+    Source: report section 2.3; it states what is asked, the words are ours.
+    """
+    digits = 1 if window[1] - window[0] >= 1 else 2
+    start, end, duration = (f"{seconds:.{digits}f}" for seconds in (*window, duration_seconds))
+    return _USER_TEXT.format(query=clean_query(query), start=start, end=end, duration=duration)
+
+
+def clean_query(query: str) -> str:
+    """Return the query as one line that cannot end its quotation marks nor spell a model's control tokens.
+
+    Control characters and line breaks become spaces, double quotation marks single ones, and `<` is parted from what follows it, so that
+    `<|im_end|>`, `</s>` and the like are plain text to every tokeniser.
+    """
+    visible = "".join(" " if unicodedata.category(letter).startswith(("C", "Z")) else letter for letter in query)
+    for mark in '"“”„«»':
+        visible = visible.replace(mark, "'")
+    return " ".join(visible.replace("<", "< ").split())
+
+
+def yes_probability(yes: Iterable[float], no: Iterable[float]) -> float:
+    """Return the normalised probability of "Yes": `softmax([yes, no])[yes]`, where each word has the mass of all its spellings.
+
+    Args:
+        yes: Logits, or log-probabilities, of the spellings of "Yes".
+        no: Likewise of "No".
+
+    Returns:
+        A score in [0, 1].
+
+    Source: report section 2.3.
+    """
+    margin = _log_sum_exp(no) - _log_sum_exp(yes)
+    return 1 / (1 + math.exp(margin)) if margin < 700 else 0.0
+
+
+def _log_sum_exp(values: Iterable[float]) -> float:
+    values = list(values)
+    highest = max(values)
+    return highest + math.log(sum(math.exp(value - highest) for value in values))

@@ -1,0 +1,123 @@
+"""A real HTTP server with an OpenAI-compatible chat endpoint, whose answers a test scripts."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import soundfile
+
+
+@dataclass
+class Reply:
+    """One HTTP answer: `body` is JSON, or bytes as they are."""
+
+    body: object
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    delay_seconds: float = 0.0
+    hang_up: bool = False
+
+
+def chat(**logprobs):
+    """A chat answer whose first token has these alternatives."""
+    listed = [{"token": token, "logprob": value, "bytes": list(token.encode())} for token, value in logprobs.items()]
+    first = max(listed, key=lambda item: item["logprob"], default={"token": "", "logprob": 0.0})
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": first["token"]},
+                "logprobs": {"content": [{**first, "top_logprobs": listed}]},
+                "finish_reason": "length",
+            }
+        ],
+    }
+
+
+def by_loudness(request):
+    """Louder crops are likelier; returns a chat answer."""
+    sound, _ = soundfile.read(io.BytesIO(base64.b64decode(request["messages"][1]["content"][0]["input_audio"]["data"])))
+    share = min(0.99, max(0.01, float((sound**2).mean()) * 3))
+    return Reply(chat(Yes=math.log(share), No=math.log(1 - share)))
+
+
+class FakeServer:
+    """Answers `script` first, in turn, then `otherwise(request)`; remembers all requests."""
+
+    def __init__(self, url, script, otherwise):
+        self.url = url
+        self.script = list(script)
+        self.otherwise = otherwise
+        self.requests = []
+        self.headers = []
+        self.times = []
+        self.lock = threading.Lock()
+        self.running = 0
+        self.most_running = 0
+
+    def reply(self, path, headers, body):
+        if path == "/v1/models":
+            return Reply({"object": "list", "data": [{"id": "tiny-omni", "object": "model"}]})
+        if path != "/v1/chat/completions":
+            return Reply({"error": {"message": f"no such path {path}"}}, status=404)
+        with self.lock:
+            self.requests.append(json.loads(body))
+            self.headers.append(headers)
+            self.times.append(time.monotonic())
+            if self.script:
+                return self.script.pop(0)
+        return self.otherwise(self.requests[-1] if len(self.requests) == 1 else json.loads(body))
+
+
+@contextlib.contextmanager
+def serving(*script, otherwise=by_loudness):
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            with server.lock:
+                server.running += 1
+                server.most_running = max(server.most_running, server.running)
+            try:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                reply = server.reply(self.path, dict(self.headers), body)
+                time.sleep(reply.delay_seconds)
+                if reply.hang_up:
+                    self.close_connection = True
+                    return
+                content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                with contextlib.suppress(OSError):
+                    self.send_response(reply.status)
+                    for name, value in reply.headers.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+            finally:
+                with server.lock:
+                    server.running -= 1
+
+        do_GET = do_POST = answer  # noqa: N815 - the library's names
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    server = FakeServer(f"http://127.0.0.1:{http.server_address[1]}/v1", script, otherwise)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()

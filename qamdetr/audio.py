@@ -104,6 +104,15 @@ def find_recordings(folder: str | Path) -> dict[str, Path]:
     return found
 
 
+def stated_seconds(path: str | Path) -> float | None:
+    """Length of a recording as its header states it, without decoding; None where it states none that libsndfile can read."""
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, TypeError, ValueError):
+        return None
+    return float(info.duration) if 0 < info.duration < math.inf else None
+
+
 def resample(waveform: Waveform, sample_rate_hz: int) -> Waveform:
     """Change the sample rate (soxr, high quality).
 

@@ -1,6 +1,7 @@
 """The command line: `python -m qamdetr COMMAND`; one module per command.
 
-Results go to stdout, everything else to stderr. Exit status 0 on success; 2 on a user's mistake, with one line that says what is wrong.
+Results go to stdout, everything else to stderr. Exit status 0 on success; 2 on a user's mistake, with one line that says what is wrong;
+1 where `extract` had to skip some of its inputs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from qamdetr import __version__
-from qamdetr.cli import data_report, evaluate, extract, predict, submit, synthesize
-from qamdetr.cli.common import Command, Parser
+from qamdetr.cli import calibrate, data_report, evaluate, extract, predict, submit, synthesize
+from qamdetr.cli.common import Command, Parser, print_error
 from qamdetr.errors import QamDetrError
 
-_COMMANDS = (predict, evaluate, submit, synthesize, extract, data_report)
-_MISTAKE = 2
+_COMMANDS = (predict, evaluate, calibrate, submit, synthesize, extract, data_report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Command = args.command
         command(args)
     except QamDetrError as error:
-        return _fail(str(error))
+        return _fail(str(error), error.exit_status)
     except BrokenPipeError:
         # The reader of our output is gone (`| head`); nothing may be written to it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(f"{error}; check the path, its permissions and the free space.")
+        return _fail(f"{error}; check the path, its permissions and the free space.", QamDetrError.exit_status)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -68,6 +68,6 @@ def _write_unicode(stream: TextIO) -> None:
         reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def _fail(message: str) -> int:
-    print(f"qamdetr: error: {' '.join(message.split())}", file=sys.stderr)
-    return _MISTAKE
+def _fail(message: str, status: int) -> int:
+    print_error(message)
+    return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,15 +49,9 @@ def raise_failures(failures: Sequence[str], total: int) -> None:
     raise AudioError(f"{len(failures)} of {total} recordings could not be used: {' | '.join(failures)}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def print_error(error: str) -> None:
+    """Tell a mistake, in one line."""
+    print(f"qamdetr: error: {' '.join(error.split())}", file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.cli.common import note, write_whole
+from qamdetr.cli.common import note
 from qamdetr.errors import QamDetrError
+from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from qamdetr.errors import DataError
+from qamdetr.files import replacing
 from qamdetr.types import Window
 
 logger = logging.getLogger(__name__)
@@ -237,16 +237,10 @@ def _read_lines(path: Path, parse: Callable[[_Line], _Entry]) -> list[_Entry]:
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                for line in lines:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
 

@@ -16,6 +16,7 @@ from qamdetr.data.scene_plan import BackgroundPart, Event, ScenePlan, ScenePlann
 from qamdetr.data.scene_recipe import SceneRecipe
 from qamdetr.data.scene_sources import SOUNDING_DB, Library, frame_rms
 from qamdetr.errors import AudioError
+from qamdetr.files import replacing
 
 Samples = npt.NDArray[np.float32]
 
@@ -129,9 +130,8 @@ def render_scenes(job: RenderJob, indices: Sequence[int]) -> Iterator[str]:
     for index in indices:
         plan = planner.plan(index)
         samples = render(plan, sources, job.recipe.fade_seconds)
-        partial = job.audio_dir / f".{plan.vid}.partial"
-        soundfile.write(partial, samples, job.recipe.sample_rate_hz, format="FLAC", subtype="PCM_16")
-        partial.replace(job.audio_dir / f"{plan.vid}.flac")
+        with replacing(job.audio_dir / f"{plan.vid}.flac") as temporary:
+            soundfile.write(temporary, samples, job.recipe.sample_rate_hz, format="FLAC", subtype="PCM_16")
         yield plan.vid
 
 

@@ -30,8 +30,11 @@ from qamdetr.data.scene_plan import ScenePlan, ScenePlanner
 from qamdetr.data.scene_recipe import SceneRecipe
 from qamdetr.data.scene_sources import SOURCE_COLUMNS, Library, read_library
 from qamdetr.errors import DataError
+from qamdetr.files import remove_abandoned, write_whole
 
 __all__ = ["SceneRecipe", "entries_of", "synthesize"]
+
+_FINISHED = "[!.]*.flac"  # names of files that are still being written begin with a dot
 
 
 def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output_dir: str | Path, recipe: SceneRecipe) -> Path:
@@ -65,10 +68,10 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
         )
     _claim(output, library, recipe)
     _render_all(RenderJob(clips, backgrounds, output / "audio", library, recipe))
-    _write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
+    write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
     used = _used_sources(plans, library)
-    _write_whole(output / "attribution.csv", _attribution_table(used))
-    _write_whole(output / "README.md", _data_card(plans, library, recipe, used))
+    write_whole(output / "attribution.csv", _attribution_table(used))
+    write_whole(output / "README.md", _data_card(plans, library, recipe, used))
     write_manifest(manifest, [entry for plan in plans for entry in entries_of(plan)])
     return manifest
 
@@ -89,6 +92,7 @@ def _claim(output: Path, library: Library, recipe: SceneRecipe) -> None:
     ).hexdigest()
     note = output / "recipe.json"
     text = json.dumps(wanted, indent=2) + "\n"
+    remove_abandoned(output)
     if note.is_file():
         if note.read_text(encoding="utf-8") != text:
             raise DataError(f"{output} holds an unfinished run with another recipe or other sources; choose another folder or remove it.")
@@ -96,13 +100,14 @@ def _claim(output: Path, library: Library, recipe: SceneRecipe) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output} is not an empty folder and holds no {note.name} of an interrupted run; choose another folder.")
     output.mkdir(parents=True, exist_ok=True)
-    _write_whole(note, text)
+    write_whole(note, text)
 
 
 def _render_all(job: RenderJob) -> None:
     """Render the scenes that are not there yet, in `num_workers` processes that each keep their own decoded sources."""
     job.audio_dir.mkdir(exist_ok=True)
-    done = {path.stem for path in job.audio_dir.glob("*.flac")}
+    remove_abandoned(job.audio_dir)
+    done = {path.stem for path in job.audio_dir.glob(_FINISHED)}
     planner = ScenePlanner(job.library, job.recipe)
     todo = [index for index in range(job.recipe.num_scenes) if planner.vid(index) not in done]
     workers = min(job.recipe.num_workers, len(todo))
@@ -117,16 +122,9 @@ def _render_all(job: RenderJob) -> None:
             pending = set(futures)
             while pending:
                 _, pending = wait(pending, timeout=0.5)
-                bar.update(sum(1 for _ in job.audio_dir.glob("*.flac")) - bar.n)
+                bar.update(sum(1 for _ in job.audio_dir.glob(_FINISHED)) - bar.n)
             for future in futures:
                 future.result()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file under another name first, so that it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _used_sources(plans: Sequence[ScenePlan], library: Library) -> list[dict[str, str]]:

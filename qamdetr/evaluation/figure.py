@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from qamdetr.evaluation.lengths import LengthScores
 from qamdetr.evaluation.matching import IOU_THRESHOLDS
 from qamdetr.evaluation.metrics import QueryScores
 from qamdetr.evaluation.resampling import Interval
+from qamdetr.files import replacing
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 _COLOURS = ("#0072b2", "#d55e00")  # told apart also by readers who see no red or green
@@ -73,14 +73,18 @@ def save_figure(systems: Sequence[FigureSystem], path: str | Path) -> None:
     _draw_curves(precision, systems, "mAP")
     _draw_lengths(lengths, systems)
     figure.legend(*recall.get_legend_handles_labels(), loc="outside upper center", ncols=len(systems), frameon=False)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    write_figure(figure, path)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a path that `check_figure_path` gave; the file appears whole or not at all.
+
+    Raises:
+        DataError: A place that cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as partial:
             figure.savefig(partial, dpi=150)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"Cannot write {path}: {error.strerror or error}; choose another place.") from error
 

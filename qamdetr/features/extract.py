@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from qamdetr.errors import AudioError
+from qamdetr.audio import MAX_SECONDS, stated_seconds
+from qamdetr.errors import AudioError, DataError, FeatureValuesError, QamDetrError
 from qamdetr.features.cache import FeatureCache
 from qamdetr.types import Recording, TextFeatures
 
+_GUESSED_BYTES_PER_SECOND = 16_000.0  # 128 kbit/s, usual where the length does not stand at the beginning of the file
+_LOG_SECONDS = 10.0
+_Item = TypeVar("_Item")
 _log = logging.getLogger(__name__)
 
 
@@ -41,58 +46,199 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of the work that one of several processes does: every `count`-th item, from `index` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, items: Iterable[_Item]) -> list[_Item]:
+        """Take this process's part of what every process lists in the same order."""
+        return list(items)[self.index :: self.count]
+
+
+@dataclass(frozen=True)
 class ExtractionReport:
     """What an extraction did.
 
     Attributes:
-        recordings, queries: How many were encoded now; those already in the cache are not counted.
-        unreadable: `(vid, reason)` of each recording that was skipped.
+        recordings, queries: How many were encoded now.
+        cached_recordings, cached_queries: How many were in the cache already.
+        skipped: `(name, reason)` of each recording and query that could not be encoded.
     """
 
-    recordings: int
-    queries: int
-    unreadable: tuple[tuple[str, str], ...]
+    recordings: int = 0
+    queries: int = 0
+    cached_recordings: int = 0
+    cached_queries: int = 0
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __add__(self, other: ExtractionReport) -> ExtractionReport:
+        return ExtractionReport(**{item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(self)})
 
 
 def extract(
-    recordings: Iterable[tuple[str, Path]], queries: Iterable[str], feature_dir: Path, combo: Encoder, *, show_progress: bool = True
+    recordings: Iterable[tuple[str, Path]],
+    queries: Iterable[str],
+    feature_dir: Path,
+    combo: Encoder,
+    *,
+    share: Share | None = None,
+    seconds: Mapping[str, float] | None = None,
+    on_skip: Callable[[str], None] = _log.warning,
+    show_progress: bool = True,
 ) -> ExtractionReport:
-    """Encode every recording and query that the cache does not hold yet.
+    """Encode every recording and query that the cache does not hold yet; what cannot be encoded is skipped.
 
     Args:
         recordings: `(vid, audio file)`; repeated ones are encoded once.
         queries: Query texts; repeated ones are encoded once.
         feature_dir: Folder of the caches; the combo's features go to `feature_dir/{combo.name}`.
         combo: The encoders.
+        share: Which part is this process's; None for all. It is cut from the whole lists, so processes cannot meet in an item.
+        seconds: Lengths of recordings, where they are known; others are read from the files' headers. They only serve the progress bar.
+        on_skip: Is told at once what is skipped and why.
         show_progress: Draw progress bars with the time left, on stderr.
 
     Raises:
         DataError: The cache belongs to another version of the encoders, or cannot be written.
     """
-    paths = dict(recordings)
+    share = share or Share()
+    paths = dict(share.of(sorted(dict(recordings).items())))
     cache = FeatureCache(feature_dir, combo.name, paths)
     cache.claim(combo.fingerprint)
-    new_queries = [query for query in dict.fromkeys(queries) if not cache.has_text(query)]
+    cache.remove_abandoned()
+    bars = _Bars(share, show=show_progress)
     with torch.inference_mode():
-        for query in tqdm(new_queries, desc="queries", unit="query", disable=not show_progress):
-            cache.write_text(query, combo.encode_query(query))
-        encoded, unreadable = _extract_audio(paths, cache, combo, show_progress=show_progress)
-    return ExtractionReport(encoded, len(new_queries), unreadable)
+        report = _extract_text(share.of(sorted(set(queries))), cache, combo, on_skip, bars)
+        return report + _extract_audio(paths, cache, combo, on_skip, bars, seconds or {})
+
+
+def _extract_text(
+    queries: Sequence[str], cache: FeatureCache, combo: Encoder, on_skip: Callable[[str], None], bars: _Bars
+) -> ExtractionReport:
+    todo = cache.missing_text(queries)
+    skipped: list[tuple[str, str]] = []
+    for query in bars.over_queries(todo):
+        try:
+            features = combo.encode_query(query)
+        except QamDetrError as error:
+            skipped.append((query, f"query {query!r}: {error}"))
+            on_skip(skipped[-1][1])
+            continue
+        cache.write_text(query, features)
+    return ExtractionReport(queries=len(todo) - len(skipped), cached_queries=len(queries) - len(todo), skipped=tuple(skipped))
 
 
 def _extract_audio(
-    paths: Mapping[str, Path], cache: FeatureCache, combo: Encoder, *, show_progress: bool
-) -> tuple[int, tuple[tuple[str, str], ...]]:
-    absent = [(vid, f"{path} does not exist") for vid, path in paths.items() if not path.is_file()]
-    todo: Sequence[str] = [vid for vid, path in paths.items() if path.is_file() and not cache.has_audio(vid)]
-    failed: list[tuple[str, str]] = []
-    for vid in tqdm(todo, desc="recordings", unit="recording", disable=not show_progress):
-        try:
-            streams = combo.encode_recording(paths[vid]).streams
-        except AudioError as error:
-            failed.append((vid, str(error)))
-            continue
-        cache.write_audio(vid, streams)
-    for vid, reason in (*absent, *failed):
-        _log.warning("Skipped %s: %s", vid, reason)
-    return len(todo) - len(failed), (*absent, *failed)
+    paths: Mapping[str, Path],
+    cache: FeatureCache,
+    combo: Encoder,
+    on_skip: Callable[[str], None],
+    bars: _Bars,
+    seconds: Mapping[str, float],
+) -> ExtractionReport:
+    todo = [vid for vid, path in paths.items() if not _is_cached(vid, path, cache)]
+    skipped: list[tuple[str, str]] = []
+    with bars.of_audio({vid: paths[vid] for vid in todo}, seconds) as bar:
+        for vid in todo:
+            reason = _encode(vid, paths[vid], cache, combo)
+            if reason:
+                skipped.append((vid, reason))
+                on_skip(reason)
+            bar.finish(vid, skipped=bool(reason))
+    return ExtractionReport(recordings=len(todo) - len(skipped), cached_recordings=len(paths) - len(todo), skipped=tuple(skipped))
+
+
+def _encode(vid: str, path: Path, cache: FeatureCache, combo: Encoder) -> str:
+    """Encode and store a recording; returns why that was not possible, or nothing."""
+    try:
+        identity = cache.identify(vid)
+        cache.write_audio(vid, combo.encode_recording(path).streams, identity)
+    except (AudioError, FeatureValuesError) as error:
+        return str(error)
+    return ""
+
+
+def _is_cached(vid: str, path: Path, cache: FeatureCache) -> bool:
+    """Whether a recording need not be encoded; one that cannot be read is told when its turn comes."""
+    try:
+        if not path.is_file() or not cache.has_audio(vid):
+            return False
+        cache.note_stamp(vid)
+    except (AudioError, DataError):
+        return False
+    return True
+
+
+class _Bars:
+    """Progress bars of the first process; the others stay silent."""
+
+    def __init__(self, share: Share, *, show: bool) -> None:
+        self._hidden = not show or share.index > 0
+        self._of = f" (process 1 of {share.count})" if share.count > 1 else ""
+        # A log file gets a line now and then, not ten a second.
+        self._interval = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
+
+    def over_queries(self, queries: Sequence[str]) -> Iterable[str]:
+        return tqdm(
+            queries,
+            desc=f"queries{self._of}",
+            unit="query",
+            disable=self._hidden or not queries,
+            mininterval=self._interval,
+            file=sys.stderr,
+        )
+
+    def of_audio(self, paths: Mapping[str, Path], seconds: Mapping[str, float]) -> _AudioBar:
+        hidden = self._hidden or not paths
+        return _AudioBar({} if hidden else _lengths(paths, seconds), len(paths), self._of, self._interval, hidden=hidden)
+
+
+class _AudioBar:
+    """Counts recordings, but measures the time left by their lengths: an hour takes longer than ten seconds."""
+
+    def __init__(self, lengths: Mapping[str, float], total: int, of: str, interval: float, *, hidden: bool) -> None:
+        self._lengths, self._of = lengths, of
+        self._total, self._done = total, 0
+        self._seconds = sum(lengths.values())
+        self._bar = tqdm(
+            total=self._seconds,
+            desc=self._describe(),
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]",
+            disable=hidden,
+            mininterval=interval,
+            smoothing=0.1,
+            file=sys.stderr,
+        )
+
+    def __enter__(self) -> _AudioBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def finish(self, vid: str, *, skipped: bool) -> None:
+        """Count a recording; one that was skipped cost no time, and counting its length would tell too short a time left."""
+        self._done += 1
+        self._bar.set_description_str(self._describe(), refresh=False)
+        length = self._lengths.get(vid, 0.0)
+        if skipped:
+            self._seconds -= length
+            self._bar.total = self._seconds
+            self._bar.refresh()
+        else:
+            self._bar.update(length)
+
+    def _describe(self) -> str:
+        return f"recordings{self._of} {self._done}/{self._total}"
+
+
+def _lengths(paths: Mapping[str, Path], seconds: Mapping[str, float]) -> dict[str, float]:
+    """Length of each recording in seconds; where neither the caller nor the file's header says it, a guess by the file's size."""
+    known = {vid: seconds.get(vid) or stated_seconds(path) for vid, path in paths.items()}
+    sizes = {vid: path.stat().st_size if path.is_file() else 0 for vid, path in paths.items()}
+    measured = [vid for vid, length in known.items() if length]
+    rate = sum(sizes[vid] for vid in measured) / max(sum(known[vid] or 0.0 for vid in measured), 1.0)
+    rate = rate or _GUESSED_BYTES_PER_SECOND
+    return {vid: min(length or sizes[vid] / rate, MAX_SECONDS) for vid, length in known.items()}

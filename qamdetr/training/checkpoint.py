@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from qamdetr.config import Config, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.files import remove_abandoned, write_whole
 from qamdetr.inference.pretrained import save_pretrained
 from qamdetr.models.qam_detr import QamDetr
 from qamdetr.training.provenance import changed_settings, collect_facts, git_revision
@@ -111,6 +112,7 @@ class Run:
         if not (directory / CONFIG_FILE).is_file() or not (directory / FACTS_FILE).is_file():
             raise CheckpointError(f"{directory} holds no run (no {CONFIG_FILE} and {FACTS_FILE}); give the folder that train.py made.")
         run = cls(directory)
+        remove_abandoned(directory)
         kept = run.best_dir.with_name(run.best_dir.name + ".old")
         if kept.is_dir() and not run.best_dir.exists():
             kept.rename(run.best_dir)
@@ -322,10 +324,8 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: The disk refuses.
     """
-    fresh = path.with_name(f".{path.name}.new")
     with saving(path):
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, text)
 
 
 def _taken(directory: Path) -> ConfigError:

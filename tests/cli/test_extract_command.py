@@ -1,20 +1,250 @@
-"""`extract`: the cache is filled once."""
+"""`extract`: fills the cache once, from manifest or folder, in one process or several; goes on past what cannot be read."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
 from tiny_system import write_sound
 
+import qamdetr.features.encoders
 from qamdetr import cli
+from qamdetr.cli.processes import Processes
 from qamdetr.data.manifest import QueryEntry, write_manifest
+from qamdetr.features.cache import FeatureCache, list_recordings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_extract_fills_the_cache_once(tmp_path, encoder, capsys):
+@pytest.fixture
+def extract(tmp_path, encoder, capsys):
+    """Run `extract` into a cache of its own; returns (exit status, stderr)."""
+
+    def run(*args):
+        status = cli.main(["extract", "--feature-dir", str(tmp_path / "cache"), *map(str, args)])
+        out, err = capsys.readouterr()
+        assert out == ""
+        return status, err
+
+    return run
+
+
+def make_manifest(tmp_path, *vids):
+    entries = [QueryEntry(f"{vid}{n}", text, vid, 3.0, None) for vid in vids for n, text in enumerate(("a dog", "a cat"))]
+    write_manifest(tmp_path / "m.jsonl", entries)
+    return tmp_path / "m.jsonl"
+
+
+def test_a_manifest_fills_the_cache_once(tmp_path, extract, encoder):
     write_sound(tmp_path / "a.wav", 3)
-    write_manifest(tmp_path / "m.jsonl", [QueryEntry("1", "a dog", "a", 3.0, ((0.0, 1.0),)), QueryEntry("2", "a cat", "a", 3.0, ())])
-    args = ["extract", "--manifest", str(tmp_path / "m.jsonl"), "--audio-dir", str(tmp_path), "--feature-dir", str(tmp_path / "cache")]
-    assert cli.main(args) == 0
-    assert "encoded 1 recordings and 2 queries" in capsys.readouterr().err
+    write_sound(tmp_path / "other.wav", 3)
+    args = ["--manifest", make_manifest(tmp_path, "a"), "--audio-dir", tmp_path]
+    status, err = extract(*args)
+    assert status == 0
+    assert f"encoded 1 recording and 2 queries into {tmp_path / 'cache'}; 0 recordings and 0 queries were there already." in err
     assert (tmp_path / "cache" / "tiny").is_dir()
-    assert cli.main(args) == 0
-    assert "encoded 0 recordings and 0 queries" in capsys.readouterr().err
-    assert len(encoder.encoded) == 1
+    status, err = extract(*args)
+    assert status == 0
+    assert "encoded 0 recordings and 0 queries" in err
+    assert "1 recording and 2 queries were there already." in err
+    assert encoder.encoded == [str(tmp_path / "a.wav")]
+
+
+def test_a_folder_fills_the_cache_with_every_recording(tmp_path, extract, encoder):
+    (tmp_path / "audio").mkdir()
+    for number, name in enumerate(("a.wav", "b.flac", "c.ogg")):
+        write_sound(tmp_path / "audio" / name, 2 + number, seed=number)
+    (tmp_path / "audio" / "notes.txt").write_text("no recording")
+    (tmp_path / "more.txt").write_text("\ufeffa dog barks\n\n  rain \nrain\n", encoding="utf-8")
+    status, err = extract("--audio-dir", tmp_path / "audio", "--queries", tmp_path / "more.txt")
+    assert status == 0
+    assert "encoded 3 recordings and 2 queries" in err
+    cache = FeatureCache(tmp_path / "cache", "tiny", list_recordings(tmp_path / "audio"))
+    assert [cache.num_clips(vid) for vid in "abc"] == [2, 3, 4]
+    assert not cache.missing_text(["a dog barks", "rain"])
+
+
+def test_what_cannot_be_read_is_told_at_once_and_at_the_end(tmp_path, extract):
+    for vid in "abd":
+        write_sound(tmp_path / f"{vid}.wav", 3)
+    (tmp_path / "b.wav").write_bytes(b"RIFF but no sound")
+    status, err = extract("--manifest", make_manifest(tmp_path, "a", "b", "c", "d"), "--audio-dir", tmp_path)
+    assert status == 1
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("qamdetr:")]
+    for reason in ("b.wav cannot be decoded", "'c' of "):
+        assert sum(reason in line for line in lines) == 2
+    assert "encoded 2 recordings and 2 queries" in lines[-4]
+    assert lines[-1].startswith("qamdetr: error: 2 of 6 recordings and queries were skipped")
+    write_sound(tmp_path / "b.wav", 3)
+    write_sound(tmp_path / "c.wav", 3)
+    status, err = extract("--manifest", tmp_path / "m.jsonl", "--audio-dir", tmp_path)
+    assert status == 0
+    assert "encoded 2 recordings and 0 queries" in err
+
+
+def test_options_reach_the_encoders(tmp_path, extract, encoder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append((name, options)) or encoder)
+    write_sound(tmp_path / "a.wav", 3)
+    models = ["--encoder", "wavlm_base_plus=my/model", "--encoder", "ms_clap=/models/a=b"]
+    assert extract("--audio-dir", tmp_path, "--combo", "A", *models, "--dtype", "bfloat16", "--device", "cuda:1")[0] == 0
+    assert extract("--audio-dir", tmp_path)[0] == 0
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert extract("--audio-dir", tmp_path)[0] == 0
+    assert asked == [
+        ("A", {"models": {"wavlm_base_plus": "my/model", "ms_clap": "/models/a=b"}, "dtype": "bfloat16", "device": "cuda:1"}),
+        ("pocket", {"models": {}, "dtype": "float32", "device": None}),
+        ("pocket", {"models": {}, "dtype": "float32", "device": "cpu"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "Give --manifest JSONL for its recordings and queries, or --audio-dir DIR"),
+        (["--audio-dir", "nowhere"], "Cannot list nowhere"),
+        (["--audio-dir", "empty"], "empty holds no recordings; give a folder of files that end in .wav"),
+        (["--manifest", "gone.jsonl"], "Cannot read gone.jsonl"),
+        (
+            ["--manifest", "m.jsonl", "--audio-dir", "empty"],
+            "None of the 1 recordings of m.jsonl is in empty, such as 'a'; give their folder",
+        ),
+        (["--audio-dir", "audio", "--combo", "Z"], "Unknown combo 'Z'; choose one of pocket, A, B, C"),
+        (["--audio-dir", "audio", "--encoder", "wavlm"], "--encoder 'wavlm' is not of the form STREAM=MODEL"),
+        (["--audio-dir", "audio", "--combo", "B", "--encoder", "roberta=x"], "combo 'B' has no stream 'roberta', only laion_clap, ms_clap"),
+        (["--audio-dir", "audio", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--audio-dir", "audio", "--queries", "gone.txt"], "Cannot read gone.txt"),
+        (["--audio-dir", "audio", "--queries", "blank.txt"], "blank.txt holds no queries"),
+        (["--audio-dir", "audio", "--queries", "audio/a.wav"], "is not UTF-8 text"),
+        (["--audio-dir", "audio", "--feature-dir", "blank.txt"], "Cannot write blank.txt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, told, encoder, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "audio").mkdir()
+    write_sound(tmp_path / "audio" / "a.wav", 1)
+    (tmp_path / "blank.txt").write_text("\n \n")
+    make_manifest(tmp_path, "a")
+    assert message in told("extract", *args)
+    assert encoder.encoded == []
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import qamdetr.features.encoders
+from killed_extraction import LoggingEncoder
+from qamdetr import cli
+from qamdetr.cli.processes import Processes
+from qamdetr.errors import AudioError
+
+class Encoder(LoggingEncoder):
+    def encode_recording(self, path):
+        recording = super().encode_recording(path)
+        if Path(path).stem.startswith("bad"):
+            raise AudioError(f"{path} is corrupt; convert it again.")
+        return recording
+
+qamdetr.features.encoders.load_combo = lambda name, **options: Encoder(Path(sys.argv[2]))
+try:
+    status = cli.main(["extract", *sys.argv[3:]])
+except SystemExit as leaving:
+    status = leaving.code
+with open(sys.argv[2] + ".status", "a") as statuses:
+    statuses.write(f"{status}\\n")
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_recordings_and_tell_one_result(tmp_path):
+    (tmp_path / "audio").mkdir()
+    names = [*(f"r{number}" for number in range(5)), "bad1", "bad2", "bad3"]
+    for number, name in enumerate(names):
+        (tmp_path / "audio" / f"{name}.wav").write_bytes(bytes(range(number, number + 64)) * 50)
+    (tmp_path / "driver.py").write_text(_DRIVER)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "driver.py"), str(ROOT / "tests" / "features"), str(tmp_path / "log")]
+    command += ["--audio-dir", str(tmp_path / "audio"), "--feature-dir", str(tmp_path / "cache")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def run():
+        (tmp_path / "log").write_text("")
+        (tmp_path / "log.status").unlink(missing_ok=True)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        shares = {"0": [], "1": []}
+        for line in (tmp_path / "log").read_text().splitlines():
+            rank, _, name = line.partition(" ")
+            shares[rank].append(name)
+        return done, shares
+
+    done, shares = run()
+    assert {rank: sorted(share) for rank, share in shares.items()} == {"0": sorted(names)[::2], "1": sorted(names)[1::2]}
+    told = done.stderr.replace("\r", "\n").splitlines()
+    assert sum(line.startswith("qamdetr: encoded 5 recordings and 0 queries") for line in told) == 1
+    assert sum(line.startswith("qamdetr: error: 3 of 8 recordings and queries were skipped") for line in told) == 1
+    assert sum("bad2.wav is corrupt" in line for line in told) == 2  # at once, and in the list at the end
+    assert done.returncode == 1
+    assert (tmp_path / "log.status").read_text() == "1\n1\n"
+    assert "process 1 of 2" in done.stderr
+    assert "process 2 of 2" not in done.stderr
+    assert not FeatureCache(tmp_path / "cache", "logging", list_recordings(tmp_path / "audio")).missing_audio(names[:5])
+
+    for name in names[5:]:
+        (tmp_path / "audio" / f"{name}.wav").unlink()
+    done, shares = run()
+    assert (done.returncode, shares) == (0, {"0": [], "1": []})
+    assert (tmp_path / "log.status").read_text() == "0\n0\n"
+    assert "encoded 0 recordings and 0 queries" in done.stderr
+
+
+def test_a_plain_run_sets_nothing_up_for_several_processes(tmp_path):
+    write_sound(tmp_path / "a.wav", 1)
+    script = (
+        "import sys, torch; from qamdetr import cli\n"
+        f"status = cli.main(['extract', '--audio-dir', {str(tmp_path)!r}, '--feature-dir', {str(tmp_path / 'cache')!r}])\n"
+        "print(status, torch.distributed.is_initialized(), 'accelerate' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert told.stdout.split() == ["0", "False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment; it must be a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "The 2 processes cannot be connected"),
+    ],
+)
+def test_a_launcher_that_says_too_little_is_told(tmp_path, monkeypatch, told, encoder, environment, message):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    write_sound(tmp_path / "a.wav", 1)
+    assert message in told("extract", "--audio-dir", tmp_path, "--feature-dir", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "devices"),
+    [
+        (None, 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda:1", 2, ["cuda:1"] * 3),
+        ("cpu", 2, ["cpu"] * 3),
+        (None, 0, [None] * 3),
+        ("cuda", 0, ["cuda"] * 3),  # told as a mistake by whoever opens the encoders
+    ],
+)
+def test_each_process_of_a_machine_gets_a_gpu_of_its_own(wanted, gpus, devices, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert [Processes(index, 3, index).device(wanted) for index in range(3)] == devices
+    assert Processes().device(wanted) == wanted

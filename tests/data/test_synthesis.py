@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -468,7 +470,7 @@ def test_data_set_is_complete_and_true_to_its_plan(clips_dir, backgrounds_dir, t
     assert f"| queries | {len(entries)} " in card
     assert "| clip | CC0 |" in card
     assert str(tmp_path) not in card
-    assert not list(output.rglob("*.partial"))
+    assert not list(output.rglob("*.partial*"))
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
@@ -533,6 +535,27 @@ def test_interrupted_run_goes_on_and_another_recipe_is_refused(clips_dir, backgr
     synthesize(clips_dir, backgrounds_dir, broken, SMALL)
     assert calls[3:] == ["scene_0_00002"]
     assert read_tree(broken) == read_tree(whole)
+
+
+def kill_while_writing(path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from qamdetr.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary: temporary.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert list(path.parent.glob(f".*{path.suffix}"))
+
+
+def test_what_a_killed_run_left_half_written_does_not_stop_the_next(clips_dir, backgrounds_dir, tmp_path):
+    output = tmp_path / "out"
+    kill_while_writing(output / "recipe.json")
+    synthesize(clips_dir, backgrounds_dir, output, SMALL)
+    whole = read_tree(output)
+    for name in ("manifest.jsonl", "audio/scene_0_00001.flac"):
+        (output / name).unlink()
+        kill_while_writing(output / name)
+    synthesize(clips_dir, backgrounds_dir, output, SMALL)
+    assert read_tree(output) == whole
 
 
 def test_nothing_is_overwritten(clips_dir, tmp_path):

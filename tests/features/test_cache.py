@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.torch import save_file
 
-from qamdetr.errors import DataError
-from qamdetr.features.cache import FeatureCache, content_key, count_names, list_recordings
+from qamdetr.errors import AudioError, DataError
+from qamdetr.features import cache_index
+from qamdetr.features.audio_key import content_key, quick_key
+from qamdetr.features.cache import FeatureCache, count_names, list_recordings
 from qamdetr.types import TextFeatures
+
+half_values = st.floats(-60000, 60000, width=16)
 
 
 def make_audio(folder: Path, vid: str = "walk", content: bytes = b"sound") -> Path:
@@ -72,10 +86,11 @@ def test_two_sets_that_share_names_keep_their_own_features(tmp_path: Path) -> No
 
 def test_without_audio_the_only_features_of_a_name_are_taken(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "pocket")
-    for vid in ("walk", "walk.1", "a/b [x]*"):
+    vids = ("walk", "walk.1", "a/b [x]*", "caf\udce9", "犬" * 90, "犬" * 91)
+    for vid in vids:
         cache.write_audio(vid, {"pocket": torch.full((2, 1), float(len(vid)))})
     fresh = FeatureCache(tmp_path, "pocket")
-    assert [fresh.audio(vid)["pocket"][0].item() for vid in ("walk", "walk.1", "a/b [x]*")] == [4, 6, 8]
+    assert [fresh.audio(vid)["pocket"][0].item() for vid in vids] == [4, 6, 8, 4, 90, 91]
 
 
 def test_what_is_missing_comes_once_and_in_order(tmp_path: Path) -> None:
@@ -132,15 +147,17 @@ def test_two_versions_of_an_encoder_never_mix(tmp_path: Path) -> None:
     assert FeatureCache(tmp_path, "pocket").fingerprint == "aaaa"
 
 
-def test_the_key_sees_a_change_anywhere_it_samples(tmp_path: Path) -> None:
-    content = bytearray(400_000)
+def test_the_key_sees_a_change_of_any_byte(tmp_path: Path) -> None:
+    content = bytearray(3_000_000)
     path = make_audio(tmp_path, content=bytes(content))
-    keys = {content_key(path)}
-    for position in (0, 210_000, 399_999):
+    keys, quick_keys = {content_key(path)}, {quick_key(path)}
+    for position in (0, 700_000, 1_500_000, 2_200_000, 2_999_999):
         content[position] ^= 1
         path.write_bytes(content)
         keys.add(content_key(path))
-    assert len(keys) == 4
+        quick_keys.add(quick_key(path))
+    assert len(keys) == 6
+    assert len(quick_keys) == 4  # it samples beginning, middle and end
 
 
 def test_recordings_are_listed_by_stem(tmp_path: Path) -> None:
@@ -154,3 +171,220 @@ def test_a_disk_that_refuses_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "pocket").write_text("a file where the folder should be")
     with pytest.raises(DataError, match="Cannot write"):
         FeatureCache(tmp_path, "pocket").write_audio("walk", {"pocket": torch.ones(2, 1)})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    vid=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=200),
+    streams=st.dictionaries(
+        st.from_regex(r"[a-z_0-9]{1,12}", fullmatch=True),
+        arrays(np.float16, st.tuples(st.just(7), st.integers(1, 5)), elements=half_values),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_any_audio_features_come_back_as_they_went_in(vid: str, streams: dict[str, np.ndarray]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        FeatureCache(Path(folder), "A").write_audio(vid, {name: torch.from_numpy(rows).float() for name, rows in streams.items()})
+        cache = FeatureCache(Path(folder), "A")
+        assert cache.has_audio(vid)
+        assert cache.num_clips(vid) == 7
+        read = cache.audio(vid)
+        assert list(read) == list(streams)
+        for name, rows in streams.items():
+            assert np.array_equal(read[name].numpy(), rows.astype(np.float32))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    query=st.text(st.characters(codec="utf-8"), max_size=100),
+    tokens=arrays(np.float16, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=half_values),
+    pooled=st.none() | arrays(np.float16, st.integers(1, 5), elements=half_values),
+    offsets=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), max_size=6),
+)
+def test_any_text_features_come_back_as_they_went_in(
+    query: str, tokens: np.ndarray, pooled: np.ndarray | None, offsets: list[tuple[int, int]]
+) -> None:
+    given_pooled = None if pooled is None else torch.from_numpy(pooled).float()
+    with tempfile.TemporaryDirectory() as folder:
+        features = TextFeatures(torch.from_numpy(tokens).float(), tuple(offsets), given_pooled)
+        FeatureCache(Path(folder), "A").write_text(query, {"main": features})
+        read = FeatureCache(Path(folder), "A").text(query)["main"]
+        assert torch.equal(read.tokens, features.tokens)
+        assert read.offsets == features.offsets
+        assert (read.pooled is None) == (given_pooled is None)
+        assert given_pooled is None or torch.equal(read.pooled, given_pooled)
+
+
+def make_wav(path: Path, value: int = 0) -> Path:
+    """Ten seconds of noise with one sample, away from where a quick look samples the file, set to `value`."""
+    samples = np.random.default_rng(0).integers(-9000, 9000, 160_000, dtype=np.int16)
+    samples[40_000] = value
+    soundfile.write(path, samples, 16_000, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Path, Path]:
+    """A recording whose features are stored: its audio, and the file of its features."""
+    audio = make_wav(tmp_path / "walk.wav")
+    cache = FeatureCache(tmp_path, "pocket", {"walk": audio})
+    cache.claim("v1")
+    cache.write_audio("walk", {"pocket": torch.arange(20.0).reshape(10, 2), "levels": torch.ones(10, 1)})
+    (features,) = (tmp_path / "pocket" / "audio").iterdir()
+    return audio, features
+
+
+def reopened(tmp_path: Path, audio: Path) -> FeatureCache:
+    return FeatureCache(tmp_path, "pocket", {"walk": audio})
+
+
+def test_an_edit_in_the_middle_of_a_wav_is_seen(stored: tuple[Path, Path], tmp_path: Path) -> None:
+    audio, _ = stored
+    size, sample = audio.stat().st_size, quick_key(audio)
+    make_wav(audio, value=1)
+    assert (audio.stat().st_size, quick_key(audio)) == (size, sample)
+    assert not reopened(tmp_path, audio).has_audio("walk")
+    with pytest.raises(DataError, match="No features of the recording 'walk'"):
+        reopened(tmp_path, audio).audio("walk")
+    make_wav(audio)
+    assert reopened(tmp_path, audio).has_audio("walk")
+
+
+def test_audio_that_looks_as_it_did_is_not_hashed(stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio, _ = stored
+
+    def hashed(path: Path) -> str:
+        raise AssertionError(f"{path} was hashed")
+
+    monkeypatch.setattr(cache_index, "content_key", hashed)
+    assert reopened(tmp_path, audio).has_audio("walk")
+    os.utime(audio, ns=(1, 1))
+    with pytest.raises(AssertionError, match="was hashed"):
+        reopened(tmp_path, audio).has_audio("walk")
+
+
+def test_touched_audio_is_recognised_and_its_new_time_noted(
+    stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio, features = stored
+    checksum, before = reopened(tmp_path, audio).audio_checksum("walk"), reopened(tmp_path, audio).audio("walk")
+    os.utime(audio, ns=(1, 1))
+    cache = reopened(tmp_path, audio)
+    assert cache.has_audio("walk")
+    cache.note_stamp("walk")
+    monkeypatch.setattr(cache_index, "content_key", lambda path: pytest.fail(f"{path} was hashed again"))
+    fresh = reopened(tmp_path, audio)
+    assert fresh.has_audio("walk")
+    assert fresh.audio_checksum("walk") == checksum
+    assert all(torch.equal(rows, before[name]) for name, rows in fresh.audio("walk").items())
+    assert list(features.parent.iterdir()) == [features]
+
+
+def test_other_audio_of_the_same_name_size_and_time_is_told_apart(stored: tuple[Path, Path], tmp_path: Path) -> None:
+    audio, _ = stored
+    other = tmp_path / "other" / "walk.wav"
+    other.parent.mkdir()
+    soundfile.write(other, np.zeros(160_000, dtype=np.int16), 16_000, subtype="PCM_16")
+    times = audio.stat().st_mtime_ns
+    os.utime(other, ns=(times, times))
+    assert other.stat().st_size == audio.stat().st_size
+    assert not reopened(tmp_path, other).has_audio("walk")
+
+
+def test_audio_that_changes_while_it_is_encoded_is_refused(stored: tuple[Path, Path], tmp_path: Path) -> None:
+    audio, features = stored
+    cache = reopened(tmp_path, audio)
+    identity = cache.identify("walk")
+    make_wav(audio, value=1)
+    with pytest.raises(AudioError, match="changed while it was read"):
+        cache.write_audio("walk", {"pocket": torch.ones(10, 2)}, identity)
+    assert list(features.parent.iterdir()) == [features]
+
+
+@pytest.mark.parametrize("part", [0, 8, 60, -1, -30])
+def test_a_flipped_bit_never_goes_unseen(part: int, stored: tuple[Path, Path], tmp_path: Path) -> None:
+    audio, features = stored
+    content = bytearray(features.read_bytes())
+    before = reopened(tmp_path, audio).audio("walk")
+    content[part] ^= 4
+    features.write_bytes(content)
+    cache = reopened(tmp_path, audio)
+    try:
+        read = cache.audio("walk")
+    except DataError as error:
+        assert "delete it and run `python -m qamdetr extract`" in str(error)
+    else:
+        assert part > 0, "values were damaged"
+        assert all(torch.equal(rows, before[name]) for name, rows in read.items())
+
+
+def test_files_of_other_encoders_are_not_mixed_in(stored: tuple[Path, Path], tmp_path: Path) -> None:
+    audio, features = stored
+    queries = FeatureCache(tmp_path, "pocket")
+    queries.write_text("a dog", {"pocket": TextFeatures(torch.ones(1, 1), ())})
+    (tmp_path / "pocket" / "encoder.json").write_text(json.dumps({"fingerprint": "v2"}))
+    cache = reopened(tmp_path, audio)
+    assert not cache.has_audio("walk")
+    assert not cache.has_text("a dog")
+    with pytest.raises(DataError, match=rf"{features.name} holds features of encoder version v1, .* are of v2; run"):
+        cache.audio("walk")
+    with pytest.raises(DataError, match=r"encoder version v1"):
+        cache.text("a dog")
+
+
+def test_files_from_before_headers_held_facts_are_read(tmp_path: Path) -> None:
+    audio = make_wav(tmp_path / "walk.wav")
+    folder = tmp_path / "pocket" / "audio"
+    folder.mkdir(parents=True)
+    path = folder / f"walk.{content_key(audio)}.safetensors"
+    save_file({"pocket": torch.ones(10, 2).half()}, path, {"vid": "walk", "streams": json.dumps(["pocket"])})
+    content = path.read_bytes()
+    cache = reopened(tmp_path, audio)
+    cache.claim("v1")
+    assert cache.has_audio("walk")
+    cache.note_stamp("walk")
+    assert cache.audio("walk")["pocket"].shape == (10, 2)
+    assert cache.audio_checksum("walk") == quick_key(path)
+    assert path.read_bytes() == content
+    save_file({"pocket": torch.tensor([[float("nan")]]).half()}, path, {"vid": "walk", "streams": json.dumps(["pocket"])})
+    with pytest.raises(DataError, match=r"walk\..*'pocket' holds NaN or infinite values; delete the file"):
+        reopened(tmp_path, audio).audio("walk")
+
+
+def test_the_checksum_of_features_tells_values_not_times(tmp_path: Path) -> None:
+    audio = make_wav(tmp_path / "walk.wav")
+    checksums = []
+    for number, value in enumerate((1.0, 1.0, 2.0)):
+        os.utime(audio, ns=(number + 1, number + 1))
+        cache = FeatureCache(tmp_path / str(number), "pocket", {"walk": audio})
+        cache.write_audio("walk", {"pocket": torch.full((3, 2), value)})
+        cache.write_text("a dog", {"pocket": TextFeatures(torch.full((3, 2), value), ())})
+        checksums.append((cache.audio_checksum("walk"), cache.text_checksum("a dog")))
+    assert checksums[0] == checksums[1]
+    assert not set(checksums[0]) & set(checksums[2])
+
+
+def test_of_many_claims_at_once_one_version_wins(tmp_path: Path) -> None:
+    def claim(version: str) -> str:
+        try:
+            FeatureCache(folder, "pocket").claim(version)
+        except DataError:
+            return ""
+        return version
+
+    for number in range(20):
+        folder = tmp_path / str(number)
+        with ThreadPoolExecutor(6) as pool:
+            winners = list(pool.map(claim, ["v1", "v2", "v3", "v1", "v2", "v3"]))
+        owner = FeatureCache(folder, "pocket").fingerprint
+        assert {winner for winner in winners if winner} == {owner}
+        assert winners.count(owner) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_encoder_json_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "pocket").mkdir()
+    (tmp_path / "pocket" / "encoder.json").write_text(content)
+    with pytest.raises(DataError, match=r"encoder\.json cannot be read .* delete the folder"):
+        FeatureCache(tmp_path, "pocket").claim("v1")

@@ -95,7 +95,7 @@ MOMENTS = {
     "metrics appended, state not saved": ("os.mkdir last", 2),
     "deleting the state before": ("os.rmdir", 1),
     "second epoch, mid-epoch state named": ("os.rename last/unfinished", 2),
-    "noting that it is finished": ("os.rename .run.json.new", -1),
+    "noting that it is finished": ("os.rename .run.", -1),
 }
 
 

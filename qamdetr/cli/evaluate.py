@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         answer["against"] = {
             "predictions": args.against,
             "scores": summarise(other.scores).table(),
-            "differences": {name: _difference_object(difference) for name, difference in differences.items()},
+            "differences": {name: difference_object(difference) for name, difference in differences.items()},
         }
         text += "\n\n" + _difference_table(system.brief, other.brief, differences, args)
     if args.figure is not None:
@@ -183,7 +183,8 @@ def _length_table(buckets: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _difference_object(difference: Difference) -> dict[str, Any]:
+def difference_object(difference: Difference) -> dict[str, Any]:
+    """Write a difference as JSON has it."""
     interval = difference.difference
     return {
         "difference": round(interval.value, 2),

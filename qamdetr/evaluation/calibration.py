@@ -1,10 +1,29 @@
-"""The threshold under which the answer is "not in this recording", calibrated on queries whose sound is absent."""
+"""What is calibrated on validation: the threshold of "not in this recording", and the weight of the verifier."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from qamdetr.errors import QamDetrError
+from qamdetr.evaluation.matching import match
+from qamdetr.evaluation.metrics import QueryScores, query_scores
+from qamdetr.evaluation.resampling import DEFAULT_RESAMPLES, Difference, compare_best
+from qamdetr.inference.rerank import check_beta
+from qamdetr.inference.verified import VerifiedAnswer
+
+REPORT_BETAS = (0.30, 0.35, 0.45)
+"""The weights that the report names: submissions 4, 2 and 3."""
+
+FINE_GRID = tuple(step / 20 for step in range(21))
+"""0.00:0.05:1.00, which holds the report's."""
+
+CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
+
+_EQUAL = 9
+"""Decimals of a mAP that count: sums in another order differ in the last digits, and that decides nothing."""
 
 
 def calibrate_found_threshold(present_scores: Sequence[float], absent_scores: Sequence[float]) -> tuple[float, float]:
@@ -30,3 +49,94 @@ def calibrate_found_threshold(present_scores: Sequence[float], absent_scores: Se
     balanced = (found + refused) / 2
     best = int(balanced.argmax())
     return float(thresholds[best]), float(balanced[best])
+
+
+@dataclass(frozen=True, eq=False)
+class BetaPoint:
+    """One weight of the verifier and what it scores.
+
+    Attributes:
+        beta: In [0, 1].
+        scores: Query by query.
+        metrics: `CURVE_METRICS` in percent, unrounded.
+    """
+
+    beta: float
+    scores: QueryScores
+    metrics: Mapping[str, float]
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """What the weight is chosen by: R1@0.7, then mAP, then the smaller weight."""
+        return (self.metrics["R1@0.7"], round(self.metrics["mAP"], _EQUAL), -self.beta)
+
+
+@dataclass(frozen=True)
+class BetaCurve:
+    """The scores over the weight of the verifier.
+
+    Attributes:
+        points: Of the grid, smallest weight first.
+        chosen: The best of them.
+        decoder_alone: The point of weight 0, whether the grid holds it or not.
+        gain: R1@0.7 and mAP of `chosen` less those of `decoder_alone`, tested as in `resampling.compare_best`; empty with one recording.
+    """
+
+    points: tuple[BetaPoint, ...]
+    chosen: BetaPoint
+    decoder_alone: BetaPoint
+    gain: Mapping[str, Difference]
+
+    @property
+    def shown(self) -> tuple[BetaPoint, ...]:
+        """The points of the grid after the decoder alone, which is there to compare with even where the grid leaves it out."""
+        return self.points if self.decoder_alone in self.points else (self.decoder_alone, *self.points)
+
+    def marks(self, point: BetaPoint) -> list[str]:
+        """Say what is special about a point, such as `report` for a weight that the report names."""
+        marks = {
+            "decoder alone": point.beta == 0,
+            "verifier alone": point.beta == 1,
+            "report": point.beta in REPORT_BETAS,
+            "chosen": point == self.chosen,
+            "not in the grid": point not in self.points,
+        }
+        return [mark for mark, holds in marks.items() if holds]
+
+
+def calibrate_beta(
+    answers: Sequence[VerifiedAnswer], grid: Sequence[float] = FINE_GRID, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
+) -> BetaCurve:
+    """Choose the weight of the verifier on validation by R1@0.7; ties by mAP, then for the smaller weight.
+
+    Args:
+        answers: Of queries with true windows.
+        grid: Weights to try, in any order.
+        resamples: Draws of the test whether the choice beats the decoder alone.
+        seed: Of the draws.
+
+    Raises:
+        QamDetrError: An empty grid, or a weight outside [0, 1].
+        DataError: No query has true windows.
+
+    Source: the report tunes beta on validation by the challenge's ranking metric; the rest of the order, and the test, are ours.
+    """
+    if not grid:
+        raise QamDetrError("The grid of betas is empty; give at least one number from 0 to 1.")
+    for beta in grid:
+        check_beta(beta)
+    points = tuple(_score(answers, beta) for beta in sorted(set(grid)))
+    chosen = max(points, key=lambda point: point.rank)
+    decoder_alone = points[0] if points[0].beta == 0 else _score(answers, 0.0)
+    gain: Mapping[str, Difference] = {}
+    if len(set(chosen.scores.vids)) > 1:
+        tried = [point.scores for point in points]
+        best = points.index(chosen)
+        gain = compare_best(tried, best, decoder_alone.scores, ("R1@0.7", "mAP"), resamples=resamples, seed=seed)
+    return BetaCurve(points, chosen, decoder_alone, gain)
+
+
+def _score(answers: Sequence[VerifiedAnswer], beta: float) -> BetaPoint:
+    scores = query_scores(match([answer.ranked(beta) for answer in answers], [answer.entry for answer in answers]))
+    means = scores.columns(CURVE_METRICS).mean(axis=0).tolist()
+    return BetaPoint(beta, scores, dict(zip(CURVE_METRICS, means, strict=True)))

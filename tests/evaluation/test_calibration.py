@@ -1,11 +1,60 @@
-"""The found threshold: half-way between what it separates, balanced over unequal sides."""
+"""Calibration on validation: of the answer "not in this recording", and of the verifier's weight."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qamdetr.evaluation.calibration import calibrate_found_threshold
+from qamdetr.data.manifest import PredictionEntry, QueryEntry
+from qamdetr.errors import DataError, QamDetrError
+from qamdetr.evaluation.beta_figure import save_beta_figure
+from qamdetr.evaluation.calibration import FINE_GRID, REPORT_BETAS, calibrate_beta, calibrate_found_threshold
+from qamdetr.evaluation.metrics import score
+from qamdetr.inference.verified import VerifiedAnswer
+from qamdetr.types import Candidate
+
+TRUTH = (10.0, 20.0)
+"""The true window of every query here; `window(iou)` makes others."""
+
+unit_steps = st.integers(0, 8).map(lambda step: step / 8)
+
+
+def window(iou):
+    """A window whose IoU with `TRUTH` is the given one."""
+    return (TRUTH[0], TRUTH[0] + iou * (TRUTH[1] - TRUTH[0]))
+
+
+def answer_of(number, windows, verifier_scores, vid=None):
+    """An answer with `(iou, decoder score)` candidates, best decoder score first."""
+    entry = QueryEntry(f"q{number}", "a dog", vid or f"v{number}", 60.0, (TRUTH,))
+    candidates = [Candidate(*window(iou), decoder_score, 1.0, decoder_score) for iou, decoder_score in windows]
+    return VerifiedAnswer(entry, tuple(candidates), None if verifier_scores is None else tuple(verifier_scores))
+
+
+@st.composite
+def answers(draw):
+    """A few queries whose candidates have coarse scores, so that ties abound; some were not verified."""
+    made = []
+    for number in range(draw(st.integers(1, 5))):
+        scores = sorted(draw(st.lists(unit_steps, min_size=1, max_size=4)), reverse=True)
+        windows = [(draw(st.sampled_from([0.3, 0.55, 0.75, 0.95])), value) for value in scores]
+        verified = draw(st.none() | st.lists(unit_steps, min_size=len(scores), max_size=len(scores)))
+        made.append(answer_of(number, windows, verified))
+    return made
+
+
+def blend(answer, beta):
+    """Eq. 3, written out once more."""
+    rows = []
+    for place, candidate in enumerate(answer.candidates):
+        verified = candidate.decoder_score if answer.verifier_scores is None else answer.verifier_scores[place]
+        rows.append((candidate.window, candidate.decoder_score - beta * (candidate.decoder_score - verified), place))
+    rows.sort(key=lambda row: (round(-row[1], 9), row[2]))
+    return PredictionEntry(answer.entry.qid, "a dog", answer.entry.vid, tuple((*window, value) for window, value, _ in rows))
 
 
 def test_separable_scores_are_separated_half_way() -> None:
@@ -36,3 +85,104 @@ def test_agrees_with_trying_every_threshold() -> None:
 def test_one_side_alone_means_always_found() -> None:
     assert calibrate_found_threshold([0.5], []) == (0.0, 0.5)
     assert calibrate_found_threshold([], [0.5]) == (0.0, 0.5)
+
+
+grids = st.lists(st.integers(0, 16).map(lambda step: step / 16), min_size=1, max_size=6)
+"""Dyadic weights: blends of dyadic scores are exact, so that equal ones tie in whatever way they are written."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(answers(), grids)
+def test_the_choice_is_that_of_trying_everything(verified, grid):
+    truth = [answer.entry for answer in verified]
+    best = None
+    for beta in sorted(grid):
+        found = score([blend(answer, beta) for answer in verified], truth)
+        quality = (round(found.recall_at_1[0.7], 9), round(found.mean_average_precision, 9))
+        if best is None or quality > best[0]:
+            best = (quality, beta)
+    curve = calibrate_beta(verified, grid, resamples=20)
+    assert curve.chosen.beta == best[1]
+    assert (curve.chosen.metrics["R1@0.7"], curve.chosen.metrics["mAP"]) == pytest.approx(best[0])
+    assert [point.beta for point in curve.points] == sorted(set(grid))
+    assert curve.decoder_alone.beta == 0
+    assert [point.beta for point in curve.shown] == sorted({0, *grid})
+
+
+@settings(max_examples=30, deadline=None)
+@given(answers(), grids)
+def test_a_verifier_that_agrees_changes_nothing_so_the_smallest_weight_is_chosen(verified, grid):
+    agreeing = [
+        dataclasses.replace(answer, verifier_scores=tuple(candidate.decoder_score**2 for candidate in answer.candidates))
+        for answer in verified
+    ]
+    curve = calibrate_beta(agreeing, grid, resamples=20)
+    assert curve.chosen.beta == min(grid)
+    assert curve.chosen.metrics == curve.decoder_alone.metrics
+    assert all(gain.verdict == "undecided" and gain.difference.value == 0 for gain in curve.gain.values())
+
+
+def test_recall_decides_before_average_precision_and_that_before_the_weight():
+    swapped = answer_of(0, [(0.55, 0.6), (0.95, 0.5)], [0.0, 1.0])  # better from about 0.09 on
+    spoilt = answer_of(1, [(0.75, 0.9), (0.95, 0.5)], [0.0, 0.9])  # 0.95 comes first from about 0.31 on: mAP alone rises
+    curve = calibrate_beta([swapped, spoilt], resamples=20)
+    by_beta = {point.beta: point.metrics for point in curve.points}
+    assert by_beta[0.05]["R1@0.7"] == 50 < by_beta[0.1]["R1@0.7"] == by_beta[0.35]["R1@0.7"] == 100
+    assert by_beta[0.3]["mAP"] < by_beta[0.35]["mAP"] == by_beta[1]["mAP"]
+    assert curve.chosen.beta == 0.35
+    lose_half = [answer_of(number, [(0.55, 0.6), (0.3, 0.5)], [0.0, 1.0]) for number in range(2, 8)]
+    curve = calibrate_beta([swapped, *lose_half], resamples=20)
+    assert curve.chosen.beta == 0.1
+    assert curve.chosen.metrics["R1@0.5"] < curve.decoder_alone.metrics["R1@0.5"], "only R1@0.7 counts first"
+    assert curve.chosen.metrics["mAP"] < curve.decoder_alone.metrics["mAP"]
+
+
+def test_a_clear_gain_is_told_and_chance_is_not():
+    rng = np.random.default_rng(0)
+    helped = [answer_of(number, [(0.3, 0.6), (0.95, 0.5)], [0.1, 0.9]) for number in range(30)]
+    gain = calibrate_beta(helped, resamples=300).gain["R1@0.7"]
+    assert (gain.verdict, gain.difference.value) == ("better", 100)
+    called = 0
+    for _ in range(40):  # whichever of two windows is right, a verifier at random prefers either
+        noise = [answer_of(number, [(0.95, 0.5), (0.3, 0.5)][:: rng.choice([1, -1])], rng.random(2)) for number in range(25)]
+        called += calibrate_beta(noise, resamples=200).gain["R1@0.7"].verdict == "better"
+    assert called <= 6
+
+
+def test_one_recording_leaves_the_gain_open():
+    verified = [answer_of(number, [(0.3, 0.6), (0.95, 0.5)], [0.0, 1.0], vid="v") for number in range(3)]
+    assert calibrate_beta(verified, resamples=10).gain == {}
+
+
+def test_marks_name_what_is_special():
+    curve = calibrate_beta([answer_of(0, [(0.3, 0.6), (0.95, 0.5)], [0.0, 1.0])], [1, 0.3, 0.5], resamples=10)
+    assert [(point.beta, curve.marks(point)) for point in curve.shown] == [
+        (0, ["decoder alone", "not in the grid"]),
+        (0.3, ["report", "chosen"]),
+        (0.5, []),
+        (1, ["verifier alone"]),
+    ]
+
+
+def test_the_fine_grid_holds_the_report_s():
+    assert set(REPORT_BETAS) < set(FINE_GRID)
+    assert (FINE_GRID[0], FINE_GRID[-1]) == (0, 1)
+    assert np.diff(FINE_GRID) == pytest.approx(0.05)
+
+
+def test_what_cannot_be_calibrated_is_refused():
+    verified = [answer_of(0, [(0.5, 0.5)], [0.5])]
+    with pytest.raises(QamDetrError, match=r"beta is 1\.5; it must lie between 0"):
+        calibrate_beta(verified, [0.5, 1.5])
+    with pytest.raises(QamDetrError, match="grid of betas is empty"):
+        calibrate_beta(verified, [])
+    absent = dataclasses.replace(verified[0], entry=dataclasses.replace(verified[0].entry, relevant_windows=()))
+    with pytest.raises(DataError, match="nothing to score"):
+        calibrate_beta([absent])
+
+
+def test_the_figure_shows_the_choice(tmp_path):
+    curve = calibrate_beta([answer_of(n, [(0.3, 0.6), (0.95, 0.5)], [0.0, 1.0]) for n in range(2)], resamples=10)
+    save_beta_figure(curve, "run $1$, pocket", tmp_path / "new" / "curve.svg")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curve.svg"]
+    assert "<!-- chosen: 0.1 -->" in (tmp_path / "new" / "curve.svg").read_text(encoding="utf-8")

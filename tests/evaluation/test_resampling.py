@@ -11,7 +11,7 @@ from scipy import stats
 from qamdetr.errors import DataError
 from qamdetr.evaluation.matching import IOU_THRESHOLDS
 from qamdetr.evaluation.metrics import METRICS, QueryScores
-from qamdetr.evaluation.resampling import bootstrap, compare
+from qamdetr.evaluation.resampling import bootstrap, compare, compare_best
 
 
 def scores_of(values, vids):
@@ -81,6 +81,37 @@ def test_chance_is_called_better_about_one_time_in_twenty():
         for _ in range(200)
     ]
     assert np.mean(called) < 0.1
+
+
+def test_the_best_of_several_is_measured_against_the_best_that_coins_give():
+    rng = np.random.default_rng(3)
+    tried, other, vids = rng.random((4, 8)), rng.random(8), list("abcdefgh")
+    sums = tried - other
+    best = int(np.abs(sums.sum(axis=1)).argmax())
+    patterns = np.array(list(itertools.product([-1, 1], repeat=8)))
+    exact = np.mean(np.abs(patterns @ sums.T).max(axis=1) >= abs(sums[best].sum()) - 1e-12)
+    systems = [scores_of(values, vids) for values in tried]
+    found = compare_best(systems, best, scores_of(other, vids), ["mAP", "R1@0.7"], resamples=20_000)
+    plain = compare(systems[best], scores_of(other, vids), ["mAP", "R1@0.7"], resamples=20_000)
+    for name in ("mAP", "R1@0.7"):
+        assert found[name].p_value == pytest.approx(exact, abs=0.02)
+        assert found[name].p_value > plain[name].p_value
+        assert found[name].difference == plain[name].difference
+    assert compare_best(systems[:1], 0, scores_of(other, vids)) == compare(systems[0], scores_of(other, vids))
+
+
+def test_the_best_of_many_that_differ_by_chance_is_rarely_called_better():
+    rng = np.random.default_rng(0)
+    vids = [str(i) for i in range(30)]
+    called, naively = 0, 0
+    for _ in range(100):
+        tried = [scores_of(rng.random(30), vids) for _ in range(40)]
+        other = scores_of(rng.random(30), vids)
+        best = int(np.argmax([system.columns(["mAP"]).mean() for system in tried]))
+        called += compare_best(tried, best, other, ["mAP"], resamples=200)["mAP"].verdict == "better"
+        naively += compare(tried[best], other, ["mAP"], resamples=200)["mAP"].verdict == "better"
+    assert called <= 8
+    assert naively >= 15, "what the adjustment is for"
 
 
 def test_the_seed_decides_the_draws():

@@ -134,7 +134,7 @@ class EnsembleRetriever:
         encoder: EnsembleEncoder,
         *,
         weights: Sequence[float] | None = None,
-        merge: MergeMethod = "fusion",
+        merge: MergeMethod = "nms",
         merge_iou: float = 0.7,
         verifier: str = DEFAULT_VERIFIER,
         beta: float = InferenceConfig.beta,

@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.cli.common import find_audio, note, raise_failures
+from qamdetr.cli.common import note, raise_failures
 from qamdetr.cli.evaluate import difference_object
-from qamdetr.cli.retrieval import add_options, check_options, check_sounds, open_retriever, open_stored_retriever, open_verifier
+from qamdetr.cli.retrieval import add_options, check_options, open_for_manifest
 from qamdetr.errors import AudioError, DataError, QamDetrError
 
 if TYPE_CHECKING:
     from qamdetr.cli.beta_target import BetaTarget
     from qamdetr.cli.common import Commands
-    from qamdetr.cli.retrieval import Retriever
     from qamdetr.data.manifest import QueryEntry
     from qamdetr.evaluation.calibration import BetaCurve
     from qamdetr.inference.verified import VerifiedAnswer
@@ -108,18 +106,7 @@ def _ask(target: BetaTarget, entries: Sequence[QueryEntry], args: argparse.Names
     from qamdetr.evaluation.matching import MAX_PREDICTIONS
     from qamdetr.inference.verified import verify_manifest
 
-    retriever: Retriever
-    recordings: Mapping[str, str | Path]
-    if args.from_features:
-        audio_dir = Path(args.manifest).parent / "audio" if args.audio_dir is None else Path(args.audio_dir)
-        retriever = open_stored_retriever(args, entries, audio_dir)
-        recordings = {entry.vid: entry.vid for entry in entries}
-    else:
-        recordings = find_audio(entries, args.manifest, args.audio_dir)
-        retriever = open_retriever(args)
-    verifier = open_verifier(args, retriever)
-    if args.from_features:
-        check_sounds(verifier, entries, args.manifest, args.audio_dir)
+    retriever, recordings, verifier = open_for_manifest(args, entries)
     found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
     answers: list[VerifiedAnswer] = []
     failures: list[str] = []

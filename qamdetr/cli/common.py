@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from qamdetr.errors import AudioError, DataError, QamDetrError
+from qamdetr.errors import AudioError, ConfigError, DataError, QamDetrError
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import QueryEntry
@@ -38,6 +38,33 @@ def find_audio(entries: Sequence[QueryEntry], manifest: str, audio_dir: str | No
         shown = ", ".join(missing[:_NAMES_SHOWN]) + (", …" if len(missing) > _NAMES_SHOWN else "")
         raise DataError(f"{len(missing)} of {len(vids)} recordings of {manifest} are not in {folder}: {shown}; give their folder.")
     return {vid: found[vid] for vid in vids}
+
+
+def add_encoder_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--encoder`, which `read_encoders` reads."""
+    parser.add_argument(
+        "--encoder",
+        metavar="STREAM=ID_OR_FOLDER",
+        dest="encoders",
+        action="append",
+        default=[],
+        help="hub id or folder of a stream's encoder, in the place of its default; repeatable",
+    )
+
+
+def read_encoders(given: Sequence[str]) -> dict[str, str]:
+    """Read `--encoder`: stream -> hub id or folder.
+
+    Raises:
+        ConfigError: Something else than `STREAM=ID_OR_FOLDER`.
+    """
+    models = {}
+    for item in given:
+        stream, _, model = item.partition("=")
+        if not stream or not model:
+            raise ConfigError(f"--encoder {item!r} is not of the form STREAM=ID_OR_FOLDER, such as wavlm_base=microsoft/wavlm-base.")
+        models[stream] = model
+    return models
 
 
 def raise_failures(failures: Sequence[str], total: int) -> None:

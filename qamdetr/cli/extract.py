@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qamdetr.cli.common import note, print_error
+from qamdetr.cli.common import add_encoder_option, note, print_error, read_encoders
 from qamdetr.cli.processes import Processes, joined_processes
 from qamdetr.config import DataConfig
 from qamdetr.errors import ConfigError, DataError, IncompleteError, QamDetrError
@@ -42,13 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--audio-dir", metavar="DIR", help="its recordings (default: audio/ beside it); alone: every recording in DIR")
     parser.add_argument("--queries", metavar="FILE", help="text file with more queries, one on each line")
     parser.add_argument("--combo", default=data.combo, metavar="NAME", help="encoders to run (default: %(default)s)")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="STREAM=MODEL",
-        help="hub id or folder of a stream's encoder, in the place of its default; may be given more than once",
-    )
+    add_encoder_option(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default=data.encoder_dtype, help="of the encoders (default: %(default)s)"
     )
@@ -184,19 +178,15 @@ def _read_queries(path: str | None) -> tuple[str, ...]:
 
 
 def _models(args: argparse.Namespace) -> dict[str, str]:
-    """Read `--encoder STREAM=MODEL`, and check the streams against the combo."""
+    """Read `--encoder`, and check the streams against the combo."""
     from qamdetr.features.base import get_combo
 
     combo = get_combo(args.combo)
     streams = list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
-    models: dict[str, str] = {}
-    for given in args.encoder:
-        stream, _, model = given.partition("=")
-        if not model:
-            raise ConfigError(f"--encoder {given!r} is not of the form STREAM=MODEL, such as wavlm_base=microsoft/wavlm-base.")
+    models = read_encoders(args.encoders)
+    for stream in models:
         if stream not in streams:
-            raise ConfigError(f"--encoder {given!r}: combo {args.combo!r} has no stream {stream!r}, only {', '.join(streams)}.")
-        models[stream] = model
+            raise ConfigError(f"--encoder: combo {args.combo!r} has no stream {stream!r}, only {', '.join(streams)}.")
     return models
 
 

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qamdetr.cli.common import find_audio, note, raise_failures
-from qamdetr.cli.retrieval import check_sounds, open_retriever, open_stored_retriever, open_verifier, retrieve
-from qamdetr.errors import DataError, QamDetrError
+from qamdetr.cli.common import note, raise_failures
+from qamdetr.cli.retrieval import open_for_manifest, retrieve
+from qamdetr.errors import QamDetrError
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
-    from qamdetr.cli.retrieval import Retriever
     from qamdetr.data.manifest import PredictionEntry, QueryEntry
     from qamdetr.inference.verifiers.base import Verifier
     from qamdetr.types import Result
@@ -31,21 +30,8 @@ def predict_manifest(args: argparse.Namespace) -> None:
 
     for_challenge = _is_submission(args.output)
     entries = read_manifest(args.manifest, clamp=False)
-    retriever: Retriever
-    recordings: Mapping[str, Path | str]
-    if args.from_features:
-        audio_dir = Path(args.manifest).parent / "audio" if args.audio_dir is None else Path(args.audio_dir)
-        retriever = open_stored_retriever(args, entries, audio_dir)
-        recordings = {entry.vid: entry.vid for entry in entries}
-    else:
-        recordings = find_audio(entries, args.manifest, args.audio_dir)
-        retriever = open_retriever(args)
-    verifier = open_verifier(args, retriever)
-    if args.from_features:
-        check_sounds(verifier, entries, args.manifest, args.audio_dir)
+    retriever, recordings, verifier = open_for_manifest(args, entries)
     _tell_missing_verifier(verifier)
-    for entry in entries:
-        _check_query(retriever, entry, args.manifest)
     by_vid: dict[str, list[QueryEntry]] = {}
     for entry in entries:
         by_vid.setdefault(entry.vid, []).append(entry)
@@ -136,13 +122,3 @@ def _tell_missing_verifier(verifier: Verifier | str) -> None:
         _ = verifier.identity
     except QamDetrError as error:
         note(f"verifier {verifier.name} cannot answer, so the decoder alone will rank. {error} Stop now if that is not what you want.")
-
-
-def _check_query(retriever: Retriever, entry: QueryEntry, manifest: str) -> None:
-    """Refuse a query that cannot be read before minutes of encoding, and name it."""
-    from qamdetr.inference.retriever import check_query
-
-    try:
-        retriever.encoder.encode_query(check_query(entry.query))
-    except QamDetrError as error:
-        raise DataError(f"{manifest}: query {entry.qid!r}: {error}") from error

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qamdetr.cli.common import find_audio
+from qamdetr.cli.common import add_encoder_option, find_audio, read_encoders
 from qamdetr.errors import AudioError, DataError, QamDetrError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from qamdetr.config import VerifierConfig
     from qamdetr.data.manifest import QueryEntry
@@ -39,14 +39,7 @@ def add_options(parser: argparse.ArgumentParser, *, checkpoint_default: str = " 
         default=[],
         help="change a setting of the checkpoint, such as data.feature_dir=features, or of the system, such as merge=fusion; repeatable",
     )
-    parser.add_argument(
-        "--encoder",
-        metavar="STREAM=ID_OR_FOLDER",
-        dest="encoders",
-        action="append",
-        default=[],
-        help="take this hub id or folder for a stream's encoder; repeatable",
-    )
+    add_encoder_option(parser)
     parser.add_argument("--device", metavar="NAME", help="where the models run, such as cpu or cuda:0 (default: a GPU for big encoders)")
     parser.add_argument(
         "--verifier",
@@ -73,7 +66,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise QamDetrError("--members goes with --system; give one checkpoint with --checkpoint.")
     if args.verifier is not None:
         check_verifier(args.verifier)
-    _encoder_models(args)
+    read_encoders(args.encoders)
 
 
 def open_retriever(args: argparse.Namespace) -> Retriever:
@@ -82,7 +75,7 @@ def open_retriever(args: argparse.Namespace) -> Retriever:
     Raises:
         QamDetrError: It, or its encoders, cannot be used.
     """
-    models = _encoder_models(args)
+    models = read_encoders(args.encoders)
     if args.system is not None:
         from qamdetr.inference.system import open_system
 
@@ -108,6 +101,40 @@ def open_stored_retriever(args: argparse.Namespace, entries: Sequence[QueryEntry
     from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 
     return open_stored(args.checkpoint or DEFAULT_CHECKPOINT, entries, args.overrides, audio_dir=audio_dir, device=args.device)
+
+
+def open_for_manifest(
+    args: argparse.Namespace, entries: Sequence[QueryEntry]
+) -> tuple[Retriever, Mapping[str, str | Path], Verifier | str]:
+    """Open what answers a manifest, from its recordings or, with `--from-features`, from stored features.
+
+    Returns:
+        The retriever; `vid` -> what its `encode` takes; the verifier.
+
+    Raises:
+        QamDetrError: Something of it is missing or cannot be used, or a query cannot be read: told before minutes of encoding.
+    """
+    from qamdetr.inference.retriever import check_query
+
+    recordings: Mapping[str, str | Path]
+    retriever: Retriever
+    if args.from_features:
+        audio_dir = Path(args.manifest).parent / "audio" if args.audio_dir is None else Path(args.audio_dir)
+        retriever = open_stored_retriever(args, entries, audio_dir)
+        recordings = {entry.vid: entry.vid for entry in entries}
+    else:
+        recordings = find_audio(entries, args.manifest, args.audio_dir)
+        retriever = open_retriever(args)
+    verifier = open_verifier(args, retriever)
+    if args.from_features:
+        check_sounds(verifier, entries, args.manifest, args.audio_dir)
+    entry = entries[0]
+    try:
+        for entry in entries:
+            retriever.encoder.encode_query(check_query(entry.query))
+    except QamDetrError as error:
+        raise DataError(f"{args.manifest}: query {entry.qid!r}: {error}") from error
+    return retriever, recordings, verifier
 
 
 def open_verifier(args: argparse.Namespace, retriever: Retriever) -> Verifier | str:
@@ -161,13 +188,3 @@ def _load_system(args: argparse.Namespace) -> SystemConfig:
     from qamdetr.inference.system import load_system
 
     return load_system(args.system, args.overrides, members=args.members or ())
-
-
-def _encoder_models(args: argparse.Namespace) -> dict[str, str]:
-    models = {}
-    for item in args.encoders:
-        stream, separator, model = item.partition("=")
-        if not separator or not stream or not model:
-            raise QamDetrError(f"--encoder {item!r} is not of the form STREAM=ID_OR_FOLDER, such as wavlm_base=microsoft/wavlm-base.")
-        models[stream] = model
-    return models

@@ -8,28 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
-from qamdetr.errors import AudioError, DataError, QamDetrError
+from qamdetr.errors import AudioError
 from qamdetr.inference.rerank import rerank
-from qamdetr.inference.retriever import check_query
 from qamdetr.inference.verifiers.base import Verifier
 from qamdetr.types import Candidate, Recording, Result
 
 
-class QueryEncoder(Protocol):
-    """The encoders of a retriever, as far as they read queries."""
-
-    def encode_query(self, query: str) -> object:
-        """Encode a query."""
-        ...
-
-
 class Retriever(Protocol):
     """What is needed of a retriever here; `MomentRetriever` and ensembles of them have it."""
-
-    @property
-    def encoder(self) -> QueryEncoder:
-        """Its encoders."""
-        ...
 
     def encode(self, path: str | Path) -> Recording:
         """Encode a recording."""
@@ -88,12 +74,7 @@ def verify_manifest(
 
     Yields:
         Per recording the answers in the order of its queries, or the error of one that cannot be read: the others go on.
-
-    Raises:
-        DataError: A query that cannot be read; told before any recording is encoded.
     """
-    for entry in entries:
-        _check_query(retriever, entry)
     by_vid: dict[str, list[QueryEntry]] = {}
     for entry in entries:
         by_vid.setdefault(entry.vid, []).append(entry)
@@ -105,13 +86,6 @@ def verify_manifest(
             continue
         results = retriever.retrieve_many(recording, [entry.query for entry in asked], top_k=top_k, verifier=verifier, beta=0.0)
         yield [_answer(entry, result) for entry, result in zip(asked, results, strict=True)]
-
-
-def _check_query(retriever: Retriever, entry: QueryEntry) -> None:
-    try:
-        retriever.encoder.encode_query(check_query(entry.query))
-    except QamDetrError as error:
-        raise DataError(f"Query {entry.qid!r} of the manifest: {error}") from error
 
 
 def _answer(entry: QueryEntry, result: Result) -> VerifiedAnswer:

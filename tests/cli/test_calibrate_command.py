@@ -305,7 +305,7 @@ def test_what_must_be_named(checkpoint, oracle, manifest, tmp_path, told):
 
 def test_a_query_that_cannot_be_read_is_told_before_any_work(checkpoint, manifest, entries, oracle, encoder, told):
     write_manifest(manifest, [*entries[:-1], replace(entries[-1], query="x" * 201)])
-    assert "Query 'q5' of the manifest: The query has 201 letters" in told(
+    assert "val.jsonl: query 'q5': The query has 201 letters" in told(
         "calibrate", "--checkpoint", checkpoint, "--manifest", manifest, "--verifier", "oracle"
     )
     assert encoder.encoded == []

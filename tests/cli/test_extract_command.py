@@ -114,7 +114,7 @@ def test_options_reach_the_encoders(tmp_path, extract, encoder, monkeypatch):
             "None of the 1 recordings of m.jsonl is in empty, such as 'a'; give their folder",
         ),
         (["--audio-dir", "audio", "--combo", "Z"], "Unknown combo 'Z'; choose one of pocket, A, B, C"),
-        (["--audio-dir", "audio", "--encoder", "wavlm"], "--encoder 'wavlm' is not of the form STREAM=MODEL"),
+        (["--audio-dir", "audio", "--encoder", "wavlm"], "--encoder 'wavlm' is not of the form STREAM=ID_OR_FOLDER"),
         (["--audio-dir", "audio", "--combo", "B", "--encoder", "roberta=x"], "combo 'B' has no stream 'roberta', only laion_clap, ms_clap"),
         (["--audio-dir", "audio", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["--audio-dir", "audio", "--queries", "gone.txt"], "Cannot read gone.txt"),

@@ -86,6 +86,21 @@ def load(path: str | Path, sample_rate_hz: int, *, max_seconds: float = MAX_SECO
     return resample(decode(path, max_seconds=max_seconds), sample_rate_hz)
 
 
+def ffmpeg_command(path: Path, *output: str) -> list[str]:
+    """Command that decodes the first audio track of a file; `output` says how it is written, and where.
+
+    Raises:
+        AudioError: ffmpeg is not installed.
+    """
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise AudioError(
+            f"{path} is not a WAV, FLAC, OGG or MP3 file that can be read; install ffmpeg to read M4A, WebM and video, or {_SHOWN_HINT}."
+        )
+    command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", _FFMPEG_FORMATS]
+    return [*command, "-i", str(path.resolve()), "-map", "0:a:0", *output]
+
+
 def find_recordings(folder: str | Path) -> dict[str, Path]:
     """Map each `vid` (the stem) to its audio file in a folder, by the endings of `AUDIO_SUFFIXES`.
 
@@ -225,13 +240,7 @@ def _decode_with_libsndfile(path: Path, file: soundfile.SoundFile, max_seconds: 
 
 def _decode_with_ffmpeg(path: Path, max_seconds: float, reason: str) -> Waveform:
     """Decode through ffmpeg as an AU stream, whose 24-byte header carries rate and channels and needs no length."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise AudioError(
-            f"{path} is not a WAV, FLAC, OGG or MP3 file that can be read; install ffmpeg to read M4A, WebM and video, or {_SHOWN_HINT}."
-        )
-    command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", _FFMPEG_FORMATS]
-    command += ["-i", str(path.resolve()), "-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "-"]
+    command = ffmpeg_command(path, "-c:a", "pcm_f32be", "-f", "au", "-")
     with tempfile.TemporaryFile() as messages:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
         try:

@@ -1,4 +1,4 @@
-"""Results as text: a table for people, JSON for programs, and label files for editors. Pure functions: results in, one string out."""
+"""Answers as text: a table for people, JSON for programs, and label files for editors. Pure functions: answers in, one string out."""
 
 from __future__ import annotations
 
@@ -6,24 +6,66 @@ import csv
 import html
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qamdetr.errors import QamDetrError
+from qamdetr.safe_text import cell, one_line, tab_cell, word
 
 if TYPE_CHECKING:
-    from qamdetr.types import Moment, Result  # only named here: `--help` must not wait for torch
+    from qamdetr.types import Moment, Result, Window  # only named here: `--help` must not wait for torch
 
 _SECONDS_DECIMALS = 3
 _SCORE_DECIMALS = 6
+_SUBTITLE_MARKS = str.maketrans("<>{}", "[]()")  # SRT has tags and braces, and no way to escape them
 
 
-def export(results: Sequence[Result], file_format: str) -> str:
+@dataclass(frozen=True)
+class Answer:
+    """A result as it is written to a file.
+
+    Attributes:
+        result: What the model said, its moments as ranked.
+        ranks: Ranks (from 1) of the moments that a person chose, also where the sound was not found; None: all moments, if it was found.
+        name: What tells the answer from another one to the same query, such as "Without 3-way fusion"; may be empty.
+        how: With a name: what kind of model answered, such as "bypassed in the full model: 3-way fusion".
+        truth: True windows in seconds where they are known.
+    """
+
+    result: Result
+    ranks: tuple[int, ...] | None = None
+    name: str = ""
+    how: str = ""
+    truth: Sequence[Window] | None = None
+
+    def moments(self) -> list[tuple[int, Moment]]:
+        """Rank and moment of everything that is written, best first.
+
+        A moment of a sound that was not found is a guess: a label would claim what the recording does not have, unless a person says so.
+        """
+        ranked = enumerate(self.result.moments, start=1)
+        return [(rank, moment) for rank, moment in ranked if (self.result.found if self.ranks is None else rank in self.ranks)]
+
+    @property
+    def title(self) -> str:
+        """The query, and the name where there is one; one line."""
+        query, name = one_line(self.result.query), one_line(self.name)
+        return f"{query}, {name}" if name else query
+
+
+def as_answers(results: Sequence[Result | Answer]) -> list[Answer]:
+    """Take results as answers of which everything found is written."""
+    return [result if isinstance(result, Answer) else Answer(result) for result in results]
+
+
+def export(results: Sequence[Result | Answer], file_format: str) -> str:
     """Write results in one of `FORMATS`, ending with a newline.
 
-    `table` and `json` show every result. The label formats hold only moments of queries that were found: a label in an editor would
-    claim a sound that the recording does not have. Where several recordings share a file, labels begin with the recording's name.
+    `table` and `json` show every result; the label formats hold what `Answer.moments` gives. Where several recordings share a file, labels
+    begin with the recording's name. Whatever stands in a query or a name, it stays in its field and is no formula and no markup; only
+    `json` keeps it letter by letter.
 
     Raises:
         QamDetrError: Unknown format.
@@ -32,7 +74,7 @@ def export(results: Sequence[Result], file_format: str) -> str:
         writer = _WRITERS[file_format]
     except KeyError:
         raise QamDetrError(f"Unknown format {file_format!r}; choose one of {', '.join(FORMATS)}.") from None
-    return writer(results)
+    return writer(as_answers(results))
 
 
 def to_json_object(result: Result) -> dict[str, Any]:
@@ -70,13 +112,12 @@ def clock(seconds: float, *, fraction: str = ".", hours: bool = False) -> str:
     return f"{rest // 60}:{rest % 60:02d}{fraction}{ms:03d}"
 
 
-def _table(results: Sequence[Result]) -> str:
+def _table(answers: Sequence[Answer]) -> str:
     blocks = []
-    for result in results:
+    for answer in answers:
+        result = answer.result
         duration = clock(result.duration_seconds)
-        lines = [
-            f"{_one_line(result.audio)} ({duration}), {_one_line(result.query)!r}, encoder {result.encoder}, verifier {result.verifier}"
-        ]
+        lines = [f"{one_line(result.audio)} ({duration}), {answer.title!r}, encoder {result.encoder}, verifier {result.verifier}"]
         if not result.found:
             lines.append("  not in this recording" + ("; the nearest guesses are:" if result.moments else ""))
         if result.moments:
@@ -84,79 +125,101 @@ def _table(results: Sequence[Result]) -> str:
         lines += [
             f"  {rank:4d}  {clock(moment.start_seconds):>10}  {clock(moment.end_seconds):>10}  {moment.score:6.3f}"
             for rank, moment in enumerate(result.moments, start=1)
+            if answer.ranks is None or rank in answer.ranks
         ]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
-def _json(results: Sequence[Result]) -> str:
-    return json.dumps([to_json_object(result) for result in results], ensure_ascii=False, indent=1) + "\n"
+def _json(answers: Sequence[Answer]) -> str:
+    return json.dumps([_json_answer(answer) for answer in answers], ensure_ascii=False, indent=1) + "\n"
 
 
-def _audacity(results: Sequence[Result]) -> str:
-    return "".join(f"{m.start_seconds:.6f}\t{m.end_seconds:.6f}\t{label} ({m.score:.2f})\n" for _, m, label in _by_time(results))
+def _json_answer(answer: Answer) -> dict[str, Any]:
+    written = to_json_object(answer.result)
+    if answer.ranks is not None:
+        written["moments"] = [{"rank": rank, **written["moments"][rank - 1]} for rank, _ in answer.moments()]
+    return {"lane": answer.name, "how": answer.how, **written} if answer.name else written
 
 
-def _csv(results: Sequence[Result]) -> str:
+def _audacity(answers: Sequence[Answer]) -> str:
+    return "".join(f"{m.start_seconds:.6f}\t{m.end_seconds:.6f}\t{tab_cell(label)} ({m.score:.2f})\n" for _, m, label in _by_time(answers))
+
+
+def _csv(answers: Sequence[Answer]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["audio", "query", "rank", "start", "end", "score", "decoder_score", "verifier_score"])
-    for result in _found(results):
-        for rank, moment in enumerate(result.moments, start=1):
-            numbers = (moment.start_seconds, moment.end_seconds, moment.score, moment.decoder_score, moment.verifier_score)
+    named = any(answer.name for answer in answers)
+    columns = ["audio", "query", "rank", "start", "end", "score", "decoder_score", "verifier_score", "foreground", "quality"]
+    writer.writerow([*columns, *(["lane", "how"] if named else [])])
+    for answer in answers:
+        for rank, m in answer.moments():
+            numbers = (m.start_seconds, m.end_seconds, m.score, m.decoder_score, m.verifier_score, m.foreground, m.quality)
             cells = ["" if number is None else f"{number:.4f}" for number in numbers]
-            writer.writerow([_cell(result.audio), _cell(result.query), rank, *cells])
+            row = [cell(answer.result.audio), cell(answer.result.query), rank, *cells]
+            writer.writerow([*row, *([cell(answer.name), cell(answer.how)] if named else [])])
     return text.getvalue()
 
 
-def _vtt(results: Sequence[Result]) -> str:
+def _vtt(answers: Sequence[Answer]) -> str:
     cues = (
-        f"{clock(m.start_seconds, hours=True)} --> {clock(m.end_seconds, hours=True)}\n{html.escape(label, quote=False)} ({m.score:.2f})\n"
-        for _, m, label in _by_time(results)
+        f"{' --> '.join(_cue_times(m, '.'))}\n{html.escape(cell(label), quote=False)} ({m.score:.2f})\n"
+        for _, m, label in _by_time(answers, one_timeline=True)
     )
     return "\n".join(["WEBVTT\n", *cues])
 
 
-def _srt(results: Sequence[Result]) -> str:
+def _srt(answers: Sequence[Answer]) -> str:
     cues = (
-        f"{number}\n{clock(m.start_seconds, fraction=',', hours=True)} --> {clock(m.end_seconds, fraction=',', hours=True)}\n"
-        f"{label.replace('-->', '->')} ({m.score:.2f})\n"
-        for number, (_, m, label) in enumerate(_by_time(results), start=1)
+        f"{number}\n{' --> '.join(_cue_times(m, ','))}\n{cell(label).translate(_SUBTITLE_MARKS)} ({m.score:.2f})\n"
+        for number, (_, m, label) in enumerate(_by_time(answers, one_timeline=True), start=1)
     )
     return "\n".join(cues)
 
 
-def _rttm(results: Sequence[Result]) -> str:
+def _cue_times(moment: Moment, fraction: str) -> tuple[str, str]:
+    """Return start and end; players drop a cue that ends in the millisecond in which it starts."""
+    start = round(moment.start_seconds, _SECONDS_DECIMALS)
+    end = max(moment.end_seconds, start + 0.001)
+    return clock(start, fraction=fraction, hours=True), clock(end, fraction=fraction, hours=True)
+
+
+def _rttm(answers: Sequence[Answer]) -> str:
     """Rich Transcription Time Marked; fields are separated by blanks, so blanks inside names become `_`."""
     return "".join(
-        f"SPEAKER {_word(Path(r.audio).stem)} 1 {m.start_seconds:.3f} {m.end_seconds - m.start_seconds:.3f} "
-        f"<NA> <NA> {_word(r.query)} {m.score:.4f} <NA>\n"
-        for r, m, _ in _by_time(results)
+        f"SPEAKER {word(Path(a.result.audio).stem)} 1 {m.start_seconds:.3f} {_length(m):.3f} <NA> <NA> {word(a.title)} {m.score:.4f} <NA>\n"
+        for a, m, _ in _by_time(answers)
     )
 
 
-def _raven(results: Sequence[Result]) -> str:
-    """Raven selection table; moments have no frequency limits, so every box spans the band that files of any rate have."""
-    columns = (
-        "Selection",
-        "View",
-        "Channel",
-        "Begin Time (s)",
-        "End Time (s)",
-        "Low Freq (Hz)",
-        "High Freq (Hz)",
-        "Begin File",
-        "Query",
-        "Score",
-    )
+def _length(moment: Moment) -> float:
+    """Length that leads from the rounded start to the rounded end; scoring tools refuse 0."""
+    return max(round(moment.end_seconds, _SECONDS_DECIMALS) - round(moment.start_seconds, _SECONDS_DECIMALS), 0.001)
+
+
+def _raven(answers: Sequence[Answer]) -> str:
+    """Raven selection table; moments have no frequency limits, so every box spans the band that files of any rate have.
+
+    Raven opens several recordings as one sequence: `Begin Time` counts from its start, `File Offset` from that of the recording.
+    """
+    box = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)")
+    columns = (*box, "Begin File", "File Offset (s)", "Query", "Score")
+    begins: dict[str, float] = {}
+    total = 0.0
+    for result in (answer.result for answer in answers):
+        if result.audio not in begins:
+            begins[result.audio] = total
+            total += result.duration_seconds
     rows = []
-    for number, (r, m, _) in enumerate(_by_time(results), start=1):
-        where = (f"{m.start_seconds:.3f}", f"{m.end_seconds:.3f}", "0", "4000")
-        rows.append((str(number), "Spectrogram 1", "1", *where, _cell(Path(r.audio).name), _cell(r.query), f"{m.score:.4f}"))
+    for number, (answer, m, _) in enumerate(_by_time(answers), start=1):
+        name, begin = answer.result.audio, begins[answer.result.audio]
+        where = (f"{begin + m.start_seconds:.3f}", f"{begin + m.end_seconds:.3f}", "0", "4000")
+        what = (tab_cell(Path(name).name), f"{m.start_seconds:.3f}", tab_cell(answer.title), f"{m.score:.4f}")
+        rows.append((str(number), "Spectrogram 1", "1", *where, *what))
     return "".join("\t".join(row) + "\n" for row in (columns, *rows))
 
 
-_WRITERS: dict[str, Callable[[Sequence[Result]], str]] = {
+_WRITERS: dict[str, Callable[[Sequence[Answer]], str]] = {
     "table": _table,
     "json": _json,
     "audacity": _audacity,
@@ -170,32 +233,16 @@ _WRITERS: dict[str, Callable[[Sequence[Result]], str]] = {
 FORMATS = tuple(_WRITERS)
 
 
-def _found(results: Sequence[Result]) -> Iterator[Result]:
-    return (result for result in results if result.found)
+def _by_time(answers: Sequence[Answer], *, one_timeline: bool = False) -> list[tuple[Answer, Moment, str]]:
+    """Moments in order of time with their labels, recording by recording in the given order, or all together: cues may not go back."""
+    names = list(dict.fromkeys(answer.result.audio for answer in answers))
+    rows = [(answer, moment, _label(answer, several=len(names) > 1)) for answer in answers for _, moment in answer.moments()]
+
+    def place(row: tuple[Answer, Moment, str]) -> tuple[int, float, float]:
+        return (0 if one_timeline else names.index(row[0].result.audio), row[1].start_seconds, row[1].end_seconds)
+
+    return sorted(rows, key=place)
 
 
-def _by_time(results: Sequence[Result]) -> list[tuple[Result, Moment, str]]:
-    """Found moments in order of time, recording by recording in the given order, with their labels."""
-    names = list(dict.fromkeys(result.audio for result in results))
-    rows = [(result, moment, _label(result, several=len(names) > 1)) for result in _found(results) for moment in result.moments]
-    return sorted(rows, key=lambda row: (names.index(row[0].audio), row[1].start_seconds, row[1].end_seconds))
-
-
-def _label(result: Result, *, several: bool) -> str:
-    query = _one_line(result.query)
-    return f"{_one_line(Path(result.audio).name)}: {query}" if several else query
-
-
-def _one_line(text: str) -> str:
-    """Collapse line breaks, tabs and repeated blanks, which separate records and fields."""
-    return " ".join(text.split())
-
-
-def _word(text: str) -> str:
-    return "_".join(text.split()) or "_"
-
-
-def _cell(text: str) -> str:
-    """One line that no spreadsheet takes for a formula."""
-    text = _one_line(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+def _label(answer: Answer, *, several: bool) -> str:
+    return f"{one_line(Path(answer.result.audio).name)}: {answer.title}" if several else answer.title

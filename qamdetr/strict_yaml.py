@@ -176,6 +176,6 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:  # noqa: ANN401, PLR0911 -
             return float(value)
         except ValueError:
             pass
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if origin is None and isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{name} is {value!r}; expected {getattr(hint, '__name__', hint)}.")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from qamdetr.cli.common import Commands
     from qamdetr.types import Result
 
+FILE_FORMATS = {"zip": "each moment as WAV", "zip-flac": "each moment as FLAC", "png": "a figure", "svg": "a figure"}
+"""Formats beside those of `export` that are no text, and what they hold."""
+
 
 def add(commands: Commands) -> None:
     """Add the command's options."""
@@ -35,7 +38,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("--top-k", type=int, default=10, metavar="N", help="most moments per query (default: %(default)s)")
     parser.add_argument("--beta", type=float, metavar="B", help="weight of the verifier, 0 to 1 (default: the checkpoint's or system's)")
     parser.add_argument("--protocol", choices=("exact", "official"), default="exact", help="official: whole seconds, as the field rounds")
-    parser.add_argument("--format", choices=FORMATS, metavar="NAME", help=f"{', '.join(FORMATS)} (default: table)")
+    files = ", ".join(f"{name} ({held})" for name, held in FILE_FORMATS.items())
+    parser.add_argument(
+        "--format",
+        choices=(*FORMATS, *FILE_FORMATS),
+        metavar="NAME",
+        help=f"{', '.join(FORMATS)}; with --output also {files} (default: table)",
+    )
     parser.add_argument(
         "--output",
         metavar="PATH",
@@ -61,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         raise QamDetrError("--encoder goes with audio; --from-features runs no encoder.")
     if args.output is not None and Path(args.output).is_dir():
         raise QamDetrError(f"--output {args.output} is a folder; give the path of a file.")
+    _check_file_format(args)
     _check_settings(args)
     if args.manifest is None:
         _predict_files(args)
@@ -68,6 +78,21 @@ def run(args: argparse.Namespace) -> None:
         from qamdetr.cli.predict_manifest import predict_manifest
 
         predict_manifest(args)
+
+
+def _check_file_format(args: argparse.Namespace) -> None:
+    if args.format not in FILE_FORMATS:
+        return
+    if args.output is None:
+        raise QamDetrError(f"--format {args.format} is no text for a terminal; say with --output PATH where the file goes.")
+    if args.format in ("png", "svg"):
+        from qamdetr.result_figure import MAX_LANES
+
+        recordings = len(set(args.audio))
+        if recordings > 1:
+            raise QamDetrError(f"A figure shows one recording; {recordings} were given; draw each with a command of its own.")
+        if len(args.query) > MAX_LANES:
+            raise QamDetrError(f"A figure has room for {MAX_LANES} queries; {len(args.query)} were given; ask for fewer at once.")
 
 
 def _check_settings(args: argparse.Namespace) -> None:
@@ -97,13 +122,24 @@ def _predict_files(args: argparse.Namespace) -> None:
             note(f"{path}: {text}")
         results += [dataclasses.replace(result, audio=path) for result in found]
     for result in results:
-        if not result.found and (args.format or "table") not in ("table", "json"):
+        if not result.found and (args.format or "table") not in ("table", "json", "png", "svg"):
             note(f"{result.audio}: {result.query!r} is not in this recording; nothing is written for it.")
     if results:
-        text = export(results, args.format or "table")
-        if args.output is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        else:
-            write_whole(Path(args.output), text)
+        _write(results, args.format or "table", args.output)
     raise_failures(failures, len(paths))
+
+
+def _write(results: list[Result], file_format: str, output: str | None) -> None:
+    if output is None:
+        sys.stdout.write(export(results, file_format))
+        sys.stdout.flush()
+    elif file_format in ("zip", "zip-flac"):
+        from qamdetr.export_audio import write_clips
+
+        write_clips(results, Path(output), "flac" if file_format == "zip-flac" else "wav")
+    elif file_format in FILE_FORMATS:
+        from qamdetr.result_figure import draw_figure
+
+        write_whole(Path(output), draw_figure(results, "svg" if file_format == "svg" else "png"))
+    else:
+        write_whole(Path(output), export(results, file_format))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from qamdetr.errors import ConfigError
 from qamdetr.types import TextFeatures
+
+OnStage = Callable[[str, float], None]
+"""Told, while a recording is encoded, which stream comes next, and how many seconds the recording lasts."""
 
 
 class AudioEncoder(Protocol):

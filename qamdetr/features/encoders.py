@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from qamdetr import audio as audio_files
 from qamdetr.errors import ConfigError
-from qamdetr.features.base import AudioEncoder, EncoderOptions, OpenedStream, TextEncoder, get_combo
+from qamdetr.features.base import AudioEncoder, EncoderOptions, OnStage, OpenedStream, TextEncoder, get_combo
 from qamdetr.features.hub import locate
 from qamdetr.features.pocket import open_mel_stats, open_pocket
 from qamdetr.types import Recording, TextFeatures
 
-PEAK_COLUMNS = 2000
-"""Columns of the waveform overview; about two per pixel of a wide screen."""
+PEAK_COLUMNS = 4000
+"""Columns of the waveform overview: some four per pixel of a wide screen, to look closer at."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,8 +41,12 @@ class ComboEncoder:
         self.fingerprint = fingerprint
         """Short hash of all weights; feature caches are valid for one fingerprint only."""
 
-    def encode_recording(self, path: str | Path) -> Recording:
+    def encode_recording(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
         """Decode a file once, resample it once for each rate, and run every audio stream on it.
+
+        Args:
+            path: The audio file.
+            on_stage: Called before each stream.
 
         Raises:
             AudioError: The file cannot be used.
@@ -54,6 +58,8 @@ class ComboEncoder:
             samples = audio_files.resample(waveform, rate).samples
             for name, encoder in self.audio.items():
                 if encoder.sample_rate_hz == rate:
+                    if on_stage is not None:
+                        on_stage(name, waveform.duration_seconds)
                     streams[name] = encoder.encode_audio(samples)
             del samples  # before the next rate is made: hours of audio are gigabytes
         clips = audio_files.num_clips(waveform.duration_seconds)

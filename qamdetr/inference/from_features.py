@@ -12,6 +12,7 @@ from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.feature_store import FeatureStore, require_features
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import DataError
+from qamdetr.features.base import OnStage
 from qamdetr.features.cache import list_recordings
 from qamdetr.inference.pretrained import load_changed
 from qamdetr.inference.retriever import MomentRetriever
@@ -40,11 +41,12 @@ class StoredEncoder:
         self._by_query = {entry.query: entry for entry in entries}
         self._audio = dict(audio or {})
 
-    def encode_recording(self, path: str | Path) -> Recording:
+    def encode_recording(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
         """Read the features of a recording; its audio is not opened, so there is no waveform to draw.
 
         Args:
             path: The `vid`.
+            on_stage: Not called: reading has no stages.
 
         Raises:
             DataError: Missing or damaged features.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qamdetr.config import Config, InferenceConfig, VerifierConfig
 from qamdetr.errors import ConfigError, QamDetrError
+from qamdetr.features.base import OnStage
 from qamdetr.features.pipeline import prepare
 from qamdetr.inference import candidates, long_audio
 from qamdetr.inference.candidates import DecodeProtocol
@@ -89,14 +90,18 @@ class MomentRetriever:
         """Settings of verifiers given by name."""
         return self.config.verifier
 
-    def encode(self, path: str | Path) -> Recording:
+    def encode(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
         """Encode an audio file once; any number of queries may follow.
+
+        Args:
+            path: The audio file.
+            on_stage: Called before each stream with its name and the recording's length in seconds, for whoever shows progress.
 
         Raises:
             AudioError: The file cannot be used.
         """
         with torch.inference_mode():
-            return self.encoder.encode_recording(path)
+            return self.encoder.encode_recording(path) if on_stage is None else self.encoder.encode_recording(path, on_stage)
 
     def retrieve(
         self,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError
-from qamdetr.features.base import AudioEncoder, TextEncoder
+from qamdetr.features.base import AudioEncoder, OnStage, TextEncoder
 from qamdetr.types import Recording, TextFeatures
 
 
@@ -20,8 +20,8 @@ class ComboEncoder(Protocol):
         """Name of the combo."""
         ...
 
-    def encode_recording(self, path: str | Path) -> Recording:
-        """Encode an audio file."""
+    def encode_recording(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
+        """Encode an audio file; `on_stage` is called before each stream."""
         ...
 
     def encode_query(self, query: str) -> Mapping[str, TextFeatures]:

@@ -11,63 +11,99 @@ from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 from qamdetr.ui.examples import Example, load_examples
 from qamdetr.ui.presenters import hearing_note
-from qamdetr.ui.retrieve_handlers import MAX_UPLOAD_BYTES
-from qamdetr.ui.retrieve_tab import build_retrieve_tab
+from qamdetr.ui.retrieve_tab import RetrieveTab, build_retrieve_tab
+from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
-
-MAX_WAITING = 32
-"""Requests that may wait; later ones are told that the queue is full instead of hanging."""
+from qamdetr.ui.train_tab import build_train_tab
 
 CACHE_SECONDS = (3600, 7200)
 """Every hour, uploads older than two hours are deleted."""
 
+MOST_SESSIONS = 200
+"""Visitors whose open recordings are remembered, up to 12 MB each; beyond that the one who was away longest starts anew."""
+
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO_FONT = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-PAGE_CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
+PAGE_CSS = (_HERE / "page.css").read_text(encoding="utf-8")
+FAVICON = _HERE / "favicon.svg"
 
 
-def build_demo(model: SharedRetriever, examples: list[Example] | None = None) -> gr.Blocks:
+def build_demo(model: SharedRetriever, settings: AppSettings | None = None, examples: list[Example] | None = None) -> gr.Blocks:
     """Build the page around a shared model.
 
     Args:
         model: Loads when the first visitor needs it, unless it was warmed up before.
+        settings: How the page is run; None for the defaults of one's own machine.
         examples: Example recordings to offer; None reads the project's own.
     """
+    settings = settings or AppSettings()
+    examples = load_examples() if examples is None else examples
     demo = gr.Blocks(title="QAM-DETR: find a sound in a recording", analytics_enabled=False, delete_cache=CACHE_SECONDS)
     with demo:
         gr.Markdown(
             "# Find a sound in a recording\nSay in your own words what you listen for; QAM-DETR shows the seconds where it happens.",
             elem_classes="qamdetr-heading",
         )
-        build_retrieve_tab(model, load_examples() if examples is None else examples)
-        with gr.Accordion("What this model can and cannot hear", open=False, elem_id="qamdetr-about"):
-            gr.Markdown(_about_the_model())
-    demo.queue(max_size=MAX_WAITING, default_concurrency_limit=4)
+        if settings.training:
+            _build_both_tabs(model, settings, examples)
+        else:
+            _build_find(model, settings, examples)
+    demo.queue(max_size=settings.queue_length, default_concurrency_limit=4)
     return demo
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options(settings: AppSettings | None = None) -> dict[str, Any]:
     """Arguments of `demo.launch`: system fonts, nothing fetched from outside, only uploads and the examples are served.
 
-    The address is gradio's default, 127.0.0.1:7860, unless GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise.
+    The address is gradio's default, 127.0.0.1:7860, unless GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise; behind a proxy,
+    GRADIO_ROOT_PATH names the page's address there.
+
+    Args:
+        settings: As in `build_demo`.
     """
+    settings = settings or AppSettings()
     return {
         "theme": _theme(),
         "css": PAGE_CSS,
-        "max_file_size": MAX_UPLOAD_BYTES,
+        "favicon_path": FAVICON,
+        "max_file_size": settings.upload_bytes,
+        "mcp_server": settings.mcp,
+        "allowed_paths": [],
+        "state_session_capacity": MOST_SESSIONS,
         "footer_links": ["api", "settings"],
         "run_history": False,
         "enable_monitoring": False,
+        # Handlers tell mistakes by `gr.Error`; the text of anything else may hold what is not a visitor's business.
+        "show_error": False,
         "ssr_mode": False,
         "strict_cors": True,
     }
+
+
+def _build_both_tabs(model: SharedRetriever, settings: AppSettings, examples: list[Example]) -> None:
+    with gr.Tabs(elem_id="qamdetr-halves") as tabs:
+        with gr.Tab("Find", id="find"):
+            find = _build_find(model, settings, examples)
+        with gr.Tab("Train", id="train"):
+            train = build_train_tab(settings, on_checkpoint=model.offer)
+    taken = find.use(train.used.then, train.checkpoint)
+    taken.then(lambda: gr.Tabs(selected="find"), None, tabs, api_visibility="private", queue=False, show_progress="hidden")
+
+
+def _build_find(model: SharedRetriever, settings: AppSettings, examples: list[Example]) -> RetrieveTab:
+    find = build_retrieve_tab(model, examples, settings)
+    with gr.Accordion("What this model can and cannot hear", open=False, elem_id="qamdetr-about"):
+        gr.Markdown(_about_the_model())
+    return find
 
 
 def _theme() -> gr.themes.Base:
     """Give the default theme calm colours, dark enough for text (contrast 4.5 : 1), and the fonts of the visitor's own system."""
     theme = gr.themes.Default(primary_hue=gr.themes.colors.teal, neutral_hue=gr.themes.colors.slate, font=SYSTEM_FONT, font_mono=MONO_FONT)
     return theme.set(
+        color_accent="*primary_700",
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
         button_primary_background_fill="*primary_700",

@@ -18,13 +18,24 @@ class Example:
 
     Attributes:
         path: The audio file.
-        title: Name to show.
+        title: Name to show; what follows its first comma describes it.
         truth: Query -> its true windows in seconds; empty when the sound is absent.
     """
 
     path: Path
     title: str
     truth: dict[str, tuple[Window, ...]]
+
+    @property
+    def name(self) -> str:
+        """The title up to its first comma."""
+        return self.title.partition(",")[0].strip()
+
+    @property
+    def description(self) -> str:
+        """What follows, as a sentence; empty when there is no comma."""
+        rest = self.title.partition(",")[2].strip()
+        return f"{rest[:1].upper()}{rest[1:]}." if rest else ""
 
     def windows_of(self, query: str) -> tuple[Window, ...] | None:
         """Look up the true windows of a query (case and outer spaces do not count), or None when they are not known."""

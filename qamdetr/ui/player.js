@@ -1,183 +1,90 @@
-// The player of one recording and its moments. Gradio runs this file as the body of a function that is given `element`, `props`
-// and `watch` (retrieve_tab.py); `props.value` is the view that presenters.py documents. Text from outside goes in through
-// textContent only, and the browser never decodes the file to draw it: the waveform comes as peaks from the server.
+// Putting a view on the page, and what changes it: an answer, the weight of the verifier, a new width. Runs last of the scripts.
 
-let view = { state: "empty" };
-let beta = 0;
-let showAll = false;
-let playing = null; // { start, end } in seconds while a moment plays; null while the whole recording does
-let answered = ""; // recording and query of the last answer, to tell a new answer from a redraw
+busyBar.sweep = busyBar.animate([{ transform: "translateX(-100%)" }, { transform: "translateX(350%)" }], { duration: 1400, iterations: Infinity });
 
-// ---- the static skeleton ----
-
-const root = element.querySelector(".qd-player");
-const busy = make("div", "qd-busy");
-const busyText = make("span");
-const busyBar = make("div", "qd-busy-bar");
-busy.append(busyText, busyBar);
-busy.setAttribute("role", "status");
-const message = make("div", "qd-message");
-message.setAttribute("role", "status");
-const empty = make("div", "qd-empty");
-empty.append(
-  make("p", "qd-empty-title", "The recording will appear here"),
-  make("p", "", "Upload one or press an example, then say which sound you are looking for."),
-);
-const stage = make("div", "qd-stage");
-const head = make("div", "qd-head");
-const toggle = make("button", "qd-toggle");
-toggle.type = "button";
-const title = make("span", "qd-title");
-const time = make("span", "qd-time");
-head.append(toggle, title, time);
-const plot = make("div", "qd-plot");
-const grid = make("div", "qd-grid");
-const wave = make("div", "qd-wave");
-wave.tabIndex = 0;
-wave.setAttribute("role", "slider");
-wave.setAttribute("aria-label", "Position in the recording");
-const relevance = make("div", "qd-relevance");
-const lane = make("div", "qd-lane");
-const truth = make("div", "qd-lane qd-truth");
-const axis = make("div", "qd-axis");
-const band = make("div", "qd-band");
-const playhead = make("div", "qd-playhead");
-plot.append(grid, wave, relevance, lane, truth, axis, band, playhead);
-const trouble = make("p", "qd-trouble");
-const table = make("div", "qd-table");
-const caption = make("p", "qd-caption");
-const audio = make("audio");
-audio.preload = "metadata";
-stage.append(head, plot, trouble, table, caption, audio);
-root.append(busy, message, empty, stage);
-busyBar.animate([{ transform: "translateX(-100%)" }, { transform: "translateX(350%)" }], { duration: 1400, iterations: Infinity });
-
-// ---- playing ----
-
-function loaded() {
-  if (audio.readyState >= 1) return Promise.resolve();
-  return new Promise((resolve) => audio.addEventListener("loadedmetadata", resolve, { once: true }));
-}
-
-async function playMoment(row) {
-  if (playing && playing.start === row.start && playing.end === row.end && !audio.paused) {
-    audio.pause();
-    return;
+function showBusy(next) {
+  const known = next.share !== null && next.share !== undefined;
+  const share = known ? `${Math.round(100 * next.share)} %` : "";
+  if (busyText.textContent !== next.busy) busyText.textContent = next.busy; // said aloud once per stage, not at every step
+  busyText.title = next.busy;
+  busyLeft.textContent = [share, next.left].filter(Boolean).join(" · ");
+  busyTrack.classList.toggle("qd-unknown", !known);
+  busyTrack.setAttribute("aria-label", next.busy);
+  if (known) {
+    busyTrack.setAttribute("aria-valuenow", String(Math.round(100 * next.share)));
+    busyTrack.setAttribute("aria-valuetext", busyLeft.textContent);
+    busyBar.style.width = share.replace(" ", "");
+  } else {
+    for (const name of ["aria-valuenow", "aria-valuetext"]) busyTrack.removeAttribute(name);
+    busyBar.style.width = "";
   }
-  await loaded();
-  playing = { start: row.start, end: row.end };
-  audio.currentTime = row.start;
-  await start();
+  if (known || calm()) busyBar.sweep.cancel();
+  else busyBar.sweep.play();
 }
 
-async function start() {
-  try {
-    await audio.play();
-  } catch (error) {
-    if (error.name !== "AbortError") showTrouble();
-  }
-}
-
-function showTrouble() {
-  trouble.textContent =
-    "This file does not play in the browser (its format is not supported here, or it was removed after two idle hours). " +
-    "The moments still hold; upload it again, as WAV, FLAC, OGG or MP3, to listen.";
-}
-
-function follow() {
-  // `timeupdate` alone comes up to a quarter of a second late; animation frames stop a moment where it ends.
-  if (playing && !audio.paused && audio.currentTime >= playing.end) {
-    audio.pause();
-    audio.currentTime = playing.end;
-    playing = null;
-  }
-  showPosition();
-  if (!audio.paused) requestAnimationFrame(follow);
-}
-
-function showPosition() {
-  if (!view.duration) return;
-  const now = audio.currentTime;
-  playhead.style.left = percent(now);
-  time.textContent = `${clock(now, 1)} / ${clock(view.duration, 1)}`;
-  wave.setAttribute("aria-valuemax", view.duration.toFixed(1));
-  wave.setAttribute("aria-valuenow", now.toFixed(1));
-  wave.setAttribute("aria-valuetext", clock(now, 1));
-}
-
-function showPlaying() {
-  const whole = !audio.paused && !playing;
-  toggle.replaceChildren(icon(whole ? "pause" : "play"));
-  toggle.setAttribute("aria-label", whole ? "Pause the recording" : "Play the recording");
-  for (const button of root.querySelectorAll("[data-start]")) {
-    const mine = playing !== null && Number(button.dataset.start) === playing.start && Number(button.dataset.end) === playing.end;
-    const active = mine && !audio.paused;
-    button.classList.toggle("qd-active", active);
-    button.setAttribute("aria-pressed", String(active));
-    if (button.classList.contains("qd-play")) button.replaceChildren(icon(active ? "pause" : "play"));
-  }
-  showBand(playing);
-}
-
-function showBand(row) {
-  band.hidden = !row;
-  if (!row) return;
-  band.style.left = percent(row.start);
-  band.style.width = percent(row.end - row.start);
-}
-
-function seek(seconds) {
-  playing = null;
-  audio.currentTime = Math.min(Math.max(seconds, 0), view.duration);
-  showPosition();
-  showPlaying();
-}
-
-toggle.addEventListener("click", () => {
-  const whole = playing === null;
-  playing = null;
-  if (!audio.paused && whole) audio.pause();
-  else if (audio.paused) start();
-  else showPlaying();
-});
-wave.addEventListener("pointerdown", (event) => {
-  const box = wave.getBoundingClientRect();
-  seek(((event.clientX - box.left) / box.width) * view.duration);
-});
-wave.addEventListener("keydown", (event) => {
-  const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
-  const target = { Home: 0, End: view.duration }[event.key] ?? (event.key in steps ? audio.currentTime + steps[event.key] : null);
-  if (target === null) return;
-  event.preventDefault();
-  seek(target);
-});
-audio.addEventListener("play", () => {
-  showPlaying();
-  requestAnimationFrame(follow);
-});
-audio.addEventListener("pause", () => {
-  showPosition();
-  showPlaying();
-});
-audio.addEventListener("timeupdate", follow);
-audio.addEventListener("error", showTrouble);
-
-// ---- putting a view on the page ----
-
-function drawAnswer() {
-  const rows = view.state === "result" ? ranked() : [];
-  drawLanes(rows);
-  drawTable(rows);
-  drawCaption();
-  showPlaying();
-}
+// ---- the message: one answer in full, or a line for each of several ----
 
 function drawMessage() {
   message.hidden = view.state !== "result";
   if (message.hidden) return;
-  message.dataset.kind = view.message.kind;
-  message.replaceChildren(make("strong", "", view.message.title), make("span", "", view.message.detail));
-  for (const note of view.notes) message.append(make("span", "qd-note", note));
+  message.classList.toggle("qd-several", several());
+  if (several()) {
+    message.dataset.kind = answers.some((lane) => lane.message.kind === "found") ? "found" : "absent";
+    message.replaceChildren(...answers.map(messageLine));
+    return;
+  }
+  const [lane] = answers;
+  if (!lane) return;
+  const detail = make("span", "qd-long", lane.message.detail);
+  detail.title = lane.message.detail;
+  message.dataset.kind = lane.message.kind;
+  message.replaceChildren(make("strong", "", answerTitle(lane, lane.rows)), detail);
+  if (lane.how) message.append(make("span", "qd-note", `${lane.label}: ${lane.how}`));
+  for (const note of lane.notes) message.append(make("span", "qd-note", note));
+}
+
+function messageLine(lane) {
+  const line = make("button", "qd-line");
+  line.type = "button";
+  line.dataset.kind = lane.message.kind;
+  line.append(oneLine("span", "qd-line-label", lane.label), make("strong", "", answerTitle(lane, lane.rows)));
+  line.addEventListener("click", () => {
+    active = lane.number;
+    lane.section.scrollIntoView({ block: "start", behavior: calm() ? "auto" : "smooth" });
+    lane.section.focus({ preventScroll: true });
+  });
+  return line;
+}
+
+// ---- answers ----
+
+function rankAnswers() {
+  for (const lane of answers) {
+    const before = new Map(lane.rows.map((row) => [row.candidate, row.rank]));
+    lane.rows = ranked(lane, beta);
+    for (const row of lane.rows) row.changed = before.size > 0 && before.get(row.candidate) !== row.rank;
+  }
+}
+
+function drawAnswers() {
+  drawLanes();
+  drawSections();
+  showPlaying();
+}
+
+/** Take the lanes of a view; where they are the ones on the page, everything the visitor has set stays. */
+function takeAnswers() {
+  const given = view.state === "result" ? view.lanes : [];
+  const answer = JSON.stringify([view.audio?.url, given]);
+  const fresh = answer !== answered;
+  answered = answer;
+  if (!fresh) return false;
+  answers = given.map((lane, number) => ({ ...lane, number, rows: [], showAll: false }));
+  beta = view.beta ?? 0;
+  choice = null;
+  active = 0;
+  rankAnswers();
+  return given.length > 0;
 }
 
 function show(next) {
@@ -185,7 +92,7 @@ function show(next) {
   busy.hidden = !working;
   root.setAttribute("aria-busy", String(working));
   if (working) {
-    busyText.textContent = next.busy; // what is on the page stays until the answer is there
+    showBusy(next); // what is on the page stays until the answer is there
     empty.hidden = true;
     return;
   }
@@ -194,20 +101,16 @@ function show(next) {
   root.dataset.state = view.state;
   empty.hidden = view.state !== "empty";
   stage.hidden = view.state === "empty";
-  drawMessage();
   openAudio(before);
+  const fresh = takeAnswers();
+  drawMessage();
   if (view.state === "empty") return;
   title.textContent = view.title;
-  beta = view.beta ?? 0;
-  const answer = `${view.audio.url} ${view.query} ${view.verifier}`;
-  const fresh = view.state === "result" && answer !== answered;
-  answered = answer;
-  if (fresh) showAll = false;
+  title.title = view.title;
+  if (fresh || before.audio?.url !== view.audio.url) range = { from: 0, to: view.duration };
   drawWave();
-  drawRelevance();
-  drawAxis();
-  drawAnswer();
-  showPosition();
+  drawAnswers();
+  drawRange();
   if (fresh) bringIntoSight();
 }
 
@@ -222,22 +125,29 @@ function openAudio(before) {
 
 function bringIntoSight() {
   if (message.getBoundingClientRect().top < window.innerHeight * 0.7) return;
-  const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
-  message.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+  message.scrollIntoView({ block: "start", behavior: calm() ? "auto" : "smooth" });
 }
 
-window.addEventListener("qamdetr-beta", (event) => {
-  if (view.state !== "result") return;
-  beta = Number(event.detail);
-  drawAnswer();
-});
+function rerankAt(weight) {
+  if (view.state !== "result" || !answers.some(isVerified)) return;
+  const titles = () => answers.map((lane) => answerTitle(lane, lane.rows)).join();
+  const before = titles();
+  beta = weight;
+  rankAnswers();
+  drawAnswers();
+  if (titles() !== before) drawMessage();
+  const moved = answers.filter(isVerified).flatMap((lane) => lane.rows).filter((row) => row.moved).length;
+  const noun = moved === 1 ? "candidate ranks" : "candidates rank";
+  said.textContent = `β ${beta.toFixed(2)}: ${moved || "no"} ${noun} differently than by the decoder alone.`;
+}
+
+window.addEventListener("qamdetr-beta", (event) => rerankAt(Number(event.detail)));
 let drawnWidth = 0;
 new ResizeObserver(() => {
   // Only a new width changes the drawing; the height follows from it.
   if (view.state === "empty" || plot.clientWidth === drawnWidth) return;
   drawnWidth = plot.clientWidth;
-  drawAxis();
-  drawAnswer();
+  drawRange();
 }).observe(plot);
 watch("value", () => show(props.value));
 show(props.value);

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from qamdetr.inference.rerank import rerank
 from qamdetr.spans import pairwise_iou
 from qamdetr.types import Moment, Recording, Result, Window
 
 View = dict[str, Any]
 """What `player.js` draws; its keys are documented in `empty_view`, `recording_view` and `result_view`."""
 
-MAX_COLUMNS = 1200
-"""Columns of the drawn waveform: more than a wide screen has room for, and still only some 12 kB."""
+MAX_COLUMNS = 4000
+"""Columns of the drawn waveform: enough to zoom into, and still only some 40 kB."""
 
 MAX_GAIN = 20.0
 """Quiet recordings are drawn larger, up to this factor, so that their shape can be seen; noise floors stay flat."""
@@ -38,9 +41,35 @@ def empty_view() -> View:
     return {"state": "empty"}
 
 
-def busy_view(text: str) -> View:
-    """Show work in progress: the player keeps what it shows and says `busy` above it."""
-    return {"state": "busy", "busy": text}
+def busy_view(text: str, share: float | None = None, seconds_left: float | None = None) -> View:
+    """Show work in progress: the player keeps what it shows and says above it what is done.
+
+    Args:
+        text: The stage of the work, in words.
+        share: Done so far, in [0, 1] (cut to it); None when it cannot be known.
+        seconds_left: Time left in seconds, not negative; None when it cannot be known.
+
+    Returns:
+        `state, busy, share, left`; `left` is the time in words, empty when it is unknown.
+    """
+    return {
+        "state": "busy",
+        "busy": text,
+        "share": None if share is None else round(min(max(share, 0.0), 1.0), 3),
+        "left": "" if seconds_left is None else time_left(seconds_left),
+    }
+
+
+def time_left(seconds: float) -> str:
+    """Say a time left in words, no finer than it can be known."""
+    if seconds < 2:
+        return "almost done"
+    if seconds < 55:
+        return f"about {5 * math.ceil(seconds / 5)} s left"
+    if seconds < 3570:
+        minutes = max(1, round(seconds / 60))
+        return "about 1 minute left" if minutes == 1 else f"about {minutes} minutes left"
+    return f"about {seconds / 3600:.1f} hours left"
 
 
 def recording_view(recording: Recording, audio: dict[str, Any], title: str) -> View:
@@ -63,32 +92,127 @@ def recording_view(recording: Recording, audio: dict[str, Any], title: str) -> V
     }
 
 
-def result_view(base: View, result: Result, truth: Sequence[Window] | None) -> View:
-    """Show a recording with the answer to one query.
+@dataclass(frozen=True)
+class LaneResult:
+    """One answer and how it is shown: one lane of the player.
+
+    Attributes:
+        label: What the lane is called, such as "a dog barks" or "Without 3-way fusion".
+        how: What kind of model answered: empty, "trained this way: …" or "bypassed in the full model: …".
+        result: The answer.
+        truth: True windows in seconds when they are known (examples); empty when the sound is known to be absent.
+    """
+
+    label: str
+    how: str
+    result: Result
+    truth: Sequence[Window] | None
+
+
+def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
+    """Show a recording with its answers, one lane each.
 
     Args:
         base: What `recording_view` returned.
-        result: The answer.
-        truth: True windows in seconds when they are known (examples); empty when the sound is known to be absent.
+        lanes: The answers, in the order of the page.
 
     Returns:
-        `base` with `query, found, message, notes, encoder, verifier, beta, likely_share, saliency, moments, truth`.
+        `base` with `beta` and `verifier` (of the first lane that a verifier looked at; else 0 and `none`), `shared_truth` (all lanes have
+        the same true windows and query, so that one lane shows them) and `lanes`, each with `label, how, query, found, message, notes,
+        encoder, verifier, likely_share, saliency, moments, truth`.
     """
+    verified = next((lane.result for lane in lanes if lane.result.verifier != "none"), None)
+    first = lanes[0] if lanes else None
     return {
         **base,
         "state": "result",
+        "beta": verified.beta if verified else 0.0,
+        "verifier": verified.verifier if verified else "none",
+        "shared_truth": all(first is not None and _same_truth(lane, first) for lane in lanes),
+        "lanes": [_lane_view(lane) for lane in lanes],
+    }
+
+
+def _same_truth(lane: LaneResult, other: LaneResult) -> bool:
+    if lane.truth is None or other.truth is None:
+        return lane.truth is other.truth
+    return lane.result.query == other.result.query and list(lane.truth) == list(other.truth)
+
+
+def _lane_view(lane: LaneResult) -> dict[str, Any]:
+    result, truth = lane.result, lane.truth
+    return {
+        "label": lane.label,
+        "how": lane.how,
         "query": result.query,
         "found": result.found,
         "message": answer_message(result, truth),
         "notes": list(result.notes),
         "encoder": result.encoder,
         "verifier": result.verifier,
-        "beta": result.beta,
         "likely_share": LIKELY_SHARE,
         "saliency": [round(value, 3) for value in result.saliency],
         "moments": moment_rows(result.moments, truth),
         "truth": None if truth is None else [[round(start, 3), round(end, 3)] for start, end in truth],
     }
+
+
+def reranked(result: Result, beta: float) -> Result:
+    """Return an answer as the player shows it at another weight of the verifier; the same one where no verifier looked.
+
+    Args:
+        result: The answer as the server gave it.
+        beta: Weight of the verifier, in [0, 1].
+
+    Raises:
+        QamDetrError: `beta` out of range.
+    """
+    verified = [moment.verifier_score for moment in result.moments if moment.verifier_score is not None]
+    if result.verifier == "none" or len(verified) < len(result.moments):
+        return result
+    by_decoder = sorted(result.moments, key=lambda moment: -moment.decoder_score)
+    scores = [moment.verifier_score for moment in by_decoder if moment.verifier_score is not None]
+    return replace(result, beta=beta, moments=rerank(by_decoder, scores, beta))
+
+
+def default_choice(lanes: Sequence[LaneResult], beta: float) -> list[tuple[int, int]]:
+    """Choose for export what the player has checked at first: the likely moments of every lane whose sound was found.
+
+    Args:
+        lanes: The answers on the page.
+        beta: The weight of the verifier that the page shows, in [0, 1].
+
+    Returns:
+        `(lane, candidate)`; `candidate` is the index in the moments of the lane's result.
+    """
+    chosen = []
+    for number, lane in enumerate(lanes):
+        moments = lane.result.moments
+        shown = reranked(lane.result, beta).moments
+        windows = {moment.window for moment in shown if lane.result.found and is_likely(moment, shown[0])}
+        chosen += [(number, candidate) for candidate, moment in enumerate(moments) if moment.window in windows]
+    return chosen
+
+
+def checked_choice(sent: object, lanes: Sequence[LaneResult]) -> list[tuple[int, int]]:
+    """Read the `chosen` of the player's event `select`; pairs that name no moment are left out, as anyone may send anything.
+
+    Args:
+        sent: What the browser sent: `[[lane, candidate], …]`.
+        lanes: The answers on the page.
+
+    Returns:
+        `(lane, candidate)`, each once, in order.
+    """
+    every = [(number, candidate) for number, lane in enumerate(lanes) for candidate in range(len(lane.result.moments))]
+    pairs = sent if isinstance(sent, list) else []
+    wanted = {tuple(pair) for pair in pairs if isinstance(pair, list) and all(isinstance(index, int) for index in pair)}
+    return [pair for pair in every if pair in wanted]
+
+
+def is_likely(moment: Moment, best: Moment) -> bool:
+    """Whether a moment is shown at once: its score is at least `LIKELY_SHARE` of the best one's."""
+    return moment.score >= LIKELY_SHARE * best.score
 
 
 def moment_rows(moments: Sequence[Moment], truth: Sequence[Window] | None) -> list[dict[str, Any]]:
@@ -130,7 +254,7 @@ def answer_message(result: Result, truth: Sequence[Window] | None) -> dict[str, 
         if known_absent:
             detail += " And indeed: the sound is not in this example."
         return {"kind": "absent", "title": "Not in this recording", "detail": detail}
-    likely = sum(moment.score >= LIKELY_SHARE * result.moments[0].score for moment in result.moments)
+    likely = sum(is_likely(moment, result.moments[0]) for moment in result.moments)
     title = "1 likely moment" if likely == 1 else f"{likely} likely moments"
     detail = f"for “{result.query}”, best first. Press one to hear it."
     if known_absent:

@@ -1,10 +1,9 @@
-"""What the retrieve tab does: a visitor's session, the handlers of its events, and the function behind `/retrieve`."""
+"""What the retrieve tab does on its events, and the function behind `/retrieve`."""
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +12,37 @@ import gradio as gr
 from qamdetr.errors import AudioError, ConfigError, QamDetrError
 from qamdetr.export import to_json_object
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
-from qamdetr.types import Recording
+from qamdetr.types import Recording, Result
+from qamdetr.ui.ablations import Ask, check_lanes, lane_label, plan
+from qamdetr.ui.choices import combo_of, how_to_get_encoder, models_with
 from qamdetr.ui.examples import Example
-from qamdetr.ui.presenters import View, busy_view, empty_view, recording_view, result_view
-from qamdetr.ui.shared_retriever import SharedRetriever, first_checkpoint
+from qamdetr.ui.page_link import Offers, PageSettings, read_link
+from qamdetr.ui.presenters import LaneResult, View, busy_view, checked_choice, empty_view, recording_view
+from qamdetr.ui.queries import checked_queries, checked_query
+from qamdetr.ui.recordings import Recordings
+from qamdetr.ui.session import Session
+from qamdetr.ui.settings import AppSettings
+from qamdetr.ui.shared_retriever import SharedRetriever
 
-MAX_UPLOAD_BYTES = 500 * 1024**2
-MAX_QUERY_CHARACTERS = 500
 MAX_TOP_K = 100
-KEPT_RECORDINGS = 3
-"""Encoded recordings that a session keeps: going back to an earlier one costs nothing, and an hour of features is some 4 MB."""
 
-NO_RECORDING = "No recording yet: upload one, or press an example."
+NO_RECORDING = "No recording yet: upload or record one, or press an example."
 NO_WORDS = "No words yet: describe the sound, such as “a dog barks twice”."
+MICROPHONE_TITLE = "Your recording"
+
+Steps = Iterator[tuple[Session, View]]
 
 _log = logging.getLogger(__name__)
-
-
-class Session:
-    """What one visitor has opened; lives in `gr.State` and nowhere else.
-
-    Attributes:
-        recordings: (checkpoint, path) -> encoded recording, the one used last at the end.
-        recording: The open one, or None.
-        checkpoint: The model in use; the visitor may choose another.
-        example: The example that is open, or None.
-        base: View of the open recording without an answer.
-        view: What the page shows; put back when something fails.
-    """
-
-    def __init__(self) -> None:
-        self.recordings: OrderedDict[tuple[str, str], Recording] = OrderedDict()
-        self.recording: Recording | None = None
-        self.checkpoint = first_checkpoint()
-        self.example: Example | None = None
-        self.base: View = empty_view()
-        self.view: View = empty_view()
-
-    def keep(self, path: str, recording: Recording) -> None:
-        """Remember an encoded recording and forget the one that was used longest ago."""
-        self.recordings[self.checkpoint, path] = recording
-        self.recordings.move_to_end((self.checkpoint, path))
-        while len(self.recordings) > KEPT_RECORDINGS:
-            self.recordings.popitem(last=False)
 
 
 class RetrieveHandlers:
     """What happens on the page's events. Generators yield `(session, view)`; a failure first puts the last good view back."""
 
-    def __init__(self, model: SharedRetriever, examples: list[Example]) -> None:
+    def __init__(self, model: SharedRetriever, examples: list[Example], settings: AppSettings | None = None) -> None:
         self._model = model
-        self._examples = examples
+        self._examples = {example.path.stem: example for example in examples}
+        self._settings = settings or AppSettings()
+        self._recordings = Recordings(model, self._settings)
 
     def choose_model(self, session: Session, checkpoint: str) -> tuple[Session, str]:
         """Open a checkpoint and use it from now on; one that cannot be opened is explained, and the pocket default takes its place.
@@ -71,128 +50,232 @@ class RetrieveHandlers:
         Returns:
             The session, and the checkpoint that is in use.
         """
-        try:
-            self._model.get(checkpoint)
-        except QamDetrError as error:
-            gr.Warning(
-                f"{error} Until then the page uses {DEFAULT_CHECKPOINT}, which needs no download.", title="Not here yet", duration=60
-            )
-            checkpoint = DEFAULT_CHECKPOINT
         session.checkpoint = checkpoint
-        return session, checkpoint
+        try:
+            return session, self._usable_model(session)
+        except QamDetrError as error:
+            raise page_error(error) from error
 
-    def open_upload(self, session: Session, path: str | None) -> Iterator[tuple[Session, View]]:
+    def choose_encoder(self, session: Session, combo: str) -> tuple[Session, str]:
+        """Choose the first model that was trained on a combo of encoders; where there is none, say what to do and change nothing.
+
+        Returns:
+            The session, and the checkpoint that is in use.
+        """
+        current = self.checkpoint(session)
+        if combo_of(current) == combo:
+            return session, current
+        fitting = models_with(combo, self._model.offered())
+        if not fitting:
+            gr.Warning(f"{how_to_get_encoder(combo)} Until then the page stays with {current}.", title="Not here yet", duration=60)
+            return session, current
+        return self.choose_model(session, fitting[0])
+
+    def checkpoint(self, session: Session) -> str:
+        """Return the model in use: the visitor's choice, or the one that the page starts with."""
+        return session.checkpoint or self._model.first
+
+    def open_upload(self, session: Session, path: str | None) -> Steps:
         """Encode an uploaded file as soon as it is there, while the visitor types."""
-        if path is None:
+        if path is not None:
+            yield from self._open(session, Path(path), Path(path).name, None)
+
+    def open_microphone(self, session: Session, path: str | None) -> Steps:
+        """Encode what was recorded, as an upload."""
+        if path is not None:
+            yield from self._open(session, Path(path), MICROPHONE_TITLE, None)
+
+    def open_example(
+        self, session: Session, name: str, text: str, verifier: str, beta: float, off: Collection[str] = (), rows: Collection[int] = ()
+    ) -> Steps:
+        """Open an example and answer its query; does nothing without one.
+
+        Args:
+            session: The visitor's.
+            name: Stem of the example's file; empty = none.
+            text: See `find`.
+            verifier: See `find`.
+            beta: See `find`.
+            off: See `find`.
+            rows: See `find`.
+        """
+        example = self._examples.get(name)
+        if example is None:
             return
-        yield from self._open(session, Path(path), Path(path).name, None)
-
-    def open_example(self, session: Session, number: int, query: str, verifier: str, beta: float) -> Iterator[tuple[Session, View]]:
-        """Open an example and answer one of its queries."""
-        example = self._examples[number]
         yield from self._open(session, example.path, example.title, example)
-        yield from self.find(session, query, verifier, beta)
+        if text.strip():
+            yield from self.find(session, text, verifier, beta, off, rows)
 
-    def find(self, session: Session, query: str, verifier: str, beta: float) -> Iterator[tuple[Session, View]]:
-        """Answer a query on the open recording."""
-        recording = session.recording
-        if recording is None or not (query or "").strip():
-            gr.Warning(NO_RECORDING if recording is None else NO_WORDS, title="Almost there")
+    def find(self, session: Session, text: str, verifier: str, beta: float, off: Collection[str] = (), rows: Collection[int] = ()) -> Steps:
+        """Answer queries on the open recording.
+
+        Args:
+            session: The visitor's.
+            text: One query per line.
+            verifier: Who looks at the candidates.
+            beta: Its weight, in [0, 1].
+            off: Components that a second answer leaves out (`ablations.components`).
+            rows: Rows of Table 1 that answer as well.
+        """
+        if session.waiting is not None:
+            yield from self._open(session, *session.waiting)
+        if session.recording is None or not (text or "").strip():
+            gr.Warning(NO_RECORDING if session.recording is None else NO_WORDS, title="Almost there")
             yield session, session.view
             return
         try:
-            query = checked_query(query)
-            yield session, busy_view(f"Looking for “{query}” …")
-            # The visitor may have chosen another model since the recording was opened.
-            session.recording = recording = self._encode(session, Path(recording.path))
-            result = self._model.get(session.checkpoint).retrieve(recording, query, verifier=verifier, beta=beta)
+            queries = checked_queries(text)
+            yield session, busy_view(f"Looking for {_words(queries)} …")
+            asks = plan(self._usable_model(session), verifier, off or (), rows or ())
+            check_lanes(len(queries), len(asks))
+            lanes = yield from self._ask_all(session, session.recording, queries, asks, beta)
         except Exception as error:
             yield session, session.view
             raise page_error(error) from error
-        session.view = result_view(session.base, result, session.example.windows_of(query) if session.example else None)
+        session.answer(queries, lanes, asks, beta)
         yield session, session.view
 
-    def find_again(self, session: Session, verifier: str, beta: float) -> Iterator[tuple[Session, View]]:
-        """Answer the shown query with another verifier or model; does nothing while there is no answer on the page."""
-        if session.view["state"] == "result":
-            yield from self.find(session, session.view["query"], verifier, beta)
+    def find_again(self, session: Session, verifier: str, beta: float, off: Collection[str] = (), rows: Collection[int] = ()) -> Steps:
+        """Answer the shown queries with another verifier, model or comparison; does nothing where these answers are on the page."""
+        if session.lanes and session.asks != plan(self.checkpoint(session), verifier, off or (), rows or ()):
+            yield from self.find(session, "\n".join(session.queries), verifier, beta, off, rows)
+
+    def choose_moments(self, session: Session, event: gr.EventData) -> Session:
+        """Remember which moments are chosen for export."""
+        session.chosen = checked_choice(event.chosen, session.lanes)
+        return session
 
     def close(self, session: Session) -> tuple[Session, View]:
         """Put the recording away; its features stay for the case that it comes back."""
-        session.recording, session.example = None, None
-        session.base = session.view = empty_view()
+        session.recording, session.example, session.waiting = None, None, None
+        session.show(empty_view())
         return session, session.view
 
+    def read_link(self, search: str) -> PageSettings:
+        """Read the page's settings out of its address."""
+        return read_link(search, Offers(self._model.offered(), self._settings.verifiers, list(self._examples)))
+
     def retrieve(
-        self, session: Session, audio: str, query: str, top_k: float = 10, verifier: str = "none", beta: float | None = None
+        self,
+        session: Session,
+        audio: str,
+        query: str,
+        top_k: float = 10,
+        verifier: str = "none",
+        beta: float | None = None,
+        checkpoint: str | None = None,
     ) -> dict[str, Any]:
         """Find the moments of a recording that match a query; returns what `python -m qamdetr predict --format json` writes per query.
 
+        Mistakes come back as one line that says what, the limit and the remedy: a file that is no audio, too large or too long; an empty or
+        overlong query; an option out of range; a model that is not offered or whose encoders are not here; a full queue.
+
         Args:
             session: The caller's own state; a second query on the same recording does not encode it again.
-            audio: The recording: WAV, FLAC, OGG, MP3, or anything ffmpeg reads; at most 500 MB.
-            query: What to look for, in words; at most 500 characters.
+            audio: The recording: WAV, FLAC, OGG, MP3, or anything ffmpeg reads; up to the size and length that the page states.
+            query: What to look for, in words; at most 500 characters. English, unless the model's encoders know other languages.
             top_k: Most moments to return, 1 to 100.
-            verifier: `none` (the decoder alone) or `pocket` (each candidate is heard once more).
+            verifier: Second opinion on each candidate: `none` (the decoder alone), `pocket` (heard once more by the small encoders), or
+                `qwen2.5-omni` or `server` where the page offers them.
             beta: Weight of the verifier in the score, 0 to 1; empty for the checkpoint's own.
+            checkpoint: Name of the model, as the page lists them; empty for the one that the page starts with.
 
         Returns:
             `audio, duration, query, found, encoder, verifier, beta, moments: [{start, end, score, decoder_score, foreground, quality,
-            verifier_score}]` (best first, seconds) and `saliency` (one value per second).
+            verifier_score}], saliency: [per second]`; times are seconds, moments are best first, and `found` is false when the best is
+            below the model's threshold: "not in this recording".
         """
         try:
             query = checked_query(query)
             if not 1 <= top_k <= MAX_TOP_K:
-                raise ConfigError(f"top_k is {top_k:g}; it must be 1 to {MAX_TOP_K}.")
+                raise ConfigError(f"top_k is {top_k:g}; it must be from 1 to {MAX_TOP_K}.")
             if beta is not None and not 0 <= beta <= 1:
-                raise ConfigError(f"beta is {beta:g}; it must be 0 to 1.")
+                raise ConfigError(f"beta is {beta:g}; it must lie between 0 (decoder alone) and 1 (verifier alone).")
+            if verifier not in self._settings.verifiers:
+                raise ConfigError(f"Verifier {verifier!r} is not offered here; choose one of {', '.join(self._settings.verifiers)}.")
             if not audio:
                 raise AudioError("No recording was given; pass an audio file.")
-            recording = self._encode(session, Path(audio))
-            result = self._model.get(session.checkpoint).retrieve(recording, query, top_k=int(top_k), verifier=verifier, beta=beta)
+            name = checkpoint or self._model.first
+            self._open_model(name, f"pass checkpoint={DEFAULT_CHECKPOINT!r}")
+            recording = self._recordings.encode_now(session, name, Path(audio))
+            ask = Ask(name, (), verifier, "", "")
+            result = self._ask(ask, recording, [query], beta, top_k=int(top_k))[0]
         except Exception as error:
             raise page_error(error) from error
         return {**to_json_object(result), "audio": Path(audio).name}
 
-    def _open(self, session: Session, path: Path, title: str, example: Example | None) -> Iterator[tuple[Session, View]]:
+    def _usable_model(self, session: Session) -> str:
+        """Load the model in use; one that cannot be opened is explained, and the pocket default takes its place."""
+        checkpoint = self.checkpoint(session)
         try:
-            yield session, busy_view(f"Listening to “{title}” …")
-            recording = self._encode(session, path)
+            self._open_model(checkpoint, f"choose {DEFAULT_CHECKPOINT} under Model")
+        except QamDetrError as error:
+            if checkpoint == DEFAULT_CHECKPOINT:
+                raise
+            gr.Warning(f"{error} Until then the page uses {DEFAULT_CHECKPOINT}.", title="Not here yet", duration=60)
+            checkpoint = DEFAULT_CHECKPOINT
+        session.checkpoint = checkpoint
+        return checkpoint
+
+    def _open_model(self, checkpoint: str, remedy: str) -> None:
+        """Load an offered model.
+
+        Args:
+            checkpoint: Its name.
+            remedy: What else to do where its encoders are not here.
+
+        Raises:
+            QamDetrError: Not offered, or it or its encoders are not here.
+        """
+        offered = self._model.offered()
+        if checkpoint not in offered:
+            raise ConfigError(f"Model {checkpoint!r} is not offered here; choose one of {', '.join(offered)}.")
+        try:
+            self._model.get(checkpoint)
+        except QamDetrError as error:
+            raise type(error)(str(error).replace("use combo 'pocket'", remedy)) from error
+
+    def _open(self, session: Session, path: Path, title: str, example: Example | None) -> Steps:
+        session.waiting = (path, title, example)
+        try:
+            yield session, busy_view(f"Opening “{title}” …")
+            recording = yield from self._recordings.encode(session, self._usable_model(session), path, title)
         except Exception as error:
+            if isinstance(error, AudioError):
+                session.waiting = None  # no other model would read it either
             yield session, session.view
             raise page_error(error) from error
-        session.recording, session.example = recording, example
+        session.recording, session.example, session.waiting = recording, example, None
         audio = gr.FileData(path=str(path), orig_name=path.name).model_dump()
-        session.base = session.view = recording_view(recording, audio, title)
+        session.show(recording_view(recording, audio, title))
         yield session, session.view
 
-    def _encode(self, session: Session, path: Path) -> Recording:
-        known = session.recordings.get((session.checkpoint, str(path)))
-        if known is None:
-            size = path.stat().st_size
-            if size > MAX_UPLOAD_BYTES:
-                raise AudioError(f"{path} has {size / 1024**2:.0f} MB; the limit is {MAX_UPLOAD_BYTES // 1024**2} MB; cut or compress it.")
-            try:
-                known = self._model.get(session.checkpoint).encode(path)
-            except QamDetrError as error:
-                # The visitor knows the file by its name; the folder is the server's business.
-                raise type(error)(str(error).replace(str(path), path.name)) from error
-        session.keep(str(path), known)
-        return known
+    def _ask_all(
+        self, session: Session, recording: Recording, queries: Sequence[str], asks: Sequence[Ask], beta: float
+    ) -> Generator[tuple[Session, View], None, list[LaneResult]]:
+        """Ask every model; the answers come back query by query, those of one query side by side."""
+        answers: list[list[Result]] = []
+        for number, ask in enumerate(asks):
+            if len(asks) > 1:
+                yield session, busy_view(f"Looking for {_words(queries)}: {ask.label} …", number / len(asks))
+            # Another model may read other encoders than those that the recording was opened with.
+            encoded = yield from self._recordings.encode(session, ask.checkpoint, Path(recording.path), session.base["title"])
+            answers.append(self._ask(ask, encoded, queries, beta))
+        truth = session.example.windows_of if session.example else lambda _: None
+        return [
+            LaneResult(lane_label(query, ask, len(queries), len(asks)), ask.how, answers[number][index], truth(query))
+            for index, query in enumerate(queries)
+            for number, ask in enumerate(asks)
+        ]
+
+    def _ask(self, ask: Ask, recording: Recording, queries: Sequence[str], beta: float | None, *, top_k: int = 10) -> list[Result]:
+        retriever = self._model.get(ask.checkpoint)
+        verifier = self._model.verifier(ask.verifier, retriever)
+        return retriever.retrieve_many(recording, queries, top_k=top_k, verifier=verifier, beta=beta, bypass=ask.bypass)
 
 
-def checked_query(query: str) -> str:
-    """Strip a query.
-
-    Raises:
-        ConfigError: Empty or too long; nothing is cut silently.
-    """
-    query = (query or "").strip()
-    if not query:
-        raise ConfigError("The query is empty; say what to look for, such as “a dog barks twice”.")
-    if len(query) > MAX_QUERY_CHARACTERS:
-        raise ConfigError(f"The query has {len(query)} characters; the limit is {MAX_QUERY_CHARACTERS}; say it in one sentence.")
-    return query
+def _words(queries: Sequence[str]) -> str:
+    return f"“{queries[0]}”" if len(queries) == 1 else f"{len(queries)} sounds"
 
 
 def page_error(error: Exception) -> gr.Error:

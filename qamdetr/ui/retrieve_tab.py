@@ -1,152 +1,268 @@
-"""The tab that finds moments: open a recording, type a query, look, listen. Also the public endpoint `/retrieve`."""
+"""The tab that finds moments: open a recording, type queries, look, listen, export. Also the public endpoint `/retrieve`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from qamdetr.config import InferenceConfig
+from qamdetr.ui.ablations import ENCODER_ROWS
+from qamdetr.ui.choices import combo_of, encoder_choices, model_choices, own_beta
 from qamdetr.ui.examples import Example
-from qamdetr.ui.presenters import View, empty_view
-from qamdetr.ui.retrieve_handlers import MAX_UPLOAD_BYTES, RetrieveHandlers, Session
-from qamdetr.ui.shared_retriever import SharedRetriever, offered_checkpoints
+from qamdetr.ui.export_panel import build_export_panel
+from qamdetr.ui.page_link import COPY_SCRIPT, pause_script, writing_script
+from qamdetr.ui.player import build_player
+from qamdetr.ui.retrieve_handlers import RetrieveHandlers
+from qamdetr.ui.retrieve_inputs import COPY_LABEL, Inputs, build_inputs, off_update
+from qamdetr.ui.session import Session
+from qamdetr.ui.settings import AppSettings
+from qamdetr.ui.shared_retriever import SharedRetriever
 
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Everything that runs the model waits in one line: one run uses all cores, and a query typed while its recording is still being
 encoded then finds it encoded."""
 
-VERIFIERS: tuple[tuple[str, str], ...] = (
-    ("None: the decoder's own scores", "none"),
-    ("Pocket: each candidate is heard once more", "pocket"),
-)
-AUDIO_SUFFIXES = [".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm", ".mp4", ".mov", ".mkv"]
+QUICK: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+
+ANOTHER_LINE = """(text) => {
+  const field = document.querySelector("#qamdetr-query textarea");
+  setTimeout(() => field?.focus(), 50);
+  return !text || text.endsWith("\\n") ? text : text + "\\n";
+}"""
+
+TELL_PLAYER = "(beta) => { window.dispatchEvent(new CustomEvent('qamdetr-beta', { detail: beta })); }"
 
 
-_HERE = Path(__file__).parent
-PLAYER_CSS = (_HERE / "player.css").read_text(encoding="utf-8")
-PLAYER_JS = "".join((_HERE / name).read_text(encoding="utf-8") for name in ("player_drawing.js", "player.js"))
+@dataclass(frozen=True)
+class RetrieveTab:
+    """What other tabs need of this one.
+
+    Attributes:
+        session: The visitor's.
+        model_choice: The model in use.
+        use: `use(event, checkpoint)` makes the folder in the component `checkpoint` the model of this tab when `event` (such as
+            `button.click`, or `then` of another event) fires; returns the event.
+    """
+
+    session: gr.State
+    model_choice: gr.Dropdown
+    use: Callable[[Callable[..., Any], gr.components.Component], Any]
 
 
-def build_retrieve_tab(model: SharedRetriever, examples: list[Example]) -> None:
-    """Lay the tab out inside the current `gr.Blocks` and wire its events."""
-    handlers = RetrieveHandlers(model, examples)
-    session = gr.State(Session())
-    with gr.Row(elem_classes="qamdetr-inputs"):
-        upload = gr.File(
-            label=f"Recording (up to {MAX_UPLOAD_BYTES // 1024**2} MB)",
-            file_types=["audio", "video", *AUDIO_SUFFIXES],
-            height=150,
-            min_width=260,
-            elem_id="qamdetr-upload",
+def build_retrieve_tab(model: SharedRetriever, examples: list[Example], settings: AppSettings | None = None) -> RetrieveTab:
+    """Lay the tab out inside the current `gr.Blocks` and wire its events.
+
+    Args:
+        model: The models.
+        examples: Example recordings to offer.
+        settings: How the page is run; None for the defaults of one's own machine.
+    """
+    settings = settings or AppSettings()
+    wiring = _Wiring(model, RetrieveHandlers(model, examples, settings), examples, settings)
+    return RetrieveTab(wiring.session, wiring.inputs.model, wiring.use)
+
+
+class _Wiring:
+    """Components and events of the tab."""
+
+    def __init__(self, model: SharedRetriever, handlers: RetrieveHandlers, examples: list[Example], settings: AppSettings) -> None:
+        self.model = model
+        self.handlers = handlers
+        self.session = gr.State(Session(model.first))
+        self.inputs: Inputs = build_inputs(model.offered(), examples, settings)
+        self.player = build_player()
+        build_export_panel(self.session, self.inputs.beta)
+        self.shown: dict[str, Any] = {
+            "outputs": [self.session, self.player],
+            "show_progress": "minimal",
+            "api_visibility": "private",
+            **MODEL_QUEUE,
+        }
+        self._wire_recording()
+        self._wire_queries()
+        self._wire_model()
+        self._wire_comparison()
+        self._wire_link()
+        for example, choice in zip(examples, self.inputs.choices, strict=True):
+            self._wire_example(example.path.stem, choice)
+        self._build_endpoint(settings)
+
+    def use(self, event: Callable[..., Any], checkpoint: gr.components.Component) -> Any:  # noqa: ANN401 - gradio's type is not public
+        """Take a checkpoint that was trained from the page; see `RetrieveTab`."""
+        chosen = event(
+            self._choose_trained,
+            [self.session, checkpoint, self.inputs.verifier],
+            self._model_outputs,
+            api_visibility="private",
+            **MODEL_QUEUE,
         )
-        with gr.Column(scale=2, min_width=300):
-            with gr.Row(elem_classes="qamdetr-query"):
-                query = gr.Textbox(
-                    label="Describe the sound",
-                    placeholder="a dog barks twice",
-                    max_lines=1,
-                    scale=5,
-                    min_width=200,
-                    elem_id="qamdetr-query",
-                )
-                find = gr.Button("Find", variant="primary", scale=1, min_width=90, elem_id="qamdetr-find")
-            with gr.Accordion("Model and ranking", open=False, elem_id="qamdetr-ranking"):
-                offered = offered_checkpoints()
-                model_choice = gr.Dropdown(
-                    offered,
-                    value=offered[0],
-                    label="Model",
-                    info="A model brings its encoders. Those of pocket and ladder models are here; others may need a download first.",
-                    elem_id="qamdetr-model",
-                )
-                verifier = gr.Radio(list(VERIFIERS), value="none", label="Verifier", elem_id="qamdetr-verifier")
-                beta = gr.Slider(
-                    0,
-                    1,
-                    value=InferenceConfig().beta,
-                    step=0.05,
-                    label="β: weight of the verifier",
-                    info="0 ranks by the decoder alone, 1 by the verifier alone. Moves at once, without asking the model again.",
-                    visible=False,
-                    buttons=[],
-                    elem_id="qamdetr-beta",
-                )
-    choices = _example_choices(examples)
-    player = gr.HTML(
-        value=empty_view(),
-        html_template='<div class="qd-player"></div>',
-        css_template=PLAYER_CSS,
-        js_on_load=PLAYER_JS,
-        apply_default_css=False,
-        elem_id="qamdetr-player",
-    )
-    shown: dict[str, Any] = {"outputs": [session, player], "show_progress": "minimal", "api_visibility": "private", **MODEL_QUEUE}
-    upload.upload(handlers.open_upload, [session, upload], **shown)
-    upload.clear(handlers.close, [session], [session, player], api_visibility="private", show_progress="hidden")
-    gr.on([find.click, query.submit], handlers.find, [session, query, verifier, beta], **shown)
-    chosen = model_choice.input(
-        handlers.choose_model, [session, model_choice], [session, model_choice], api_visibility="private", **MODEL_QUEUE
-    )
-    chosen.then(handlers.find_again, [session, verifier, beta], **shown)
-    verifier.input(
-        lambda name: gr.update(visible=name != "none"), verifier, beta, api_visibility="private", queue=False, show_progress="hidden"
-    )
-    verifier.input(handlers.find_again, [session, verifier, beta], **shown)
-    beta.input(fn=None, inputs=[beta], js="(beta) => { window.dispatchEvent(new CustomEvent('qamdetr-beta', { detail: beta })); }")
-    for number, choice in enumerate(choices):
-        _wire_example(handlers, number, choice, session, upload, query, verifier, beta, shown)
-    _build_endpoint(handlers, session)
+        return chosen.then(self.handlers.find_again, [self.session, *self.inputs.asked], **self.shown)
 
+    @property
+    def _model_outputs(self) -> list[Any]:
+        inputs = self.inputs
+        return [self.session, inputs.model, inputs.encoder, inputs.off, inputs.beta]
 
-def _example_choices(examples: list[Example]) -> list[gr.Dataset]:
-    if not examples:
-        return []
-    gr.set_static_paths([example.path for example in examples])
-    with gr.Row(elem_classes="qamdetr-examples"):
-        return [
-            gr.Dataset(
-                label=f"Example: {example.title}",
-                components=["textbox"],
-                samples=[[query] for query in example.truth],
-                type="values",
-                min_width=300,
-                elem_classes="qamdetr-example",
-            )
-            for example in examples
-        ]
+    def _wire_recording(self) -> None:
+        inputs, handlers = self.inputs, self.handlers
+        for way_in, opened, other in (
+            (inputs.upload.upload, handlers.open_upload, inputs.microphone),
+            (inputs.microphone.stop_recording, handlers.open_microphone, inputs.upload),
+        ):
+            source = inputs.upload if other is inputs.microphone else inputs.microphone
+            self._show_model(way_in(opened, [self.session, source], **self.shown))
+            way_in(lambda: (None, ""), None, [other, inputs.example], **QUICK).then(**self._write_link)
+        gr.on(
+            [inputs.upload.clear, inputs.microphone.clear],
+            handlers.close,
+            [self.session],
+            [self.session, self.player],
+            api_visibility="private",
+            show_progress="hidden",
+        )
+        self.player.select(handlers.choose_moments, [self.session], [self.session], **QUICK)
 
+    def _wire_queries(self) -> None:
+        inputs = self.inputs
+        asking = [inputs.find.click, inputs.queries.submit]
+        self._show_model(gr.on(asking, self.handlers.find, [self.session, inputs.queries, *inputs.asked], **self.shown))
+        inputs.another.click(fn=None, inputs=[inputs.queries], outputs=[inputs.queries], js=ANOTHER_LINE)
 
-def _wire_example(
-    handlers: RetrieveHandlers,
-    number: int,
-    choice: gr.Dataset,
-    session: gr.State,
-    upload: gr.File,
-    query: gr.Textbox,
-    verifier: gr.Radio,
-    beta: gr.Slider,
-    shown: dict[str, Any],
-) -> None:
-    chosen = choice.click(
-        lambda sample: (sample[0], None), choice, [query, upload], api_visibility="private", queue=False, show_progress="hidden"
-    )
+    def _wire_model(self) -> None:
+        inputs, private = self.inputs, {"api_visibility": "private", "show_progress": "minimal", **MODEL_QUEUE}
+        # Not `input`: a dropdown fires that twice for the mouse and not always for the keyboard. What has not changed is passed over.
+        for chosen in (
+            inputs.model.change(
+                self._choose_model, [self.session, inputs.model, inputs.verifier, inputs.off], self._model_outputs, **private
+            ),
+            inputs.encoder.change(
+                self._choose_encoder, [self.session, inputs.encoder, inputs.verifier, inputs.off], self._model_outputs, **private
+            ),
+            inputs.verifier.input(self._choose_verifier, [self.session, inputs.verifier, inputs.off], [inputs.off, inputs.beta], **QUICK),
+        ):
+            asked = chosen.then(self.handlers.find_again, [self.session, *inputs.asked], **self.shown)
+            asked.then(**self._write_link)
+        inputs.beta.input(fn=None, inputs=[inputs.beta], js=TELL_PLAYER)
 
-    def open_example(mine: Session, text: str, name: str, weight: float) -> Iterator[tuple[Session, View]]:
-        yield from handlers.open_example(mine, number, text, name, weight)
+    def _wire_comparison(self) -> None:
+        inputs = self.inputs
+        again = {**self.shown, "trigger_mode": "always_last"}  # quick fingers tick several boxes while the first is being answered
+        gr.on([inputs.off.input, inputs.rows.input], self.handlers.find_again, [self.session, *inputs.asked], **again)
+        ticked = inputs.encoder_rows.click(lambda: list(ENCODER_ROWS), None, inputs.rows, **QUICK)
+        ticked.then(self.handlers.find_again, [self.session, *inputs.asked], **again).then(**self._write_link)
 
-    chosen.then(open_example, [session, query, verifier, beta], **shown)
+    def _wire_example(self, name: str, choice: gr.Dataset) -> None:
+        inputs = self.inputs
+        chosen = choice.click(
+            lambda sample: (sample[0], None, None, name),
+            choice,
+            [inputs.queries, inputs.upload, inputs.microphone, inputs.example],
+            **QUICK,
+        )
+        opened = chosen.then(self.handlers.open_example, [self.session, inputs.example, inputs.queries, *inputs.asked], **self.shown)
+        self._show_model(opened).then(**self._write_link)
 
+    def _show_model(self, event: Any) -> Any:  # noqa: ANN401 - gradio's type is not public
+        """Let the model's dropdown follow when another model had to take the place of the chosen one."""
+        inputs = self.inputs
+        return event.then(self._follow_model, [self.session, inputs.model, inputs.verifier, inputs.off], self._model_outputs, **QUICK)
 
-def _build_endpoint(handlers: RetrieveHandlers, session: gr.State) -> None:
-    """Add the one public endpoint; its components are never shown and only describe the arguments."""
-    audio = gr.Audio(type="filepath", label="Recording", visible=False)
-    query = gr.Textbox(label="Query", visible=False)
-    top_k = gr.Number(10, label="Most moments to return, 1 to 100", visible=False)
-    verifier = gr.Radio([name for _, name in VERIFIERS], value="none", label="Verifier", visible=False)
-    beta = gr.Number(None, label="Weight of the verifier, 0 to 1; empty for the checkpoint's own", visible=False)
-    answer = gr.JSON(label="Moments", visible=False)
-    trigger = gr.Button(visible=False)
-    trigger.click(handlers.retrieve, [session, audio, query, top_k, verifier, beta], answer, api_name="retrieve", **MODEL_QUEUE)
+    def _wire_link(self) -> None:
+        inputs = self.inputs
+        asked = [inputs.find.click, inputs.queries.submit, inputs.beta.input, inputs.off.input, inputs.rows.input]
+        gr.on(asked, **self._write_link)
+        inputs.copy.click(**self._write_link)
+        copied = inputs.copy.click(fn=None, outputs=[inputs.copy], js=COPY_SCRIPT)
+        copied.then(fn=None, outputs=[inputs.copy], js=pause_script(COPY_LABEL))
+        search = gr.Textbox(visible=False)
+        page = gr.context.Context.root_block
+        if page is None:
+            return
+        wanted = gr.State("")
+        page.load(
+            self._restore,
+            [self.session, search],
+            [wanted, inputs.queries, inputs.verifier, inputs.rows, inputs.example, *self._model_outputs],
+            js="(session, _) => [session, window.location.search]",
+            api_visibility="private",
+            show_progress="hidden",
+            concurrency_limit=None,
+        )
+        # Only a link that names an example runs the model: opening the page itself must not wait for other visitors.
+        wanted.change(self.handlers.open_example, [self.session, wanted, inputs.queries, *inputs.asked], **self.shown)
+
+    @property
+    def _write_link(self) -> dict[str, Any]:
+        return {"fn": None, "inputs": self.inputs.linked, "js": writing_script(self.model.first)}
+
+    def _restore(self, session: Session, search: str) -> tuple[Any, ...]:
+        """Bring the settings of a link back."""
+        link = self.handlers.read_link(search)
+        verifier = link.verifier or "none"
+        checkpoint = self.handlers.checkpoint(session)
+        if link.model is not None:
+            session, checkpoint = self.handlers.choose_model(session, link.model)
+        _, *model = self._model_updates(session, checkpoint, verifier, link.off)
+        if link.beta is not None:
+            model[-1] = gr.update(visible=verifier != "none", value=link.beta)
+        return link.example or "", link.queries, verifier, list(link.rows), link.example or "", session, *model
+
+    def _choose_model(self, session: Session, checkpoint: str, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
+        if checkpoint == self.handlers.checkpoint(session):
+            return self._no_updates()
+        return self._model_updates(*self.handlers.choose_model(session, checkpoint), verifier, off)
+
+    def _follow_model(self, session: Session, shown: str, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
+        checkpoint = self.handlers.checkpoint(session)
+        if checkpoint == shown:
+            return self._no_updates()
+        return self._model_updates(session, checkpoint, verifier, off)
+
+    def _no_updates(self) -> tuple[Any, ...]:
+        return tuple(gr.skip() for _ in self._model_outputs)
+
+    def _choose_encoder(self, session: Session, combo: str, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
+        if combo == combo_of(self.handlers.checkpoint(session)):
+            return self._no_updates()
+        return self._model_updates(*self.handlers.choose_encoder(session, combo), verifier, off)
+
+    def _choose_trained(self, session: Session, checkpoint: str, verifier: str) -> tuple[Any, ...]:
+        self.model.offer(checkpoint)
+        session.asks = []  # a run that went on has the same name and other weights
+        return self._model_updates(*self.handlers.choose_model(session, checkpoint), verifier, ())
+
+    def _choose_verifier(self, session: Session, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
+        checkpoint = self.handlers.checkpoint(session)
+        return off_update(checkpoint, verifier, list(off)), self._beta_update(checkpoint, verifier)
+
+    def _model_updates(self, session: Session, checkpoint: str, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
+        offered = self.model.offered()
+        return (
+            session,
+            gr.update(choices=model_choices(offered), value=checkpoint),
+            gr.update(choices=encoder_choices(offered), value=combo_of(checkpoint)),
+            off_update(checkpoint, verifier, list(off)),
+            self._beta_update(checkpoint, verifier),
+        )
+
+    def _beta_update(self, checkpoint: str, verifier: str) -> dict[str, Any]:
+        """Show the weight where there is a verifier, at what the checkpoint was calibrated to."""
+        beta = own_beta(checkpoint, verifier)
+        visible = verifier != "none"
+        shown: dict[str, Any] = gr.update(visible=visible) if beta is None else gr.update(visible=visible, value=beta)
+        return shown
+
+    def _build_endpoint(self, settings: AppSettings) -> None:
+        """Add the one public endpoint; its components are never shown and only describe the arguments."""
+        audio = gr.Audio(type="filepath", label="Recording", visible=False)
+        query = gr.Textbox(label="Query", visible=False)
+        top_k = gr.Number(10, label="Most moments to return, 1 to 100", visible=False)
+        verifier = gr.Radio(list(settings.verifiers), value="none", label="Verifier", visible=False)
+        beta = gr.Number(None, label="Weight of the verifier, 0 to 1; empty for the checkpoint's own", visible=False)
+        checkpoint = gr.Textbox(None, label="Name of the model; empty for the one that the page starts with", visible=False)
+        answer = gr.JSON(label="Moments", visible=False)
+        trigger = gr.Button(visible=False)
+        inputs = [self.session, audio, query, top_k, verifier, beta, checkpoint]
+        trigger.click(self.handlers.retrieve, inputs, answer, api_name="retrieve", **MODEL_QUEUE)

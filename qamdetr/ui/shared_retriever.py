@@ -3,77 +3,107 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import soundfile
 
+from qamdetr.config import Config, VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, available_checkpoints
+from qamdetr.inference.verifiers.base import Verifier
 from qamdetr.types import Recording, Result
+from qamdetr.ui.encoding_progress import Encodes, EncodingPace, EncodingRun
+from qamdetr.ui.settings import AppSettings
 
-CHECKPOINT_VARIABLE = "QAMDETR_CHECKPOINT"
-"""Environment variable with the checkpoint, by name or folder, that the page starts with; without it, the pocket default."""
+KEPT_MODELS = 8
+"""Checkpoints that stay loaded: the six rows of Table 1 and two more, all of a few MB; the encoders are shared. The one used longest ago
+goes first."""
 
-KEPT_MODELS = 3
-"""Checkpoints that stay loaded; the one used longest ago goes first."""
+WARM_UP_SECONDS = (3, 30)
+"""The first recording pays for compilation; the second shows how fast this machine is, which progress is judged by."""
 
 _log = logging.getLogger(__name__)
 
 
-class Retriever(Protocol):
+class Retriever(Encodes, Protocol):
     """What the page needs of `qamdetr.inference.retriever.MomentRetriever`."""
 
-    def encode(self, path: str | Path) -> Recording:
-        """Read and encode an audio file."""
+    @property
+    def config(self) -> Config:
+        """Configuration of its checkpoint."""
         ...
 
-    def retrieve(self, recording: Recording, query: str, *, top_k: int = 10, verifier: str = "none", beta: float | None = None) -> Result:
-        """Find the moments of an encoded recording that match a query."""
+    def retrieve_many(
+        self,
+        recording: Recording,
+        queries: Sequence[str],
+        *,
+        top_k: int = 10,
+        verifier: str | Verifier = "none",
+        beta: float | None = None,
+        bypass: Collection[str] = (),
+    ) -> list[Result]:
+        """Find the moments of an encoded recording that match each query."""
         ...
 
 
 def load_retriever(checkpoint: str) -> Retriever:
     """Load a checkpoint; imports the model code only now, so that the page itself comes up fast."""
-    from qamdetr.inference.retriever import MomentRetriever
+    from qamdetr.ui.gpu import open_retriever
 
-    return MomentRetriever.from_pretrained(checkpoint)
-
-
-def first_checkpoint() -> str:
-    """Name or folder of the checkpoint that the page starts with."""
-    return os.environ.get(CHECKPOINT_VARIABLE) or DEFAULT_CHECKPOINT
-
-
-def offered_checkpoints() -> list[str]:
-    """List what a visitor may choose: the one that the page starts with, the pocket default, then the others that lie here."""
-    return list(dict.fromkeys([first_checkpoint(), DEFAULT_CHECKPOINT, *available_checkpoints()]))
+    return cast("Retriever", open_retriever(checkpoint))  # its encoders come with fingerprint and streams
 
 
 class SharedRetriever:
     """Loads each checkpoint once, however many visitors ask at the same time."""
 
-    def __init__(self, load: Callable[[str], Retriever] = load_retriever) -> None:
+    def __init__(self, load: Callable[[str], Retriever] = load_retriever, settings: AppSettings | None = None) -> None:
+        """Load nothing yet.
+
+        Args:
+            load: Makes a retriever from the name or folder of a checkpoint.
+            settings: Names the checkpoint that the page starts with, and where large verifiers are; None for the defaults.
+        """
         self._load = load
+        self._settings = settings or AppSettings()
         self._lock = threading.Lock()
         self._retrievers: OrderedDict[str, Retriever] = OrderedDict()
+        self._verifiers: dict[tuple[str, VerifierConfig], Verifier | None] = {}
+        self._trained: list[str] = []
+        self.pace = EncodingPace()
+
+    @property
+    def first(self) -> str:
+        """Name or folder of the checkpoint that the page starts with."""
+        return self._settings.checkpoint
+
+    def offered(self) -> list[str]:
+        """List what a visitor may choose: the page's first model, the pocket default, the others that lie here, and what was trained."""
+        return list(dict.fromkeys([self.first, DEFAULT_CHECKPOINT, *available_checkpoints(), *self._trained]))
+
+    def offer(self, checkpoint: str) -> None:
+        """Offer a checkpoint that was trained from the page; one that is loaded already is read anew, as training may have gone on."""
+        with self._lock:
+            self._retrievers.pop(checkpoint, None)
+            if checkpoint not in self._trained:
+                self._trained.append(checkpoint)
 
     def get(self, checkpoint: str | None = None) -> Retriever:
         """Return the retriever of a checkpoint, loading it if nobody has yet.
 
         Args:
-            checkpoint: One of `offered_checkpoints`; None for the first of them.
+            checkpoint: One of `offered`; None for the first of them.
 
         Raises:
             QamDetrError: The checkpoint or one of its encoders is missing or broken; the next call tries again.
         """
-        checkpoint = checkpoint or first_checkpoint()
+        checkpoint = checkpoint or self.first
         with self._lock:
             if checkpoint not in self._retrievers:
                 self._retrievers[checkpoint] = self._load(checkpoint)
@@ -82,14 +112,32 @@ class SharedRetriever:
                 self._retrievers.popitem(last=False)
             return self._retrievers[checkpoint]
 
+    def verifier(self, name: str, retriever: Retriever) -> str | Verifier:
+        """Return what a retriever takes as verifier: the name, or a verifier made with the model or address that the settings name.
+
+        Raises:
+            QamDetrError: Settings that the verifier cannot use.
+        """
+        if name not in {"qwen2.5-omni", "server"}:
+            return name
+        from qamdetr.ui.gpu import open_verifier
+
+        trained = retriever.config.verifier
+        with self._lock:
+            if (name, trained) not in self._verifiers:
+                self._verifiers[name, trained] = open_verifier(name, self._settings, trained)
+            return self._verifiers[name, trained] or name
+
     def warm_up(self) -> None:
-        """Load the model and answer one query on three seconds of noise, so that the first visitor does not pay for compilation."""
-        noise = 0.1 * np.random.default_rng(0).standard_normal(3 * 16000).astype(np.float32)
+        """Load the model and answer one query on noise, so that the first visitor does not pay for compilation."""
+        rng = np.random.default_rng(0)
         with tempfile.TemporaryDirectory(prefix="qamdetr-") as folder:
-            path = Path(folder) / "warm_up.wav"
-            soundfile.write(path, noise, 16000)
             retriever = self.get()
-            retriever.retrieve(retriever.encode(path), "a sound")
+            for seconds in WARM_UP_SECONDS:
+                path = Path(folder) / "warm_up.wav"
+                soundfile.write(path, 0.1 * rng.standard_normal(seconds * 16000).astype(np.float32), 16000)
+                recording = EncodingRun(retriever, path, self.pace).run()
+            retriever.retrieve_many(recording, ["a sound"])
 
     def warm_up_in_background(self) -> threading.Thread:
         """Start `warm_up` in a thread; a failure is logged and met again, with its message, by the first visitor."""

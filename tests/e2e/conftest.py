@@ -75,7 +75,7 @@ def app_url(examples):
     trained = (CHECKPOINT_DIR / DEFAULT_CHECKPOINT / "model.safetensors").is_file()
     model = SharedRetriever() if trained else SharedRetriever(lambda _: FakeRetriever())
     model.warm_up()
-    demo = build_demo(model, examples)
+    demo = build_demo(model, examples=examples)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield url.rstrip("/")
     demo.close()

@@ -1,13 +1,15 @@
-"""A retriever without a model: real audio decoding and peaks, made-up answers that depend on the query alone."""
+"""A retriever without a model: real audio decoding and peaks, made-up answers that depend on query and bypass alone."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
+from qamdetr.config import Config
 from qamdetr.errors import AudioError, ConfigError
 from qamdetr.types import Moment, Recording, Result
 
@@ -17,14 +19,25 @@ STARTS_SHARES = (0.10, 0.45, 0.70, 0.90)
 LENGTHS_SECONDS = (2.5, 1.2, 4.0, 0.7)
 
 
+@dataclass(frozen=True)
+class FakeEncoder:
+    """Two streams by name, and a version."""
+
+    fingerprint: str = "fake"
+    audio: dict[str, object] = field(default_factory=lambda: {"pocket": None, "mel_stats": None})
+
+
 class FakeRetriever:
     """Counts what it is asked for; a query with "nothing" in it is not found, one with "explode" fails as only a bug can."""
 
-    def __init__(self):
+    def __init__(self, fingerprint="fake"):
+        self.config = Config()
+        self.encoder = FakeEncoder(fingerprint)
         self.encoded: list[str] = []
         self.queries: list[str] = []
+        self.bypassed: list[tuple[str, ...]] = []
 
-    def encode(self, path):
+    def encode(self, path, on_stage=None):
         try:
             samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
@@ -32,19 +45,26 @@ class FakeRetriever:
         self.encoded.append(Path(path).name)
         mono = samples.mean(axis=1)
         duration = len(mono) / rate_hz
+        for stream in self.encoder.audio:
+            if on_stage is not None:
+                on_stage(stream, duration)
         starts = np.linspace(0, len(mono), 2000, endpoint=False).astype(int)
         peaks = np.stack([np.minimum.reduceat(mono, starts), np.maximum.reduceat(mono, starts)])
         return Recording(Path(path).name, str(path), duration, {"pocket": torch.zeros(int(np.ceil(duration)), 4)}, peaks)
 
-    def retrieve(self, recording, query, *, top_k=10, verifier="none", beta=None):
+    def retrieve_many(self, recording, queries, *, top_k=10, verifier="none", beta=None, bypass=()):
         if verifier not in {"none", "pocket"}:
             raise ConfigError(f"Unknown verifier {verifier!r}; choose none or pocket.")
+        self.bypassed.append(tuple(bypass))
+        return [self._answer(recording, query, top_k, verifier, 0.35 if beta is None else beta, bypass) for query in queries]
+
+    def _answer(self, recording, query, top_k, verifier, beta, bypass):
         if "explode" in query:
             raise RuntimeError("a fault of the program")
         self.queries.append(query)
-        beta = 0.35 if beta is None else beta
         moments = []
-        for index, decoder_score in enumerate(DECODER_SCORES[:top_k]):
+        for index, full_score in enumerate(DECODER_SCORES[:top_k]):
+            decoder_score = full_score * (0.5 if bypass else 1.0)
             start = STARTS_SHARES[index] * recording.duration_seconds
             end = min(start + LENGTHS_SECONDS[index], recording.duration_seconds)
             checked = VERIFIER_SCORES[index] if verifier != "none" else None

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from qamdetr.types import Moment, Recording, Result
+from qamdetr.inference.rerank import rerank
+from qamdetr.types import Candidate, Moment, Recording, Result
 from qamdetr.ui import presenters
+from qamdetr.ui.presenters import LaneResult
 
 
 def moment(start, end, score, verifier_score=None):
@@ -16,6 +18,10 @@ def moment(start, end, score, verifier_score=None):
 
 def result(*moments, found=True, query="a dog barks"):
     return Result("yard.wav", 60.0, query, found, "pocket", "none", 0.0, moments, tuple([0.25] * 60))
+
+
+def verified_result(*moments, found=True):
+    return Result("yard.wav", 60.0, "a dog barks", found, "pocket", "pocket", 0.35, moments, tuple([0.25] * 60))
 
 
 def test_display_peaks_keeps_every_peak_when_thinning():
@@ -73,14 +79,97 @@ def test_views_are_json_and_carry_user_text_unchanged():
     hostile = "<img src=x onerror=alert(1)> ${7*7} {{value}}"
     recording = Recording("yard.wav", "/tmp/yard.wav", 60.0, {"pocket": torch.zeros(60, 2)}, np.zeros((2, 10)))
     base = presenters.recording_view(recording, {"path": "/tmp/yard.wav"}, hostile)
-    view = presenters.result_view(base, result(moment(1.23456, 2, 0.8), query=hostile), [(1.0, 2.0)])
+    lane = LaneResult(hostile, "", result(moment(1.23456, 2, 0.8), query=hostile), [(1.0, 2.0)])
+    view = presenters.result_view(base, [lane])
     read_back = json.loads(json.dumps(view))
     assert read_back == view
-    assert read_back["title"] == read_back["query"] == hostile
-    assert read_back["moments"][0]["start"] == 1.235
-    assert read_back["truth"] == [[1.0, 2.0]]
+    (shown,) = read_back["lanes"]
+    assert read_back["title"] == shown["label"] == shown["query"] == hostile
+    assert shown["moments"][0]["start"] == 1.235
+    assert shown["truth"] == [[1.0, 2.0]]
     assert read_back["state"] == "result"
     assert base["state"] == "ready"
+
+
+def test_a_view_has_one_lane_per_answer_and_the_weight_of_the_first_verified_one():
+    lanes = [
+        LaneResult("Baseline", "trained this way: ladder-1-baseline", result(moment(1, 2, 0.8)), None),
+        LaneResult("Full", "", verified_result(), None),
+    ]
+    view = presenters.result_view({}, lanes)
+    assert [lane["label"] for lane in view["lanes"]] == ["Baseline", "Full"]
+    assert view["lanes"][0]["how"] == "trained this way: ladder-1-baseline"
+    assert (view["verifier"], view["beta"]) == ("pocket", 0.35)
+    assert presenters.result_view({}, lanes[:1])["verifier"] == "none"
+
+
+def test_truth_is_one_lane_only_where_all_answers_share_query_and_windows():
+    truth = [(1.0, 2.0)]
+    dog, cat = (LaneResult(query, "", result(moment(1, 2, 0.8), query=query), truth) for query in ("a dog", "a cat"))
+    unknown = LaneResult("a dog", "", dog.result, None)
+    absent = LaneResult("a dog", "", dog.result, [])
+    shared = {name: presenters.result_view({}, lanes)["shared_truth"] for name, lanes in {
+        "same": [dog, dog], "queries": [dog, cat], "half known": [dog, unknown], "unknown": [unknown, unknown], "absent": [absent, dog],
+    }.items()}  # fmt: skip
+    assert shared == {"same": True, "queries": False, "half known": False, "unknown": True, "absent": False}
+
+
+def test_reranked_is_the_servers_own_ranking_at_another_weight():
+    rng = np.random.default_rng(0)
+    candidates = [Candidate(float(i), i + 1.0, s, 1.0, s) for i, s in enumerate(sorted(rng.random(10).tolist(), reverse=True))]
+    verified = rng.random(10).tolist()
+    for beta in (0.0, 0.35, 1.0):
+        shown = presenters.reranked(verified_result(*rerank(candidates, verified, 0.6)), beta)
+        assert shown.moments == rerank(candidates, verified, beta)
+        assert shown.beta == beta
+    plain = result(moment(1, 2, 0.8))
+    assert presenters.reranked(plain, 0.7) is plain
+
+
+def test_chosen_at_first_is_what_is_likely_at_the_shown_weight_and_nothing_of_an_absent_sound():
+    moments = (moment(1, 2, 0.9, 0.1), moment(3, 4, 0.5, 0.9), moment(5, 6, 0.1, 0.1))
+    lanes = [
+        LaneResult("found", "", verified_result(*moments), None),
+        LaneResult("absent", "", verified_result(*moments, found=False), None),
+    ]
+    assert presenters.default_choice(lanes, 0.0) == [(0, 0), (0, 1)]
+    assert presenters.default_choice(lanes, 1.0) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ([[0, 1], [0, 0], [0, 1]], [(0, 0), (0, 1)]),
+        ([], []),
+        ([[5, 0], [0, 9], [-1, 0], ["0", "1"], [0], [0, [1]], None, {"a": 1}], []),
+        ("[[0, 1]]", []),
+        (None, []),
+    ],
+)
+def test_what_the_browser_sends_as_chosen_is_checked(sent, read):
+    lanes = [LaneResult("a dog barks", "", result(moment(1, 2, 0.9), moment(3, 4, 0.5)), None)]
+    assert presenters.checked_choice(sent, lanes) == read
+
+
+def test_busy_says_stage_share_and_time_left():
+    assert presenters.busy_view("Listening …") == {"state": "busy", "busy": "Listening …", "share": None, "left": ""}
+    assert presenters.busy_view("Listening …", 1.2, 37)["share"] == 1.0
+    assert presenters.busy_view("Listening …", 0.4, 37)["left"] == "about 40 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.5, "almost done"),
+        (2, "about 5 s left"),
+        (51, "about 55 s left"),
+        (60, "about 1 minute left"),
+        (200, "about 3 minutes left"),
+        (5400, "about 1.5 hours left"),
+    ],
+)
+def test_time_left_is_no_finer_than_it_can_be_known(seconds, words):
+    assert presenters.time_left(seconds) == words
 
 
 def test_hearing_note_is_the_section_of_the_first_card_that_has_one():

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import gradio as gr
 import numpy as np
 import pytest
 import soundfile
 from fake import FakeRetriever
 
+from qamdetr.config import Config
 from qamdetr.errors import CheckpointError
-from qamdetr.ui import retrieve_handlers
+from qamdetr.ui import ablations, encoding_progress, recordings, retrieve_handlers, shared_retriever
 from qamdetr.ui.examples import Example
-from qamdetr.ui.retrieve_handlers import KEPT_RECORDINGS, MAX_QUERY_CHARACTERS, RetrieveHandlers, Session
+from qamdetr.ui.queries import MAX_QUERIES, MAX_QUERY_CHARACTERS
+from qamdetr.ui.retrieve_handlers import RetrieveHandlers
+from qamdetr.ui.session import KEPT_RECORDINGS, Session
+from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
 
 
@@ -38,24 +45,158 @@ def views(steps):
     return [view for _, view in steps]
 
 
+@pytest.fixture
+def warned(monkeypatch):
+    told = []
+    monkeypatch.setattr(retrieve_handlers.gr, "Warning", lambda text, **_: told.append(text))
+    return told
+
+
+@pytest.fixture
+def ladder(monkeypatch):
+    """Checkpoints that need not lie here: what can be bypassed and how they were trained comes from the default configuration."""
+    monkeypatch.setattr(ablations, "read_config", lambda _: Config())
+    monkeypatch.setattr(shared_retriever, "available_checkpoints", lambda: ["big", *(row.checkpoint for row in ablations.TABLE_ROWS)])
+
+
 def test_upload_then_query(handlers, retriever, make_audio):
     session = Session()
-    busy, ready = views(handlers.open_upload(session, str(make_audio())))
-    assert "yard.wav" in busy["busy"]
+    *busy, ready = views(handlers.open_upload(session, str(make_audio())))
+    assert all("yard.wav" in view["busy"] for view in busy)
     assert ready["state"] == "ready"
     assert ready["title"] == "yard.wav"
     _, answer = views(handlers.find(session, "a dog", "none", 0.35))
     assert answer["state"] == "result"
-    assert answer["truth"] is None
-    assert [row["rank"] for row in answer["moments"]] == [1, 2, 3, 4]
+    (lane,) = answer["lanes"]
+    assert lane["label"] == lane["query"] == "a dog"
+    assert lane["how"].startswith("trained this way: ")
+    assert lane["truth"] is None
+    assert [row["rank"] for row in lane["moments"]] == [1, 2, 3, 4]
     list(handlers.find(session, "a cat", "none", 0.35))
     assert retriever.encoded == ["yard.wav"], "a second query must not encode again"
 
 
 def test_example_brings_its_truth(handlers):
-    *_, answer = views(handlers.open_example(Session(), 0, "a dog barks", "none", 0.35))
-    assert answer["truth"] == [[2.0, 4.5]]
-    assert answer["moments"][0]["iou"] == pytest.approx(1.0)
+    *_, answer = views(handlers.open_example(Session(), "example", "a dog barks\nrain\na cat", "none", 0.35))
+    known, absent, unknown = answer["lanes"]
+    assert known["truth"] == [[2.0, 4.5]]
+    assert known["moments"][0]["iou"] == pytest.approx(1.0)
+    assert absent["truth"] == []
+    assert unknown["truth"] is None
+
+
+def test_an_example_that_is_not_there_changes_nothing(handlers):
+    assert views(handlers.open_example(Session(), "../../etc/passwd", "a dog", "none", 0.35)) == []
+    assert views(handlers.open_example(Session(), "", "a dog", "none", 0.35)) == []
+
+
+def test_a_recording_of_the_microphone_goes_the_way_of_an_upload(handlers, retriever, make_audio):
+    session = Session()
+    *_, ready = views(handlers.open_microphone(session, str(make_audio("audio.wav"))))
+    assert ready["title"] == "Your recording"
+    assert retriever.encoded == ["audio.wav"]
+    assert views(handlers.open_microphone(session, None)) == []
+
+
+def test_several_queries_get_a_lane_each(handlers, retriever, make_audio):
+    session = Session()
+    list(handlers.open_upload(session, str(make_audio())))
+    *_, answer = views(handlers.find(session, "a dog\n\n  nothing here  \na dog\nrain", "none", 0.35))
+    assert [lane["label"] for lane in answer["lanes"]] == ["a dog", "nothing here", "rain"]
+    assert [lane["found"] for lane in answer["lanes"]] == [True, False, True]
+    assert session.queries == ["a dog", "nothing here", "rain"]
+    assert [lane.result.query for lane in session.lanes] == session.queries
+    assert session.chosen is None
+    assert retriever.encoded == ["yard.wav"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a dog\n" + "x" * 501, "Line 2: The query has 501 characters"), ("\n".join("abcdefghi"), f"9 lines.*the limit is {MAX_QUERIES}")],
+)
+def test_a_mistake_in_one_query_names_its_line_and_loses_nothing(handlers, retriever, make_audio, text, told):
+    session = Session()
+    list(handlers.open_upload(session, str(make_audio())))
+    list(handlers.find(session, "a dog", "none", 0.35))
+    shown, lanes = session.view, session.lanes
+    seen = []
+    with pytest.raises(gr.Error, match=told):
+        seen.extend(views(handlers.find(session, text, "none", 0.35)))
+    assert session.view is shown
+    assert session.lanes is lanes
+    assert retriever.queries == ["a dog"]
+
+
+def test_full_and_ablated_answers_stand_side_by_side(ladder, make_audio):
+    retriever = FakeRetriever()
+    handlers = RetrieveHandlers(SharedRetriever(lambda _: retriever), [])
+    session = Session()
+    list(handlers.open_upload(session, str(make_audio())))
+    *_, answer = views(handlers.find(session, "a dog\nrain", "pocket", 0.35, ["three_way", "verifier"], [1]))
+    labels = ["qam-detr-pocket", "Without 3-way fusion and verifier", "Row 1: DETR-style baseline"]
+    assert [lane["label"] for lane in answer["lanes"]] == [f"{query} · {label}" for query in ("a dog", "rain") for label in labels]
+    assert [lane["how"].split(":")[0] for lane in answer["lanes"][:3]] == [
+        "trained this way", "bypassed in the full model", "trained this way"
+    ]  # fmt: skip
+    assert [lane["verifier"] for lane in answer["lanes"][:3]] == ["pocket", "none", "pocket"]
+    assert retriever.bypassed == [(), ("three_way",), ()]
+    assert retriever.encoded == ["yard.wav"], "models that read the same encoders share the encoded recording"
+    *_, answer = views(handlers.find_again(session, "pocket", 0.35, [], []))
+    assert [lane["label"] for lane in answer["lanes"]] == ["a dog", "rain"]
+    assert views(handlers.find_again(session, "pocket", 0.9, [], [])) == [], "the same answers are on the page already"
+
+
+def test_more_answers_than_can_be_compared_are_refused(ladder, handlers, make_audio):
+    session = Session()
+    list(handlers.open_upload(session, str(make_audio())))
+    with pytest.raises(gr.Error, match="4 queries to 7 models are 28 answers; the limit is 16"):
+        list(handlers.find(session, "a\nb\nc\nd", "none", 0.35, [], [1, 2, 3, 4, 5, 6]))
+
+
+def test_what_is_chosen_for_export_is_checked(handlers, make_audio):
+    session = Session()
+    list(handlers.open_upload(session, str(make_audio())))
+    list(handlers.find(session, "a dog", "none", 0.35))
+    event = SimpleNamespace(chosen=[[0, 1], [0, 99], [7, 0], "x", [0, 1]])
+    assert handlers.choose_moments(session, event).chosen == [(0, 1)]
+    list(handlers.find(session, "rain", "none", 0.35))
+    assert session.chosen is None, "a new answer begins with its own choice"
+
+
+def test_a_long_recording_is_refused_before_and_after_decoding(make_audio, retriever, monkeypatch):
+    handlers = RetrieveHandlers(SharedRetriever(lambda _: retriever), [], AppSettings(longest_minutes=0.2))
+    told = r"yard\.wav lasts 0\.3 minutes; the page takes up to 0\.2; cut it"
+    with pytest.raises(gr.Error, match=told):
+        list(handlers.open_upload(Session(), str(make_audio())))
+    assert retriever.encoded == []
+    monkeypatch.setattr(recordings, "stated_seconds", lambda _: None)
+    with pytest.raises(gr.Error, match=told):
+        list(handlers.open_upload(Session(), str(make_audio())))
+
+
+def test_the_work_is_told_in_stages(handlers, retriever, make_audio, monkeypatch):
+    monkeypatch.setattr(encoding_progress, "POLL_SECONDS", 0.01)
+    reached, go_on = threading.Event(), threading.Event()
+    encode = retriever.encode
+
+    def slow(path, on_stage=None):
+        def stage(name, seconds):
+            on_stage(name, seconds)
+            reached.set()
+            go_on.wait(5)
+
+        return encode(path, stage)
+
+    monkeypatch.setattr(retriever, "encode", slow)
+    steps = handlers.open_upload(Session(), str(make_audio()))
+    told = [next(steps)[1]["busy"] for _ in range(2)]
+    reached.wait(5)
+    told += [next(steps)[1]["busy"] for _ in range(2)]
+    go_on.set()
+    assert told[0] == "Opening “yard.wav” …"
+    assert told[-1] == "Listening to “yard.wav”: stream pocket, 1 of 2 …"
+    *_, ready = views(steps)
+    assert ready["state"] == "ready"
 
 
 def test_coming_back_to_a_recording_does_not_encode_again(handlers, retriever, make_audio):
@@ -125,7 +266,7 @@ def test_another_verifier_answers_the_shown_query_again(handlers, retriever, mak
     list(handlers.open_upload(session, str(make_audio())))
     list(handlers.find(session, "a dog", "none", 0.35))
     _, answer = views(handlers.find_again(session, "pocket", 0.35))
-    assert answer["verifier"] == "pocket"
+    assert answer["verifier"] == answer["lanes"][0]["verifier"] == "pocket"
     assert retriever.queries == ["a dog", "a dog"]
 
 
@@ -155,17 +296,31 @@ def test_endpoint_refuses_options_out_of_range(handlers, make_audio, options, to
         handlers.retrieve(Session(), str(make_audio()), "a dog", **options)
 
 
-def test_files_over_the_limit_are_refused_wherever_they_come_from(handlers, make_audio, monkeypatch):
-    monkeypatch.setattr(retrieve_handlers, "MAX_UPLOAD_BYTES", 1024**2 // 4)
-    with pytest.raises(gr.Error, match="the limit is"):
-        handlers.retrieve(Session(), str(make_audio()), "a dog")
+def test_files_over_the_limit_are_refused_wherever_they_come_from(retriever, make_audio):
+    handlers = RetrieveHandlers(SharedRetriever(lambda _: retriever), [], AppSettings(upload_mb=1))
+    with pytest.raises(gr.Error, match="2 MB; the limit is 1 MB; cut it"):
+        handlers.retrieve(Session(), str(make_audio(seconds=100)), "a dog")
+    with pytest.raises(gr.Error, match="the limit is 1 MB"):
+        list(handlers.open_upload(Session(), str(make_audio(seconds=100))))
+    assert retriever.encoded == []
 
 
-def test_another_model_encodes_the_open_recording_anew(make_audio):
+def test_endpoint_takes_an_offered_model_and_no_other(ladder, make_audio, tmp_path):
+    loaded = []
+    handlers = RetrieveHandlers(SharedRetriever(lambda name: loaded.append(name) or FakeRetriever()), [])
+    handlers.retrieve(Session(), str(make_audio()), "a dog", checkpoint="ladder-6-multi-feature")
+    assert loaded == ["ladder-6-multi-feature"]
+    for name in (str(tmp_path), "../secret"):
+        with pytest.raises(gr.Error, match="is not offered here; choose one of qam-detr-pocket"):
+            handlers.retrieve(Session(), str(make_audio()), "a dog", checkpoint=name)
+    assert loaded == ["ladder-6-multi-feature"]
+
+
+def test_a_model_with_other_encoders_encodes_the_open_recording_anew(ladder, make_audio):
     loaded = {}
 
     def load(name):
-        return loaded.setdefault(name, FakeRetriever())
+        return loaded.setdefault(name, FakeRetriever(fingerprint=name))
 
     handlers = RetrieveHandlers(SharedRetriever(load), [])
     session = Session()
@@ -182,20 +337,76 @@ def test_another_model_encodes_the_open_recording_anew(make_audio):
     assert loaded["qam-detr-pocket"].encoded == ["yard.wav"], "going back must not encode again"
 
 
-def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes_its_place(monkeypatch, make_audio):
-    def load(name):
-        if name == "big":
-            raise CheckpointError("big needs laion/clap, about 600 MB; run `hf download`.")
-        return FakeRetriever()
+def load_all_but_big(name):
+    if name == "big":
+        raise CheckpointError("big needs laion/clap: run `hf download`, or use combo 'pocket', which needs no download.")
+    return FakeRetriever()
 
-    warnings = []
-    monkeypatch.setattr(retrieve_handlers.gr, "Warning", lambda text, **_: warnings.append(text))
-    handlers = RetrieveHandlers(SharedRetriever(load), [])
+
+def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes_its_place(ladder, warned, make_audio):
+    handlers = RetrieveHandlers(SharedRetriever(load_all_but_big), [])
     session = Session()
     assert handlers.choose_model(session, "big")[1] == "qam-detr-pocket"
     assert session.checkpoint == "qam-detr-pocket"
-    assert "hf download" in warnings[0]
-    assert "uses qam-detr-pocket, which needs no download" in warnings[0]
+    assert "hf download" in warned[0]
+    assert "choose qam-detr-pocket under Model" in warned[0]
+    assert "Until then the page uses qam-detr-pocket." in warned[0]
     list(handlers.open_upload(session, str(make_audio())))
     *_, answer = views(handlers.find(session, "a dog", "none", 0.35))
     assert answer["state"] == "result"
+
+
+def test_a_first_model_that_cannot_be_opened_gives_way_as_well(ladder, warned, make_audio):
+    handlers = RetrieveHandlers(SharedRetriever(load_all_but_big, AppSettings(checkpoint="big")), [])
+    session = Session("big")
+    *_, ready = views(handlers.open_upload(session, str(make_audio())))
+    assert ready["state"] == "ready"
+    assert handlers.checkpoint(session) == "qam-detr-pocket"
+    assert len(warned) == 1
+    with pytest.raises(gr.Error, match="pass checkpoint='qam-detr-pocket'"):
+        handlers.retrieve(Session(), str(make_audio()), "a dog")
+
+
+def test_a_broken_default_is_an_error_in_one_line(ladder, warned, make_audio):
+    def load(_):
+        raise CheckpointError("No checkpoint 'qam-detr-pocket'; train one.")
+
+    handlers = RetrieveHandlers(SharedRetriever(load), [])
+    with pytest.raises(gr.Error, match="train one"):
+        list(handlers.open_upload(Session(), str(make_audio())))
+    with pytest.raises(gr.Error, match="train one"):
+        handlers.choose_model(Session(), "qam-detr-pocket")
+    assert warned == []
+
+
+def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_audio):
+    broken = ["qam-detr-pocket"]
+
+    def load(name):
+        if name in broken:
+            raise CheckpointError("Damaged; copy it again.")
+        return FakeRetriever()
+
+    handlers = RetrieveHandlers(SharedRetriever(load), [])
+    session = Session()
+    with pytest.raises(gr.Error, match="copy it again"):
+        list(handlers.open_upload(session, str(make_audio())))
+    assert session.recording is None
+    broken.clear()
+    *_, answer = views(handlers.find(session, "a dog", "none", 0.35))
+    assert answer["title"] == "yard.wav"
+    assert session.waiting is None
+
+
+def test_choosing_encoders_takes_a_model_that_reads_them_or_says_what_to_do(ladder, warned):
+    handlers = RetrieveHandlers(SharedRetriever(lambda _: FakeRetriever()), [])
+    session = Session("ladder-1-baseline")
+    assert handlers.choose_encoder(session, "A")[1] == "ladder-1-baseline"
+    assert "No model here was trained on A: LAION-CLAP" in warned[0]
+    assert "the page stays with ladder-1-baseline" in warned[0]
+
+
+def test_settings_come_back_from_the_address(ladder, handlers):
+    link = handlers.read_link("?q=a+dog&q=rain&model=ladder-2-bimamba&verifier=pocket&beta=0.4&off=quality&row=1&example=example")
+    assert (link.queries, link.model, link.verifier, link.beta) == ("a dog\nrain", "ladder-2-bimamba", "pocket", 0.4)
+    assert (link.off, link.rows, link.example) == (("quality",), (1,), "example")

@@ -6,7 +6,8 @@ import pytest
 from fake import FakeRetriever
 
 from qamdetr.errors import CheckpointError
-from qamdetr.ui.shared_retriever import CHECKPOINT_VARIABLE, SharedRetriever, offered_checkpoints
+from qamdetr.ui.settings import AppSettings
+from qamdetr.ui.shared_retriever import KEPT_MODELS, SharedRetriever
 
 
 def test_loads_once_for_visitors_who_come_together():
@@ -50,9 +51,11 @@ def test_a_failed_load_is_told_and_tried_again():
 
 def test_warm_up_runs_the_whole_way_and_survives_failure(caplog):
     retriever = FakeRetriever()
-    SharedRetriever(lambda _: retriever).warm_up_in_background().join(timeout=20)
-    assert retriever.encoded == ["warm_up.wav"]
+    shared = SharedRetriever(lambda _: retriever)
+    shared.warm_up_in_background().join(timeout=20)
+    assert retriever.encoded == ["warm_up.wav", "warm_up.wav"]
     assert retriever.queries == ["a sound"]
+    assert shared.pace.expected_seconds("fake", "pocket", 60.0) is not None, "what it measured tells the first visitor the time left"
 
     def broken(_):
         raise CheckpointError("No checkpoint.")
@@ -70,16 +73,45 @@ def test_a_checkpoint_is_loaded_once_and_the_one_used_longest_ago_goes():
         return FakeRetriever()
 
     shared = SharedRetriever(load)
-    for name in ("a", "b", "a", "c", "a", "d", "a", "b"):
-        shared.get(name)
-    assert loads == ["a", "b", "c", "d", "b"], "a is used all the time and stays"
+    others = [f"other-{number}" for number in range(KEPT_MODELS)]
+    for other in others:
+        shared.get("often")
+        shared.get(other)
+    shared.get("often")
+    assert loads == ["often", *others], "what is used all the time stays"
+    shared.get(others[0])
+    assert loads[-1] == others[0]
 
 
-def test_the_environment_chooses_what_the_page_starts_with(monkeypatch):
-    monkeypatch.delenv(CHECKPOINT_VARIABLE, raising=False)
-    assert offered_checkpoints()[0] == "qam-detr-pocket"
-    monkeypatch.setenv(CHECKPOINT_VARIABLE, "runs/mine/best")
-    assert offered_checkpoints()[:2] == ["runs/mine/best", "qam-detr-pocket"]
+def test_the_settings_choose_what_the_page_starts_with():
+    assert SharedRetriever(FakeRetriever).offered()[0] == "qam-detr-pocket"
     loads = []
-    SharedRetriever(lambda name: loads.append(name) or FakeRetriever()).get()
+    shared = SharedRetriever(lambda name: loads.append(name) or FakeRetriever(), AppSettings(checkpoint="runs/mine/best"))
+    assert shared.offered()[:2] == ["runs/mine/best", "qam-detr-pocket"]
+    shared.get()
     assert loads == ["runs/mine/best"]
+
+
+def test_what_was_trained_is_offered_and_read_anew_when_training_went_on():
+    loads = []
+    shared = SharedRetriever(lambda name: loads.append(name) or FakeRetriever())
+    shared.offer("runs/mine/best")
+    assert shared.offered()[-1] == "runs/mine/best"
+    shared.get("runs/mine/best")
+    shared.offer("runs/mine/best")
+    shared.get("runs/mine/best")
+    assert loads == ["runs/mine/best"] * 2
+    assert shared.offered().count("runs/mine/best") == 1
+
+
+def test_large_verifiers_are_made_once_with_the_settings_of_the_page(monkeypatch):
+    made = []
+    from qamdetr.ui import gpu
+
+    monkeypatch.setattr(gpu, "open_verifier", lambda name, settings, trained: made.append((name, settings.verifier_url)) or object())
+    shared = SharedRetriever(FakeRetriever, AppSettings(verifiers=("none", "server"), verifier_url="http://localhost:8000/v1"))
+    retriever = FakeRetriever()
+    assert shared.verifier("none", retriever) == "none"
+    assert shared.verifier("pocket", retriever) == "pocket"
+    assert shared.verifier("server", retriever) is shared.verifier("server", retriever)
+    assert made == [("server", "http://localhost:8000/v1")]

@@ -52,6 +52,16 @@ def locate_model(model: str) -> Path:
     return _cached(repo, revision or None) or _download(repo, revision or None)
 
 
+def is_here(model: str) -> bool:
+    """Whether `locate_model` would find a model without asking any network."""
+    model = model or DEFAULT_MODEL
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return not _missing_file(folder)
+    repo, _, revision = model.partition("@")
+    return _HUB_ID.fullmatch(model) is not None and _cached(repo, revision or None) is not None
+
+
 def files_fingerprint(folder: Path) -> str:
     """Return 16 hex digits that change with the files that decide a model's answers, without reading gigabytes; see `quick_key`.
 

@@ -1,8 +1,8 @@
 """Makes the app's example recordings, with their true moments, out of generated sounds only (so that they carry no licence but ours).
 
-    python -m qamdetr.training.sound_bank.examples --bank build/sounds --output assets
+    python -m qamdetr.training.sound_bank.examples --bank build/sounds --output assets [--only NAME …]
 
-They use the bank's `heldout` clips: the encoders have never heard them.
+They use the bank's `heldout` clips and backgrounds: the encoders have never heard them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 
 from qamdetr.data.manifest import read_manifest
@@ -24,13 +25,23 @@ from qamdetr.data.synthesis import SceneRecipe, synthesize
 
 @dataclass(frozen=True)
 class Example:
-    """One example: its sounds with the words to ask for them, and a question whose answer is not in it."""
+    """One example recording.
+
+    Attributes:
+        title: Name to show.
+        seconds: Its length.
+        seed: Of the scene; where nothing happens, the number of the background.
+        queries: Group of the bank -> words to ask for it; empty = a background alone, in which nothing is to be found.
+        absent_queries: Words for sounds that are not in it.
+        compression: Of Vorbis, from 0 (best) to 1 (smallest).
+    """
 
     title: str
     seconds: float
     seed: int
     queries: dict[str, str]
-    absent_query: str
+    absent_queries: tuple[str, ...]
+    compression: float | None = None
 
 
 EXAMPLES = {
@@ -40,7 +51,7 @@ EXAMPLES = {
         11,
         {"alarm/siren": "an ambulance passes", "vehicle/horn": "a car honks", "human/footsteps": "somebody walking",
          "speech/man": "a man talks"},
-        "a dog barks",
+        ("a dog barks",),
     ),
     "living-room": Example(
         "A living room, two and a half minutes",
@@ -48,7 +59,7 @@ EXAMPLES = {
         5,
         {"music/piano": "someone plays the piano", "phone/ring": "the phone rings", "door/knock": "a knock on the door",
          "tool/vacuum": "vacuum cleaner", "speech/woman": "a woman is speaking"},
-        "a baby cries",
+        ("a baby cries",),
     ),
     "countryside": Example(
         "The countryside, four minutes",
@@ -56,13 +67,44 @@ EXAMPLES = {
         7,
         {"weather/thunder": "thunder in the distance", "animal/crickets": "crickets", "bell/tubular": "bells ring",
          "animal/bird": "birdsong", "vehicle/motorcycle": "a motorbike goes by"},
-        "a chainsaw",
+        ("a chainsaw",),
+    ),
+    "rehearsal": Example(
+        "A rehearsal, nine minutes",
+        540.0,
+        3,
+        {"music/guitar": "somebody plays the guitar", "music/choir": "a choir sings", "music/drums": "drums",
+         "human/applause": "people applaud", "speech/man": "a man is talking", "door/knock": "a knock on the door"},
+        ("a baby cries",),
+        compression=0.9,
+    ),
+    "empty-room": Example(
+        "An empty room, nothing to find",
+        60.0,
+        5,
+        {},
+        ("somebody talks", "a dog barks", "the phone rings", "music"),
+        compression=0.9,
     ),
 }  # fmt: skip
 
 
 def make_example(name: str, example: Example, bank: Path, output: Path) -> dict[str, Any]:
     """Render one example as OGG; return its entry of `examples.json`."""
+    found = _make_scene(name, example, bank, output) if example.queries else _make_background(name, example, bank, output)
+    absent = [{"query": query, "windows": []} for query in example.absent_queries]
+    return {"file": f"{name}.ogg", "title": example.title, "queries": [*found, *absent]}
+
+
+def _make_background(name: str, example: Example, bank: Path, output: Path) -> list[dict[str, Any]]:
+    source = sorted((bank / "backgrounds-heldout").glob("*.flac"))[example.seed]
+    rate = soundfile.info(source).samplerate
+    samples, _ = soundfile.read(source, frames=round(example.seconds * rate), dtype="float32")
+    _write_ogg(output / f"{name}.ogg", samples, rate, example.compression)
+    return []
+
+
+def _make_scene(name: str, example: Example, bank: Path, output: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         clips = Path(folder) / "clips"
         clips.mkdir()
@@ -84,11 +126,14 @@ def make_example(name: str, example: Example, bank: Path, output: Path) -> dict[
         manifest = synthesize(clips, bank / "backgrounds-heldout", Path(folder) / "scene", recipe)
         entries = read_manifest(manifest)
         samples, rate = soundfile.read(manifest.parent / "audio" / f"{entries[0].vid}.flac", dtype="float32")
-        with soundfile.SoundFile(output / f"{name}.ogg", "w", rate, 1, format="OGG", subtype="VORBIS") as ogg:
-            for begin in range(0, len(samples), rate):  # libsndfile's Vorbis writer crashes on minutes of sound at once
-                ogg.write(samples[begin : begin + rate])
-    queries = [{"query": entry.query, "windows": [list(window) for window in entry.relevant_windows or ()]} for entry in entries]
-    return {"file": f"{name}.ogg", "title": example.title, "queries": [*queries, {"query": example.absent_query, "windows": []}]}
+        _write_ogg(output / f"{name}.ogg", samples, rate, example.compression)
+    return [{"query": entry.query, "windows": [list(window) for window in entry.relevant_windows or ()]} for entry in entries]
+
+
+def _write_ogg(path: Path, samples: np.ndarray, rate: int, compression: float | None) -> None:
+    with soundfile.SoundFile(path, "w", rate, 1, format="OGG", subtype="VORBIS", compression_level=compression) as ogg:
+        for begin in range(0, len(samples), rate):  # libsndfile's Vorbis writer crashes on minutes of sound at once
+            ogg.write(samples[begin : begin + rate])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,10 +141,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the app's example recordings.")
     parser.add_argument("--bank", type=Path, required=True, help="folder made by qamdetr.training.sound_bank.build")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=EXAMPLES, help="make these alone; the others stay as they are")
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    entries = [make_example(name, example, arguments.bank, arguments.output) for name, example in EXAMPLES.items()]
-    (arguments.output / "examples.json").write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    listing = arguments.output / "examples.json"
+    known = {entry["file"]: entry for entry in json.loads(listing.read_text(encoding="utf-8"))} if listing.is_file() else {}
+    for name in arguments.only or EXAMPLES:
+        known[f"{name}.ogg"] = make_example(name, EXAMPLES[name], arguments.bank, arguments.output)
+    entries = [known[f"{name}.ogg"] for name in EXAMPLES if f"{name}.ogg" in known]
+    listing.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

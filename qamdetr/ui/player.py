@@ -1,0 +1,46 @@
+"""The player of a recording and its moments: a static template, a style and scripts that gradio runs in the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from qamdetr.ui.presenters import empty_view
+
+_HERE = Path(__file__).parent
+
+PLAYER_SCRIPTS = (
+    "player_formula.js",
+    "player_parts.js",
+    "player_skeleton.js",
+    "player_sound.js",
+    "player_axis.js",
+    "player_drawing.js",
+    "player_table.js",
+    "player_scatter.js",
+    "player_keys.js",
+    "player.js",
+)
+"""The player's scripts in the order in which they run, as one function body."""
+
+PLAYER_JS = "".join((_HERE / name).read_text(encoding="utf-8") for name in PLAYER_SCRIPTS)
+PLAYER_CSS = (_HERE / "player.css").read_text(encoding="utf-8")
+
+
+def build_player() -> gr.HTML:
+    """Place the player inside the current `gr.Blocks`.
+
+    Its value is a view (`presenters`). Once moments are chosen for export, it fires `select` with `chosen: [[lane, candidate], …]`;
+    a handler takes it as `event: gr.EventData` and reads `presenters.checked_choice(event.chosen, lanes)`. Nothing is sent before the
+    visitor has changed the choice, and nothing when the weight of the verifier changes: that comes to the player as the window's event
+    `qamdetr-beta`, whose `detail` is the weight in [0, 1].
+    """
+    return gr.HTML(
+        value=empty_view(),
+        html_template='<div class="qd-player"></div>',
+        css_template=PLAYER_CSS,
+        js_on_load=PLAYER_JS,
+        apply_default_css=False,
+        elem_id="qamdetr-player",
+    )

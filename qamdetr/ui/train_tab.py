@@ -1,0 +1,338 @@
+"""The tab that trains: scenes from one's own clips, a run with live curves, its checkpoint in the other tab, and what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from qamdetr.errors import QamDetrError
+from qamdetr.inference.pretrained import available_checkpoints
+from qamdetr.ui.evaluation_view import Table, ablation_table, length_table
+from qamdetr.ui.retrieve_handlers import page_error
+from qamdetr.ui.scene_plans import SCENES, SceneOrder, offered_scenes
+from qamdetr.ui.settings import TRAINING_VARIABLE, AppSettings
+from qamdetr.ui.train_handlers import TrainHandlers
+from qamdetr.ui.training_plans import (
+    COMPONENTS,
+    CONFIGS,
+    ENCODERS,
+    TrainOrder,
+    choices_of,
+    runs_folder,
+)
+from qamdetr.ui.training_runs import Run, find_runs, identity
+from qamdetr.ui.training_view import View
+
+_HERE = Path(__file__).parent
+TRAINING_CSS = (_HERE / "training.css").read_text(encoding="utf-8")
+PANEL_JS = "".join((_HERE / name).read_text(encoding="utf-8") for name in ("training_charts.js", "training_panel.js"))
+EVALUATION_JS = (_HERE / "evaluation.js").read_text(encoding="utf-8")
+
+FRESH = "Fresh weights"
+OF_RUN = "Run "
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+TRAINING_OFF = (
+    "Training from this page is switched off, since strangers may use it. Whoever runs it can set "
+    f"`{TRAINING_VARIABLE}=1` in its environment; on a machine of your own, `make app` has it."
+)
+
+CLIPS_HELP = """The folder lies on the machine that runs this page. It holds **one short clip per sound event** (WAV, FLAC, OGG,
+MP3 …; a few seconds each), at least two different sounds, better twenty or more clips of each. There are two ways to say what is heard:
+
+- **by names**: a subfolder for each sound (`dog barking/01.wav`, `dog barking/02.wav`), or file names (`dog_barking_1.wav`);
+- **by a table** `clips.csv` in the folder, with the columns `file_name` and `caption_1` (`caption_2` … for other wordings), and where
+  you like `group` (clips of one sound, such as `animal/dog`), `extend` (`loop` for textures such as rain), `license`, `author`.
+
+Scenes are long recordings in which these clips sound at random times and levels over the backgrounds; the true windows are known,
+since the program placed them. Nothing in your folder is changed."""
+
+
+@dataclass(frozen=True)
+class TrainTab:
+    """What the page around the tab may wire.
+
+    Attributes:
+        used: The event after a checkpoint was handed to `on_checkpoint`; None where training is off.
+        checkpoint: Its folder.
+    """
+
+    used: Any
+    checkpoint: gr.State
+
+
+def build_train_tab(settings: AppSettings, on_checkpoint: Callable[[str], object], root: Path | None = None) -> TrainTab:
+    """Lay the tab out inside the current `gr.Blocks` and wire its events.
+
+    Args:
+        settings: Whether training is on.
+        on_checkpoint: Takes the folder of a checkpoint that a visitor wants to use in the other tab.
+        root: Folder of runs, scenes and jobs; None for `runs_folder`.
+    """
+    checkpoint = gr.State("")
+    if not settings.training:
+        gr.Markdown(TRAINING_OFF, elem_id="qamdetr-training-off")
+        return TrainTab(None, checkpoint)
+    root = runs_folder() if root is None else root
+    handlers = TrainHandlers(root, on_checkpoint)
+
+    # Gradio marks the functions that the page may call, which methods do not let it do.
+    def poll(request: dict[str, Any]) -> View:
+        return handlers.poll(request)
+
+    def act(request: dict[str, Any]) -> View:
+        return handlers.act(request)
+
+    gr.Markdown(
+        "Teach the model your own sounds: make scenes from clips, train on them, use what comes out. Runs go on when this page is closed.",
+        elem_classes="qamdetr-training-intro",
+    )
+    with gr.Accordion("1 · Make scenes from your own clips", open=not offered_scenes(root), elem_id="qamdetr-scenes"):
+        scenes_form = _build_scenes_form(handlers)
+    with gr.Accordion("2 · Train", open=True, elem_id="qamdetr-train"):
+        train_form = _build_train_form(handlers)
+    gr.Markdown("### Runs and scenes")
+    panel = gr.HTML(
+        value={"loading": True},  # it asks by itself as soon as it is in sight, and a page that is opened later finds later runs
+        html_template='<div class="qt-panel"></div>',
+        css_template=TRAINING_CSS,
+        js_on_load=PANEL_JS,
+        apply_default_css=False,
+        server_functions=[poll, act],
+        elem_id="qamdetr-runs",
+    )
+    with gr.Accordion("3 · Evaluate", open=False, elem_id="qamdetr-evaluation"):
+        length_choice, compared = _build_evaluation(handlers)
+
+    scenes_form.start.click(
+        lambda *values: _started(handlers, handlers.make_scenes, _scene_order(*values)), scenes_form.inputs, panel, **PRIVATE
+    )
+    train_form.start.click(lambda *values: _started(handlers, handlers.train, _train_order(*values)), train_form.inputs, panel, **PRIVATE)
+    choices = [train_form.scenes, train_form.init_from, length_choice, compared, scenes_form.name]
+    # Runs come and go while the page is open, and were there before it was.
+    panel.news(lambda *chosen: _refreshed(handlers, *chosen), choices, choices, queue=False, **PRIVATE)
+
+    def use(event: gr.EventData) -> str:
+        try:
+            return handlers.use(str(event.name))
+        except QamDetrError as error:
+            raise page_error(error) from error
+
+    used = panel.select(use, None, checkpoint, **PRIVATE)
+    return TrainTab(used, checkpoint)
+
+
+@dataclass(frozen=True)
+class _ScenesForm:
+    start: gr.Button
+    name: gr.Textbox
+    inputs: list[Any]
+
+
+@dataclass(frozen=True)
+class _TrainForm:
+    start: gr.Button
+    scenes: gr.Dropdown
+    init_from: gr.Dropdown
+    inputs: list[Any]
+
+
+def _build_scenes_form(handlers: TrainHandlers) -> _ScenesForm:
+    usual = SceneOrder("", "")
+    with gr.Row():
+        clips = gr.Textbox(
+            label="Folder of clips", placeholder="/home/me/clips", scale=3, min_width=260, max_lines=1, elem_id="qamdetr-clips"
+        )
+        name = gr.Textbox(label="Name of the scenes", value=handlers.suggest_scenes_name(), max_lines=1, min_width=160)
+    with gr.Accordion("What the folder must hold", open=False):
+        gr.Markdown(CLIPS_HELP)
+    with gr.Row():
+        number = gr.Number(usual.num_scenes, label="Scenes to learn from", precision=0, minimum=1, min_width=140)
+        validation = gr.Number(usual.num_validation, label="Scenes to validate on", precision=0, minimum=1, min_width=140)
+        shortest = gr.Number(usual.shortest_seconds, label="Shortest (seconds)", minimum=5, min_width=140)
+        longest = gr.Number(usual.longest_seconds, label="Longest (seconds)", minimum=5, min_width=140)
+        seed = gr.Number(usual.seed, label="Seed", precision=0, minimum=0, min_width=100)
+    with gr.Accordion("Backgrounds and validation clips", open=False), gr.Row():
+        backgrounds = gr.Textbox(
+            label="Folder of backgrounds",
+            info="Long recordings without the sounds of your clips. Empty: faint noise, which is easier than the real world.",
+            placeholder="empty",
+            max_lines=1,
+            min_width=260,
+        )
+        other = gr.Textbox(
+            label="Folder of validation clips",
+            info="Other clips of the same kinds. Empty: one clip in five of each sound is kept back, so that validation is honest.",
+            placeholder="empty",
+            max_lines=1,
+            min_width=260,
+        )
+    start = gr.Button("Make scenes", variant="primary", elem_id="qamdetr-make-scenes")
+    return _ScenesForm(start, name, [name, clips, other, backgrounds, number, validation, shortest, longest, seed])
+
+
+def _build_train_form(handlers: TrainHandlers) -> _TrainForm:
+    encoder_on, components_on, streams_on, epochs_on = choices_of("pocket")
+    with gr.Row():
+        scenes = gr.Dropdown(
+            [],
+            value=None,
+            label="Scenes",
+            info="A set that was made here, or a folder with train/manifest.jsonl and val/manifest.jsonl.",
+            allow_custom_value=True,
+            min_width=260,
+            elem_id="qamdetr-train-scenes",
+        )
+        config = gr.Dropdown(
+            list(CONFIGS),
+            value="pocket",
+            label="Configuration",
+            info="pocket has the shipped model's settings: a good start on a CPU.",
+            min_width=260,
+        )
+    with gr.Row():
+        encoder = gr.Radio(list(ENCODERS), value=encoder_on, label="Encoder", min_width=200)
+        components = gr.CheckboxGroup(list(COMPONENTS), value=components_on, label="Components", min_width=280)
+        streams = gr.CheckboxGroup(
+            _stream_choices(streams_on), value=streams_on, label="Auxiliary streams", min_width=200, elem_id="qamdetr-train-streams"
+        )
+    with gr.Row():
+        epochs = gr.Number(epochs_on, label="Epochs", precision=0, minimum=1, min_width=100)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        init_from = gr.Dropdown([FRESH], value=FRESH, label="Begin with", min_width=200)
+        name = gr.Textbox(label="Name of the run", placeholder="automatic", max_lines=1, min_width=200)
+    start = gr.Button("Start training", variant="primary", elem_id="qamdetr-start-training")
+
+    def configure(chosen: str) -> tuple[Any, ...]:
+        try:
+            encoder_on, components_on, streams_on, epochs_on = choices_of(chosen)
+        except QamDetrError as error:
+            raise page_error(error) from error
+        return encoder_on, components_on, gr.update(choices=_stream_choices(streams_on), value=streams_on), epochs_on
+
+    config.input(configure, config, [encoder, components, streams, epochs], **PRIVATE)
+    return _TrainForm(start, scenes, init_from, [name, scenes, config, encoder, components, streams, seed, epochs, init_from])
+
+
+def _build_evaluation(handlers: TrainHandlers) -> tuple[gr.Dropdown, gr.Dropdown]:
+    with gr.Row(elem_classes="qamdetr-evaluate"):
+        length_choice = gr.Dropdown([], value=None, label="Run", info="Its best checkpoint on its validation scenes.", min_width=220)
+        compared = gr.Dropdown([], value=[], multiselect=True, label="Runs to compare", info="Side by side, by components.", min_width=260)
+    with gr.Row():
+        by_length = gr.Button("Metrics by window length", elem_id="qamdetr-by-length")
+        side_by_side = gr.Button("Table of ablations", elem_id="qamdetr-side-by-side")
+    shown = gr.HTML(
+        value={"empty": "Choose a run, or several, and press a button."},
+        html_template='<div class="qt-evaluation"></div>',
+        css_template=TRAINING_CSS,
+        js_on_load=EVALUATION_JS,
+        apply_default_css=False,
+        elem_id="qamdetr-evaluation-table",
+    )
+
+    def lengths(chosen: str | None) -> Table:
+        return _told(lambda: length_table(_chosen_runs(handlers.root, [chosen] if chosen else [])[0]))
+
+    def compare(chosen: list[str] | None) -> Table:
+        return _told(lambda: ablation_table(_chosen_runs(handlers.root, chosen or []), handlers.root))
+
+    by_length.click(
+        lengths, length_choice, shown, api_visibility="private", show_progress="full", concurrency_id="model", concurrency_limit=1
+    )
+    side_by_side.click(compare, compared, shown, **PRIVATE)
+    return length_choice, compared
+
+
+def _started(handlers: TrainHandlers, start: Callable[[Any], str], order: Callable[[TrainHandlers], Any]) -> View:
+    """Start what was filled in; a mistake is one line on the page, and what was filled in stays."""
+    try:
+        return handlers.view(start(order(handlers)), "Started. It goes on when you close this page.")
+    except Exception as error:
+        raise page_error(error) from error
+
+
+def _scene_order(*values: Any) -> Callable[[TrainHandlers], SceneOrder]:  # noqa: ANN401 - what a form holds
+    name, clips, other, backgrounds, number, validation, shortest, longest, seed = values
+    return lambda _: SceneOrder(
+        name=(name or "").strip(),
+        clips=clips or "",
+        validation_clips=other or "",
+        backgrounds=backgrounds or "",
+        num_scenes=int(number or 0),
+        num_validation=int(validation or 0),
+        shortest_seconds=float(shortest or 0),
+        longest_seconds=float(longest or 0),
+        seed=int(seed or 0),
+    )
+
+
+def _train_order(*values: Any) -> Callable[[TrainHandlers], TrainOrder]:  # noqa: ANN401 - what a form holds
+    name, scenes, config, encoder, components, streams, seed, epochs, init_from = values
+    return lambda handlers: TrainOrder(
+        name=(name or "").strip() or handlers.suggest_run_name(config, seed),
+        scenes=scenes or "",
+        config=config,
+        encoder=encoder,
+        components=tuple(components or ()),
+        streams=tuple(streams or ()),
+        seed=int(seed or 0),
+        epochs=int(epochs or 0),
+        init_from=_init_from(handlers.root, init_from or FRESH),
+    )
+
+
+def _refreshed(handlers: TrainHandlers, scenes: str, init_from: str, length_run: str, compared: list[str], name: str) -> tuple[Any, ...]:
+    """Offer what is there now; what was chosen stays chosen while it exists."""
+    sets, runs, starts = offered_scenes(handlers.root), _run_choices(handlers.root), _init_choices(handlers.root)
+    kept = [run for run in compared or [] if run in runs]
+    taken = (handlers.root / SCENES / (name or "")).exists()
+    return (
+        gr.update(choices=sets, value=scenes or (sets[0] if sets else None)),
+        gr.update(choices=starts, value=init_from if init_from in starts else FRESH),
+        gr.update(choices=runs, value=length_run if length_run in runs else (runs[0] if runs else None)),
+        gr.update(choices=runs, value=kept),
+        handlers.suggest_scenes_name() if taken else gr.skip(),  # it may be being typed
+    )
+
+
+def _run_choices(root: Path) -> list[str]:
+    return [identity(run.folder, root) for run in find_runs(root)]
+
+
+def _chosen_runs(root: Path, chosen: list[str]) -> list[Run]:
+    known = {identity(run.folder, root): run for run in find_runs(root)}
+    if not chosen or any(name not in known for name in chosen):
+        raise QamDetrError(
+            "Choose a run first; one that was removed meanwhile is no longer there." if known else "There are no runs yet; train one."
+        )
+    return [known[name] for name in chosen]
+
+
+def _init_choices(root: Path) -> list[str]:
+    runs = [f"{OF_RUN}{identity(run.folder, root)}" for run in find_runs(root) if run.checkpoint is not None]
+    return [FRESH, *available_checkpoints(), *runs]
+
+
+def _init_from(root: Path, chosen: str) -> str:
+    """Name or folder of the checkpoint that a choice means; empty for fresh weights."""
+    if chosen not in _init_choices(root):
+        raise QamDetrError(f"There is no {chosen!r} to begin with any more; choose another, or fresh weights.")
+    if not chosen.startswith(OF_RUN):
+        return "" if chosen == FRESH else chosen
+    return str((root / chosen.removeprefix(OF_RUN) / "best").resolve())
+
+
+def _stream_choices(streams: list[str]) -> list[tuple[str, str]]:
+    words = {"mel_stats": "log-mel statistics"}
+    return [(words.get(name.partition("/")[2], name.replace("/", ": ")), name) for name in streams]
+
+
+def _told(make: Callable[[], Table]) -> Table:
+    try:
+        return make()
+    except Exception as error:
+        raise page_error(error) from error

@@ -1,0 +1,50 @@
+"""Run by `test_gpu.py` in a process of its own, where `spaces` is the stand-in beside this file: `borrow.py CHECKPOINT AUDIO`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import spaces
+
+from qamdetr.config import VerifierConfig
+from qamdetr.errors import QamDetrError
+from qamdetr.inference import trained_encoder
+from qamdetr.ui import gpu
+from qamdetr.ui.settings import AppSettings
+
+checkpoint, audio = sys.argv[1:]
+devices = []
+
+
+def open_here(config, name, *, device=None, models=None):
+    """The GPU of this machine is its CPU."""
+    devices.append(device)
+    return trained_encoder.open_encoder(config, name, device="cpu", models=models)
+
+
+gpu.open_encoder = open_here
+told = {"registered": list(spaces.REGISTERED)}
+
+pocket = gpu.open_retriever("qam-detr-pocket")
+pocket.retrieve(pocket.encode(audio), "a bell rings")
+told["loans of pocket"] = list(spaces.LOANS)
+
+large = gpu.open_retriever(checkpoint)
+told["devices"] = devices
+recording = large.encode(audio)
+told["loans of encode"] = list(spaces.LOANS)
+told["same as here"] = all(
+    bool((features == recording.streams[name]).all()) for name, features in large.encoder.encode_recording(audio).streams.items()
+)
+told["moments"] = len(large.retrieve(recording, "a bell rings").moments)
+told["loans of retrieve"] = list(spaces.LOANS)
+try:
+    large.encode("missing.wav")
+except QamDetrError as error:
+    told["mistake"] = f"{type(error).__name__}: {error}"
+
+told["elsewhere"] = gpu.run_on_gpu(1, os.getpid) != os.getpid()
+told["verifier"] = repr(gpu.open_verifier("qwen2.5-omni", AppSettings(verifier_model="folder"), VerifierConfig()))
+print(json.dumps(told))  # noqa: T201 - the test reads it

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+
+from qamdetr.config import Config, ModelConfig, save_config
+from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.inference.pretrained import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_pretrained
+from qamdetr.models.qam_detr import QamDetr
+from qamdetr.training.ablation import LADDER
+from qamdetr.ui import ablations
+
+BASELINE = ModelConfig(fusion="text_to_audio", encoder="transformer", multiscale=False, quality=False, audio_streams={"pocket": 8})
+FULL = ModelConfig(audio_streams={"pocket": 8, "mel_stats": 4}, text_streams={"pocket": 8, "roberta": 4}, dim=16, ffn_dim=16)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def make(name, model):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / WEIGHTS_FILE).touch()
+        save_config(Config(model=model), folder / CONFIG_FILE)
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize("model", [BASELINE, FULL, ModelConfig()])
+def test_what_can_be_bypassed_is_known_without_the_network(model):
+    assert set(ablations.bypassable(model)) == QamDetr(model).bypassable
+
+
+@pytest.mark.parametrize("name", available_checkpoints())
+def test_shipped_checkpoints_can_bypass_what_the_page_offers(name):
+    model, _ = load_pretrained(name)
+    assert {component for _, component in ablations.components(name)} == model.bypassable
+
+
+def test_components_have_the_names_of_the_report(checkpoint):
+    full = checkpoint("full", FULL)
+    labels = [label for label, _ in ablations.components(full, "pocket")]
+    assert labels == [
+        "audio stream mel_stats", "text stream roberta", "3-way fusion", "multi-scale fusion", "quality in the ranking", "verifier"
+    ]  # fmt: skip
+    assert "verifier" not in [name for _, name in ablations.components(full)]
+    assert ablations.components("no such checkpoint") == []
+
+
+def test_rows_are_those_of_the_ladder():
+    assert [row.label for row in ablations.TABLE_ROWS] == [variant.label for variant in LADDER]
+    assert [row.checkpoint for row in ablations.TABLE_ROWS] == [f"ladder-{variant.name.replace('_', '-')}" for variant in LADDER]
+    assert [row.number for row in ablations.table_rows(["ladder-5-three-way", "mine"])] == [5]
+
+
+def test_the_whole_model_alone_is_asked_once(checkpoint):
+    (ask,) = ablations.plan(checkpoint("full", FULL), "pocket", [], [])
+    assert ask.bypass == ()
+    assert ask.verifier == "pocket"
+    assert ask.how == "trained this way: BiMamba, 3-way fusion, multi-scale fusion, quality; streams pocket, mel_stats and roberta"
+    assert ablations.lane_label("a dog", ask, 3, 1) == "a dog"
+
+
+def test_what_is_left_out_is_a_second_answer_of_the_same_model(checkpoint):
+    full = checkpoint("full", FULL)
+    _, ask = ablations.plan(full, "pocket", ["quality", "verifier", "no such thing", "three_way"], [])
+    assert ask.checkpoint == full
+    assert ask.bypass == ("three_way", "quality")
+    assert ask.verifier == "none"
+    assert ask.label == "Without 3-way fusion, quality in the ranking and verifier"
+    assert ask.how == "bypassed in the full model: 3-way fusion, quality in the ranking and verifier"
+    assert ablations.lane_label("a dog", ask, 1, 2) == ask.label
+    assert ablations.lane_label("a dog", ask, 2, 2) == f"a dog · {ask.label}"
+
+
+def test_names_that_the_model_does_not_have_ask_nothing_more(checkpoint):
+    assert len(ablations.plan(checkpoint("baseline", BASELINE), "none", ["three_way", "verifier"], [])) == 1
+
+
+def test_rows_are_asked_too_but_no_model_twice(monkeypatch):
+    monkeypatch.setattr(ablations, "read_config", lambda name: Config(model=BASELINE if name == "ladder-1-baseline" else FULL))
+    asks = ablations.plan("ladder-2-bimamba", "none", [], [1, 2, 9])
+    assert [ask.label for ask in asks] == ["ladder-2-bimamba", "Row 1: DETR-style baseline"]
+    assert asks[1].how == "trained this way: Transformer, text-to-audio fusion; stream pocket"
+
+
+def test_lanes_are_limited_to_what_can_be_compared():
+    ablations.check_lanes(8, 2)
+    with pytest.raises(ConfigError, match="8 queries to 3 models are 24 answers; the limit is 16"):
+        ablations.check_lanes(8, 3)
+
+
+def test_a_configuration_that_changed_is_read_again(checkpoint):
+    name = checkpoint("run", FULL)
+    assert ablations.read_config(name).model.quality
+    checkpoint("run", BASELINE)
+    assert not ablations.read_config(name).model.quality
+    with pytest.raises(CheckpointError, match="No checkpoint"):
+        ablations.read_config("no such checkpoint")

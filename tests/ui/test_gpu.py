@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
+
+from qamdetr.config import VerifierConfig, config_from_dict
+from qamdetr.errors import AudioError
+from qamdetr.inference.pretrained import save_pretrained
+from qamdetr.inference.verifiers.qwen_omni import QwenOmniVerifier
+from qamdetr.models.qam_detr import QamDetr
+from qamdetr.types import Candidate, Recording
+from qamdetr.ui import gpu
+from qamdetr.ui.settings import AppSettings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def write_noise(path, seconds):
+    samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * 8000))
+    soundfile.write(path, samples.astype(np.float32), 8000)
+    return path
+
+
+def test_where_nothing_is_lent_work_is_simply_done():
+    assert gpu.run_on_gpu(3, math.hypot, 3, 4) == 5
+    with pytest.raises(AudioError, match="too short"):
+        gpu.run_on_gpu(3, _refuse, "too short")
+    assert not gpu.ON_LOAN
+
+
+def _refuse(reason):
+    raise AudioError(reason)
+
+
+def test_time_asked_for_follows_the_length_of_the_recording(tmp_path):
+    assert gpu.encoding_seconds(write_noise(tmp_path / "a.wav", 60)) == pytest.approx(11)
+    assert gpu.encoding_seconds(write_noise(tmp_path / "b.flac", 300)) == pytest.approx(15)
+    unknown = tmp_path / "phone.m4a"
+    unknown.write_bytes(bytes(8000 * 120))
+    assert gpu.encoding_seconds(unknown) == pytest.approx(12)
+    assert gpu.encoding_seconds(tmp_path / "missing.wav") == gpu.START_SECONDS
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [(0.2, 1), (11.4, 12), (9000, gpu.MOST_SECONDS)])
+def test_no_loan_is_longer_than_is_ever_granted(wanted, asked):
+    assert gpu._lent_seconds(wanted, math.sqrt, (1,)) == asked
+
+
+def test_verifiers_get_what_the_environment_names():
+    settings = AppSettings(verifier_model="folder", verifier_url="http://localhost:8000/v1")
+    assert gpu.open_verifier("none", settings, VerifierConfig()) is None
+    assert gpu.open_verifier("pocket", settings, VerifierConfig()).name == "pocket"
+    assert gpu.open_verifier("qwen2.5-omni", settings, VerifierConfig()).inner.settings.model == "folder"
+    assert "http://localhost:8000/v1" in repr(gpu.open_verifier("server", settings, VerifierConfig()))
+
+
+def test_a_borrowing_verifier_sends_no_features_and_asks_by_candidates(monkeypatch):
+    class Ear:
+        name, identity, needs_audio = "ear", "ear-1", True
+
+        def verify(self, recording, query, text, candidates):
+            assert recording.streams == {}
+            return [0.5] * len(candidates)
+
+    asked = []
+    monkeypatch.setattr(gpu, "_borrow", lambda seconds, function, arguments: asked.append(seconds) or function(*arguments))
+    verifier = gpu.BorrowingVerifier(Ear())
+    recording = Recording("a", "a.wav", 9.0, {"pocket": torch.zeros(9, 4)}, np.zeros((2, 9)))
+    candidates = [Candidate(float(at), at + 1.0, 0.9, 0.9, 0.81) for at in range(4)]
+    assert verifier.verify(recording, "a bell", {}, candidates) == [0.5] * 4
+    assert asked == [gpu.START_SECONDS + 4 * gpu.SECONDS_PER_CANDIDATE]
+    assert (verifier.name, verifier.identity, verifier.needs_audio) == ("ear", "ear-1", True)
+
+
+@pytest.fixture
+def large_checkpoint(tmp_path):
+    """A checkpoint on LAION-CLAP, as tiny as its encoder."""
+    config = config_from_dict(
+        {
+            "model": {
+                "audio_streams": {"laion_clap": AUDIO_DIMS["laion_clap"]},
+                "text_streams": {"laion_clap": TEXT_DIMS["laion_clap"]},
+                "dim": 16,
+                "num_heads": 2,
+                "ffn_dim": 32,
+                "encoder": "transformer",
+                "encoder_layers": 1,
+            },
+            "data": {"combo": "laion_clap", "encoder_models": tiny_hub(tmp_path / "hub")},
+        }
+    )
+    save_pretrained(tmp_path / "large", QamDetr(config.model), config, half=False)
+    return tmp_path / "large"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="ZeroGPU forks, and so does its stand-in")
+def test_only_large_encoders_borrow_and_the_work_survives_the_way_there_and_back(large_checkpoint, tmp_path):
+    audio = write_noise(tmp_path / "noise.wav", 30)
+    here = REPOSITORY / "tests" / "ui" / "lending"
+    environment = {**os.environ, "SPACES_ZERO_GPU": "true", "PYTHONPATH": f"{here}:{REPOSITORY}", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, here / "borrow.py", large_checkpoint, audio],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert told["registered"] == ["_work_on_loan"], "a Space on ZeroGPU wants a GPU function at start-up"
+    assert told["loans of pocket"] == []
+    assert told["devices"] == ["cuda"], "opened before the loan, so that no lent second goes into reading weights"
+    assert told["loans of encode"] == told["loans of retrieve"] == [math.ceil(gpu.START_SECONDS + 0.5 * gpu.SECONDS_PER_MINUTE)]
+    assert told["same as here"]
+    assert told["moments"] > 0
+    assert told["mistake"].startswith("AudioError: missing.wav")
+    assert told["elsewhere"]
+    assert "BorrowingVerifier(inner=QwenOmniVerifier" in told["verifier"]
+
+
+def test_what_borrows_is_small_enough_to_be_sent():
+    verifier = QwenOmniVerifier(VerifierConfig(model="folder"))
+    assert len(pickle.dumps(verifier.verify)) < 1000

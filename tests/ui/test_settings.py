@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qamdetr.config import VerifierConfig
+from qamdetr.errors import ConfigError
+from qamdetr.ui import settings as settings_module
+from qamdetr.ui.settings import AppSettings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_without_variables_it_is_the_page_of_ones_own_machine():
+    settings = AppSettings.from_environment({})
+    assert settings == AppSettings()
+    assert settings.training
+    assert settings.verifiers == ("none", "pocket")
+    assert settings.checkpoint == "qam-detr-pocket"
+    assert (settings.upload_bytes, settings.longest_seconds) == (500 * 1024**2, 7200)
+
+
+def test_a_space_is_more_careful():
+    settings = AppSettings.from_environment({"SPACE_ID": "someone/qam-detr"})
+    assert settings.hosted
+    assert not settings.training
+    assert settings.upload_mb < AppSettings().upload_mb
+    assert settings.longest_minutes < AppSettings().longest_minutes
+    assert AppSettings.from_environment({"SPACE_ID": "someone/qam-detr", "QAMDETR_TRAINING": "1"}).training
+
+
+def test_every_variable_is_read_and_blanks_count_as_unset():
+    settings = AppSettings.from_environment(
+        {
+            "QAMDETR_TRAINING": "off",
+            "QAMDETR_UPLOAD_MB": " 20 ",
+            "QAMDETR_LONGEST_MINUTES": "1.5",
+            "QAMDETR_QUEUE_LENGTH": "3",
+            "QAMDETR_CHECKPOINT": "ladder-2-bimamba",
+            "QAMDETR_VERIFIER_MODEL": "Qwen/Qwen2.5-Omni-3B",
+            "QAMDETR_VERIFIER_URL": "http://localhost:8000/v1",
+            "QAMDETR_WARM_UP": "No",
+            "QAMDETR_MCP": "",
+        }
+    )
+    assert settings == AppSettings(
+        training=False,
+        upload_mb=20,
+        longest_minutes=1.5,
+        queue_length=3,
+        checkpoint="ladder-2-bimamba",
+        verifiers=("none", "pocket", "qwen2.5-omni", "server"),
+        verifier_model="Qwen/Qwen2.5-Omni-3B",
+        verifier_url="http://localhost:8000/v1",
+        warm_up=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("QAMDETR_TRAINING", "maybe", "1 (on) or 0 (off)"),
+        ("QAMDETR_UPLOAD_MB", "0", "from 1 to 10000"),
+        ("QAMDETR_UPLOAD_MB", "12.5", "whole number"),
+        ("QAMDETR_LONGEST_MINUTES", "121", "to 120"),
+        ("QAMDETR_LONGEST_MINUTES", "nan", "from 0.1"),
+        ("QAMDETR_QUEUE_LENGTH", "many", "whole number from 1"),
+        ("QAMDETR_CHECKPOINT", "no-such-model", "qam-detr-pocket"),
+        ("QAMDETR_VERIFIER_URL", "localhost:8000", "http://"),
+        ("QAMDETR_WARM_UP", "2", "1 (on) or 0 (off)"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_variable_value_and_limit(name, value, limit):
+    with pytest.raises(ConfigError) as caught:
+        AppSettings.from_environment({name: value})
+    message = str(caught.value)
+    assert all(part in message for part in (name, value, limit)), message
+    assert "\n" not in message
+
+
+def test_mcp_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"QAMDETR_MCP is on.*gradio\[mcp\]"):
+        AppSettings.from_environment({"QAMDETR_MCP": "1"})
+    assert not AppSettings.from_environment({"QAMDETR_MCP": "0"}).mcp
+
+
+def test_the_environment_names_model_and_address_of_verifiers_and_nothing_else():
+    settings = AppSettings(verifier_model="folder", verifier_url="http://localhost:8000/v1")
+    trained = VerifierConfig(batch_size=7)
+    assert settings.verifier_config("qwen2.5-omni", trained) == VerifierConfig(batch_size=7, model="folder")
+    assert settings.verifier_config("server", trained) == VerifierConfig(batch_size=7, url="http://localhost:8000/v1")
+    assert settings.verifier_config("pocket", trained) == trained
+
+
+def test_every_variable_is_documented_with_its_default():
+    page = (REPOSITORY / "docs" / "hosting.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", page, flags=re.MULTILINE))
+    own = {value for name, value in vars(settings_module).items() if name.endswith("_VARIABLE")}
+    assert own <= set(rows)
+    usual, hosted = AppSettings(), AppSettings.from_environment({"SPACE_ID": "a/b"})
+    for variable, field in (("UPLOAD_MB", "upload_mb"), ("LONGEST_MINUTES", "longest_minutes"), ("QUEUE_LENGTH", "queue_length")):
+        numbers = [float(number) for number in re.findall(r"\d+", rows[f"QAMDETR_{variable}"])]
+        assert numbers == list(dict.fromkeys(float(getattr(settings, field)) for settings in (usual, hosted))), variable
+    assert usual.checkpoint in rows["QAMDETR_CHECKPOINT"]
+
+
+def test_the_app_does_not_start_half_configured():
+    environment = {**os.environ, "QAMDETR_QUEUE_LENGTH": "-1", "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run([sys.executable, REPOSITORY / "app.py"], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2
+    assert run.stderr.strip() == "app.py: QAMDETR_QUEUE_LENGTH is '-1' in the environment; it must be a whole number from 1 to 10000."
+    assert run.stdout == ""

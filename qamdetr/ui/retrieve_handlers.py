@@ -16,7 +16,7 @@ from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 from qamdetr.types import Recording
 from qamdetr.ui.examples import Example
 from qamdetr.ui.presenters import View, busy_view, empty_view, recording_view, result_view
-from qamdetr.ui.shared_retriever import SharedRetriever, first_checkpoint
+from qamdetr.ui.shared_retriever import Retriever, SharedRetriever, first_checkpoint
 
 MAX_UPLOAD_BYTES = 500 * 1024**2
 MAX_QUERY_CHARACTERS = 500
@@ -71,15 +71,21 @@ class RetrieveHandlers:
         Returns:
             The session, and the checkpoint that is in use.
         """
-        try:
-            self._model.get(checkpoint)
-        except QamDetrError as error:
-            gr.Warning(
-                f"{error} Until then the page uses {DEFAULT_CHECKPOINT}, which needs no download.", title="Not here yet", duration=60
-            )
-            checkpoint = DEFAULT_CHECKPOINT
         session.checkpoint = checkpoint
-        return session, checkpoint
+        self._retriever(session)
+        return session, session.checkpoint
+
+    def _retriever(self, session: Session) -> Retriever:
+        """Return the session's model; where it cannot be opened, say why and go over to the pocket default, which needs no download."""
+        try:
+            return self._model.get(session.checkpoint)
+        except QamDetrError as error:
+            if session.checkpoint == DEFAULT_CHECKPOINT:
+                raise
+            instead = f"Until then the page uses {DEFAULT_CHECKPOINT}, which needs no download."
+            gr.Warning(f"{error} {instead}", title="Not here yet", duration=60)
+            session.checkpoint = DEFAULT_CHECKPOINT
+            return self._model.get(DEFAULT_CHECKPOINT)
 
     def open_upload(self, session: Session, path: str | None) -> Iterator[tuple[Session, View]]:
         """Encode an uploaded file as soon as it is there, while the visitor types."""
@@ -104,8 +110,9 @@ class RetrieveHandlers:
             query = checked_query(query)
             yield session, busy_view(f"Looking for “{query}” …")
             # The visitor may have chosen another model since the recording was opened.
+            retriever = self._retriever(session)
             session.recording = recording = self._encode(session, Path(recording.path))
-            result = self._model.get(session.checkpoint).retrieve(recording, query, verifier=verifier, beta=beta)
+            result = retriever.retrieve(recording, query, verifier=verifier, beta=beta)
         except Exception as error:
             yield session, session.view
             raise page_error(error) from error
@@ -157,6 +164,7 @@ class RetrieveHandlers:
     def _open(self, session: Session, path: Path, title: str, example: Example | None) -> Iterator[tuple[Session, View]]:
         try:
             yield session, busy_view(f"Listening to “{title}” …")
+            self._retriever(session)
             recording = self._encode(session, path)
         except Exception as error:
             yield session, session.view

@@ -199,3 +199,23 @@ def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes
     list(handlers.open_upload(session, str(make_audio())))
     *_, answer = views(handlers.find(session, "a dog", "none", 0.35))
     assert answer["state"] == "result"
+
+
+def test_a_page_that_starts_with_a_model_that_is_not_here_goes_over_to_the_pocket_default(monkeypatch, make_audio):
+    def load(name):
+        if name != "qam-detr-pocket":
+            raise CheckpointError("big needs laion/clap, about 600 MB; run `hf download`.")
+        return FakeRetriever()
+
+    warnings = []
+    monkeypatch.setattr(retrieve_handlers.gr, "Warning", lambda text, **_: warnings.append(text))
+    monkeypatch.setenv("QAMDETR_CHECKPOINT", "big")
+    handlers = RetrieveHandlers(SharedRetriever(load), [])
+    session = Session()
+    *_, opened = views(handlers.open_upload(session, str(make_audio())))
+    *_, answer = views(handlers.find(session, "a dog", "none", 0.35))
+    assert (opened["state"], answer["state"]) == ("ready", "result")
+    assert len(warnings) == 1
+    assert "hf download" in warnings[0]
+    with pytest.raises(gr.Error, match="hf download"):
+        handlers.retrieve(Session(), str(make_audio("b.wav")), "a dog")

@@ -36,7 +36,10 @@ def export(results: Sequence[Result], file_format: str) -> str:
 
 
 def to_json_object(result: Result) -> dict[str, Any]:
-    """Turn a result into the object that the command line, the HTTP endpoint and the MCP tool share (DESIGN section 6)."""
+    """Turn a result into the object that the command line, the HTTP endpoint and the MCP tool share.
+
+    The keys of DESIGN section 6 and one more, `notes`: what the user should know, such as a verifier that failed; mostly an empty list.
+    """
     return {
         "audio": result.audio,
         "duration": round(result.duration_seconds, _SECONDS_DECIMALS),
@@ -58,6 +61,7 @@ def to_json_object(result: Result) -> dict[str, Any]:
             for moment in result.moments
         ],
         "saliency": [round(value, _SCORE_DECIMALS) for value in result.saliency],
+        "notes": list(result.notes),
     }
 
 
@@ -77,6 +81,7 @@ def _table(results: Sequence[Result]) -> str:
         lines = [
             f"{_one_line(result.audio)} ({duration}), {_one_line(result.query)!r}, encoder {result.encoder}, verifier {result.verifier}"
         ]
+        lines += [f"  {_one_line(text)}" for text in result.notes]
         if not result.found:
             lines.append("  not in this recording" + ("; the nearest guesses are:" if result.moments else ""))
         if result.moments:

@@ -150,7 +150,7 @@ def locate(model: str, override: str = "", *, download: bool = True) -> Path:
             return local
         repo, _, revision = override.partition("@")
         if not _is_hub_id(repo):
-            raise CheckpointError(f"The encoder {model} is to come from {override}, which does not exist; correct the path.")
+            raise CheckpointError(f"The encoder {model} is to come from {override}, which does not exist.")
         otherwise = f"name a local folder that exists (there is none called {override}) with `--encoder {{model}}=FOLDER`"
         wanted = replace(wanted, repo=repo, revision=revision or "main", files=(), megabytes=0, otherwise=otherwise)
     folder = _cached(wanted)

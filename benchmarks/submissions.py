@@ -84,7 +84,7 @@ class Bench:
 
     def system(self, name: str, members: Sequence[str], merge: MergeMethod) -> SystemConfig:
         """Read a recipe of the report, with other members."""
-        return load_system(name, [f"merge={merge}", f"data.feature_dir={self._features}", "verifier=pocket"], members=members)
+        return load_system(name, [f"merge={merge}", f"data.feature_dir={self._features}", "verify_with=pocket"], members=members)
 
     def _ask(self, system: SystemConfig, split: str, label: str) -> list[VerifiedAnswer]:
         entries = self._entries[split]

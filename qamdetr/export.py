@@ -78,7 +78,10 @@ def export(results: Sequence[Result | Answer], file_format: str) -> str:
 
 
 def to_json_object(result: Result) -> dict[str, Any]:
-    """Turn a result into the object that the command line, the HTTP endpoint and the MCP tool share (DESIGN section 6)."""
+    """Turn a result into the object that the command line, the HTTP endpoint and the MCP tool share.
+
+    The keys of DESIGN section 6 and one more, `notes`: what the user should know, such as a verifier that failed; mostly an empty list.
+    """
     return {
         "audio": result.audio,
         "duration": round(result.duration_seconds, _SECONDS_DECIMALS),
@@ -100,6 +103,7 @@ def to_json_object(result: Result) -> dict[str, Any]:
             for moment in result.moments
         ],
         "saliency": [round(value, _SCORE_DECIMALS) for value in result.saliency],
+        "notes": list(result.notes),
     }
 
 
@@ -118,6 +122,7 @@ def _table(answers: Sequence[Answer]) -> str:
         result = answer.result
         duration = clock(result.duration_seconds)
         lines = [f"{one_line(result.audio)} ({duration}), {answer.title!r}, encoder {result.encoder}, verifier {result.verifier}"]
+        lines += [f"  {one_line(text)}" for text in result.notes]
         if not result.found:
             lines.append("  not in this recording" + ("; the nearest guesses are:" if result.moments else ""))
         if result.moments:

@@ -18,6 +18,25 @@ from qamdetr.errors import ConfigError
 _Section = TypeVar("_Section")
 
 
+class _DoubledKeyError(yaml.YAMLError):
+    """A mapping holds a key twice, which PyYAML would read as the last of them."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses doubled keys."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - PyYAML's own signature
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], yaml.ScalarNode] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                first = seen.setdefault((key.tag, key.value), key)
+                if first is not key:
+                    lines = f"{first.start_mark.line + 1} and {key.start_mark.line + 1}"
+                    raise _DoubledKeyError(f"the key {key.value!r} stands twice, in lines {lines}; remove one.")
+        return node
+
+
 def read(name: str, folder: Path, kind: str = "config") -> dict[str, Any]:
     """Read a YAML file and all that it extends, the later over the earlier, to nested mappings.
 
@@ -49,7 +68,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section; use section.key=value.")
         try:
-            target[leaf] = yaml.safe_load(text)
+            target[leaf] = yaml.load(text, _Loader)
         except yaml.YAMLError:
             raise ConfigError(f"--set {override!r}: the value is not valid YAML; write numbers, words or [lists].") from None
 
@@ -113,7 +132,9 @@ def _read_chain(path: Path, folder: Path, kind: str, seen: tuple[Path, ...]) -> 
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `extends` goes round in a circle; remove one of {[p.name for p in seen]}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except _DoubledKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

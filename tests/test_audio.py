@@ -220,3 +220,14 @@ def test_a_long_stereo_file_is_held_once(tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
     assert float(told.stdout) < 1.2
+
+
+def test_recordings_are_listed_by_stem_and_what_is_no_recording_is_left_out(tmp_path):
+    for name in ("a.flac", "b.1.wav", "c.MP3", ".hidden.wav", "a.txt", "notes"):
+        (tmp_path / name).write_bytes(b"")
+    assert audio.find_recordings(tmp_path) == {"a": tmp_path / "a.flac", "b.1": tmp_path / "b.1.wav", "c": tmp_path / "c.MP3"}
+    (tmp_path / "a.ogg").write_bytes(b"")
+    with pytest.raises(AudioError, match=r"holds both a\.flac and a\.ogg; keep one file per recording"):
+        audio.find_recordings(tmp_path)
+    with pytest.raises(AudioError, match="Cannot list"):
+        audio.find_recordings(tmp_path / "nowhere")

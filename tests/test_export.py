@@ -36,7 +36,7 @@ ABSENT = replace(RESULT, query="a whale", found=False)
 def test_json_is_the_contract():
     (one,) = json.loads(export([RESULT], "json"))
     assert one == to_json_object(RESULT)
-    assert list(one) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency"]
+    assert list(one) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
     assert one["moments"][0] == {
         "start": 3661.25,
         "end": 3665.5,
@@ -52,6 +52,16 @@ def test_json_is_the_contract():
     without = replace(RESULT, moments=(moment(1, 2, 0.5),))
     assert to_json_object(without)["moments"][0]["verifier_score"] is None
     assert json.loads(export([RESULT, ABSENT], "json"))[1]["found"] is False
+
+
+def test_a_verifier_that_failed_is_told_in_table_and_json():
+    told = ("Verifier server failed (no\nanswer); the moments are ranked by the decoder alone.", "another note")
+    failed = replace(RESULT, verifier="none", beta=0.0, notes=told)
+    assert to_json_object(failed)["notes"] == list(told)
+    assert to_json_object(RESULT)["notes"] == []
+    lines, plain = export([failed], "table").splitlines(), export([RESULT], "table").splitlines()
+    assert lines[1:3] == ["  Verifier server failed (no answer); the moments are ranked by the decoder alone.", "  another note"]
+    assert lines[3:] == plain[1:]
 
 
 def test_table_shows_rank_time_and_score():

@@ -61,6 +61,8 @@ def test_mappings_of_a_parent_are_extended_entry_by_entry(tmp_path: Path) -> Non
         ("bench: [{name: Ada, lives: many}]", "bench.lives is 'many'; expected int"),
         ("bench: {name: Ada}", "bench is {'name': 'Ada'}"),
         ("1: 2", "Unknown key '1'"),
+        ("speed: 1\nmode: no\nspeed: 2", "game.yaml: the key 'speed' stands twice, in lines 1 and 3; remove one."),
+        ("players: {a: {name: Ada, 'name': Bob}}", "the key 'name' stands twice, in lines 1 and 1"),
         ("extends: _none", "No game '_none': give a YAML file or one of game"),
     ],
 )
@@ -69,6 +71,13 @@ def test_mistakes_name_where_and_what(tmp_path: Path, text: str, message: str) -
         read(tmp_path, text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_merge_keys_may_be_overridden_and_doubled_keys_of_overrides_are_refused(tmp_path: Path) -> None:
+    game = read(tmp_path, "players:\n  a: &one {name: Ada, lives: 1}\n  b: {<<: *one, name: Bob}\n  c: {<<: *one}")
+    assert list(game.players.values()) == [Player("Ada", 1), Player("Bob", 1), Player("Ada", 1)]
+    with pytest.raises(ConfigError, match=r"--set 'players=\{a: .*the value is not valid YAML"):
+        read(tmp_path, "{}", ["players={a: {name: x}, a: {name: y}}"])
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

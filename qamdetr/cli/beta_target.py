@@ -14,6 +14,9 @@ from qamdetr.inference.stored_beta import beta_line, store_in_checkpoint, store_
 from qamdetr.inference.system import load_system
 from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER
 
+_HARMLESS = ("data.", *(f"verifier.{key}=" for key in ("batch_size", "cache_dir", "retries", "timeout_seconds", "url")))
+"""What `--set` may say where a weight is written: beginnings of overrides that change no answer."""
+
 
 class BetaTarget(Protocol):
     """Something that keeps a weight of the verifier.
@@ -57,14 +60,17 @@ class _Checkpoint:
         self._folder = find_checkpoint(args.checkpoint)
         self.name, self.verifier = self._folder.name, DEFAULT_VERIFIER
         self.top_k = load_config(self._folder / CONFIG_FILE, args.overrides).inference.top_k
+        self._changes = _changes(args)
 
     def check_writable(self, verifier: str) -> None:
-        if not os.access(self._folder, os.W_OK):
+        if not self._changes and not os.access(self._folder, os.W_OK):
             raise CheckpointError(f"{self._folder / CONFIG_FILE} cannot be written; calibrate a copy of the checkpoint, or give --dry-run.")
 
     def store(self, verifier: str, beta: float) -> str:
-        path = store_in_checkpoint(self._folder, verifier, beta)
-        return f"inference.beta_by_verifier.{verifier}: {beta:g} is now in {path}."
+        line = f"inference.beta_by_verifier.{verifier}: {beta:g}"
+        if self._changes:
+            return f"nothing was written, as the weight goes with {self._changes}; put that and `{line}` into the config.yaml of a copy."
+        return f"{line} is now in {store_in_checkpoint(self._folder, verifier, beta)}."
 
 
 class _System:
@@ -74,8 +80,10 @@ class _System:
         system = load_system(args.system, args.overrides, members=args.members or ())
         path = Path(args.system)
         is_own = path.is_file() and SYSTEM_DIR.resolve() not in path.resolve().parents
-        self._own_file = path if is_own and args.members is None else None  # with other members it is another system
-        self.name, self.verifier, self.top_k = path.stem, system.verifier, system.top_k
+        self._changes = _changes(args)
+        # With other members or settings it is another system.
+        self._own_file = path if is_own and args.members is None and not self._changes else None
+        self.name, self.verifier, self.top_k = path.stem, system.verify_with, system.top_k
 
     def check_writable(self, verifier: str) -> None:
         path = self._path(verifier)
@@ -87,7 +95,16 @@ class _System:
         if path is not None:
             store_in_system(path, beta)
             return f"`{beta_line(beta)}` is now in {path}."
-        return f"nothing was written; put `verifier: {verifier}` and `{beta_line(beta)}` into a system file of your own."
+        reason = f", as the weight goes with {self._changes}; put that," if self._changes else "; put"
+        return f"nothing was written{reason} `verify_with: {verifier}` and `{beta_line(beta)}` into a system file of your own."
 
     def _path(self, verifier: str) -> Path | None:
         return self._own_file if verifier == self.verifier else None
+
+
+def _changes(args: argparse.Namespace) -> str:
+    """Name the options that make other answers than the file alone would; empty without."""
+    changes = [f"--set {override}" for override in args.overrides if not override.startswith(_HARMLESS)]
+    if args.verifier_model is not None:
+        changes.append(f"--verifier-model {args.verifier_model}")
+    return " ".join(changes)

@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
             _draw(curve, f"{target.name}, verifier {verifier}", args.figure)
         if failures:
             note("nothing was written, as the weight would be chosen on a part of the recordings.")
+        elif curve.is_worse:
+            note(f"nothing was written, as {curve.chosen.beta:g}, the best of the grid, is worse than the decoder alone; try a finer grid.")
         elif not args.dry_run:
             note(target.store(verifier, curve.chosen.beta))
     raise_failures(failures, len({entry.vid for entry in counted}))
@@ -106,7 +108,7 @@ def _ask(target: BetaTarget, entries: Sequence[QueryEntry], args: argparse.Names
     from qamdetr.evaluation.matching import MAX_PREDICTIONS
     from qamdetr.inference.verified import verify_manifest
 
-    retriever, recordings, verifier = open_for_manifest(args, entries)
+    retriever, recordings, verifier = open_for_manifest(args, entries, must_verify=True)
     found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
     answers: list[VerifiedAnswer] = []
     failures: list[str] = []
@@ -141,6 +143,10 @@ def _verdict(curve: BetaCurve, verifier: str) -> str:
     if curve.chosen.beta == 0:
         return f"Chosen: 0, the decoder alone; no weight of {verifier} scores better on these queries."
     chosen = f"Chosen: {curve.chosen.beta:g}."
+    if curve.is_worse:
+        tried, alone = curve.chosen.metrics, curve.decoder_alone.metrics
+        compared = ", ".join(f"{name} {tried[name]:.2f} against {alone[name]:.2f}" for name in ("R1@0.7", "mAP"))
+        return f"{chosen} It is the best of the grid, but worse than the decoder alone: {compared}."
     if not curve.gain:
         return f"{chosen} All queries belong to one recording, so whether it beats the decoder alone by more than chance cannot be said."
     gain = curve.gain["R1@0.7"]
@@ -158,6 +164,7 @@ def _object(curve: BetaCurve, verifier: str, num_unverified: int) -> dict[str, A
         "beta": curve.chosen.beta,
         "num_queries": curve.chosen.scores.num_queries,
         "num_unverified": num_unverified,
+        "worse_than_decoder": curve.is_worse,
         "curve": [
             {"beta": point.beta, **{name: round(value, 2) for name, value in point.metrics.items()}, "marks": curve.marks(point)}
             for point in curve.shown

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Run a combo's encoders over the recordings and queries of a manifest, or over a folder of recordings, and fill the feature
 cache for training. It can be stopped at any moment and started again with the same command. Several processes or machines share the
 work: accelerate launch --num_processes 4 -m qamdetr extract ... (without GPUs: torchrun --nproc_per_node 4 -m qamdetr extract ...); each
-takes a GPU of its own where there is one. Exit status 1 when some recordings were skipped because they cannot be read."""
+takes a GPU of its own where there is one. Files in the cache are known by their headers; --verify reads them whole (about 1 s per GB, and
+the disk's time) and makes damaged ones again. Exit status 1 when some recordings were skipped because they cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--device", metavar="DEVICE", help="where they run, such as cpu or cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--feature-dir", default=data.feature_dir, metavar="DIR", help="the cache (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="read what is in the cache whole, and encode again what is damaged")
     parser.set_defaults(command=run)
 
 
@@ -82,11 +84,14 @@ def _extract(args: argparse.Namespace, work: _Work, models: Mapping[str, str], p
 
     from qamdetr.features.encoders import load_combo
     from qamdetr.features.extract import Share, extract
+    from qamdetr.features.hub import HUB_MODELS
 
     def tell(reason: str) -> None:
         tqdm.write(f"qamdetr: skipped: {reason}", file=sys.stderr)
 
     combo = load_combo(args.combo, models=models, dtype=args.dtype, device=processes.device(args.device))
+    # The pocket encoders have neither another model nor another type.
+    chosen = {stream: models.get(stream, "") for stream in _streams(args.combo) if stream in HUB_MODELS}
     if processes.index == 0:
         for _, reason in work.absent:
             tell(reason)
@@ -95,6 +100,9 @@ def _extract(args: argparse.Namespace, work: _Work, models: Mapping[str, str], p
         work.queries,
         Path(args.feature_dir),
         combo,
+        models=chosen,
+        dtype=args.dtype if chosen else "",
+        verify=args.verify,
         share=Share(processes.index, processes.count),
         seconds=work.seconds,
         on_skip=tell,
@@ -179,15 +187,19 @@ def _read_queries(path: str | None) -> tuple[str, ...]:
 
 def _models(args: argparse.Namespace) -> dict[str, str]:
     """Read `--encoder`, and check the streams against the combo."""
-    from qamdetr.features.base import get_combo
-
-    combo = get_combo(args.combo)
-    streams = list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
+    streams = _streams(args.combo)
     models = read_encoders(args.encoders)
     for stream in models:
         if stream not in streams:
             raise ConfigError(f"--encoder: combo {args.combo!r} has no stream {stream!r}, only {', '.join(streams)}.")
     return models
+
+
+def _streams(name: str) -> list[str]:
+    from qamdetr.features.base import get_combo
+
+    combo = get_combo(name)
+    return list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
 
 
 def _counted(recordings: int, queries: int) -> str:

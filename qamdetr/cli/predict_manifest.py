@@ -119,6 +119,6 @@ def _tell_missing_verifier(verifier: Verifier | str) -> None:
     if isinstance(verifier, str):
         return
     try:
-        _ = verifier.identity
+        verifier.check()
     except QamDetrError as error:
         note(f"verifier {verifier.name} cannot answer, so the decoder alone will rank. {error} Stop now if that is not what you want.")

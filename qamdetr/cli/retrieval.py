@@ -15,13 +15,10 @@ if TYPE_CHECKING:
 
     from qamdetr.config import VerifierConfig
     from qamdetr.data.manifest import QueryEntry
-    from qamdetr.inference.ensemble import EnsembleRetriever
-    from qamdetr.inference.retriever import MomentRetriever
+    from qamdetr.inference.protocol import Retriever
     from qamdetr.inference.system import SystemConfig
     from qamdetr.inference.verifiers.base import Verifier
     from qamdetr.types import Result
-
-    Retriever = MomentRetriever | EnsembleRetriever
 
 
 def add_options(parser: argparse.ArgumentParser, *, checkpoint_default: str = " (default: qam-detr-pocket)") -> None:
@@ -104,9 +101,14 @@ def open_stored_retriever(args: argparse.Namespace, entries: Sequence[QueryEntry
 
 
 def open_for_manifest(
-    args: argparse.Namespace, entries: Sequence[QueryEntry]
+    args: argparse.Namespace, entries: Sequence[QueryEntry], *, must_verify: bool = False
 ) -> tuple[Retriever, Mapping[str, str | Path], Verifier | str]:
     """Open what answers a manifest, from its recordings or, with `--from-features`, from stored features.
+
+    Args:
+        args: The options.
+        entries: The manifest.
+        must_verify: A verifier whose model or server is not there is an error.
 
     Returns:
         The retriever; `vid` -> what its `encode` takes; the verifier.
@@ -128,6 +130,8 @@ def open_for_manifest(
     verifier = open_verifier(args, retriever)
     if args.from_features:
         check_sounds(verifier, entries, args.manifest, args.audio_dir)
+    if must_verify and not isinstance(verifier, str):
+        verifier.check()
     entry = entries[0]
     try:
         for entry in entries:

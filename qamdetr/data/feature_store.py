@@ -12,7 +12,8 @@ from torch import Tensor
 from qamdetr.config import DataConfig, ModelConfig
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import ConfigError, DataError
-from qamdetr.features.cache import EXTRACT_REMEDY, FeatureCache, count_names
+from qamdetr.features.cache import FeatureCache, count_names
+from qamdetr.features.encoder_record import EncoderRecord, extract_remedy
 from qamdetr.features.public import PublicFeatures
 from qamdetr.types import TextFeatures
 
@@ -70,6 +71,8 @@ class FeatureStore:
         self._cache = FeatureCache(
             Path(data.feature_dir), data.combo, recordings, audio_streams=self._cached_audio, text_streams=self._cached_text
         )
+        # What the configuration says of the encoders, for a message that names the command.
+        self._planned = EncoderRecord("", data.encoder_models, data.encoder_dtype)
         self._num_clips: dict[str, int] = {}
 
     def num_clips(self, vid: str) -> int:
@@ -113,7 +116,8 @@ class FeatureStore:
         vids, qids = [entry.vid for entry in entries], [entry.qid for entry in entries]
         recordings = self._cache.missing_audio(vids) if self._cached_audio else []
         queries = self._cache.missing_text(entry.query for entry in entries) if self._cached_text else []
-        gaps = [Gap(str(self._cache.directory), tuple(recordings), tuple(queries), EXTRACT_REMEDY)]
+        remedy = extract_remedy(self._cache.directory, self._planned)
+        gaps = [Gap(str(self._cache.directory), tuple(recordings), tuple(queries), remedy)]
         for name, files in self._public_audio.items():
             gaps.append(Gap(_place("audio", name, files), tuple(files.missing(vids)), (), _DOWNLOAD_REMEDY))
         for name, files in self._public_text.items():
@@ -161,6 +165,11 @@ class FeatureStore:
             keys += [self._cache.text_checksum(query) for query in sorted({entry.query for entry in entries})]
         return blake2b(" ".join(keys).encode(), digest_size=8).hexdigest()
 
+    @property
+    def made_by(self) -> EncoderRecord:
+        """What the cache notes of its encoders; an empty record where all streams are public, or nobody noted it."""
+        return self._cache.made_by if self._cached_audio or self._cached_text else EncoderRecord()
+
     def encoder_version(self, entries: Sequence[QueryEntry]) -> str:
         """Name what made the features: the cache's encoder version, `public-` and 16 hex digits, or both joined by `+`.
 
@@ -168,7 +177,7 @@ class FeatureStore:
         three queries of `entries` (first, middle and last by name): the same wherever the files lie and however they are compressed,
         another one for features that were made otherwise, and for another data set.
         """
-        parts = [self._cache.fingerprint] if self._cached_audio or self._cached_text else []
+        parts = [self.made_by.fingerprint]
         if self._public_audio or self._public_text:
             digest = blake2b(digest_size=8)
             for files_of, names in (

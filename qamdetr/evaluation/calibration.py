@@ -92,6 +92,11 @@ class BetaCurve:
         """The points of the grid after the decoder alone, which is there to compare with even where the grid leaves it out."""
         return self.points if self.decoder_alone in self.points else (self.decoder_alone, *self.points)
 
+    @property
+    def is_worse(self) -> bool:
+        """Whether the decoder alone beats the choice, by R1@0.7, then mAP; it cannot where the grid holds 0."""
+        return self.chosen.rank[:2] < self.decoder_alone.rank[:2]
+
     def marks(self, point: BetaPoint) -> list[str]:
         """Say what is special about a point, such as `report` for a weight that the report names."""
         marks = {

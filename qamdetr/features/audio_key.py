@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -14,16 +15,19 @@ _READ_BYTES = 1 << 20
 class AudioStamp:
     """What a file shows at a glance. A file of the same stamp is taken for the same one.
 
-    An edit moves the time; copying or unpacking may give two different recordings the same time and size, but not the same samples.
+    An edit moves the times, and what sets `modified_ns` back (`cp -p`, `rsync -a`, `touch -r`) moves `changed_ns`. Copying or unpacking
+    to a system without `changed_ns` may give two different recordings the same time and size, but not the same samples.
 
     Attributes:
         size_bytes: Length of the file.
-        modified_ns: When it was last written.
+        modified_ns: When it was last written, as the file says.
+        changed_ns: When content, name or rights last changed, as the file system alone says; 0 where it does not (Windows).
         sample: `quick_key` of it.
     """
 
     size_bytes: int
     modified_ns: int
+    changed_ns: int
     sample: str
 
     @classmethod
@@ -34,7 +38,9 @@ class AudioStamp:
             OSError: It cannot be read.
         """
         status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, quick_key(path))
+        # On Windows, st_ctime is when the file was made.
+        changed_ns = status.st_ctime_ns if os.name == "posix" else 0
+        return cls(status.st_size, status.st_mtime_ns, changed_ns, quick_key(path))
 
 
 @dataclass(frozen=True)

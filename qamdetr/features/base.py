@@ -62,8 +62,8 @@ class OpenedStream(NamedTuple):
 def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: object) -> str:
     """Return 16 hex digits that change with the weights of an encoder, the code that uses them, or its settings.
 
-    Hashes names, shapes and 16 values spread over each tensor, so that the same weights give the same digits whatever file they came
-    from, on whatever device.
+    Hashes names, shapes, 16 values spread over each tensor and the sum of the bit patterns of all its values, so that the same weights
+    give the same digits whatever file they came from, on whatever device, and a changed value shows wherever it is.
 
     Args:
         code: Name and version of the code, such as `wavlm-1`; raise the number when features change.
@@ -73,9 +73,11 @@ def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: objec
     digest = blake2b(repr((code, *settings)).encode(), digest_size=8)
     for name in sorted(state):
         tensor = state[name].detach()
-        flat = tensor.reshape(-1)
+        flat = tensor.reshape(-1).float()
         spread = flat[torch.linspace(0, max(len(flat) - 1, 0), min(16, len(flat)), dtype=torch.float64).long().to(flat.device)]
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + spread.float().cpu().numpy().tobytes())
+        # Whole numbers add up to the same in any order, hence on any number of threads.
+        total = int(flat.view(torch.int32).sum(dtype=torch.int64))
+        digest.update(f"{name} {tuple(tensor.shape)} {total}".encode() + spread.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

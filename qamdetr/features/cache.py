@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -13,32 +12,24 @@ from torch import Tensor
 from qamdetr.errors import AudioError, DataError
 from qamdetr.features.audio_key import AudioIdentity
 from qamdetr.features.cache_index import AudioIndex
-from qamdetr.features.feature_files import EXTRACT_REMEDY, FeatureFile, cannot_write, write_features
-from qamdetr.files import create_whole, remove_abandoned
+from qamdetr.features.encoder_record import RECORD_FILE, EncoderRecord, extract_remedy, read_record, write_record
+from qamdetr.features.feature_files import FeatureFile, cannot_write, write_features
+from qamdetr.files import remove_abandoned
 from qamdetr.types import TextFeatures
 
-__all__ = ["EXTRACT_REMEDY", "FeatureCache", "count_names", "list_recordings"]
-
 _NAMES_SHOWN = 10
-
-
-def list_recordings(audio_dir: Path) -> dict[str, Path]:
-    """Map each `vid` (file name without its suffix) to its audio file; empty when the folder is not there."""
-    if not audio_dir.is_dir():
-        return {}
-    return {path.stem: path for path in sorted(audio_dir.iterdir()) if path.is_file() and not path.name.startswith(".")}
 
 
 class FeatureCache:
     """Features of one combo in a folder: `audio/{vid}.{key of the audio}.safetensors`, `text/{hash of the query}.safetensors`.
 
     The key is a hash of the whole audio file: changed audio is simply "not extracted yet", and two sets that share recording names share
-    a cache without harm. A file's header also holds the audio's size, time and a sample of it, and audio that still has all three is not
-    hashed again (`audio_key.AudioStamp`). Where the audio itself is not at hand, the only file of that `vid` is taken.
+    a cache without harm. A file's header also holds the audio's size, times and a sample of it, and audio that still has all of these is
+    not hashed again (`audio_key.AudioStamp`). Where the audio itself is not at hand, the only file of that `vid` is taken.
 
-    `encoder.json` names the version of the encoders; each file holds it too, and a checksum of each tensor that is compared when it is
-    read. Files of earlier versions of this program lack all of this; they are taken to be of the folder's encoders, and their audio is
-    hashed each time.
+    `encoder.json` names the version of the encoders, their models and their type (`encoder_record`); each file holds the version too, and
+    a checksum of each tensor that is compared when it is read. Files of earlier versions of this program lack all of this; they are taken
+    to be of the folder's encoders, and their audio is hashed each time.
     """
 
     def __init__(
@@ -63,24 +54,34 @@ class FeatureCache:
         self.recordings = dict(recordings or {})
         self.audio_streams = tuple(audio_streams)
         self.text_streams = tuple(text_streams)
-        self._version = ""
+        self._record = EncoderRecord()
         self._index = AudioIndex(self.directory / "audio", self.recordings)
 
-    def claim(self, fingerprint: str) -> None:
+    def claim(self, fingerprint: str, *, models: Mapping[str, str] | None = None, dtype: str = "") -> None:
         """Bind the cache to one version of the encoders, so that features of two versions never mix.
+
+        Args:
+            fingerprint: The version.
+            models: See `EncoderRecord`; the same version from another place is noted, so that the record tells where it lies now.
+            dtype: Likewise.
 
         Raises:
             DataError: The cache holds features of another version, or cannot be written.
         """
-        path = self.directory / "encoder.json"
-        if not self.fingerprint:
+        wanted = EncoderRecord(fingerprint, dict(models or {}), dtype)
+        is_new = not self.fingerprint
+        is_moved = self.fingerprint == fingerprint and bool(dtype) and self.made_by != wanted
+        if is_new or is_moved:
             try:
-                create_whole(path, json.dumps({"fingerprint": fingerprint}))
+                write_record(self.directory, wanted, replace=is_moved)
             except OSError as error:
-                raise cannot_write(path, error) from error
+                if is_new:
+                    raise cannot_write(self.directory / RECORD_FILE, error) from error
+            self._record = EncoderRecord()
         if self.fingerprint != fingerprint:
+            theirs, ours = (f" ({record.settings})" if record.settings else "" for record in (self.made_by, wanted))
             raise DataError(
-                f"{self.directory} holds features of encoder version {self.fingerprint}, the encoder here is {fingerprint}; "
+                f"{self.directory} holds features of encoder version {self.fingerprint}{theirs}, the encoder here is {fingerprint}{ours}; "
                 "delete that folder or choose another feature folder."
             )
 
@@ -90,34 +91,41 @@ class FeatureCache:
             remove_abandoned(folder)
 
     @property
+    def made_by(self) -> EncoderRecord:
+        """The encoders whose features lie here; an empty record when nobody claimed the cache.
+
+        Raises:
+            DataError: `encoder.json` is damaged.
+        """
+        if not self._record.fingerprint:
+            self._record = read_record(self.directory)
+        return self._record
+
+    @property
     def fingerprint(self) -> str:
         """Version of the encoders whose features lie here; empty when nobody claimed the cache.
 
         Raises:
             DataError: `encoder.json` is damaged.
         """
-        if not self._version:
-            path = self.directory / "encoder.json"
-            try:
-                self._version = str(json.loads(path.read_text(encoding="utf-8"))["fingerprint"])
-            except (FileNotFoundError, NotADirectoryError):
-                return ""
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path} cannot be read ({error}); delete the folder {self.directory} and {EXTRACT_REMEDY}.") from error
-        return self._version
+        return self.made_by.fingerprint
 
-    def has_audio(self, vid: str) -> bool:
+    def has_audio(self, vid: str, *, verify: bool = False) -> bool:
         """Whether the features of a recording, as its audio is now, lie here.
+
+        Args:
+            vid: The recording.
+            verify: Read them whole, and count damaged ones as missing; else their header alone is read.
 
         Raises:
             AudioError: The audio cannot be read.
         """
         path = self._index.find(vid)
-        return path is not None and self._is_usable(path)
+        return path is not None and self._is_usable(path) and not (verify and _fails(self.audio, vid))
 
-    def has_text(self, query: str) -> bool:
-        """Whether the features of a query lie here."""
-        return self._is_usable(self._text_path(query))
+    def has_text(self, query: str, *, verify: bool = False) -> bool:
+        """Whether the features of a query lie here; `verify` as in `has_audio`."""
+        return self._is_usable(self._text_path(query)) and not (verify and _fails(self.text, query))
 
     def identify(self, vid: str) -> AudioIdentity | None:
         """Read a recording's audio, before it is encoded, to know afterwards what was encoded; None where it is not at hand.
@@ -143,7 +151,7 @@ class FeatureCache:
         if identity is None:
             identity = self.identify(vid)
         elif not self._index.is_still(vid, identity):
-            raise AudioError(f"{self.recordings[vid]} changed while it was read; {EXTRACT_REMEDY} again when it is complete.")
+            raise AudioError(f"{self.recordings[vid]} changed while it was read; extract again when it is complete.")
         stamp = identity.stamp if identity else None
         path = self._index.place(vid, identity)
         write_features(path, streams, streams=list(streams), encoder=self.fingerprint, stamp=stamp, vid=vid)
@@ -168,7 +176,7 @@ class FeatureCache:
         """See `AudioIndex.note_stamp`.
 
         Raises:
-            DataError: The features are damaged, or the disk refuses.
+            DataError: The features are damaged.
         """
         self._index.note_stamp(vid)
 
@@ -205,7 +213,7 @@ class FeatureCache:
             streams = {name: file.read(name) for name in self.audio_streams or file.streams}
         lengths = {name: value.shape[0] for name, value in streams.items()}
         if len(set(lengths.values())) > 1:
-            raise DataError(f"{file.path}: streams differ in clips ({lengths}); delete the file and {EXTRACT_REMEDY}.")
+            raise DataError(f"{file.path}: streams differ in clips ({lengths}); {extract_remedy(self.directory, verify=True)}.")
         return streams
 
     def text(self, query: str) -> dict[str, TextFeatures]:
@@ -245,13 +253,13 @@ class FeatureCache:
     def _open_audio(self, vid: str) -> FeatureFile:
         path = self._index.find(vid)
         if path is None or not path.is_file():
-            raise DataError(f"No features of the recording {vid!r} in {self.directory}; {EXTRACT_REMEDY}.")
+            raise DataError(f"No features of the recording {vid!r} in {self.directory}; {extract_remedy(self.directory)}.")
         return self._open(path)
 
     def _open_text(self, query: str) -> FeatureFile:
         path = self._text_path(query)
         if not path.is_file():
-            raise DataError(f"No features of the query {query!r} in {self.directory}; {EXTRACT_REMEDY}.")
+            raise DataError(f"No features of the query {query!r} in {self.directory}; {extract_remedy(self.directory)}.")
         return self._open(path)
 
     def _open(self, path: Path) -> FeatureFile:
@@ -259,12 +267,20 @@ class FeatureCache:
         if not self._is_ours(file):
             raise DataError(
                 f"{path} holds features of encoder version {file.encoder}, the others in {self.directory} are of {self.fingerprint}; "
-                f"{EXTRACT_REMEDY}."
+                f"{extract_remedy(self.directory)}."
             )
         return file
 
     def _text_path(self, query: str) -> Path:
         return self.directory / "text" / f"{blake2b(query.encode(), digest_size=16).hexdigest()}.safetensors"
+
+
+def _fails(read: Callable[[str], object], name: str) -> bool:
+    try:
+        read(name)
+    except DataError:
+        return True
+    return False
 
 
 def count_names(names: Sequence[str], noun: str) -> str:

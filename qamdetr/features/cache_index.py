@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -20,7 +21,7 @@ _NO_AUDIO = "0" * 16
 class AudioIndex:
     """Which of the files `{vid}.{key of the audio}.safetensors` in a folder belongs to a recording as its audio is now.
 
-    The folder is listed once, at the first question. Audio whose size, time and sample are those in a file's header is not hashed.
+    The folder is listed once, at the first question. Audio whose size, times and sample are those in a file's header is not hashed.
     """
 
     def __init__(self, folder: Path, recordings: Mapping[str, Path]) -> None:
@@ -89,12 +90,15 @@ class AudioIndex:
     def note_stamp(self, vid: str) -> None:
         """Where audio had to be hashed to be recognised (it was copied, or touched), spare the next reader that.
 
+        A cache that cannot be written, such as one shared for reading, stays as it is: hashing again costs time alone.
+
         Raises:
-            DataError: The features are damaged, or the disk refuses.
+            DataError: The features are damaged.
         """
         stamp = self._unnoted.pop(vid, None)
         if stamp is not None:
-            restamp(self._found[vid], stamp)
+            with contextlib.suppress(OSError):
+                restamp(self._found[vid], stamp)
 
     def _match(self, vid: str, versions: Mapping[str, Path]) -> Path | None:
         audio = self._recordings[vid]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qamdetr import audio as audio_files
 from qamdetr.errors import ConfigError
 from qamdetr.features.base import AudioEncoder, EncoderOptions, OnStage, OpenedStream, TextEncoder, get_combo
-from qamdetr.features.hub import locate
+from qamdetr.features.hub import MissingModelError, locate
 from qamdetr.features.pocket import open_mel_stats, open_pocket
 from qamdetr.types import Recording, TextFeatures
 
@@ -142,11 +142,7 @@ def load_streams(
     models = dict(models or {})
     device = _check(models, dtype, device)
     wanted = sorted({*audio_streams, *text_streams})
-    # All of them before the first is read: what is missing should show at once.
-    for stream in (stream for stream in wanted if stream in _HUB_OPENERS):
-        locate(stream, models.get(stream, ""), download=download)
-        if stream == "ms_clap" and not models.get(stream):  # its repository has no tokeniser
-            locate("gpt2", download=download)
+    _locate_all([stream for stream in wanted if stream in _HUB_OPENERS], models, download=download)
     opened = {stream: _open(stream, models.get(stream, ""), dtype, device) for stream in wanted}
     audio: dict[str, AudioEncoder] = {}
     text: dict[str, TextEncoder] = {}
@@ -162,6 +158,27 @@ def forget_streams() -> None:
     """Let go of all opened encoders: those that nobody else holds free their memory, and the next call reads the files anew."""
     _open_pocket_stream.cache_clear()
     _open_hub_stream.cache_clear()
+
+
+def _locate_all(streams: Sequence[str], models: Mapping[str, str], *, download: bool) -> None:
+    """Find the models of all streams before the first is read, so that all that are missing are told at once."""
+    wanted = {stream: models.get(stream, "") for stream in streams}
+    if "ms_clap" in wanted and not wanted["ms_clap"]:
+        wanted["gpt2"] = ""  # the hub's ms_clap has no tokeniser of its own
+    missing: list[MissingModelError] = []
+    for name, model in wanted.items():
+        # Where one cannot be reached, nobody should wait for the others' time-outs.
+        missing += _problem(name, model, download=download and not missing)
+    if missing:
+        raise MissingModelError.together(missing)
+
+
+def _problem(name: str, model: str, *, download: bool) -> list[MissingModelError]:
+    try:
+        locate(name, model, download=download)
+    except MissingModelError as error:
+        return [error]
+    return []
 
 
 def _open(stream: str, model: str, dtype: str, device: str) -> OpenedStream:
@@ -229,7 +246,7 @@ def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
         reason = str(error).split("\n", maxsplit=1)[0]
         raise ConfigError(

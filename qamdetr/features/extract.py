@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -83,6 +83,9 @@ def extract(
     feature_dir: Path,
     combo: Encoder,
     *,
+    models: Mapping[str, str] | None = None,
+    dtype: str = "",
+    verify: bool = False,
     share: Share | None = None,
     seconds: Mapping[str, float] | None = None,
     on_skip: Callable[[str], None] = _log.warning,
@@ -95,6 +98,9 @@ def extract(
         queries: Query texts; repeated ones are encoded once.
         feature_dir: Folder of the caches; the combo's features go to `feature_dir/{combo.name}`.
         combo: The encoders.
+        models: What `combo` was opened with, noted in the cache for training and serving; see `EncoderRecord`.
+        dtype: Likewise.
+        verify: Read all of what is there, and encode again what is damaged; else a file is known by its header.
         share: Which part is this process's; None for all. It is cut from the whole lists, so processes cannot meet in an item.
         seconds: Lengths of recordings, where they are known; others are read from the files' headers. They only serve the progress bar.
         on_skip: Is told at once what is skipped and why.
@@ -106,20 +112,25 @@ def extract(
     share = share or Share()
     paths = dict(share.of(sorted(dict(recordings).items())))
     cache = FeatureCache(feature_dir, combo.name, paths)
-    cache.claim(combo.fingerprint)
+    cache.claim(combo.fingerprint, models=models, dtype=dtype)
     cache.remove_abandoned()
     bars = _Bars(share, show=show_progress)
     with torch.inference_mode():
-        report = _extract_text(share.of(sorted(set(queries))), cache, combo, on_skip, bars)
-        return report + _extract_audio(paths, cache, combo, on_skip, bars, seconds or {})
+        wanted = share.of(sorted(set(queries)))
+        looked_at = bars.over(wanted, "verifying queries", "query", show=verify)
+        new_queries = [query for query in looked_at if not cache.has_text(query, verify=verify)]
+        report = replace(_extract_text(new_queries, cache, combo, on_skip, bars), cached_queries=len(wanted) - len(new_queries))
+        looked_at = bars.over([*paths], "verifying recordings", "recording", show=verify)
+        known = {vid for vid in looked_at if _is_cached(vid, paths[vid], cache, verify=verify)}
+        new = {vid: path for vid, path in paths.items() if vid not in known}
+        return report + replace(_extract_audio(new, cache, combo, on_skip, bars, seconds or {}), cached_recordings=len(known))
 
 
 def _extract_text(
     queries: Sequence[str], cache: FeatureCache, combo: Encoder, on_skip: Callable[[str], None], bars: _Bars
 ) -> ExtractionReport:
-    todo = cache.missing_text(queries)
     skipped: list[tuple[str, str]] = []
-    for query in bars.over_queries(todo):
+    for query in bars.over(queries, "queries", "query"):
         try:
             features = combo.encode_query(query)
         except QamDetrError as error:
@@ -127,7 +138,7 @@ def _extract_text(
             on_skip(skipped[-1][1])
             continue
         cache.write_text(query, features)
-    return ExtractionReport(queries=len(todo) - len(skipped), cached_queries=len(queries) - len(todo), skipped=tuple(skipped))
+    return ExtractionReport(queries=len(queries) - len(skipped), skipped=tuple(skipped))
 
 
 def _extract_audio(
@@ -138,16 +149,15 @@ def _extract_audio(
     bars: _Bars,
     seconds: Mapping[str, float],
 ) -> ExtractionReport:
-    todo = [vid for vid, path in paths.items() if not _is_cached(vid, path, cache)]
     skipped: list[tuple[str, str]] = []
-    with bars.of_audio({vid: paths[vid] for vid in todo}, seconds) as bar:
-        for vid in todo:
-            reason = _encode(vid, paths[vid], cache, combo)
+    with bars.of_audio(paths, seconds) as bar:
+        for vid, path in paths.items():
+            reason = _encode(vid, path, cache, combo)
             if reason:
                 skipped.append((vid, reason))
                 on_skip(reason)
             bar.finish(vid, skipped=bool(reason))
-    return ExtractionReport(recordings=len(todo) - len(skipped), cached_recordings=len(paths) - len(todo), skipped=tuple(skipped))
+    return ExtractionReport(recordings=len(paths) - len(skipped), skipped=tuple(skipped))
 
 
 def _encode(vid: str, path: Path, cache: FeatureCache, combo: Encoder) -> str:
@@ -160,10 +170,10 @@ def _encode(vid: str, path: Path, cache: FeatureCache, combo: Encoder) -> str:
     return ""
 
 
-def _is_cached(vid: str, path: Path, cache: FeatureCache) -> bool:
+def _is_cached(vid: str, path: Path, cache: FeatureCache, *, verify: bool) -> bool:
     """Whether a recording need not be encoded; one that cannot be read is told when its turn comes."""
     try:
-        if not path.is_file() or not cache.has_audio(vid):
+        if not path.is_file() or not cache.has_audio(vid, verify=verify):
             return False
         cache.note_stamp(vid)
     except (AudioError, DataError):
@@ -180,12 +190,12 @@ class _Bars:
         # A log file gets a line now and then, not ten a second.
         self._interval = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
 
-    def over_queries(self, queries: Sequence[str]) -> Iterable[str]:
+    def over(self, names: Sequence[str], what: str, unit: str, *, show: bool = True) -> Iterable[str]:
         return tqdm(
-            queries,
-            desc=f"queries{self._of}",
-            unit="query",
-            disable=self._hidden or not queries,
+            names,
+            desc=f"{what}{self._of}",
+            unit=unit,
+            disable=self._hidden or not show or not names,
             mininterval=self._interval,
             file=sys.stderr,
         )

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from qamdetr.errors import DataError, FeatureValuesError
 from qamdetr.features.audio_key import AudioStamp, quick_key
+from qamdetr.features.encoder_record import extract_remedy
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
-
-EXTRACT_REMEDY = "run `python -m qamdetr extract` on the manifest"
 
 
 class FeatureFile:
@@ -77,22 +76,30 @@ class FeatureFile:
         self._require(name)
         tensor = self._stored(name)
         if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{self.path}: stream {name!r} holds NaN or infinite values; delete the file and {EXTRACT_REMEDY}.")
+            raise DataError(f"{self.path}: stream {name!r} holds NaN or infinite values; {self._remedy}.")
         return tensor.float() if tensor.is_floating_point() else tensor
 
     @property
     def stamp(self) -> AudioStamp | None:
         """What the recording's file looked like when it was encoded; None where that was not noted."""
         try:
-            return AudioStamp(int(self._facts["audio_bytes"]), int(self._facts["audio_modified_ns"]), self._facts["audio_sample"])
+            times = int(self._facts["audio_modified_ns"]), int(self._facts.get("audio_changed_ns", "0"))
+            return AudioStamp(int(self._facts["audio_bytes"]), *times, self._facts["audio_sample"])
         except (KeyError, ValueError):
             return None
 
     @property
     def checksum(self) -> str:
-        """16 hex digits of streams and values, wherever and whenever they were written."""
+        """16 hex digits of streams and values, wherever and whenever they were written.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
         if self._checksums is None:
-            return _quick_key(self.path)
+            try:
+                return quick_key(self.path)
+            except OSError as error:
+                raise self._damaged(str(error)) from error
         return blake2b(json.dumps([self.streams, sorted(self._checksums.items())]).encode(), digest_size=8).hexdigest()
 
     def contents(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -121,7 +128,11 @@ class FeatureFile:
             )
 
     def _damaged(self, reason: str) -> DataError:
-        return DataError(f"{self.path} cannot be read ({reason}); delete it and {EXTRACT_REMEDY}.")
+        return DataError(f"{self.path} cannot be read ({reason}); {self._remedy}.")
+
+    @property
+    def _remedy(self) -> str:
+        return f"{extract_remedy(self.path.parent.parent, verify=True)}, which makes damaged files again"
 
 
 def write_features(
@@ -153,7 +164,10 @@ def write_features(
     # A header is UTF-8, names of files need not be.
     facts = {name: text.encode(errors="backslashreplace").decode() for name, text in facts.items()}
     header = {**facts, "streams": json.dumps(streams), "encoder": encoder, "checksums": json.dumps(checksums)}
-    _write(path, stored, {**header, **(_stamp_facts(stamp) if stamp else {})})
+    try:
+        write_whole(path, save(stored, {**header, **(_stamp_facts(stamp) if stamp else {})}))
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors has no types
@@ -164,20 +178,14 @@ def restamp(path: Path, stamp: AudioStamp) -> None:
     """Note another stamp in a file; one that was written before there were stamps stays as it is.
 
     Raises:
-        DataError: The file is damaged, or the disk refuses.
+        DataError: The file is damaged.
+        OSError: The disk refuses.
     """
     with FeatureFile(path) as file:
         contents = file.contents()
     if contents:
         tensors, facts = contents
-        _write(path, tensors, {**facts, **_stamp_facts(stamp)})
-
-
-def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    try:
-        write_whole(path, save(tensors, facts))
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        write_whole(path, save(tensors, {**facts, **_stamp_facts(stamp)}))
 
 
 def cannot_write(path: Path, error: OSError) -> DataError:
@@ -186,17 +194,15 @@ def cannot_write(path: Path, error: OSError) -> DataError:
 
 
 def _stamp_facts(stamp: AudioStamp) -> dict[str, str]:
-    return {"audio_bytes": str(stamp.size_bytes), "audio_modified_ns": str(stamp.modified_ns), "audio_sample": stamp.sample}
+    return {
+        "audio_bytes": str(stamp.size_bytes),
+        "audio_modified_ns": str(stamp.modified_ns),
+        "audio_changed_ns": str(stamp.changed_ns),
+        "audio_sample": stamp.sample,
+    }
 
 
 def _tensor_checksum(tensor: Tensor) -> str:
     digest = blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
     digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _quick_key(path: Path) -> str:
-    try:
-        return quick_key(path)
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}; check the path.") from error

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,14 @@ _REACH_SECONDS = 8.0
 
 _TOKENIZER = ("tokenizer.json", "vocab.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_WELCOME = ("preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-"""Files that are taken along from other hub ids where they have them."""
+_DECISIVE = (
+    *("hidden_act", "activation_function", "projection_hidden_act", "layer_norm_eps", "layer_norm_epsilon", "position_embedding_type"),
+    *("num_attention_heads", "n_head", "pad_token_id", "depths", "window_size", "spec_size", "patch_stride", "enable_fusion"),
+    *("feat_extract_norm", "feat_extract_activation", "conv_stride", "do_stable_layer_norm", "num_buckets", "max_bucket_distance"),
+    *("num_conv_pos_embedding_groups", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
+)
+_TAKEN_ALONG = ("preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+"""Small files that are downloaded too, from hub ids that are not in the table, where these have them."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,19 @@ Beside the streams: `gpt2`, the tokeniser of `ms_clap`, and `roberta_tokenizer`,
 """
 
 
+class MissingModelError(CheckpointError):
+    """A model that is not on this machine and could not be downloaded; several can be told as one, see `together`."""
+
+    def __init__(self, model: str, wanted: HubModel, reason: str) -> None:
+        self.model, self.wanted, self.reason = model, wanted, reason
+        super().__init__(_how_to_get([self]))
+
+    @staticmethod
+    def together(missing: Sequence[MissingModelError]) -> CheckpointError:
+        """Return one error that names all of them, with the commands that get them."""
+        return missing[0] if len(missing) == 1 else CheckpointError(_how_to_get(missing))
+
+
 def locate(model: str, override: str = "", *, download: bool = True) -> Path:
     """Return the folder that holds a model, downloading it where it is missing and the hub can be reached.
 
@@ -131,11 +150,12 @@ def locate(model: str, override: str = "", *, download: bool = True) -> Path:
             return local
         repo, _, revision = override.partition("@")
         if not _is_hub_id(repo):
-            raise CheckpointError(f"The encoder {model} is to come from {override}, which does not exist; correct the path.")
-        wanted = replace(wanted, repo=repo, revision=revision or "main", files=(), megabytes=0)
+            raise CheckpointError(f"The encoder {model} is to come from {override}, which does not exist.")
+        otherwise = f"name a local folder that exists (there is none called {override}) with `--encoder {{model}}=FOLDER`"
+        wanted = replace(wanted, repo=repo, revision=revision or "main", files=(), megabytes=0, otherwise=otherwise)
     folder = _cached(wanted)
     if folder is None and not download:
-        raise CheckpointError(_how_to_get(model, wanted, "no download was asked for"))
+        raise MissingModelError(model, wanted, "no download was asked for")
     return folder or _download(model, wanted)
 
 
@@ -152,7 +172,8 @@ def reading(model: str, source: Path) -> Iterator[None]:
         raise
     except Exception as error:  # torch, transformers, tokenizers and safetensors raise classes of their own
         raise CheckpointError(
-            f"The encoder {model} in {source} cannot be read ({_one_line(error)}); delete that folder and download it again."
+            f"{source} cannot be read as the encoder {model} ({_one_line(error)}); it is damaged or another kind of model: download it "
+            "again, or name another."
         ) from error
 
 
@@ -171,7 +192,14 @@ def load_network(model: str, network_class: Any, source: Path, *, unused: Collec
     """
     with reading(model, source), _silent_transformers():
         network, report = network_class.from_pretrained(
-            source, local_files_only=True, dtype=torch.float32, output_loading_info=True, **arguments
+            source, local_files_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    # Each is a name, in some versions with the two shapes behind it.
+    unfit = sorted(item if isinstance(item, str) else str(item[0]) for item in report["mismatched_keys"])
+    if unfit:
+        raise CheckpointError(
+            f"{source}: {len(unfit)} weights of the encoder {model}, such as {unfit[0]}, have other sizes than its config.json says; "
+            "the files do not belong together: download it again, or name another."
         )
     lacking = sorted(set(report["missing_keys"]) - set(unused))
     if lacking:
@@ -227,7 +255,7 @@ def _download(model: str, wanted: HubModel) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(_how_to_get(model, wanted, "HF_HUB_OFFLINE is set"))
+        raise MissingModelError(model, wanted, "HF_HUB_OFFLINE is set")
     try:
         # Asked first because snapshot_download itself knows no limit of time.
         info = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=_REACH_SECONDS)
@@ -237,10 +265,10 @@ def _download(model: str, wanted: HubModel) -> Path:
     except QamDetrError:
         raise
     except Exception as error:  # the hub's client and the HTTP library beneath it raise classes of their own
-        raise CheckpointError(_how_to_get(model, wanted, _one_line(error))) from error
+        raise MissingModelError(model, wanted, _one_line(error)) from error
     folder = _cached(wanted)
     if folder is None:
-        raise CheckpointError(_how_to_get(model, wanted, "the download is not complete"))
+        raise MissingModelError(model, wanted, "the download is not complete")
     return folder
 
 
@@ -257,15 +285,32 @@ def _choose_files(model: str, wanted: HubModel, there: Collection[str]) -> tuple
             f"{wanted.repo} at revision {wanted.revision} has no {' or '.join(lacking)}; name a model of the same kind as "
             f"{HUB_MODELS[model].repo} for the encoder {model}."
         )
-    return (*dict.fromkeys([*chosen, *(name for name in _WELCOME if name in there)]),)
+    return (*dict.fromkeys([*chosen, *(name for name in _TAKEN_ALONG if name in there)]),)
 
 
-def _how_to_get(model: str, wanted: HubModel, reason: str) -> str:
+def _how_to_get(missing: Sequence[MissingModelError]) -> str:
+    names = " and ".join(f"{_called(item.model)} ({item.wanted})" for item in missing)
+    commands = " && ".join(item.wanted.command for item in missing)
+    verb = "is" if len(missing) == 1 else "are"
     return (
-        f"The encoder {model} needs {wanted}, which is not on this machine and cannot be downloaded "
-        f"({reason}): run `{wanted.command}` where there is a network, {wanted.otherwise.format(model=model)}, or use combo 'pocket', "
-        "which needs no download."
+        f"{names[0].upper()}{names[1:]} {verb} not on this machine and cannot be downloaded ({missing[0].reason}): run `{commands}` where "
+        f"there is a network, {missing[0].wanted.otherwise.format(model=missing[0].model)}, or use the pocket encoders (combo 'pocket', "
+        "checkpoint qam-detr-pocket), which need no download."
     )
+
+
+def _called(model: str) -> str:
+    """Name a model in a message: a stream's encoder, or a tokeniser that a stream needs beside it."""
+    return {"gpt2": "the tokeniser of ms_clap", "roberta_tokenizer": "the tokeniser of laion_clap"}.get(model, f"the encoder {model}")
+
+
+def network_settings(config: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401 - Transformers has no types
+    """Pick of a Transformers configuration what decides a network's outputs beside its weights, for `weights_fingerprint`.
+
+    A list of names, as the whole configuration differs from one version of Transformers to the next.
+    """
+    found = {name: getattr(config, name) for name in _DECISIVE if getattr(config, name, None) is not None}
+    return tuple((name, str(list(value) if isinstance(value, (list, tuple)) else value)) for name, value in sorted(found.items()))
 
 
 def _one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from qamdetr.features.hub import reading
 Offsets = tuple[tuple[int, int], ...]
 """Per token, the character range `[begin, end)` in the query; `(0, 0)` for tokens that stand for no letters of it."""
 
-_PROBE = "Zwölf Boxkämpfer jagen a quick dog, 42 times, it barks: 🐶!"
+_PROBE = "Zwölf Boxkämpfer jagen a quick dog, 42 times, it barks: 🐶!!"
 
 
 class HubTokenizer:
     """A fast tokeniser from a folder in the hub's layout."""
 
-    def __init__(self, folder: Path, *, stream: str, max_tokens: int, suffix: str = "", vocab_size: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, stream: str, max_tokens: int, suffix: str = "", apart: Sequence[str] = (), vocab_size: int | None = None
+    ) -> None:
         """Read the tokeniser.
 
         Args:
@@ -25,6 +28,7 @@ class HubTokenizer:
             stream: Name of the encoder, for messages.
             max_tokens: Most tokens that the encoder reads, special ones and those of the suffix included.
             suffix: Text that the encoder expects behind every query.
+            apart: Tokens of the vocabulary that are never joined to their neighbours.
             vocab_size: Rows of the encoder's word table, where it is known.
 
         Raises:
@@ -38,6 +42,7 @@ class HubTokenizer:
             # Files may carry the settings of somebody's last call.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
+            self._tokenizer.add_special_tokens(list(apart))
         known = self._tokenizer.get_vocab_size()
         if vocab_size is not None and known > vocab_size:
             raise CheckpointError(

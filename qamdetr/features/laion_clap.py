@@ -14,10 +14,10 @@ from qamdetr.errors import CheckpointError
 from qamdetr.features.base import EncoderOptions, OpenedStream, weights_fingerprint
 from qamdetr.features.clips import encode_clips
 from qamdetr.features.htsat import Htsat
-from qamdetr.features.htsat_weights import convert_laion_clap, fill, is_fused, part, read_checkpoint
-from qamdetr.features.hub import load_network, locate, reading
+from qamdetr.features.hub import load_network, locate, network_settings, reading
 from qamdetr.features.hub_text import HubTokenizer
 from qamdetr.features.mel import LogMel, htk_filters, slaney_filters
+from qamdetr.features.package_weights import convert_laion_clap, fill, is_fused, part, read_checkpoint
 from qamdetr.types import TextFeatures
 
 NAME = "laion_clap"
@@ -115,7 +115,8 @@ def open_laion_clap(source: Path, options: EncoderOptions) -> OpenedStream:
     max_tokens = text_config.max_position_embeddings - text_config.pad_token_id - 1
     tokenizer = HubTokenizer(tokenizer_folder, stream=NAME, max_tokens=max_tokens, vocab_size=text_config.vocab_size)
     weights = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    fingerprint = weights_fingerprint(_CODE, {**weights, "filters": filters}, str(options.dtype), hop_samples, tokenizer.probe)
+    settings = (network_settings(model.config.audio_config), network_settings(text_config))
+    fingerprint = weights_fingerprint(_CODE, {**weights, "filters": filters}, str(options.dtype), hop_samples, tokenizer.probe, *settings)
     front_end = LogMel(filters, hop_samples=hop_samples, device=options.device)
     return OpenedStream(
         LaionClapAudioEncoder(Htsat(model.audio_model, options), model.audio_projection, front_end, options),

@@ -13,10 +13,10 @@ from qamdetr.errors import CheckpointError
 from qamdetr.features.base import EncoderOptions, OpenedStream, weights_fingerprint
 from qamdetr.features.clips import encode_clips
 from qamdetr.features.htsat import Htsat
-from qamdetr.features.htsat_weights import State, convert_gpt2, convert_htsat, fill, htsat_config, part, read_checkpoint
-from qamdetr.features.hub import locate, reading
+from qamdetr.features.hub import locate, network_settings, reading
 from qamdetr.features.hub_text import HubTokenizer
 from qamdetr.features.mel import LogMel, slaney_filters
+from qamdetr.features.package_weights import State, convert_gpt2, convert_htsat, fill, htsat_config, part, read_checkpoint
 from qamdetr.types import TextFeatures
 
 NAME = "ms_clap"
@@ -28,6 +28,9 @@ FILTERS_RATE_HZ = 32_000
 HOP_SAMPLES = 320
 MAX_TOKENS = 77
 QUERY_END = " <|endoftext|>"
+PADDING = "!"
+"""What the package pads with; as a special token it is cut off by itself wherever a query has it."""
+
 _CODE = "ms_clap-1"
 
 
@@ -103,10 +106,18 @@ def open_ms_clap(source: Path, options: EncoderOptions) -> OpenedStream:
         audio, text = _build_audio(htsat), _build_text(part(state, "caption_encoder.base."))
         filters = _filters(htsat)
     tokenizer_folder = path.parent if (path.parent / "tokenizer.json").is_file() else locate("gpt2")
-    tokenizer = HubTokenizer(tokenizer_folder, stream=NAME, max_tokens=MAX_TOKENS, suffix=QUERY_END, vocab_size=text.config.vocab_size)
+    tokenizer = HubTokenizer(
+        tokenizer_folder,
+        stream=NAME,
+        max_tokens=MAX_TOKENS,
+        suffix=QUERY_END,
+        apart=(PADDING,),
+        vocab_size=text.config.vocab_size,
+    )
     weights = {f"{side}.{name}": value for side, model in (("audio", audio), ("text", text)) for name, value in model.state_dict().items()}
     weights = {name: value for name, value in weights.items() if value.is_floating_point()}
-    fingerprint = weights_fingerprint(_CODE, {**weights, "filters": filters}, str(options.dtype), HOP_SAMPLES, tokenizer.probe)
+    settings = (network_settings(audio.config), network_settings(text.config))
+    fingerprint = weights_fingerprint(_CODE, {**weights, "filters": filters}, str(options.dtype), HOP_SAMPLES, tokenizer.probe, *settings)
     front_end = LogMel(filters, hop_samples=HOP_SAMPLES, device=options.device)
     return OpenedStream(
         MsClapAudioEncoder(Htsat(audio, options), front_end, options), MsClapTextEncoder(text, tokenizer, options), fingerprint

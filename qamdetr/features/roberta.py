@@ -8,17 +8,18 @@ from typing import Any
 import torch
 
 from qamdetr.features.base import EncoderOptions, OpenedStream, weights_fingerprint
-from qamdetr.features.hub import load_network
+from qamdetr.features.hub import load_network, network_settings
 from qamdetr.features.hub_text import HubTokenizer
 from qamdetr.types import TextFeatures
 
-STREAM = "roberta"
+NAME = "roberta"
+_CODE = "roberta-1"
 
 
 class RobertaEncoder:
     """The text stream `roberta`: last hidden states, those of `<s>` and `</s>` included."""
 
-    name = STREAM
+    name = NAME
 
     def __init__(self, model: Any, tokenizer: HubTokenizer, options: EncoderOptions) -> None:  # noqa: ANN401 - Transformers has no types
         """Take over `model`, a `RobertaModel`."""
@@ -47,10 +48,10 @@ def open_roberta(source: Path, options: EncoderOptions) -> OpenedStream:
     """
     from transformers import RobertaModel
 
-    model = load_network(STREAM, RobertaModel, source, add_pooling_layer=False)
+    model = load_network(NAME, RobertaModel, source, add_pooling_layer=False)
     config = model.config
     # Positions count from behind the padding's.
     max_tokens = config.max_position_embeddings - config.pad_token_id - 1
-    tokenizer = HubTokenizer(source, stream=STREAM, max_tokens=max_tokens, vocab_size=config.vocab_size)
-    fingerprint = weights_fingerprint("roberta-1", model.state_dict(), tokenizer.probe, str(options.dtype))
+    tokenizer = HubTokenizer(source, stream=NAME, max_tokens=max_tokens, vocab_size=config.vocab_size)
+    fingerprint = weights_fingerprint(_CODE, model.state_dict(), tokenizer.probe, str(options.dtype), network_settings(config))
     return OpenedStream(None, RobertaEncoder(model, tokenizer, options), fingerprint)

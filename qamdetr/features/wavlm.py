@@ -12,9 +12,10 @@ from torch.nn.functional import pad
 
 from qamdetr.features.base import EncoderOptions, OpenedStream, weights_fingerprint
 from qamdetr.features.clips import encode_clips
-from qamdetr.features.hub import load_network, reading
+from qamdetr.features.hub import load_network, network_settings, reading
 
 SAMPLE_RATE_HZ = 16_000
+_CODE = "wavlm-1"
 
 _MIN_SAMPLES = 400
 """What the first hidden state sees; shorter ends are filled with silence up to here."""
@@ -74,5 +75,5 @@ def open_wavlm(source: Path, options: EncoderOptions, *, name: str) -> OpenedStr
         settings = Wav2Vec2FeatureExtractor.from_pretrained(source, local_files_only=True)
     model = load_network(name, WavLMModel, source, unused=("masked_spec_embed",))
     state = {key: value for key, value in model.state_dict().items() if key != "masked_spec_embed"}
-    fingerprint = weights_fingerprint("wavlm-1", state, settings.do_normalize, str(options.dtype))
+    fingerprint = weights_fingerprint(_CODE, state, settings.do_normalize, str(options.dtype), network_settings(model.config))
     return OpenedStream(WavlmEncoder(name, model, options, do_normalize=settings.do_normalize), None, fingerprint)

@@ -17,9 +17,10 @@ from qamdetr.features.encoders import ComboEncoder as OpenedCombo
 from qamdetr.inference.candidates import DecodeProtocol
 from qamdetr.inference.pools import MergeMethod, check_merge, merge_pools
 from qamdetr.inference.rerank import Decoded, Ranking, rank
-from qamdetr.inference.retriever import MomentRetriever, Verifiers, best_score, check_query
+from qamdetr.inference.retriever import MomentRetriever, best_score, check_query
 from qamdetr.inference.trained_encoder import ComboEncoder, LoadedEncoder
 from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER, Verifier
+from qamdetr.inference.verifiers.registry import Verifiers
 from qamdetr.types import Recording, Result, TextFeatures
 
 Texts = Sequence[Mapping[str, TextFeatures]]

@@ -13,7 +13,7 @@ from qamdetr.data.feature_store import FeatureStore, require_features
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import DataError
 from qamdetr.features.base import OnStage
-from qamdetr.features.cache import list_recordings
+from qamdetr.features.encoder_record import describe_settings
 from qamdetr.inference.pretrained import load_changed
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.inference.trained_encoder import own_versions
@@ -85,18 +85,22 @@ def open_stored(
     Raises:
         CheckpointError: The checkpoint cannot be used.
         ConfigError: `overrides` change the network, or there is no such device.
+        AudioError: `audio_dir` holds two recordings of one name.
         DataError: Features are missing (all are named at once), damaged, of other recordings, or from another version of the encoders.
     """
     model, config = load_changed(name_or_dir, overrides)
-    store = FeatureStore(config.model, config.data, list_recordings(audio_dir) if audio_dir else None)
+    audio = find_recordings(audio_dir) if audio_dir and audio_dir.is_dir() else {}
+    store = FeatureStore(config.model, config.data, audio)
     require_features([(store, entries)])
     store.check_widths(entries[0])
     MomentDataset(entries, store)  # refuses features of another length than the manifest says
     found, wanted = own_versions(store.encoder_version(entries)), own_versions(config.data.encoder)
     if found and wanted and found != wanted:
+        data = config.data
+        settings = store.made_by.settings
+        theirs = f" ({describe_settings(data.encoder_models, data.encoder_dtype)})" if settings else ""
         raise DataError(
-            f"{config.data.feature_dir} holds features of encoder version {', '.join(found)}, {name_or_dir} was trained on version "
-            f"{', '.join(wanted)}; extract with those encoders, or train again on these."
+            f"{data.feature_dir} holds features of encoder version {', '.join(found)}{f' ({settings})' if settings else ''}, {name_or_dir} "
+            f"was trained on version {', '.join(wanted)}{theirs}; extract with those encoders, or train again on these."
         )
-    audio = find_recordings(audio_dir) if audio_dir and audio_dir.is_dir() else {}
     return MomentRetriever(model, config, StoredEncoder(config.data.combo, store, entries, audio), device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +21,7 @@ from qamdetr.inference.rerank import Decoded, Ranking, choose_beta, rank
 from qamdetr.inference.segments import pool_segments
 from qamdetr.inference.trained_encoder import ComboEncoder, open_encoder
 from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER, Verifier
-from qamdetr.inference.verifiers.registry import get_verifier
+from qamdetr.inference.verifiers.registry import Verifiers
 from qamdetr.models.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording, Result, TextFeatures
 
@@ -32,6 +32,9 @@ _Features = TypeVar("_Features")
 
 _PAIRS_PER_FORWARD = 8
 """Pairs of section and query that run through the network at once; bounds memory for long recordings and many queries."""
+
+_INVISIBLE = {"Cc", "Cf"}
+"""Unicode categories of control and format characters, such as the zero-width space."""
 
 
 class MomentRetriever:
@@ -74,7 +77,7 @@ class MomentRetriever:
 
         Raises:
             CheckpointError: The checkpoint, or its encoders' weights, cannot be used.
-            ConfigError: `overrides` change the network, or there is no such device.
+            ConfigError: `overrides` change the network, there is no such device, or `encoder_models` names a stream that is not its.
         """
         model, config = load_changed(name_or_dir, overrides)
         encoder = open_encoder(config, name_or_dir, device=device, models=encoder_models)
@@ -213,26 +216,6 @@ class MomentRetriever:
         return next(self.model.parameters()).device
 
 
-class Verifiers:
-    """Makes verifiers by name with the same settings, each once: what a large one has loaded stays loaded."""
-
-    def __init__(self, settings: VerifierConfig) -> None:
-        self._settings = settings
-        self._made: dict[str, Verifier | None] = {}
-        self._lock = threading.Lock()
-
-    def get(self, name: str) -> Verifier | None:
-        """Return a verifier; `none` gives None.
-
-        Raises:
-            QamDetrError: See `get_verifier`.
-        """
-        with self._lock:
-            if name not in self._made:
-                self._made[name] = get_verifier(name, self._settings)
-            return self._made[name]
-
-
 def best_score(decoded: Decoded) -> float:
     """Return the highest decoder score; 0 without candidates."""
     return max((candidate.decoder_score for candidate in decoded.candidates), default=0.0)
@@ -242,9 +225,9 @@ def check_query(query: str) -> str:
     """Return the query, or refuse one that cannot be read.
 
     Raises:
-        QamDetrError: Nothing but blanks, or bytes that are not text.
+        QamDetrError: Nothing but blanks and invisible characters, or bytes that are not text.
     """
-    if not query.strip():
+    if all(letter.isspace() or unicodedata.category(letter) in _INVISIBLE for letter in query):
         raise QamDetrError("The query is empty; describe the sound in a few words, such as 'a dog barks'.")
     if any("\ud800" <= letter <= "\udfff" for letter in query):
         raise QamDetrError(f"The query {query!a} holds bytes that are not UTF-8 text; type it again or convert it to UTF-8.")

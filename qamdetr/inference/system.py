@@ -21,7 +21,7 @@ from qamdetr.inference.from_features import open_stored
 from qamdetr.inference.pools import MergeMethod, check_merge
 from qamdetr.inference.pretrained import find_checkpoint, load_changed
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.inference.trained_encoder import ComboEncoder, open_encoder
+from qamdetr.inference.trained_encoder import ComboEncoder, check_streams, open_encoder, streams_of
 from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER
 from qamdetr.inference.verifiers.registry import check_verifier
 
@@ -52,17 +52,18 @@ class SystemConfig:
     members: Mapping[str, Member]  # any name -> member; a file may also list checkpoints, which then are their own names
     merge: MergeMethod = "nms"  # the report does not say; docs/submissions.md compares the three
     merge_iou: float = 0.7  # nms drops windows that overlap a better one by more; fusion joins those that overlap so much
-    verifier: str = DEFAULT_VERIFIER
+    verify_with: str = DEFAULT_VERIFIER  # name of the verifier; its settings are the section `verifier`, as in a checkpoint
     beta: float = InferenceConfig.beta
     top_k: int = InferenceConfig.top_k  # merged candidates that the verifier sees
-    verifier_settings: VerifierConfig = field(default_factory=VerifierConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
 
     def __post_init__(self) -> None:
         """Check ranges."""
         if not self.members:
             raise ConfigError("members is empty; a system needs at least one checkpoint.")
         check_merge(self.merge, self.merge_iou)
-        check_verifier(self.verifier)
+        check_verifier(self.verify_with)
+        _check_doubles(self.members)
         strict_yaml.check_ranges(self, "", beta=(0.0, 1.0), top_k=(1, math.inf))
 
 
@@ -75,7 +76,7 @@ def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, memb
         members: Checkpoints in the place of the recipe's.
 
     Raises:
-        ConfigError: Unknown file, key, type or value, a circular `extends`, or a malformed override.
+        ConfigError: Unknown file, key, type or value, a circular `extends`, a checkpoint named twice, or a malformed override.
     """
     of_members = tuple(override for override in overrides if override.startswith(MEMBER_SECTIONS))
     values = strict_yaml.read(str(name_or_path), SYSTEM_DIR, "system")
@@ -84,6 +85,7 @@ def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, memb
     _name_members(values)
     strict_yaml.apply_overrides(values, [override for override in overrides if override not in of_members])
     _name_members(values)
+    _name_verifier(values)
     system = strict_yaml.build(SystemConfig, values)
     changed = {name: replace(member, overrides=(*member.overrides, *of_members)) for name, member in system.members.items()}
     return replace(system, members=changed)
@@ -99,13 +101,15 @@ def open_system(system: SystemConfig, *, device: str | None = None, encoder_mode
 
     Raises:
         CheckpointError: Members are missing (all are named at once), or a checkpoint or its encoders cannot be used.
-        ConfigError: An override changes a network, or there is no such device.
+        ConfigError: An override changes a network, there is no such device, or `encoder_models` names a stream that no member has.
     """
     check_members(system)
+    loaded = [(member.checkpoint, *load_changed(member.checkpoint, member.overrides)) for member in system.members.values()]
+    check_streams(encoder_models or {}, {checkpoint: config for checkpoint, _, config in loaded})
     retrievers, encoders = [], []
-    for member in system.members.values():
-        model, config = load_changed(member.checkpoint, member.overrides)
-        encoders.append(open_encoder(config, member.checkpoint, device=device, models=encoder_models))
+    for checkpoint, model, config in loaded:
+        own = {stream: named for stream, named in (encoder_models or {}).items() if stream in streams_of(config)}
+        encoders.append(open_encoder(config, checkpoint, device=device, models=own))
         retrievers.append(MomentRetriever(model, config, encoders[-1], device=device))
     models = [retriever.config.model for retriever in retrievers]
     streams = [(tuple(model.audio_streams), tuple(model.text_streams)) for model in models]
@@ -159,6 +163,28 @@ def check_members(system: SystemConfig) -> None:
     raise CheckpointError(f"{len(missing)} of the system's {len(system.members)} members are missing: {shown}; {remedy.rstrip('.')}.")
 
 
+def _check_doubles(members: Mapping[str, Member]) -> None:
+    """Refuse members that differ in nothing but how the folder is written, and in their weight.
+
+    Raises:
+        ConfigError: Names two of them.
+    """
+    known: dict[tuple[Path, tuple[str, ...]], str] = {}
+    for name, member in members.items():
+        other = known.setdefault((_place(member.checkpoint), member.overrides), name)
+        if other != name:
+            raise ConfigError(
+                f"members {other} and {name} are one checkpoint, {member.checkpoint}; name it once, with a weight where it counts more."
+            )
+
+
+def _place(checkpoint: str) -> Path:
+    try:
+        return find_checkpoint(checkpoint).resolve()
+    except CheckpointError:
+        return Path(checkpoint).resolve()
+
+
 def _problem(checkpoint: str) -> str:
     """Say why there is no such checkpoint; empty when there is."""
     try:
@@ -185,10 +211,10 @@ def _assemble(system: SystemConfig, members: Sequence[MomentRetriever], encoder:
         weights=[member.weight for member in system.members.values()],
         merge=system.merge,
         merge_iou=system.merge_iou,
-        verifier=system.verifier,
+        verifier=system.verify_with,
         beta=system.beta,
         top_k=system.top_k,
-        verifier_settings=system.verifier_settings,
+        verifier_settings=system.verifier,
     )
 
 
@@ -198,7 +224,7 @@ def _name_members(values: dict[str, Any]) -> None:
     Raises:
         ConfigError: A checkpoint is listed twice, or an entry of the list names none.
     """
-    members = values.get("members", {})
+    members = values.get("members")
     if isinstance(members, list):
         named: dict[str, Any] = {}
         for item in members:
@@ -211,4 +237,16 @@ def _name_members(values: dict[str, Any]) -> None:
         members = named
     if isinstance(members, dict):
         members = {str(name): {"checkpoint": item} if isinstance(item, str) else item for name, item in members.items()}
-    values["members"] = members
+    values["members"] = {} if members is None else members
+
+
+def _name_verifier(values: dict[str, Any]) -> None:
+    """Read a bare `no`, which is False in YAML 1.1, as the verifier `none`.
+
+    Raises:
+        ConfigError: The section of settings holds a name.
+    """
+    if isinstance(values.get("verifier"), (str, bool)):
+        raise ConfigError(f"verifier is {values['verifier']!r}; a system names its verifier in `verify_with`, here stand its settings.")
+    if values.get("verify_with") is False:
+        values["verify_with"] = DEFAULT_VERIFIER

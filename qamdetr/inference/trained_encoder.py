@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from qamdetr.config import Config
-from qamdetr.errors import CheckpointError
-from qamdetr.features.base import AudioEncoder, OnStage, TextEncoder
+from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.features.base import COMBOS, AudioEncoder, OnStage, TextEncoder
+from qamdetr.features.encoder_record import describe_settings
 from qamdetr.types import Recording, TextFeatures
 
 
@@ -64,11 +65,50 @@ def open_encoder(
 
     Raises:
         CheckpointError: Weights are missing, or of another version.
+        ConfigError: `models` names a stream that the checkpoint does not have.
     """
+    check_streams(models or {}, {str(checkpoint): config})
+    try:
+        return _open(config, checkpoint, device, {**config.data.encoder_models, **(models or {})})
+    except CheckpointError as error:
+        named = {stream: model for stream, model in config.data.encoder_models.items() if stream not in (models or {})}
+        gone = [stream for stream, model in named.items() if model in str(error) and not Path(model).expanduser().exists()]
+        if not gone or "--encoder" in str(error):
+            raise
+        remedy = " ".join(f"--encoder {stream}=FOLDER" for stream in gone)
+        raise CheckpointError(f"{checkpoint}: {error} Where it lies elsewhere now, name it with `{remedy}`.") from error
+
+
+def check_streams(models: Iterable[str], configs: Mapping[str, Config]) -> None:
+    """Refuse models for streams that no checkpoint has.
+
+    Args:
+        models: The streams.
+        configs: Checkpoint -> its configuration.
+
+    Raises:
+        ConfigError: Names the first such stream.
+    """
+    known = dict.fromkeys(stream for config in configs.values() for stream in streams_of(config))
+    for stream in models:
+        if stream not in known:
+            verb = "has" if len(configs) == 1 else "have"
+            raise ConfigError(f"--encoder: {', '.join(configs)} {verb} no stream {stream!r}, only {', '.join(known)}.")
+
+
+def streams_of(config: Config) -> list[str]:
+    """Streams whose encoders a checkpoint may open: those of its network, and those of its combo."""
+    combo = COMBOS.get(config.data.combo)
+    of_combo = (*combo.audio_streams, *combo.text_streams) if combo else ()
+    return list(dict.fromkeys((*config.model.audio_streams, *config.model.text_streams, *of_combo)))
+
+
+def _open(config: Config, checkpoint: str | Path, device: str | None, models: Mapping[str, str]) -> LoadedEncoder:
     from qamdetr.features.encoders import load_combo, load_streams
+    from qamdetr.features.hub import HUB_MODELS
 
     data, model = config.data, config.model
-    options: dict[str, Any] = {"models": {**data.encoder_models, **(models or {})}, "dtype": data.encoder_dtype, "device": device}
+    options: dict[str, Any] = {"models": dict(models), "dtype": data.encoder_dtype, "device": device}
     wanted = own_versions(data.encoder)
     public = {*data.audio_features, *data.text_features}
     only_public = not wanted and bool(data.encoder or public)
@@ -76,9 +116,12 @@ def open_encoder(
     if not only_public:
         encoder = load_combo(data.combo, **options)
         if wanted and [encoder.fingerprint] != wanted:
+            chosen = {stream: models.get(stream, "") for stream in streams_of(config) if stream in HUB_MODELS}
+            opened = f" ({describe_settings(chosen, data.encoder_dtype)})" if chosen else ""
+            remedy = "name the models and the type of its features with --encoder and --set data.encoder_dtype" if chosen else ""
             raise CheckpointError(
                 f"{checkpoint} was trained on version {', '.join(wanted)} of the {encoder.name} encoders, here is version "
-                f"{encoder.fingerprint}; features would not fit: restore those encoders, or train again on these."
+                f"{encoder.fingerprint}{opened}; features would not fit: {remedy or 'restore those encoders'}, or train again on these."
             )
     if encoder is None or public:
         name = "+".join(dict.fromkeys([*model.audio_streams, *model.text_streams]))

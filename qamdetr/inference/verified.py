@@ -1,31 +1,20 @@
-"""Answers that keep both scores of each candidate, so that the weight of the verifier can be chosen after it was asked once."""
+"""Answers to a manifest that keep both scores of each candidate, for the choice of the verifier's weight.
+
+`cli.calibrate` and `benchmarks.submissions` rank such answers anew with each weight of a grid; decoder and verifier are asked once for all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.errors import AudioError
+from qamdetr.inference.protocol import Retriever
 from qamdetr.inference.rerank import rerank
 from qamdetr.inference.verifiers.base import Verifier
-from qamdetr.types import Candidate, Recording, Result
-
-
-class Retriever(Protocol):
-    """What is needed of a retriever here; `MomentRetriever` and ensembles of them have it."""
-
-    def encode(self, path: str | Path) -> Recording:
-        """Encode a recording."""
-        ...
-
-    def retrieve_many(
-        self, recording: Recording, queries: Sequence[str], *, top_k: int, verifier: str | Verifier, beta: float | None
-    ) -> list[Result]:
-        """Answer several queries on one recording, in their order."""
-        ...
+from qamdetr.types import Candidate, Result
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
-from qamdetr.config import Config
+from qamdetr.audio import find_recordings
+from qamdetr.config import Config, DataConfig
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset, covered_windows
 from qamdetr.data.feature_store import FeatureStore, require_features
 from qamdetr.data.manifest import QueryEntry, read_manifest
 from qamdetr.data.sampler import LengthBucketSampler
 from qamdetr.errors import ConfigError, DataError
-from qamdetr.features.cache import list_recordings
+from qamdetr.features.encoder_record import EncoderRecord
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class TrainingData:
         sampler: Order of the training set.
         train_loader, val_loader: Batches.
         encoder: What made the training set's features, as `FeatureStore.encoder_version` names it.
+        section: The configuration's `data` section as a checkpoint needs it to open the same encoders: with `encoder`, and with the models
+            and the type that the cache notes where the configuration is silent.
         fingerprint: 16 hex digits that change with either manifest's content, with any feature file that is read, with `encoder`, or with
             names or widths of the streams.
     """
@@ -43,6 +46,7 @@ class TrainingData:
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
     encoder: str
+    section: DataConfig
     fingerprint: str
 
 
@@ -52,13 +56,15 @@ def load_data(config: Config) -> TrainingData:
     Windows past the end of their recording are clamped; how many is logged.
 
     Raises:
-        ConfigError: No manifest is named, or a folder for a stream that the model does not have.
+        ConfigError: No manifest is named, a folder for a stream that the model does not have, or encoders that are not those of the cache.
         DataError: Manifests or features are missing or damaged; all missing features are named at once.
+        AudioError: Two recordings of one name.
     """
     check_manifests(config)
     train_entries, val_entries = _known_entries(config.data.train_manifest), _known_entries(config.data.val_manifest)
     train_store = _open_store(config, config.data.train_manifest, config.data.audio_dir)
     val_store = _open_store(config, config.data.val_manifest, config.data.val_audio_dir)
+    section = _with_encoders(config.data, train_store.made_by)
     require_features([(train_store, train_entries), (val_store, val_entries)])
     train_store.check_widths(train_entries[0])
     # All of the validation set is read once now, so that a bad value in it cannot cost an epoch of training.
@@ -86,6 +92,7 @@ def load_data(config: Config) -> TrainingData:
         train_loader=DataLoader(train_set, batch_sampler=sampler, collate_fn=train_collator, num_workers=workers),
         val_loader=DataLoader(val_set, batch_sampler=val_sampler, collate_fn=val_collator, num_workers=workers),
         encoder=encoder,
+        section=replace(section, encoder=encoder),
         fingerprint=_fingerprint(config, encoder, train_store.content(train_entries) + val_store.content(val_entries)),
     )
 
@@ -121,8 +128,34 @@ def _known_entries(manifest: str) -> list[QueryEntry]:
 
 def _open_store(config: Config, manifest: str, audio_dir: str) -> FeatureStore:
     """Open the features of a manifest's recordings; the audio lies in `audio/` beside it unless said otherwise."""
-    recordings = list_recordings(Path(audio_dir) if audio_dir else Path(manifest).parent / "audio")
-    return FeatureStore(config.model, config.data, recordings)
+    folder = Path(audio_dir) if audio_dir else Path(manifest).parent / "audio"
+    return FeatureStore(config.model, config.data, find_recordings(folder) if folder.is_dir() else None)
+
+
+def _with_encoders(data: DataConfig, made_by: EncoderRecord) -> DataConfig:
+    """Take over what the cache notes of its encoders: a checkpoint that named others could not be served.
+
+    Raises:
+        ConfigError: The configuration names another type or model.
+    """
+    if not made_by.dtype:
+        return data
+    if data.encoder_dtype not in (DataConfig.encoder_dtype, made_by.dtype):
+        raise _other_encoders(data, "encoder_dtype", data.encoder_dtype, made_by.dtype)
+    for stream, found in made_by.models.items():
+        wanted = data.encoder_models.get(stream, found)
+        # One folder may be written in two ways.
+        if wanted != found and not (found and Path(wanted).expanduser().resolve() == Path(found).expanduser().resolve()):
+            raise _other_encoders(data, f"encoder_models.{stream}", wanted, found)
+    models = {**{stream: model for stream, model in made_by.models.items() if model}, **data.encoder_models}
+    return replace(data, encoder_dtype=cast("Any", made_by.dtype), encoder_models=models)
+
+
+def _other_encoders(data: DataConfig, key: str, wanted: str, found: str) -> ConfigError:
+    return ConfigError(
+        f"data.{key} is {wanted}, the features in {Path(data.feature_dir) / data.combo} were made with {found or 'the default model'}; "
+        "leave that setting out, or extract with it (into another data.feature_dir, unless the weights are the same)."
+    )
 
 
 def _heard_entries(manifest: str, entries: Sequence[QueryEntry], store: FeatureStore) -> list[QueryEntry]:

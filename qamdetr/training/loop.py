@@ -250,7 +250,7 @@ def _save_best(training: _Training, validation: Validation) -> None:
     config, data, run, model = training.config, training.data, training.run, training.evaluated
     calibrated = replace(
         config,
-        data=replace(config.data, encoder=data.encoder),
+        data=data.section,
         inference=replace(config.inference, found_threshold=round(validation.found_threshold, 4)),
     )
     card = model_card(

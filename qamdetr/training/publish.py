@@ -51,7 +51,7 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
         )
     calibrated = replace(
         config,
-        data=replace(config.data, encoder=data.encoder),
+        data=data.section,
         inference=replace(config.inference, found_threshold=round(halved.found_threshold, 4)),
     )
     save_pretrained(output, model, calibrated, half=True)

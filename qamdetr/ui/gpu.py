@@ -176,6 +176,14 @@ class BorrowingVerifier:
         """As `inner`."""
         return self.inner.needs_audio
 
+    def check(self) -> None:
+        """As `inner`.
+
+        Raises:
+            QamDetrError: As `inner`.
+        """
+        self.inner.check()
+
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; see `Verifier`. It hears the file, so the features stay here.
 

@@ -32,7 +32,11 @@ class OracleVerifier:
     needs_audio = False
 
     def __init__(self, truth, deaf=()):
-        self.truth, self.deaf, self.asked, self.paths = truth, deaf, [], []
+        self.truth, self.deaf, self.asked, self.paths, self.missing = truth, deaf, [], [], False
+
+    def check(self):
+        if self.missing:
+            raise QamDetrError("The oracle has left; call it back.")
 
     def verify(self, recording, query, text, candidates):
         self.asked.append((recording.name, query))
@@ -225,6 +229,67 @@ def test_a_verifier_that_always_fails_is_an_error(calibrate, oracle, checkpoint)
     assert contents(checkpoint) == before
 
 
+@pytest.mark.parametrize("source", ["audio", "features"])
+def test_a_verifier_that_is_not_there_is_an_error_before_any_work(calibrate, oracle, encoder, stored, checkpoint, monkeypatch, source):
+    oracle.missing, before, read = True, contents(checkpoint), []
+    monkeypatch.setattr(type(encoder), "encode_query", lambda self, query: read.append(query))
+    status, out, err = calibrate(*(stored if source == "features" else []))
+    assert (status, out, err) == (2, "", "qamdetr: error: The oracle has left; call it back.\n")
+    assert (encoder.encoded, read, oracle.asked) == ([], [], [])
+    assert contents(checkpoint) == before
+
+
+def test_a_weight_chosen_with_other_settings_is_told_and_not_written(calibrate, checkpoint, monkeypatch):
+    before = contents(checkpoint)
+    # What is not written need not be writable.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    status, out, err = calibrate("--json", "--set", "inference.nms_iou=0.5", "--set", "data.max_clips=299", "--set", "inference.top_k=9")
+    assert status == 0
+    assert err.splitlines()[-1] == (
+        "qamdetr: nothing was written, as the weight goes with --set inference.nms_iou=0.5 --set inference.top_k=9; put that and "
+        f"`inference.beta_by_verifier.oracle: {json.loads(out)['beta']:g}` into the config.yaml of a copy."
+    )
+    assert contents(checkpoint) == before
+
+
+@pytest.mark.parametrize("change", ["verifier.model=other", "verifier.dtype=float16", "verifier.four_bit=true", "inference.beta=0.1"])
+def test_what_may_change_answers_keeps_the_weight_out(calibrate, checkpoint, change):
+    before = contents(checkpoint)
+    assert f"nothing was written, as the weight goes with --set {change};" in calibrate("--set", change)[2]
+    assert contents(checkpoint) == before
+
+
+def test_another_model_of_the_verifier_keeps_the_weight_out(calibrate, checkpoint):
+    before = contents(checkpoint)
+    assert "as the weight goes with --verifier-model 3B; put that" in calibrate("--verifier-model", "3B")[2]
+    assert contents(checkpoint) == before
+
+
+def test_settings_that_change_no_answer_let_the_weight_in(calibrate, checkpoint):
+    changes = ["data.num_workers=1", "verifier.url=http://x/v1", "verifier.cache_dir=c", "verifier.retries=0", "verifier.timeout_seconds=1"]
+    _, out, _ = calibrate("--json", *(part for change in changes for part in ("--set", change)))
+    assert load_config(checkpoint / "config.yaml").inference.beta_by_verifier["oracle"] == json.loads(out)["beta"]
+
+
+def test_a_choice_that_is_worse_than_the_decoder_alone_is_told_and_not_written(calibrate, oracle, entries, manifest, checkpoint, tmp_path):
+    """What is true is now the decoder's own best, which a verifier that knows nothing of it can only spoil."""
+    retriever, before = MomentRetriever.from_pretrained(checkpoint), contents(checkpoint)
+    best = [retriever.retrieve(retriever.encode(tmp_path / "audio" / f"{entry.vid}.wav"), entry.query).moments[0] for entry in entries]
+    write_manifest(manifest, [replace(entry, relevant_windows=(moment.window,)) for entry, moment in zip(entries, best, strict=True)])
+    status, out, err = calibrate("--json", "--grid", 0.9, 1)
+    answer = json.loads(out)
+    decoder, *tried = (point["R1@0.7"] for point in answer["curve"])
+    assert decoder == 100 > max(tried)
+    assert (status, answer["worse_than_decoder"]) == (0, True)
+    assert f"nothing was written, as {answer['beta']:g}, the best of the grid, is worse than the decoder alone" in err
+    _, text, _ = calibrate("--grid", 0.9, 1)
+    assert f"worse than the decoder alone: R1@0.7 {max(tried):.2f} against 100.00, mAP " in text.splitlines()[-1]
+    assert contents(checkpoint) == before
+    _, out, _ = calibrate("--json", "--grid", 0, 0.9, 1)
+    assert (json.loads(out)["beta"], json.loads(out)["worse_than_decoder"]) == (0, False)
+    assert load_config(checkpoint / "config.yaml").inference.beta_by_verifier["oracle"] == 0
+
+
 def test_an_unreadable_recording_keeps_the_curve_but_not_the_weight(calibrate, checkpoint, tmp_path):
     before = contents(checkpoint)
     (tmp_path / "audio" / "r1.wav").write_text("no sound")
@@ -340,7 +405,7 @@ def system(tmp_path, checkpoint):
     """A system file of two tiny members, with comments."""
     other = save_seed(tmp_path / "other", tiny_config(), seed=1)
     path = tmp_path / "mine.yaml"
-    path.write_text(f"# mine\nmembers: [{checkpoint}, {other}]\nverifier: oracle\nbeta: 0.5  # guessed\ntop_k: 7\n", encoding="utf-8")
+    path.write_text(f"# mine\nmembers: [{checkpoint}, {other}]\nverify_with: oracle\nbeta: 0.5  # guessed\ntop_k: 7\n", encoding="utf-8")
     return path
 
 
@@ -376,7 +441,7 @@ def test_another_verifier_than_the_system_s_is_told_and_not_written(calibrate_sy
     before = system.read_bytes()
     status, out, err = calibrate_system("--verifier", "pocket")
     assert status == 0
-    assert f"put `verifier: pocket` and `beta: {json.loads(out)['beta']}` into a system file of your own" in err
+    assert f"put `verify_with: pocket` and `beta: {json.loads(out)['beta']}` into a system file of your own" in err
     assert system.read_bytes() == before
 
 
@@ -384,12 +449,27 @@ def test_a_system_with_other_members_is_another_system(calibrate_system, system,
     before = system.read_bytes()
     status, _, err = calibrate_system("--members", checkpoint)
     assert status == 0
-    assert "nothing was written; put `verifier: oracle`" in err
+    assert "nothing was written; put `verify_with: oracle`" in err
     assert system.read_bytes() == before
 
 
+@pytest.mark.parametrize("change", ["merge=pool", "top_k=3", "verify_with=pocket", "inference.nms_iou=0.5"])
+def test_a_system_with_other_settings_is_another_system(calibrate_system, system, change):
+    before = system.read_bytes()
+    status, _, err = calibrate_system("--set", change)
+    assert status == 0
+    assert f"nothing was written, as the weight goes with --set {change}; put that, `verify_with: " in err
+    assert system.read_bytes() == before
+
+
+def test_one_name_for_the_settings_of_a_verifier(calibrate_system, oracle, system):
+    _, out, _ = calibrate_system("--set", "verifier.url=http://x/v1")
+    assert oracle.settings[-1].url == "http://x/v1"
+    assert f"beta: {json.loads(out)['beta']}  # guessed" in system.read_text(encoding="utf-8")
+
+
 def test_a_system_in_an_unusual_layout_is_left_alone(calibrate_system, system, checkpoint):
-    system.write_text(f"{{members: [{checkpoint}], verifier: oracle}}\n", encoding="utf-8")
+    system.write_text(f"{{members: [{checkpoint}], verify_with: oracle}}\n", encoding="utf-8")
     before = system.read_bytes()
     status, _, err = calibrate_system()
     assert status == 2

@@ -13,9 +13,11 @@ from tiny_system import write_sound
 
 import qamdetr.features.encoders
 from qamdetr import cli
+from qamdetr.audio import find_recordings
 from qamdetr.cli.processes import Processes
 from qamdetr.data.manifest import QueryEntry, write_manifest
-from qamdetr.features.cache import FeatureCache, list_recordings
+from qamdetr.features.cache import FeatureCache
+from qamdetr.features.encoder_record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +65,7 @@ def test_a_folder_fills_the_cache_with_every_recording(tmp_path, extract, encode
     status, err = extract("--audio-dir", tmp_path / "audio", "--queries", tmp_path / "more.txt")
     assert status == 0
     assert "encoded 3 recordings and 2 queries" in err
-    cache = FeatureCache(tmp_path / "cache", "tiny", list_recordings(tmp_path / "audio"))
+    cache = FeatureCache(tmp_path / "cache", "tiny", find_recordings(tmp_path / "audio"))
     assert [cache.num_clips(vid) for vid in "abc"] == [2, 3, 4]
     assert not cache.missing_text(["a dog barks", "rain"])
 
@@ -100,6 +102,29 @@ def test_options_reach_the_encoders(tmp_path, extract, encoder, monkeypatch):
         ("pocket", {"models": {}, "dtype": "float32", "device": None}),
         ("pocket", {"models": {}, "dtype": "float32", "device": "cpu"}),
     ]
+
+
+def test_the_cache_notes_what_the_big_encoders_were_opened_with(tmp_path, extract):
+    write_sound(tmp_path / "a.wav", 3)
+    assert extract("--audio-dir", tmp_path, "--dtype", "bfloat16")[0] == 0
+    cache_dir = tmp_path / "cache" / "tiny"
+    assert read_record(cache_dir).settings == "", "the pocket encoders have no settings"
+    assert extract("--audio-dir", tmp_path, "--combo", "B", "--encoder", "ms_clap=/models/a=b", "--dtype", "bfloat16")[0] == 0
+    record = read_record(cache_dir)
+    assert (record.models, record.dtype) == ({"laion_clap": "", "ms_clap": "/models/a=b"}, "bfloat16")
+
+
+def test_verify_makes_damaged_features_again(tmp_path, extract, encoder):
+    write_sound(tmp_path / "a.wav", 3)
+    assert extract("--audio-dir", tmp_path)[0] == 0
+    (path,) = (tmp_path / "cache" / "tiny" / "audio").iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    assert "encoded 0 recordings" in extract("--audio-dir", tmp_path)[1]
+    status, err = extract("--audio-dir", tmp_path, "--verify")
+    assert status == 0
+    assert "verifying recordings: 100%" in err
+    assert "encoded 1 recording and 0 queries" in err
+    assert FeatureCache(tmp_path / "cache", "tiny").audio("a")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +219,7 @@ def test_two_processes_share_the_recordings_and_tell_one_result(tmp_path):
     assert (tmp_path / "log.status").read_text() == "1\n1\n"
     assert "process 1 of 2" in done.stderr
     assert "process 2 of 2" not in done.stderr
-    assert not FeatureCache(tmp_path / "cache", "logging", list_recordings(tmp_path / "audio")).missing_audio(names[:5])
+    assert not FeatureCache(tmp_path / "cache", "logging", find_recordings(tmp_path / "audio")).missing_audio(names[:5])
 
     for name in names[5:]:
         (tmp_path / "audio" / f"{name}.wav").unlink()

@@ -9,7 +9,7 @@ from tiny_system import write_sound
 
 from qamdetr.data.manifest import QueryEntry, read_predictions, write_manifest
 
-KEYS = ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency"]
+KEYS = ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
 MOMENT_KEYS = ["start", "end", "score", "decoder_score", "foreground", "quality", "verifier_score"]
 
 

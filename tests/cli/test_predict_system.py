@@ -35,6 +35,9 @@ class Listener:
         self.identity = f"listener {settings.model}"
         self.broken = settings.model == "broken"
 
+    def check(self):
+        """Nothing can be told beforehand."""
+
     def verify(self, recording, query, text, candidates):
         if self.broken:
             raise RuntimeError("out of\nmemory")
@@ -62,7 +65,7 @@ def folder(tmp_path, monkeypatch):
     write_manifest(tmp_path / "m.jsonl", ENTRIES)
     for seed, name in enumerate(("X0", "Y0", "X1")):
         save_member(tmp_path / name, name[0], seed, feature_dir="features", encoder=combos[name[0]].fingerprint)
-    (tmp_path / "mine.yaml").write_text("members: [X0, Y0, X1]\nbeta: 0.45\nverifier: pocket\n")
+    (tmp_path / "mine.yaml").write_text("members: [X0, Y0, X1]\nbeta: 0.45\nverify_with: pocket\n")
     return tmp_path, combos, runs
 
 
@@ -180,10 +183,11 @@ def test_a_verifier_that_fails_leaves_the_decoders_ranking_and_one_note(stored, 
     assert (stored / "failed.jsonl").read_text() == (stored / "decoder.jsonl").read_text()
 
 
-def test_a_verifier_that_is_not_there_is_told_before_the_work(stored, capsys):
+@pytest.mark.parametrize("model", [[], ["--verifier-model", "m"]])
+def test_a_verifier_that_is_not_there_is_told_before_the_work(stored, capsys, model):
     call = ["--manifest", "m.jsonl", "--system", "mine.yaml", "--from-features"]
-    dead = ["--verifier", "server", "--verifier-url", "http://127.0.0.1:9/v1", "--set", "verifier_settings.retries=0"]
-    status, _, err = predict(capsys, *call, *dead, "--output", "failed.jsonl")
+    dead = ["--verifier", "server", "--verifier-url", "http://127.0.0.1:9/v1", "--set", "verifier.retries=0"]
+    status, _, err = predict(capsys, *call, *dead, *model, "--output", "failed.jsonl")
     first, last = err.splitlines()
     assert status == 0
     assert first.startswith("qamdetr: verifier server cannot answer, so the decoder alone will rank. ")
@@ -199,12 +203,14 @@ def test_settings_of_verifier_and_encoders_reach_them(folder, opened, monkeypatc
     monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append(options) or combos[name])
     sound = path / "audio" / "street.wav"
     call = [sound, "--query", "a dog", "--verifier", "listener", "--verifier-model", "big", "--verifier-url", "http://here/v1"]
-    encoders = ["--encoder", "joint=my/joint", "--encoder", "soft=/a=b", "--device", "cpu"]
-    for which in (["--checkpoint", "X0"], ["--system", "mine.yaml"]):
-        status, _, err = predict(capsys, *call, *which, *encoders)
+    call += ["--encoder", "joint=my/joint", "--device", "cpu"]
+    of_x, of_y = {"joint": "my/joint"}, {"joint": "my/joint", "soft": "/a=b"}
+    for which, models in ((["--checkpoint", "X0"], [of_x]), (["--system", "mine.yaml", "--encoder", "soft=/a=b"], [of_x, of_y, of_x])):
+        asked.clear()
+        status, _, err = predict(capsys, *call, *which)
         assert (status, err) == (0, "")
         assert (opened[-1].settings.model, opened[-1].settings.url) == ("big", "http://here/v1")
-        assert asked[-1] == {"models": {"joint": "my/joint", "soft": "/a=b"}, "dtype": "float32", "device": "cpu"}
+        assert asked == [{"models": of_member, "dtype": "float32", "device": "cpu"} for of_member in models]
 
 
 def test_settings_of_a_checkpoint_may_be_changed(folder, capsys):

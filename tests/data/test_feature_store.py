@@ -15,6 +15,7 @@ from qamdetr.data.feature_store import MAX_DIFFERENCE_CLIPS, FeatureStore, requi
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import ConfigError, DataError
 from qamdetr.features.cache import FeatureCache
+from qamdetr.features.encoder_record import EncoderRecord
 from qamdetr.types import TextFeatures
 
 MIXED_AUDIO = {"laion": 4, "ms": 6, "wavlm": 3}
@@ -110,7 +111,7 @@ def test_everything_missing_is_named_at_once_place_by_place(tmp_path: Path) -> N
     cache, audio, text = message.split("; ")
     assert cache.startswith(f"{tmp_path / 'A'} lacks features of 13 recordings ('gone0', ")
     assert "and 13 queries ('sound 0', " in cache
-    assert cache.endswith("run `python -m qamdetr extract` on the manifest")
+    assert cache.endswith(f": run `python -m qamdetr extract --combo A --manifest JSONL --feature-dir {tmp_path}`")
     assert audio.startswith(f"data.audio_features.ms ({tmp_path / 'clap'}) lacks features of 13 recordings ('gone0', ")
     assert text.startswith(f"data.text_features.ms ({tmp_path / 'clap_text'}) lacks features of 13 queries ('n0', ")
     assert "'gone9'" in audio
@@ -162,3 +163,21 @@ def test_the_version_names_cache_and_public_files(tmp_path: Path) -> None:
         ModelConfig(audio_streams={"laion": 4}, text_streams={"laion": 4}), DataConfig(feature_dir=str(tmp_path), combo="A")
     )
     assert cached.encoder_version([entry()]) == "abcd"
+
+
+def test_the_command_for_what_is_missing_has_the_settings_of_the_rest(tmp_path: Path) -> None:
+    model = ModelConfig(audio_streams={"laion_clap": 4}, text_streams={"laion_clap": 4})
+    data = DataConfig(feature_dir=str(tmp_path), combo="B", encoder_dtype="bfloat16", encoder_models={"laion_clap": "my clap"})
+    command = f"python -m qamdetr extract --combo B --manifest JSONL --feature-dir {tmp_path}"
+    (gap,) = FeatureStore(model, data).missing([entry()])
+    assert gap.remedy == f"run `{command} --dtype bfloat16 --encoder 'laion_clap=my clap'`"
+    FeatureCache(tmp_path, "B").claim("v1", models={"laion_clap": "", "ms_clap": "theirs"}, dtype="float32")
+    (gap,) = FeatureStore(model, data).missing([entry()])
+    assert gap.remedy == f"run `{command} --encoder ms_clap=theirs`"
+
+
+def test_public_files_have_no_record_of_encoders(tmp_path: Path) -> None:
+    FeatureCache(tmp_path / "no cache", DataConfig.combo).claim("v1", models={"ms": "x"}, dtype="bfloat16")
+    assert public_store(tmp_path).made_by == EncoderRecord()
+    FeatureCache(tmp_path, "A").claim("v1", models={"laion": "x", "ms": ""}, dtype="bfloat16")
+    assert mixed_store(tmp_path).made_by == EncoderRecord("v1", {"laion": "x", "ms": ""}, "bfloat16")

@@ -11,13 +11,14 @@ import torch
 from public_files import write_audio_file, write_text_file
 from tiny_system import TinyEncoder, tiny_config, tiny_model, write_sound
 
+from qamdetr.audio import find_recordings
 from qamdetr.config import Config
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.feature_store import FeatureStore
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.features.base import RAW_SCALE_STREAMS
-from qamdetr.features.cache import FeatureCache, list_recordings
+from qamdetr.features.cache import FeatureCache
 from qamdetr.features.extract import extract
 from qamdetr.inference import retriever as serving
 from qamdetr.inference.retriever import MomentRetriever
@@ -70,7 +71,7 @@ def pocket_set(tmp_path: Path) -> Set:
     (tmp_path / "audio").mkdir()
     for seed, (vid, seconds) in enumerate(lengths.items()):
         write_sound(tmp_path / "audio" / f"{vid}.wav", seconds, seed)
-    recordings = list_recordings(tmp_path / "audio")
+    recordings = find_recordings(tmp_path / "audio")
     encoder = HalfEncoder()
     encoder.fingerprint = "tiny-1"
     extract(recordings.items(), QUERIES, tmp_path / "features", encoder, show_progress=False)

@@ -30,7 +30,7 @@ def client(app_url):
 
 def test_retrieve_answers_with_the_json_of_the_command_line(client, recordings):
     answer = client.predict(gradio_client.handle_file(recordings["walk.wav"]), "a bell rings", api_name="/retrieve")
-    assert list(answer) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency"]
+    assert list(answer) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
     assert answer["audio"] == "walk.wav"
     assert answer["duration"] == pytest.approx(40.0)
     assert len(answer["saliency"]) == 40

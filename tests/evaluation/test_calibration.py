@@ -149,6 +149,22 @@ def test_a_clear_gain_is_told_and_chance_is_not():
     assert called <= 6
 
 
+@settings(max_examples=40, deadline=None)
+@given(answers(), grids)
+def test_a_choice_is_worse_only_where_the_grid_leaves_out_the_decoder_alone(verified, grid):
+    curve, whole = calibrate_beta(verified, grid, resamples=5), calibrate_beta(verified, [*grid, 0], resamples=5)
+    assert not whole.is_worse
+    if curve.is_worse:
+        assert 0 not in grid
+        assert whole.chosen.beta == 0
+
+
+def test_a_grid_whose_best_is_worse_than_the_decoder_alone():
+    verified = [answer_of(number, [(0.95, 0.6), (0.3, 0.5)], [0.0, 1.0]) for number in range(3)]
+    assert calibrate_beta(verified, [0.5, 1], resamples=5).is_worse
+    assert not calibrate_beta(verified, [0.05, 1], resamples=5).is_worse, "equal is not worse"
+
+
 def test_one_recording_leaves_the_gain_open():
     verified = [answer_of(number, [(0.3, 0.6), (0.95, 0.5)], [0.0, 1.0], vid="v") for number in range(3)]
     assert calibrate_beta(verified, resamples=10).gain == {}

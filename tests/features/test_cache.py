@@ -18,9 +18,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.torch import save_file
 
 from qamdetr.errors import AudioError, DataError
-from qamdetr.features import cache_index
+from qamdetr.features import cache_index, feature_files
 from qamdetr.features.audio_key import content_key, quick_key
-from qamdetr.features.cache import FeatureCache, count_names, list_recordings
+from qamdetr.features.cache import FeatureCache, count_names
+from qamdetr.features.encoder_record import EncoderRecord
 from qamdetr.types import TextFeatures
 
 half_values = st.floats(-60000, 60000, width=16)
@@ -128,7 +129,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     cache.write_audio("walk", {"pocket": torch.ones(2, 1)})
     (path,) = (tmp_path / "pocket" / "audio").iterdir()
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(DataError, match=r"walk.*delete it"):
+    with pytest.raises(DataError, match=r"walk.*cannot be read .*extract --combo pocket .* --verify`"):
         cache.audio("walk")
 
 
@@ -158,13 +159,6 @@ def test_the_key_sees_a_change_of_any_byte(tmp_path: Path) -> None:
         quick_keys.add(quick_key(path))
     assert len(keys) == 6
     assert len(quick_keys) == 4  # it samples beginning, middle and end
-
-
-def test_recordings_are_listed_by_stem(tmp_path: Path) -> None:
-    for name in ("a.flac", "b.1.wav", ".hidden"):
-        (tmp_path / name).write_bytes(b"")
-    assert list_recordings(tmp_path) == {"a": tmp_path / "a.flac", "b.1": tmp_path / "b.1.wav"}
-    assert list_recordings(tmp_path / "nowhere") == {}
 
 
 def test_a_disk_that_refuses_gives_one_line(tmp_path: Path) -> None:
@@ -264,6 +258,50 @@ def test_audio_that_looks_as_it_did_is_not_hashed(stored: tuple[Path, Path], tmp
         reopened(tmp_path, audio).has_audio("walk")
 
 
+def test_an_edit_whose_time_was_set_back_is_seen(stored: tuple[Path, Path], tmp_path: Path) -> None:
+    audio, _ = stored
+    status, sample = audio.stat(), quick_key(audio)
+    make_wav(audio, value=1)
+    os.utime(audio, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (audio.stat().st_size, audio.stat().st_mtime_ns, quick_key(audio)) == (status.st_size, status.st_mtime_ns, sample)
+    assert not reopened(tmp_path, audio).has_audio("walk")
+
+
+def test_a_stamp_without_the_time_of_change_costs_a_hash_and_no_features(
+    stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches of earlier versions, and of other machines, whose audio has the same times but for this one."""
+    audio, features = stored
+    with feature_files.FeatureFile(features) as file:
+        tensors, facts = file.contents()
+    del facts["audio_changed_ns"]
+    features.write_bytes(feature_files.save(tensors, facts))
+    hashed = []
+    monkeypatch.setattr(cache_index, "content_key", lambda path: hashed.append(path) or content_key(path))
+    cache = reopened(tmp_path, audio)
+    assert cache.has_audio("walk")
+    assert cache.audio("walk")["pocket"].shape == (10, 2)
+    assert hashed == [audio]
+    cache.note_stamp("walk")
+    assert reopened(tmp_path, audio).has_audio("walk")
+    assert hashed == [audio]
+
+
+def test_a_cache_that_cannot_be_written_is_still_read(stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(30, "Read-only file system", path)
+
+    audio, features = stored
+    content = features.read_bytes()
+    os.utime(audio, ns=(1, 1))
+    monkeypatch.setattr(feature_files, "write_whole", refuse)
+    cache = reopened(tmp_path, audio)
+    assert cache.has_audio("walk")
+    cache.note_stamp("walk")
+    assert cache.has_audio("walk")
+    assert features.read_bytes() == content
+
+
 def test_touched_audio_is_recognised_and_its_new_time_noted(
     stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +351,12 @@ def test_a_flipped_bit_never_goes_unseen(part: int, stored: tuple[Path, Path], t
     try:
         read = cache.audio("walk")
     except DataError as error:
-        assert "delete it and run `python -m qamdetr extract`" in str(error)
+        command = f"python -m qamdetr extract --combo pocket --manifest JSONL --feature-dir {tmp_path} --verify"
+        assert str(error).endswith(f"; run `{command}`, which makes damaged files again.")
+        assert not reopened(tmp_path, audio).has_audio("walk", verify=True)
     else:
         assert part > 0, "values were damaged"
+        assert cache.has_audio("walk", verify=True) == cache.has_audio("walk")
         assert all(torch.equal(rows, before[name]) for name, rows in read.items())
 
 
@@ -327,7 +368,7 @@ def test_files_of_other_encoders_are_not_mixed_in(stored: tuple[Path, Path], tmp
     cache = reopened(tmp_path, audio)
     assert not cache.has_audio("walk")
     assert not cache.has_text("a dog")
-    with pytest.raises(DataError, match=rf"{features.name} holds features of encoder version v1, .* are of v2; run"):
+    with pytest.raises(DataError, match=rf"{features.name} holds features of encoder version v1, .* are of v2; run `"):
         cache.audio("walk")
     with pytest.raises(DataError, match=r"encoder version v1"):
         cache.text("a dog")
@@ -348,7 +389,7 @@ def test_files_from_before_headers_held_facts_are_read(tmp_path: Path) -> None:
     assert cache.audio_checksum("walk") == quick_key(path)
     assert path.read_bytes() == content
     save_file({"pocket": torch.tensor([[float("nan")]]).half()}, path, {"vid": "walk", "streams": json.dumps(["pocket"])})
-    with pytest.raises(DataError, match=r"walk\..*'pocket' holds NaN or infinite values; delete the file"):
+    with pytest.raises(DataError, match=r"walk\..*'pocket' holds NaN or infinite values; run .* --verify`"):
         reopened(tmp_path, audio).audio("walk")
 
 
@@ -382,9 +423,34 @@ def test_of_many_claims_at_once_one_version_wins(tmp_path: Path) -> None:
         assert winners.count(owner) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"fingerprint": "v1", "models": 5}'])
 def test_a_damaged_encoder_json_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "pocket").mkdir()
     (tmp_path / "pocket" / "encoder.json").write_text(content)
     with pytest.raises(DataError, match=r"encoder\.json cannot be read .* delete the folder"):
         FeatureCache(tmp_path, "pocket").claim("v1")
+
+
+def test_the_cache_notes_what_made_it(tmp_path: Path) -> None:
+    models = {"laion_clap": "my/clap", "ms_clap": ""}
+    FeatureCache(tmp_path, "B").claim("v1", models=models, dtype="bfloat16")
+    noted = EncoderRecord("v1", models, "bfloat16")
+    assert FeatureCache(tmp_path, "B").made_by == noted
+    FeatureCache(tmp_path, "B").claim("v1")
+    assert FeatureCache(tmp_path, "B").made_by == noted, "who does not know it leaves it as it is"
+    with pytest.raises(
+        DataError, match=r"version v1 \(bfloat16, laion_clap=my/clap, ms_clap=default\), the encoder here is v2 \(float32\)"
+    ):
+        FeatureCache(tmp_path, "B").claim("v2", dtype="float32")
+    moved = {**models, "laion_clap": "elsewhere"}
+    cache = FeatureCache(tmp_path, "B")
+    cache.claim("v1", models=moved, dtype="bfloat16")
+    assert cache.made_by == FeatureCache(tmp_path, "B").made_by == EncoderRecord("v1", moved, "bfloat16")
+
+
+def test_a_cache_of_an_earlier_version_is_read_and_its_encoders_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "B").mkdir()
+    (tmp_path / "B" / "encoder.json").write_text('{"fingerprint": "v1"}')
+    assert FeatureCache(tmp_path, "B").made_by == EncoderRecord("v1")
+    FeatureCache(tmp_path, "B").claim("v1", models={"ms_clap": ""}, dtype="float32")
+    assert FeatureCache(tmp_path, "B").made_by == EncoderRecord("v1", {"ms_clap": ""}, "float32")

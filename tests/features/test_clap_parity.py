@@ -72,7 +72,7 @@ def test_laion_clap_equals_the_package(tmp_path, size, fused):
     torch.save({"epoch": 1, "name": "run", "best": np.float64(0.3), "state_dict": state, "optimizer": {"state": {}}}, path)
     opened = open_laion_clap(path, EncoderOptions(batch_clips=2))
 
-    samples = sounds(48_000, 2.5)
+    samples = sounds(48_000, 2.3)
     windows = [samples[begin : begin + 48_000] for begin in range(0, len(samples), 48_000)]
     longer = torch.zeros(len(windows), dtype=torch.bool)
     if fused:

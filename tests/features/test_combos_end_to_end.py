@@ -13,6 +13,8 @@ import torch
 from hub_clap_models import save_tiny_laion_clap
 from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
 
+from qamdetr.audio import find_recordings
+from qamdetr.cli import main
 from qamdetr.config import Config, config_from_dict, load_config, save_config
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
@@ -20,7 +22,7 @@ from qamdetr.data.feature_store import FeatureStore
 from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
 from qamdetr.errors import CheckpointError
 from qamdetr.features.base import COMBOS
-from qamdetr.features.cache import FeatureCache, list_recordings
+from qamdetr.features.cache import FeatureCache
 from qamdetr.features.encoders import load_combo
 from qamdetr.features.extract import extract
 from qamdetr.inference import retriever as serving
@@ -98,7 +100,7 @@ def system(request: pytest.FixtureRequest, scenes: Path, models: dict[str, str],
     folder = tmp_path_factory.mktemp(request.param)
     config = settings(scenes, folder, request.param, models)
     combo = load_combo(request.param, models=models)
-    report = extract(list_recordings(scenes / "audio").items(), QUERIES, Path(config.data.feature_dir), combo, show_progress=False)
+    report = extract(find_recordings(scenes / "audio").items(), QUERIES, Path(config.data.feature_dir), combo, show_progress=False)
     assert (report.recordings, report.queries) == (2, 2)
     run = train(config, folder / "run")
     (row,) = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
@@ -125,7 +127,7 @@ def test_serving_feeds_the_network_what_training_fed_it(system: System, scenes: 
     monkeypatch.setattr(serving, "prepare", lambda audio, text: fed.append(prepare(audio, text)) or fed[-1])
     retriever = MomentRetriever.from_pretrained(system.best)
     entries = read_manifest(scenes / "manifest.jsonl")
-    store = FeatureStore(system.config.model, system.config.data, list_recordings(scenes / "audio"))
+    store = FeatureStore(system.config.model, system.config.data, find_recordings(scenes / "audio"))
     dataset, collate = MomentDataset(entries, store), Collator(entries)
     for index, entry in enumerate(entries):
         retriever.retrieve(retriever.encode(scenes / "audio" / f"{entry.vid}.wav"), entry.query)
@@ -158,6 +160,24 @@ def test_other_weights_are_refused(system: System, tmp_path: Path) -> None:
     others = {"laion_clap": str(save_tiny_laion_clap(tmp_path, seed=9))}
     with pytest.raises(CheckpointError, match=f"trained on version {system.fingerprint}"):
         MomentRetriever.from_pretrained(system.best, encoder_models=others)
+
+
+def test_settings_of_extraction_alone_serve_the_checkpoint(scenes: Path, models: dict[str, str], tmp_path: Path) -> None:
+    """What was said to `extract` need not be said again to training or to `predict`."""
+    streams = COMBOS["B"].audio_streams
+    given = [part for stream in streams for part in ("--encoder", f"{stream}={models[stream]}")]
+    config = settings(scenes, tmp_path, "B", {})
+    source = ["--manifest", str(scenes / "manifest.jsonl"), "--feature-dir", config.data.feature_dir]
+    assert main(["extract", "--combo", "B", "--dtype", "bfloat16", "--device", "cpu", *given, *source]) == 0
+    best = train(config, tmp_path / "run").best_dir
+    data = load_config(best / "config.yaml").data
+    assert (data.encoder_dtype, data.encoder_models) == ("bfloat16", {stream: models[stream] for stream in streams})
+    retriever = MomentRetriever.from_pretrained(best, device="cpu")
+    assert retriever.retrieve(retriever.encode(scenes / "audio" / "walk.wav"), QUERIES[0]).moments
+    answers = [str(tmp_path / name) for name in ("features.jsonl", "audio.jsonl")]
+    asked = ["predict", "--checkpoint", str(best), "--manifest", str(scenes / "manifest.jsonl")]
+    assert main([*asked, "--from-features", "--output", answers[0]]) == 0
+    assert main([*asked, "--output", answers[1]]) == 0
 
 
 def test_a_checkpoint_trained_on_public_ms_clap_serves_with_the_live_encoder(
@@ -200,7 +220,7 @@ def test_a_checkpoint_trained_on_public_ms_clap_serves_with_the_live_encoder(
     assert list(recording.streams) == ["ms_clap"]
     assert retriever.retrieve(recording, QUERIES[0]).moments
     entries = read_manifest(scenes / "manifest.jsonl")
-    dataset = MomentDataset(entries, FeatureStore(config.model, config.data, list_recordings(scenes / "audio")))
+    dataset = MomentDataset(entries, FeatureStore(config.model, config.data, find_recordings(scenes / "audio")))
     stored = Collator(entries)([dataset[0]]).batch
     assert torch.allclose(fed[0].audio["ms_clap"], stored.audio["ms_clap"], atol=1e-5)
     assert torch.allclose(fed[0].text["ms_clap"], stored.text["ms_clap"], atol=1e-5)

@@ -20,6 +20,7 @@ from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.features import encoders
 from qamdetr.features.base import COMBOS
 from qamdetr.features.encoders import ComboEncoder, forget_streams, load_combo, load_streams
+from qamdetr.features.hub import HUB_MODELS
 from qamdetr.types import TextFeatures
 
 BIG_COMBOS = [name for name in COMBOS if name != "pocket"]
@@ -153,9 +154,21 @@ def test_a_missing_model_shows_before_another_is_read(models: dict[str, str], mo
     openers = {name: noting(opener, name, opened) for name, opener in encoders._HUB_OPENERS.items()}
     monkeypatch.setattr(encoders, "_HUB_OPENERS", openers)
     here = {name: folder for name, folder in models.items() if name != "wavlm_base_plus"}
-    with pytest.raises(CheckpointError, match=r"wavlm_base_plus needs microsoft/wavlm-base-plus \(about 378 MB\)"):
+    with pytest.raises(CheckpointError, match=r"wavlm_base_plus \(microsoft/wavlm-base-plus \(about 378 MB\)\) is not on this machine"):
         load_combo("A", models=here, download=False)
     assert not opened
+
+
+def test_all_missing_models_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    forget_streams()
+    with pytest.raises(CheckpointError) as caught:
+        load_combo("A", download=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    for name in ("laion_clap", "ms_clap", "wavlm_base_plus", "gpt2"):
+        assert HUB_MODELS[name].command in message
+    assert message.count(" && ") == 3
 
 
 def test_ms_clap_s_tokeniser_is_asked_for_with_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: dict[str, str]) -> None:
@@ -166,12 +179,17 @@ def test_ms_clap_s_tokeniser_is_asked_for_with_its_weights(tmp_path: Path, monke
     bare.mkdir()
     shutil.copy(Path(models["ms_clap"]) / "CLAP_weights_2023.pth", bare)
     put_in_cache(tmp_path, "ms_clap", bare)
-    with pytest.raises(CheckpointError, match=r"gpt2 needs openai-community/gpt2 .*beside the weights of ms_clap"):
+    with pytest.raises(CheckpointError, match=r"The tokeniser of ms_clap \(openai-community/gpt2 .*beside the weights of ms_clap"):
         load_combo("ms_clap", device="cpu", download=False)
     put_in_cache(tmp_path, "gpt2", Path(models["ms_clap"]))
     found = load_combo("ms_clap", device="cpu", download=False)
     assert found.fingerprint == load_combo("ms_clap", models=models, device="cpu").fingerprint
     forget_streams()
+
+
+def test_a_device_without_values_is_refused(models: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="cannot run on device 'meta'"):
+        load_combo("B", models=models, device="meta")
 
 
 def test_mistakes_are_named(models: dict[str, str]) -> None:

@@ -99,6 +99,24 @@ def test_damaged_and_foreign_features_are_made_again(recordings: list[tuple[str,
     assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 3
 
 
+def test_a_flipped_byte_is_found_and_mended_where_that_is_asked_for(recordings: list[tuple[str, Path]], tmp_path: Path) -> None:
+    extract(recordings[:1], ["a dog", "a cat"], tmp_path / "features", CountingEncoder(), show_progress=False)
+    cache_dir = tmp_path / "features" / "counting"
+    damaged = [*(cache_dir / "audio").iterdir(), sorted((cache_dir / "text").iterdir())[0]]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    encoder = CountingEncoder()
+    extract(recordings[:1], ["a dog", "a cat"], tmp_path / "features", encoder, show_progress=False)
+    assert encoder.asked == [], "headers are whole"
+    report = extract(recordings[:1], ["a dog", "a cat"], tmp_path / "features", encoder, verify=True, show_progress=False)
+    assert (report.recordings, report.queries, report.cached_recordings, report.cached_queries) == (1, 1, 0, 1)
+    cache = FeatureCache(tmp_path / "features", "counting", dict(recordings))
+    assert cache.audio("one")["size"].unique().tolist() == [3.0]
+    assert {cache.text(query)["size"].tokens.item() for query in ("a dog", "a cat")} == {5.0}
+    again = extract(recordings[:1], ["a dog", "a cat"], tmp_path / "features", encoder, verify=True, show_progress=False)
+    assert (again.cached_recordings, again.cached_queries, len(encoder.asked)) == (1, 2, 2)
+
+
 def test_features_that_cannot_be_stored_cost_one_recording(recordings: list[tuple[str, Path]], tmp_path: Path) -> None:
     encoder = CountingEncoder()
     dict(recordings)["one"].write_bytes(bytes(70_000))  # its size does not fit float16

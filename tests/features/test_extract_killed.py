@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from killed_extraction import run_extract
 
-from qamdetr.features.cache import FeatureCache, list_recordings
+from qamdetr.audio import find_recordings
+from qamdetr.features.cache import FeatureCache
 
 NAMES = [f"r{number}" for number in range(4)]
 
 
 def stored(feature_dir: Path, audio_dir: Path) -> set[str]:
     """Recordings whose features are there; reads and compares them all."""
-    recordings = list_recordings(audio_dir)
+    recordings = find_recordings(audio_dir)
     cache = FeatureCache(feature_dir, "logging", recordings)
     found = set(recordings) - set(cache.missing_audio(recordings))
     for vid in found:

@@ -158,7 +158,9 @@ def test_what_is_missing_is_said_in_one_line(cache: Path) -> None:
             locate(name)
         message = str(caught.value)
         assert "\n" not in message
-        for part in (name, model.repo, f"about {model.megabytes} MB", "HF_HUB_OFFLINE is set", model.command, "combo 'pocket'"):
+        called = {"gpt2": "the tokeniser of ms_clap", "roberta_tokenizer": "the tokeniser of laion_clap"}.get(name, f"the encoder {name}")
+        assert message.startswith("T" + called[1:])
+        for part in (model.repo, f"about {model.megabytes} MB", "HF_HUB_OFFLINE is set", model.command, "combo 'pocket'"):
             assert part in message
         if name in TOKENIZERS:
             assert re.search(rf"beside the \w+ of {TOKENIZERS[name]}", message)
@@ -250,8 +252,11 @@ def test_an_interrupted_download_is_completed(online: type[FakeHub], cache: Path
 
 def test_an_unknown_id_is_said_in_one_line(online: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online, "do_GET", FakeHub.refuse)
-    with pytest.raises(CheckpointError, match="needs nobody/nothing, which is not on this machine and cannot be downloaded") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"encoder roberta \(nobody/nothing\) is not on this machine and cannot be downloaded"
+    ) as caught:
         locate("roberta", "nobody/nothing")
+    assert "there is none called nobody/nothing" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

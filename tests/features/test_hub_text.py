@@ -105,8 +105,25 @@ def test_other_vocabularies_have_other_probes(roberta: HubTokenizer, gpt2: HubTo
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match=f"encoder roberta in {tmp_path} cannot be read"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be read as the encoder roberta"):
         HubTokenizer(tmp_path, stream="roberta", max_tokens=60)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="roberta"):
         HubTokenizer(tmp_path, stream="roberta", max_tokens=60)
+
+
+def test_tokens_that_stand_apart_are_never_joined(tmp_path: Path) -> None:
+    """As the package msclap reads `!`, which its vocabulary joins to other signs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {token: number for number, token in enumerate(["!", "?", "a", "Ġ", "?!", "!!", "Ġ!"])}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[("?", "!"), ("!", "!"), ("Ġ", "!")]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    plain.save(str(tmp_path / "tokenizer.json"))
+    joined = HubTokenizer(tmp_path, stream="ms_clap", max_tokens=60)
+    apart = HubTokenizer(tmp_path, stream="ms_clap", max_tokens=60, apart=("!",))
+    assert joined.encode("a?!!")[0] == [2, 4, 0]
+    assert apart.encode("a?!!") == ([2, 1, 0, 0], ((0, 1), (1, 2), (2, 3), (3, 4)))
+    assert apart.encode("a !")[0] == [2, 3, 0]
+    assert joined.probe != apart.probe

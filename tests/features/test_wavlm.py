@@ -108,7 +108,7 @@ def test_folders_that_do_not_hold_a_whole_model_are_refused(folders: dict[str, P
         open_wavlm(folder, EncoderOptions(), name="wavlm_base")
 
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"wavlm_base in .*empty cannot be read"):
+    with pytest.raises(CheckpointError, match=r"empty cannot be read as the encoder wavlm_base .*another kind of model"):
         opened(tmp_path / "empty")
     broken = shutil.copytree(folders["wavlm_base"], tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"version https://git-lfs")
@@ -124,3 +124,35 @@ def test_folders_that_do_not_hold_a_whole_model_are_refused(folders: dict[str, P
     shutil.copy(folders["wavlm_large"] / "config.json", partial / "config.json")
     with pytest.raises(CheckpointError, match="partial"):
         opened(partial)
+
+
+def test_the_version_changes_with_any_weight_and_with_the_settings(folders: dict[str, Path], tmp_path: Path) -> None:
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    def version(folder: Path) -> str:
+        return open_wavlm(folder, EncoderOptions(), name="wavlm_base").fingerprint
+
+    original = version(folders["wavlm_base"])
+    settings = shutil.copytree(folders["wavlm_base"], tmp_path / "settings")
+    config = json.loads((settings / "config.json").read_text())
+    (settings / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
+    assert version(settings) != original
+    nudged = shutil.copytree(folders["wavlm_base"], tmp_path / "nudged")
+    weights = load_file(nudged / "model.safetensors")
+    name = max(weights, key=lambda key: weights[key].numel())
+    flat = weights[name].reshape(-1)
+    flat[len(flat) // 2 + 1] += 0.01  # between the values that are read one by one
+    save_file(weights, nudged / "model.safetensors", metadata={"format": "pt"})
+    assert version(nudged) != original
+
+
+def test_weights_of_another_size_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    import json
+
+    folder = shutil.copytree(folders["wavlm_base"], tmp_path / "unfit")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] + 4}))
+    with pytest.raises(CheckpointError, match=r"weights of the encoder wavlm_base, such as .*, have other sizes than its config.json says"):
+        open_wavlm(folder, EncoderOptions(), name="wavlm_base")

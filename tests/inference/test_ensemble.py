@@ -28,6 +28,9 @@ class Fake:
     def __init__(self):
         self.seen = []
 
+    def check(self):
+        pass
+
     def verify(self, recording, query, text, candidates):
         self.seen.append((recording, text, list(candidates)))
         return [candidate.start_seconds / recording.duration_seconds for candidate in candidates]

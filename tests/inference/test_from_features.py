@@ -126,6 +126,36 @@ def test_features_of_other_encoders_are_refused(tmp_path: Path) -> None:
                 open_stored(tmp_path / "checkpoint", ENTRIES)
 
 
+def test_features_of_another_type_are_refused_with_both_types(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, "toy")
+    cache.claim("new", models={"toy": "clap"}, dtype="bfloat16")
+    for vid, clips in (("first", 40), ("second", 25)):
+        cache.write_audio(vid, {"toy": torch.randn(clips, DIM)})
+    for entry in ENTRIES:
+        cache.write_text(entry.query, {"toy": TextFeatures(torch.randn(3, DIM), ((0, 1), (1, 2), (2, 3)))})
+    config = make_config(tmp_path, data={"combo": "toy", "feature_dir": str(tmp_path), "encoder": "old"})
+    save_pretrained(tmp_path / "checkpoint", QamDetr(config.model), config, half=False)
+    with pytest.raises(DataError, match=r"version new \(bfloat16, toy=clap\), .* was trained on version old \(float32\); extract"):
+        open_stored(tmp_path / "checkpoint", ENTRIES)
+
+
+def test_a_label_file_beside_a_recording_is_no_recording(tmp_path: Path) -> None:
+    audio_dir = tmp_path / "sounds"
+    audio_dir.mkdir()
+    recordings = {vid: audio_dir / f"{vid}.flac" for vid in ("first", "second")}
+    cache = FeatureCache(tmp_path, "toy", recordings)
+    for (vid, path), clips in zip(recordings.items(), (40, 25), strict=True):
+        path.write_text(f"sound of {vid}")
+        path.with_suffix(".txt").write_text("a label")
+        cache.write_audio(vid, {"toy": torch.randn(clips, DIM)})
+    for entry in ENTRIES:
+        cache.write_text(entry.query, {"toy": TextFeatures(torch.randn(3, DIM), ((0, 1), (1, 2), (2, 3)))})
+    config = make_config(tmp_path)
+    save_pretrained(tmp_path / "checkpoint", QamDetr(config.model), config, half=False)
+    recording = open_stored(tmp_path / "checkpoint", ENTRIES, audio_dir=audio_dir).encode("second")
+    assert (recording.num_clips, recording.path) == (25, str(recordings["second"]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

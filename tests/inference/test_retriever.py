@@ -14,6 +14,7 @@ from qamdetr.errors import AudioError, CheckpointError, ConfigError, QamDetrErro
 from qamdetr.inference import retriever as module
 from qamdetr.inference.pretrained import save_pretrained
 from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.inference.verifiers import registry
 from qamdetr.types import Result
 
 
@@ -123,7 +124,7 @@ def test_the_official_protocol_and_bypass_reach_model_and_decoding():
 
 def test_mistakes_are_refused(tmp_path):
     retriever, recording = make_retriever(), random_recording(10)
-    for query in ("", " \n"):
+    for query in ("", " \n", "\u200b", " \u200d\u2060\ufeff\x00 "):
         with pytest.raises(QamDetrError, match="The query is empty"):
             retriever.retrieve(recording, query)
     with pytest.raises(QamDetrError, match="top_k is 0; it must be at least 1"):
@@ -233,6 +234,37 @@ def test_a_mixed_version_is_compared_in_its_own_part(tmp_path, monkeypatch):
         MomentRetriever.from_pretrained(tmp_path)
 
 
+def test_the_message_of_another_version_names_the_settings_of_big_encoders(tmp_path, monkeypatch):
+    config = tiny_config()
+    data = replace(config.data, encoder="1234", combo="B", encoder_models={"laion_clap": "theirs"})
+    save_pretrained(tmp_path, tiny_model(config), replace(config, data=data), half=False)
+    Openers(monkeypatch, "9999")
+    with pytest.raises(CheckpointError) as caught:
+        MomentRetriever.from_pretrained(tmp_path, encoder_models={"ms_clap": "mine"})
+    assert "here is version 9999 (float32, laion_clap=theirs, ms_clap=mine); features would not fit: name the models" in str(caught.value)
+
+
+def test_a_stream_that_the_checkpoint_does_not_have_is_refused(tmp_path, monkeypatch):
+    config = tiny_config()
+    save_pretrained(tmp_path, tiny_model(config), config, half=False)
+    openers = Openers(monkeypatch)
+    with pytest.raises(ConfigError, match=r"--encoder: .* has no stream 'laion_clap', only pocket, mel_stats\."):
+        MomentRetriever.from_pretrained(tmp_path, encoder_models={"laion_clap": "/x"})
+    assert openers.asked == []
+
+
+def test_an_encoder_that_moved_is_named_with_the_option_for_it(tmp_path):
+    config = tiny_config()
+    gone = tmp_path / "gone"
+    data = replace(config.data, combo="laion_clap", encoder_models={"laion_clap": str(gone)})
+    save_pretrained(tmp_path / "c", tiny_model(config), replace(config, data=data), half=False)
+    with pytest.raises(CheckpointError, match=rf"from {gone}, which does not exist.* `--encoder laion_clap=FOLDER`\.$"):
+        MomentRetriever.from_pretrained(tmp_path / "c")
+    with pytest.raises(CheckpointError) as caught:
+        MomentRetriever.from_pretrained(tmp_path / "c", encoder_models={"laion_clap": f"{gone}/too"})
+    assert "--encoder" not in str(caught.value), "that option was wrong itself"
+
+
 def test_settings_and_encoders_may_be_chosen_on_opening(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append(options) or TinyEncoder())
@@ -266,6 +298,9 @@ class Oracle:
     def __init__(self, answer):
         self.answer = answer
         self.asked = 0
+
+    def check(self):
+        pass
 
     def verify(self, recording, query, text, candidates):
         self.asked += 1
@@ -310,7 +345,7 @@ def test_beta_is_the_given_one_else_the_verifiers_else_the_checkpoints():
 
 def test_a_named_verifier_is_made_once_with_the_checkpoints_settings(monkeypatch):
     made = []
-    monkeypatch.setattr(module, "get_verifier", lambda name, settings: made.append((name, settings)) or Oracle(lambda c: [0.5] * len(c)))
+    monkeypatch.setattr(registry, "get_verifier", lambda name, settings: made.append((name, settings)) or Oracle(lambda c: [0.5] * len(c)))
     retriever, recording = make_retriever(), random_recording(10)
     for _ in range(2):
         retriever.retrieve(recording, "a dog", verifier="any")

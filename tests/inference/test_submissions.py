@@ -96,7 +96,7 @@ def submission(name: str) -> str:
 def run(work: Path, name: str, *source: str) -> tuple[Path, Path]:
     """Run one submission; returns the challenge's file and the predictions of the same system."""
     output, predictions = work / f"{submission(name)}.output.jsonl", work / f"{name}.jsonl"
-    verifier = ["--verifier-model", "omni", "--set", "verifier_settings.cache_dir=answers"] if load_system(name).verifier != "none" else []
+    verifier = ["--verifier-model", "omni", "--set", "verifier.cache_dir=answers"] if load_system(name).verify_with != "none" else []
     call = ["predict", "--system", name, "--manifest", "scenes/manifest.jsonl", *source, *verifier]
     for path in (output, predictions):
         assert main([*call, "--output", str(path)]) == 0

@@ -33,7 +33,7 @@ def write(folder: Path, text: str) -> Path:
 def test_the_submissions_are_the_reports(name: str) -> None:
     system = load_system(name)
     combos, verifier, beta = SUBMISSIONS[name]
-    assert (system.verifier, system.top_k) == (verifier, 10)
+    assert (system.verify_with, system.top_k) == (verifier, 10)
     assert beta is None or system.beta == beta
     runs = [re.fullmatch(r"runs/combo_([abc])_finetune-s(\d)/best", member.checkpoint) for member in system.members.values()]
     assert sorted({run[1] for run in runs}) == list(combos)
@@ -65,16 +65,16 @@ def test_members_may_be_named_listed_or_given(tmp_path: Path) -> None:
     assert listed.merge == "nms"
     given = load_system("submit2", members=["a", "b"])
     assert [m.checkpoint for m in given.members.values()] == ["a", "b"]
-    assert (given.verifier, given.beta) == ("qwen2.5-omni", 0.35)
+    assert (given.verify_with, given.beta) == ("qwen2.5-omni", 0.35)
     weighted = load_system("submit3", ["members.a-s1.weight=0.5"])
     assert [m.weight for m in weighted.members.values()] == [1.0, 0.5, 1.0]
     assert [m.checkpoint for m in load_system("submit1", ["members=[x]"]).members.values()] == ["x"]
 
 
 def test_settings_of_members_go_to_every_member() -> None:
-    system = load_system("submit3", ["data.feature_dir=elsewhere", "inference.nms_iou=1", "verifier_settings.batch_size=2"])
+    system = load_system("submit3", ["data.feature_dir=elsewhere", "inference.nms_iou=1", "verifier.batch_size=2"])
     assert {m.overrides for m in system.members.values()} == {("data.feature_dir=elsewhere", "inference.nms_iou=1")}
-    assert system.verifier_settings.batch_size == 2
+    assert system.verifier.batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,14 @@ def test_settings_of_members_go_to_every_member() -> None:
         ("members: {a: x}\nmerge_iou: 2", "merge_iou is 2.0; it must be from 0.0 to 1.0"),
         ("members: {a: x}\nbeta: 1.5", "beta is 1.5; it must be from 0.0 to 1.0"),
         ("members: {a: x}\ntop_k: 0", "top_k is 0; it must be at least 1"),
-        ("members: {a: x}\nverifier: ear", "Verifier 'ear' is not known; choose one of none, pocket"),
-        ("members: {a: x}\nverifier_settings: {batch: 2}", "Unknown key 'verifier_settings.batch'"),
+        ("members: {a: x}\nverify_with: ear", "Verifier 'ear' is not known; choose one of none, pocket"),
+        ("members: {a: x}\nverifier: {batch: 2}", "Unknown key 'verifier.batch'"),
+        ("members: {a: x}\nverifier: pocket", "verifier is 'pocket'; a system names its verifier in `verify_with`"),
+        ("members: {a: x}\nverifier: no", "verifier is False; a system names its verifier in `verify_with`"),
+        ("members: {a: x}\nbeta: 0.2\nbeta: 0.3", "system.yaml: the key 'beta' stands twice, in lines 2 and 3"),
+        ("members: [x/best, ./x/best/]", "members x/best and ./x/best/ are one checkpoint, ./x/best/; name it once"),
+        ("members: {a: x, b: {checkpoint: x/, weight: 2}}", "members a and b are one checkpoint, x/; name it once"),
+        ("members:", "members is empty"),
         ("members: {a: {weight: 2}}", "members.a.checkpoint is missing"),
         ("members: {a: {checkpoint: x, weight: 0}}", "The weight of member x is 0.0; it must be above 0"),
         ("members: {a: {checkpoint: x, weight: .nan}}", "The weight of member x is nan"),
@@ -104,6 +110,26 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
         load_system(write(tmp_path, text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bare_no_is_the_verifier_none(tmp_path: Path) -> None:
+    assert load_system(write(tmp_path, "extends: submit2\nverify_with: no")).verify_with == "none"
+    assert load_system("submit2", ["verify_with=no"]).verify_with == "none"
+
+
+def test_a_checkpoint_counts_once_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_member(tmp_path / "X", "X")
+    (tmp_path / "link").symlink_to("X")
+    for other in ("X/", "./X", str(tmp_path / "X"), "link"):
+        with pytest.raises(ConfigError, match="are one checkpoint"):
+            load_system("submit1", members=["X", other])
+    monkeypatch.setattr("qamdetr.config.CHECKPOINT_DIR", tmp_path / "shipped")
+    save_member(tmp_path / "shipped" / "pocket", "X")
+    with pytest.raises(ConfigError, match="members pocket and shipped/pocket are one checkpoint"):
+        load_system("submit1", members=["pocket", "shipped/pocket"])
+    several = "members: {a: X, b: {checkpoint: X, overrides: [inference.nms_iou=1]}}"
+    assert len(load_system(write(tmp_path, several)).members) == 2, "other settings make another member"
 
 
 def test_missing_members_are_named_with_the_commands_that_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +166,18 @@ def test_a_system_opens_with_each_encoder_once(tmp_path: Path, shared_combos) ->
     assert runs == {"joint": 1, "loud": 1, "soft": 1}
     result = ensemble.retrieve(recording, "a dog", top_k=100)
     assert (result.encoder, len(result.moments)) == ("X+Y", 4 * 5)
+
+
+def test_each_member_gets_the_models_of_its_own_streams(tmp_path: Path, shared_combos) -> None:
+    _, _, asked = shared_combos
+    members = [str(save_member(tmp_path / combo, combo)) for combo in "XY"]
+    system = load_system("submit1", members=members)
+    open_system(system, encoder_models={"words": "mine", "joint": "ours"})
+    assert [options["models"] for _, options in asked] == [{"joint": "ours"}, {"words": "mine", "joint": "ours"}]
+    del asked[:]
+    with pytest.raises(ConfigError, match=r"--encoder: .*X, .*Y have no stream 'wavlm_base', only joint, loud, soft, words\."):
+        open_system(system, encoder_models={"joint": "ours", "wavlm_base": "x"})
+    assert asked == []
 
 
 def test_a_member_whose_network_would_change_is_refused(tmp_path: Path, shared_combos) -> None:

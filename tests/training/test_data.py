@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from public_files import write_audio_file, write_text_file
 
 from qamdetr.config import Config, DataConfig, ModelConfig, TrainConfig
-from qamdetr.errors import ConfigError, DataError
+from qamdetr.errors import AudioError, ConfigError, DataError
 from qamdetr.features.cache import FeatureCache
 from qamdetr.training.data import load_data
 
@@ -196,3 +197,67 @@ def test_a_bad_value_in_the_validation_set_is_found_before_training(public_confi
     np.savez(tmp_path / "clap" / "f.npz", features=rows)
     with pytest.raises(DataError, match=r"f\.npz.*NaN"):
         load_data(public_config)
+
+
+@pytest.fixture
+def noted_config(small_toy_config: ToyConfig, small_toy_folder: Path, tmp_path: Path) -> Config:
+    """The toy set, whose cache notes encoders: `toy` from `clap` in bfloat16, `level` its default."""
+    shutil.copytree(small_toy_folder / "features", tmp_path / "features")
+    FeatureCache(tmp_path / "features", "toy").claim("v1", models={"toy": "clap", "level": ""}, dtype="bfloat16")
+    return with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "models"),
+    [
+        ({}, {"toy": "clap"}),
+        ({"encoder_dtype": "bfloat16", "encoder_models": {"toy": "clap"}}, {"toy": "clap"}),
+        ({"encoder_models": {"toy": "../{here}/clap"}}, {"toy": "../{here}/clap"}),
+        ({"encoder_models": {"public": "elsewhere"}}, {"toy": "clap", "public": "elsewhere"}),
+    ],
+)
+def test_a_checkpoint_takes_over_the_encoders_of_the_cache(noted_config: Config, settings: dict, models: dict) -> None:
+    here = Path.cwd().name
+    settings, models = (json.loads(json.dumps(part).replace("{here}", here)) for part in (settings, models))
+    config = with_data(noted_config, **settings)
+    assert load_data(config).section == replace(config.data, encoder="v1", encoder_dtype="bfloat16", encoder_models=models)
+
+
+def test_a_cache_that_notes_no_encoders_leaves_the_settings_as_they_are(small_toy_config: ToyConfig) -> None:
+    config = with_data(small_toy_config(), encoder_dtype="bfloat16", encoder_models={"toy": "clap"})
+    assert load_data(config).section == config.data
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder_models": {"toy": "other"}}, r"data\.encoder_models\.toy is other, the features in .*features/toy were made with clap; "),
+        ({"encoder_models": {"level": "own"}}, r"data\.encoder_models\.level is own, .* were made with the default model; leave that"),
+    ],
+)
+def test_settings_of_other_encoders_than_the_caches_are_refused(noted_config: Config, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_data(with_data(noted_config, **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_type_than_the_caches_is_refused(noted_config: Config, tmp_path: Path) -> None:
+    FeatureCache(tmp_path / "features", "toy").claim("v1", models={"toy": "", "level": ""}, dtype="float32")
+    with pytest.raises(ConfigError, match=r"data\.encoder_dtype is bfloat16, the features in .* were made with float32; leave that"):
+        load_data(with_data(noted_config, encoder_dtype="bfloat16"))
+
+
+def test_files_beside_recordings_do_not_matter_but_two_recordings_of_a_name_do(public_config: Config, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache", "A", {vid: tmp_path / "audio" / f"{vid}.flac" for vid in (*TRAIN_WINDOWS, *VAL_WINDOWS)})
+    (tmp_path / "audio").mkdir()
+    for vid, path in cache.recordings.items():
+        path.write_text(f"sound of {vid}")
+        cache.write_audio(vid, {"laion_clap": torch.ones(DURATION_SECONDS, 4)})
+    model = replace(public_config.model, audio_streams={"ms_clap": 6, "laion_clap": 4})
+    config = with_data(replace(public_config, model=model), feature_dir=str(tmp_path / "cache"))
+    for vid in TRAIN_WINDOWS:
+        (tmp_path / "audio" / f"{vid}.txt").write_text("a label")
+    assert list(load_data(config).train[0].audio) == ["ms_clap", "laion_clap"]
+    (tmp_path / "audio" / "a.wav").write_text("another sound")
+    with pytest.raises(AudioError, match=r"holds both a\.flac and a\.wav; keep one"):
+        load_data(config)

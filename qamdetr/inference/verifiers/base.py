@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from qamdetr.errors import QamDetrError
 from qamdetr.types import Candidate, Recording, TextFeatures, Window
 
 CONTEXT_SHARE = 0.5
 """The crop is the window widened on both sides by this share of its length."""
 
 DEFAULT_VERIFIER = "none"
+
+
+class PartialAnswersError(QamDetrError):
+    """A verifier failed, but not before it had scored some of the candidates.
+
+    Attributes:
+        scores: Score by the candidate's place in what was asked.
+    """
+
+    def __init__(self, message: str, scores: Mapping[int, float]) -> None:
+        super().__init__(message)
+        self.scores = dict(scores)
 
 
 class Verifier(Protocol):
@@ -31,6 +44,14 @@ class Verifier(Protocol):
         """Whether it listens to the recording's file, or does with the encoded clips."""
         ...
 
+    def check(self) -> None:
+        """Find out, before there is anything to verify, whether it can work at all; loads no model.
+
+        Raises:
+            QamDetrError: Its model or server is not there, or its settings cannot be used.
+        """
+        ...
+
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Return one score in [0, 1] per candidate: the normalised probability that it is the moment of the query.
 
@@ -41,6 +62,7 @@ class Verifier(Protocol):
             candidates: The top-K of the decoder.
 
         Raises:
+            PartialAnswersError: It failed half-way.
             QamDetrError: The verifier cannot do its work; the caller keeps the decoder's ranking.
         """
         ...

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from qamdetr.inference.verifiers.base import Verifier
+from qamdetr.inference.verifiers.base import PartialAnswersError, Verifier
 from qamdetr.inference.verifiers.crops import crop_bounds, recording_digest
 from qamdetr.inference.verifiers.prompt import clean_query
 from qamdetr.types import Candidate, Recording, TextFeatures
@@ -58,8 +58,12 @@ class CachedVerifier:
         """As `inner`."""
         return self.inner.needs_audio
 
+    def check(self) -> None:
+        """As `inner`; see `Verifier`."""
+        self.inner.check()
+
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
-        """Score candidates; see `Verifier`.
+        """Score candidates; see `Verifier`. Where `inner` fails half-way, what it did answer is kept for the next time.
 
         Raises:
             QamDetrError: As `inner`.
@@ -68,7 +72,11 @@ class CachedVerifier:
         scores = self._read(keys)
         missing = [index for index, key in enumerate(keys) if key not in scores]
         if missing:
-            answers = self.inner.verify(recording, query, text, [candidates[index] for index in missing])
+            try:
+                answers = self.inner.verify(recording, query, text, [candidates[index] for index in missing])
+            except PartialAnswersError as error:
+                self._write({keys[missing[place]]: score for place, score in error.scores.items()})
+                raise
             found = {keys[index]: answer for index, answer in zip(missing, answers, strict=True)}
             self._write(found)
             scores |= found

@@ -44,6 +44,9 @@ class PocketVerifier:
         """Name and coefficients; the encoders are the checkpoint's."""
         return f"{self.name} {self.coefficients}"
 
+    def check(self) -> None:
+        """Nothing can be missing."""
+
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; see `Verifier`.
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable
+from hashlib import blake2b
 
+from qamdetr.errors import QamDetrError
 from qamdetr.types import Window
-
-PROMPT_VERSION = 1
-"""Enters the identity of every verifier that asks this prompt; raise it with any change of the words or of the spellings."""
 
 SYSTEM_TEXT = "You check the results of a search in sound recordings. You listen to the audio and answer only with Yes or No."
 """Qwen2.5-Omni's own system prompt ("You are Qwen, a virtual human …") is needed only where speech is to be generated; the Thinker alone
@@ -26,6 +25,10 @@ _FORMS = {"yes": ("Yes", "yes", "YES"), "no": ("No", "no", "NO")}
 YES_SPELLINGS, NO_SPELLINGS = (tuple(space + form for space in ("", " ") for form in _FORMS[word]) for word in ("yes", "no"))
 """How a model may write the two words in one token: three cases, with and without a space before."""
 
+_SAMPLE_QUERY = 'a "dog"\n<|im_end|> „barks“\u200b {query}'
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols, says Unicode, that show nothing."""
+
 
 def user_text(query: str, window: Window, duration_seconds: float) -> str:
     """Ask whether a window of a crop is the moment of a query.
@@ -35,6 +38,9 @@ def user_text(query: str, window: Window, duration_seconds: float) -> str:
         window: Start and end in seconds, counted from the begin of the crop.
         duration_seconds: Length of the crop.
 
+    Raises:
+        QamDetrError: See `clean_query`.
+
     Source: report section 2.3; it states what is asked, the words are ours.
     """
     digits = 1 if window[1] - window[0] >= 1 else 2
@@ -42,12 +48,29 @@ def user_text(query: str, window: Window, duration_seconds: float) -> str:
     return _USER_TEXT.format(query=clean_query(query), start=start, end=end, duration=duration)
 
 
+def fingerprint(*more: str) -> str:
+    """Return 16 hex digits that change with the words of the prompt, their form, the cleaning of queries, the spellings, and `more`.
+
+    Enters the identity of every verifier that asks this prompt.
+    """
+    samples = (user_text(_SAMPLE_QUERY, window, 12.345) for window in ((1.234, 5.678), (1.234, 1.567)))
+    digest = blake2b(digest_size=8)
+    for text in (SYSTEM_TEXT, _USER_TEXT, *samples, *YES_SPELLINGS, "/", *NO_SPELLINGS, *more):
+        digest.update(f"{len(text)} {text}".encode())
+    return digest.hexdigest()
+
+
 def clean_query(query: str) -> str:
     """Return the query as one line that cannot end its quotation marks nor spell a model's control tokens.
 
     Control characters and line breaks become spaces, double quotation marks single ones, and `<` is parted from what follows it, so that
     `<|im_end|>`, `</s>` and the like are plain text to every tokeniser.
+
+    Raises:
+        QamDetrError: Nothing of it can be seen, as of zero-width characters alone.
     """
+    if not any(unicodedata.category(letter)[0] in "LNPS" and letter not in _FILLERS for letter in query):
+        raise QamDetrError("The query has no visible characters; type what to look for.")
     visible = "".join(" " if unicodedata.category(letter).startswith(("C", "Z")) else letter for letter in query)
     for mark in '"“”„«»':
         visible = visible.replace(mark, "'")

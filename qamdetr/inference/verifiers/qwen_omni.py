@@ -18,6 +18,7 @@ from torch import Tensor
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.inference.verifiers import prompt
+from qamdetr.inference.verifiers.base import PartialAnswersError
 from qamdetr.inference.verifiers.crops import SAMPLE_RATE_HZ, Crop, read_crops
 from qamdetr.inference.verifiers.qwen_files import files_fingerprint, locate_model
 from qamdetr.types import Candidate, Recording, TextFeatures
@@ -53,7 +54,17 @@ class QwenOmniVerifier:
         """
         folder = locate_model(self.settings.model)
         arithmetic = "4-bit" if self.settings.four_bit else str(self._dtype()).removeprefix("torch.")
-        return f"{self.name} {_fingerprint(folder)} {arithmetic} prompt-{prompt.PROMPT_VERSION}"
+        return f"{self.name} {_fingerprint(folder)} {arithmetic} prompt-{prompt.fingerprint(_CHAT)}"
+
+    def check(self) -> None:
+        """Find the model's files, or fetch them, without loading them; see `Verifier`.
+
+        Raises:
+            QamDetrError: They are not here, or 4-bit weights cannot run.
+        """
+        if self.settings.four_bit:
+            _check_four_bit()
+        _fingerprint(locate_model(self.settings.model))
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; see `Verifier`.
@@ -68,7 +79,12 @@ class QwenOmniVerifier:
         scores: dict[int, float] = {}
         for begin in range(0, len(order), self.settings.batch_size):
             chunk = order[begin : begin + self.settings.batch_size]
-            scores |= zip(chunk, self._scores(thinker, [crops[index] for index in chunk], query), strict=True)
+            try:
+                scores |= zip(chunk, self._scores(thinker, [crops[index] for index in chunk], query), strict=True)
+            except QamDetrError as error:
+                if scores:
+                    raise PartialAnswersError(str(error), scores) from error
+                raise
         return [scores[index] for index in range(len(crops))]
 
     def _scores(self, thinker: Thinker, crops: Sequence[Crop], query: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,26 @@ def check_verifier(name: str) -> None:
 def verifier_names() -> tuple[str, ...]:
     """All names that `get_verifier` takes."""
     return (DEFAULT_VERIFIER, *_MAKERS)
+
+
+class Verifiers:
+    """Makes verifiers by name with the same settings, each once: what a large one has loaded stays loaded."""
+
+    def __init__(self, settings: VerifierConfig) -> None:
+        self._settings = settings
+        self._made: dict[str, Verifier | None] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Verifier | None:
+        """Return a verifier; `none` gives None.
+
+        Raises:
+            QamDetrError: See `get_verifier`.
+        """
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = get_verifier(name, self._settings)
+            return self._made[name]
 
 
 def _pocket(settings: VerifierConfig) -> Verifier:

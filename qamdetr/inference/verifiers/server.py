@@ -6,9 +6,10 @@ import base64
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,19 @@ import soundfile
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.inference.verifiers import prompt
+from qamdetr.inference.verifiers.base import PartialAnswersError
 from qamdetr.inference.verifiers.crops import SAMPLE_RATE_HZ, Crop, read_crops
-from qamdetr.inference.verifiers.http_json import JsonClient
+from qamdetr.inference.verifiers.http_json import KEY_VARIABLE, JsonClient, UnreachableError
+from qamdetr.inference.verifiers.outage import Outage
 from qamdetr.types import Candidate, Recording, TextFeatures
 
-URL_VARIABLE, KEY_VARIABLE = "QAMDETR_VERIFIER_URL", "QAMDETR_VERIFIER_API_KEY"
+URL_VARIABLE = "QAMDETR_VERIFIER_URL"
 
 TOP_LOGPROBS = 20
 """As many alternatives as the protocol allows; vLLM's own limit (`--max-logprobs`) is the same unless it is changed."""
+
+_CHECK_SECONDS = 10.0
+"""How long `check` waits at most; naming its models takes a server no time."""
 
 
 @dataclass(frozen=True)
@@ -42,45 +48,96 @@ class ServerVerifier:
     name: str = "server"
     needs_audio: bool = True
     _asked: dict[str, str] = field(default_factory=dict)
+    _outage: Outage = field(default_factory=Outage)
 
     @property
     def identity(self) -> str:
         """Name, address, model and prompt; what the server does behind that name is its own."""
-        return f"{self.name} {self.client.url} {self._model()} prompt-{prompt.PROMPT_VERSION}"
+        return f"{self.name} {self.client.url} {self._model()} prompt-{prompt.fingerprint(str(TOP_LOGPROBS))}"
 
-    def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
-        """Score candidates, `batch_size` requests at once; see `Verifier`. The first request that fails ends them all.
+    def check(self) -> None:
+        """Ask the server once for its models, whether or not an outage was noted; see `Verifier`.
 
         Raises:
+            QamDetrError: It cannot be reached or refuses the key, or names no model where the settings name none.
+        """
+        client = replace(self.client, timeout_seconds=min(self.client.timeout_seconds, _CHECK_SECONDS), retries=0)
+        if self.settings.model:
+            client.reach("models")
+        else:
+            self._asked["model"] = _first_model(client)
+
+    def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
+        """Score candidates, `batch_size` requests at once; see `Verifier`.
+
+        The first request that fails ends them all. A server that fails to answer three times in a row is left alone for a while, during
+        which this fails at once; see `Outage`.
+
+        Raises:
+            PartialAnswersError: A request failed after others had been answered.
             QamDetrError: The server cannot be reached, refuses, or answers neither Yes nor No.
         """
         if not candidates:
             return []
+        self._outage.check()
         crops = read_crops(recording, candidates)
-        model = self._model()
-        with ThreadPoolExecutor(min(self.settings.batch_size, len(crops))) as pool:
-            futures = [pool.submit(self._score, crop, query, model) for crop in crops]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._asked.clear()  # the server may be serving another model by now
-                raise
+        scores, error = self._ask_all(crops, query, self._model())
+        if scores:
+            self._outage.over()
+        elif isinstance(error, UnreachableError):
+            self._outage.failed(error)
+        if error is None:
+            return [scores[place] for place in range(len(crops))]
+        self._asked.clear()  # the server may be serving another model by now
+        if scores and isinstance(error, QamDetrError):
+            raise PartialAnswersError(str(error), scores) from error
+        raise error
 
-    def _score(self, crop: Crop, query: str, model: str) -> float:
-        return read_score(self.client.post("chat/completions", chat_request(crop, query, model)), self.client.url)
+    def _ask_all(self, crops: Sequence[Crop], query: str, model: str) -> tuple[dict[int, float], Exception | None]:
+        """Return the scores that came, by the crop's place, and the first failure, after which no other crop is begun."""
+        scores: dict[int, float] = {}
+        errors: list[Exception] = []
+        stop = threading.Event()
+
+        def ask(place: int, crop: Crop) -> None:
+            if stop.is_set():
+                return
+            try:
+                answer = self.client.post("chat/completions", chat_request(crop, query, model), stop)
+                scores[place] = read_score(answer, self.client.url, self.client.masked)
+            except Exception as error:  # told by the thread that waits
+                errors.append(error)
+                stop.set()
+
+        with ThreadPoolExecutor(min(self.settings.batch_size, len(crops))) as pool:
+            try:
+                for future in [pool.submit(ask, place, crop) for place, crop in enumerate(crops)]:
+                    future.result()
+            finally:
+                stop.set()  # Ctrl-C must not wait for crops that have not begun
+        return scores, errors[0] if errors else None
 
     def _model(self) -> str:
         """Return the server's name of the model: as set, or the first that it offers, asked once."""
         if self.settings.model:
             return self.settings.model
         if not self._asked:
-            answer = self.client.get("models")
+            self._outage.check()
             try:
-                self._asked["model"] = str(answer["data"][0]["id"])
-            except (KeyError, IndexError, TypeError):
-                raise QamDetrError(f"{self.client.url}/models names no model; set verifier.model to the server's name of it.") from None
+                self._asked["model"] = _first_model(self.client)
+            except UnreachableError as error:
+                self._outage.failed(error)
+                raise
         return self._asked["model"]
+
+
+def _first_model(client: JsonClient) -> str:
+    answer = client.get("models")
+    try:
+        return str(answer["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        told = f"{client.url}/models names no model; set verifier.model to the server's name of it."
+        raise QamDetrError(client.masked(told)) from None
 
 
 def open_server(settings: VerifierConfig) -> ServerVerifier:
@@ -120,10 +177,15 @@ def wav_bytes(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_score(answer: Any, url: str) -> float:  # noqa: ANN401 - whatever JSON the server sends
+def read_score(answer: Any, url: str, masked: Callable[[str], str] = str) -> float:  # noqa: ANN401 - whatever JSON the server sends
     """Score of one answer, from the alternatives to its first token.
 
     A word that is not among them is at most as likely as the last of them, and is taken to be so: the score errs towards 0.5, not away.
+
+    Args:
+        answer: JSON of the server.
+        url: Its address, for messages.
+        masked: Takes secrets out of a message, in which the server's words may stand.
 
     Raises:
         QamDetrError: There are no log-probabilities, or the answer is neither Yes nor No.
@@ -131,7 +193,7 @@ def read_score(answer: Any, url: str) -> float:  # noqa: ANN401 - whatever JSON 
     try:
         choice = answer["choices"][0]
     except (KeyError, IndexError, TypeError):
-        raise QamDetrError(f"The answer of {url} is not that of an OpenAI-compatible chat server; check the address.") from None
+        raise QamDetrError(masked(f"The answer of {url} is not that of an OpenAI-compatible chat server; check the address.")) from None
     try:
         listed = {str(item["token"]): float(item["logprob"]) for item in choice["logprobs"]["content"][0]["top_logprobs"]}
     except (KeyError, IndexError, TypeError, ValueError):
@@ -139,12 +201,13 @@ def read_score(answer: Any, url: str) -> float:  # noqa: ANN401 - whatever JSON 
     alternatives = {token: value for token, value in listed.items() if math.isfinite(value)}
     if len(alternatives) < 2:  # one alone, the chosen word, tells nothing of the other
         raise QamDetrError(
-            f"The answer of {url} has no log-probabilities of several words; the server must support `logprobs` with `top_logprobs` "
-            f"(vLLM: --max-logprobs {TOP_LOGPROBS} or more)."
+            masked(f"The answer of {url} has no log-probabilities of several words; the server must support `logprobs` with ")
+            + f"`top_logprobs` (vLLM: --max-logprobs {TOP_LOGPROBS} or more)."
         )
     yes, no = ([alternatives[form] for form in forms if form in alternatives] for forms in (prompt.YES_SPELLINGS, prompt.NO_SPELLINGS))
     if not yes and not no:
         likeliest = max(alternatives, key=alternatives.__getitem__)
-        raise QamDetrError(f"The model at {url} answers neither Yes nor No (its first word is {likeliest[:30]!r}); serve Qwen2.5-Omni.")
+        told = f"The model at {masked(url)} answers neither Yes nor No (its first word is {masked(likeliest)[:30]!r}); serve Qwen2.5-Omni."
+        raise QamDetrError(told)
     least = [min(alternatives.values())]
     return prompt.yes_probability(yes or least, no or least)

@@ -24,6 +24,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay_seconds: float = 0.0
     hang_up: bool = False
+    trickle_seconds: float = 0.0  # before each byte of the body
+    missing_bytes: int = 0  # announced, but never sent
 
 
 def chat(**logprobs):
@@ -57,6 +59,8 @@ class FakeServer:
     def __init__(self, url, script, otherwise):
         self.url = url
         self.script = list(script)
+        self.models = Reply({"object": "list", "data": [{"id": "tiny-omni", "object": "model"}]})
+        self.models_asked = 0
         self.otherwise = otherwise
         self.requests = []
         self.headers = []
@@ -67,7 +71,8 @@ class FakeServer:
 
     def reply(self, path, headers, body):
         if path == "/v1/models":
-            return Reply({"object": "list", "data": [{"id": "tiny-omni", "object": "model"}]})
+            self.models_asked += 1
+            return self.models
         if path != "/v1/chat/completions":
             return Reply({"error": {"message": f"no such path {path}"}}, status=404)
         with self.lock:
@@ -98,9 +103,14 @@ def serving(*script, otherwise=by_loudness):
                     self.send_response(reply.status)
                     for name, value in reply.headers.items():
                         self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(content)))
+                    self.send_header("Content-Length", str(len(content) + reply.missing_bytes))
                     self.end_headers()
-                    self.wfile.write(content)
+                    if not reply.trickle_seconds:
+                        self.wfile.write(content)
+                        return
+                    for place in range(len(content)):
+                        time.sleep(reply.trickle_seconds)
+                        self.wfile.write(content[place : place + 1])
             finally:
                 with server.lock:
                     server.running -= 1

@@ -11,6 +11,7 @@ import pytest
 from tiny_system import TinyEncoder, write_sound
 
 from qamdetr.errors import QamDetrError
+from qamdetr.inference.verifiers.base import PartialAnswersError
 from qamdetr.inference.verifiers.cache import CachedVerifier, default_cache_dir
 from qamdetr.types import Candidate
 
@@ -30,6 +31,9 @@ class Counting:
     name: str = "counting"
     needs_audio: bool = True
     asked: list = field(default_factory=list)
+
+    def check(self):
+        self.asked.append("check")
 
     def verify(self, recording, query, text, candidates):
         self.asked.append((query, [c.window for c in candidates]))
@@ -109,6 +113,26 @@ def test_errors_pass_and_leave_nothing_behind(recording, tmp_path):
     inner = Counting()
     CachedVerifier(inner, tmp_path).verify(recording, "a dog", {}, CANDIDATES)
     assert len(inner.asked) == 1
+
+
+def test_what_was_answered_before_a_failure_is_kept(recording, tmp_path):
+    class OneBad(Counting):
+        def verify(self, recording, query, text, candidates):
+            self.asked.append([c.window for c in candidates])
+            raise PartialAnswersError("one crop is bad", {place: 0.5 for place, c in enumerate(candidates) if c.start_seconds != 4})
+
+    bad = OneBad()
+    for _ in range(2):
+        with pytest.raises(QamDetrError, match="one crop is bad"):
+            CachedVerifier(bad, tmp_path).verify(recording, "a dog", {}, CANDIDATES)
+    assert bad.asked == [[(1, 3), (4, 9), (12, 13)], [(4, 9)]]
+    assert CachedVerifier(Counting(), tmp_path).verify(recording, "a dog", {}, CANDIDATES) == [0.5, 0.04, 0.5]
+
+
+def test_the_check_is_that_of_the_verifier_inside(tmp_path):
+    inner = Counting()
+    CachedVerifier(inner, tmp_path).check()
+    assert inner.asked == ["check"]
 
 
 def _fill(recording, folder, begin):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qamdetr.errors import QamDetrError
 from qamdetr.inference.verifiers import prompt
 
 LOGITS = st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=6)
@@ -38,12 +39,30 @@ def test_a_query_stays_a_quotation(typed, clean):
     assert f'"{clean}"' in prompt.user_text(typed, (0, 1), 2)
 
 
-@given(st.text(max_size=60))
+@given(st.text(max_size=60).map(lambda text: text + "x"))
 def test_no_query_breaks_out(query):
     clean = prompt.clean_query(query)
     assert not any(mark in clean for mark in ('"', "\n", "\r", "<|", "</"))
     assert prompt.clean_query(clean) == clean
     assert prompt.user_text(query, (0, 1), 2).count('"') == 2
+
+
+@pytest.mark.parametrize("typed", ["", "  ", "\u200b", "\u200b\ufeff\n", "\u3164", "\ufe0f\u0301"])
+def test_a_query_that_nobody_can_see_is_refused(typed):
+    with pytest.raises(QamDetrError, match="no visible characters"):
+        prompt.user_text(typed, (0, 1), 2)
+    assert prompt.clean_query("?") == "?"
+    assert prompt.clean_query("🐕") == "🐕"
+
+
+@pytest.mark.parametrize("name", ["SYSTEM_TEXT", "_USER_TEXT", "YES_SPELLINGS", "NO_SPELLINGS", "clean_query"])
+def test_the_fingerprint_changes_with_words_spellings_and_cleaning(monkeypatch, name):
+    before = prompt.fingerprint()
+    assert before == prompt.fingerprint() != prompt.fingerprint("chat")
+    value = getattr(prompt, name)
+    changed = {str: lambda: f"{value} Please.", tuple: lambda: value[:-1]}.get(type(value), lambda: lambda query: query)()
+    monkeypatch.setattr(prompt, name, changed)
+    assert prompt.fingerprint() != before
 
 
 def test_spellings_are_two_words_and_nothing_else():

@@ -14,6 +14,7 @@ from tiny_system import TinyEncoder, write_sound
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.inference.verifiers import prompt, qwen_files, qwen_omni
+from qamdetr.inference.verifiers.base import PartialAnswersError
 from qamdetr.inference.verifiers.crops import Crop
 from qamdetr.inference.verifiers.qwen_omni import QwenOmniVerifier, audio_steps, open_thinker
 from qamdetr.types import Candidate
@@ -171,8 +172,37 @@ def test_identity_changes_with_weights_arithmetic_and_prompt(whole, tmp_path, mo
     other = tiny_omni.save_omni(tmp_path / "other", seed=1)
     assert len({identity(whole), identity(other), identity(whole, dtype="bfloat16"), identity(whole, four_bit=True)}) == 4 - (not NO_CUDA)
     before = identity(whole)
-    monkeypatch.setattr(prompt, "PROMPT_VERSION", prompt.PROMPT_VERSION + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt, "_USER_TEXT", "Is it {query} from {start} to {end} of {duration}?")
+        assert identity(whole) != before
+    monkeypatch.setattr(qwen_omni, "_CHAT", qwen_omni._CHAT.replace("assistant", "Assistant"))
     assert identity(whole) != before
+
+
+def test_the_check_finds_files_without_loading_them(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(qwen_omni, "open_thinker", None)
+    QwenOmniVerifier(VerifierConfig(model=str(whole))).check()
+    with pytest.raises(CheckpointError, match="which is no folder here"):
+        QwenOmniVerifier(VerifierConfig(model=str(tmp_path / "no" / "where" / "at all"))).check()
+    if NO_CUDA:
+        with pytest.raises(QamDetrError, match="four_bit needs an NVIDIA GPU"):
+            QwenOmniVerifier(VerifierConfig(model=str(whole), four_bit=True)).check()
+
+
+def test_batches_before_a_failure_are_not_lost(whole, recording, monkeypatch):
+    real = qwen_omni.Thinker.yes_probabilities
+
+    def full(self, crops, query):
+        if max(crop.duration_seconds for crop in crops) > 10:
+            raise torch.OutOfMemoryError
+        return real(self, crops, query)
+
+    monkeypatch.setattr(qwen_omni.Thinker, "yes_probabilities", full)
+    verifier = QwenOmniVerifier(VerifierConfig(model=str(whole), batch_size=1))
+    with pytest.raises(PartialAnswersError, match="do not fit in memory") as caught:
+        verifier.verify(recording, "a", {}, [candidate(10, 16), candidate(0, 1), candidate(10, 14)])
+    assert sorted(caught.value.scores) == [1, 2]
+    assert caught.value.scores[2] == pytest.approx(verifier.verify(recording, "a", {}, [candidate(10, 14)])[0], abs=1e-6)
 
 
 def test_models_that_cannot_serve_are_named(whole, tmp_path, recording):

@@ -178,6 +178,9 @@ def test_the_first_failure_ends_the_rest(recording):
     ("reply", "match"),
     [
         (Reply(b"<html>hello</html>"), "is not JSON"),
+        (Reply(b" "), "is empty"),
+        (Reply(b"[" * 200_000), "is nested too deeply"),
+        (Reply(b" " * (17 << 20)), "is longer than 16 MiB"),
         (Reply([]), "not that of an OpenAI-compatible chat server"),
         (Reply({"choices": []}), "not that of an OpenAI-compatible chat server"),
         (Reply({"choices": [{"message": {"content": "Yes"}, "logprobs": None}]}), r"has no log-probabilities.*--max-logprobs 20"),
@@ -196,6 +199,15 @@ def test_answers_that_cannot_be_used_say_why(recording, reply, match):
         assert len(server.requests) == 1
 
 
+def test_an_answer_that_breaks_off_is_tried_again(recording):
+    cut = Reply(YES.body, missing_bytes=40)
+    with serving(cut, YES) as server:
+        assert ask(server.url, recording) == [pytest.approx(0.9)]
+        assert len(server.requests) == 2
+    with serving(otherwise=lambda _: cut) as server:
+        fails(server.url, recording, r"broke off after \d+ bytes.*tried 2 times", retries=1)
+
+
 def test_all_spellings_count_and_a_word_unheard_of_is_as_rare_as_the_rarest():
     answer = chat(**{"Yes": math.log(0.4), " yes": math.log(0.2), "NO": math.log(0.1), "Maybe": math.log(0.05)})
     assert read_score(answer, "u") == pytest.approx(0.6 / 0.7)
@@ -210,6 +222,14 @@ def test_addresses_that_cannot_be_used_are_refused_at_once():
     for url in ("localhost:8000", "ftp://host/v1", "file:///etc/passwd", "http://", "http://host:port/v1"):
         with pytest.raises(QamDetrError, match="is not an HTTP address"):
             open_server(VerifierConfig(url=url))
+    for url in ("http://host/v1?api-key=hunter2", "http://host/v1#hunter2", "host/v1?hunter2"):
+        with pytest.raises(QamDetrError, match=r"holds a `\?` or `#`") as caught:
+            open_server(VerifierConfig(url=url))
+        assert "hunter2" not in str(caught.value)
+    for url in ("http://my host/v1", "http://host/v 1", "http://host/v1\x00", "http://höst/v1"):
+        with pytest.raises(QamDetrError, match="holds blanks or characters outside ASCII"):
+            open_server(VerifierConfig(url=url))
+    assert open_server(VerifierConfig(url=" http://host/v1/\r\n")).client.url == "http://host/v1"
     with pytest.raises(QamDetrError, match="holds a user name or password") as caught:
         open_server(VerifierConfig(url="https://me:hunter2@host/v1"))
     assert "hunter2" not in str(caught.value)

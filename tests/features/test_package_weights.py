@@ -7,7 +7,7 @@ from clap_packages import laion_audio_settings, package_module
 from hub_clap_models import original_htsat_names, randomise, tiny_audio_settings, tiny_clap
 
 from qamdetr.errors import CheckpointError
-from qamdetr.features.htsat_weights import convert_htsat, convert_laion_clap, fill, htsat_config, is_fused, read_checkpoint
+from qamdetr.features.package_weights import convert_htsat, convert_laion_clap, fill, htsat_config, is_fused, read_checkpoint
 
 
 def test_sizes_come_from_the_weights():

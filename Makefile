@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: app test check format bench first-light ladder-scenes train-smoke clean
+.PHONY: app test lint check format bench first-light ladder-scenes train-smoke clean
 
 app: .venv/.runtime
 	$(BIN)/python app.py
@@ -10,11 +10,13 @@ app: .venv/.runtime
 test: .venv/.dev
 	$(BIN)/python -m pytest
 
-check: .venv/.dev
+lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/python -m pytest -m "not slow"
 
 format: .venv/.dev

@@ -88,7 +88,7 @@ def _build_both_tabs(model: SharedRetriever, settings: AppSettings, examples: li
             find = _build_find(model, settings, examples)
         with gr.Tab("Train", id="train"):
             train = build_train_tab(settings, on_checkpoint=model.offer)
-    taken = find.use(train.used.then, train.checkpoint)
+    taken = find.use(train.used.success, train.checkpoint)
     taken.then(lambda: gr.Tabs(selected="find"), None, tabs, api_visibility="private", queue=False, show_progress="hidden")
 
 

@@ -175,8 +175,7 @@ class RetrieveHandlers:
             audio: The recording: WAV, FLAC, OGG, MP3, or anything ffmpeg reads; up to the size and length that the page states.
             query: What to look for, in words; at most 500 characters. English, unless the model's encoders know other languages.
             top_k: Most moments to return, 1 to 100.
-            verifier: Second opinion on each candidate: `none` (the decoder alone), `pocket` (heard once more by the small encoders), or
-                `qwen2.5-omni` or `server` where the page offers them.
+            verifier: Second opinion on each candidate: `none`, `pocket`, or `qwen2.5-omni` or `server` where the page offers them.
             beta: Weight of the verifier in the score, 0 to 1; empty for the checkpoint's own.
             checkpoint: Name of the model, as the page lists them; empty for the one that the page starts with.
 

@@ -95,25 +95,29 @@ def serving(*script, otherwise=by_loudness):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 reply = server.reply(self.path, dict(self.headers), body)
                 time.sleep(reply.delay_seconds)
-                if reply.hang_up:
-                    self.close_connection = True
-                    return
-                content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-                with contextlib.suppress(OSError):
-                    self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(content) + reply.missing_bytes))
-                    self.end_headers()
-                    if not reply.trickle_seconds:
-                        self.wfile.write(content)
-                        return
-                    for place in range(len(content)):
-                        time.sleep(reply.trickle_seconds)
-                        self.wfile.write(content[place : place + 1])
             finally:
+                # Before the client hears of it: it may send the next request at once.
                 with server.lock:
                     server.running -= 1
+            if reply.hang_up:
+                self.close_connection = True
+                return
+            content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+            with contextlib.suppress(OSError):
+                self.send(reply, content)
+
+        def send(self, reply, content):
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content) + reply.missing_bytes))
+            self.end_headers()
+            if not reply.trickle_seconds:
+                self.wfile.write(content)
+                return
+            for place in range(len(content)):
+                time.sleep(reply.trickle_seconds)
+                self.wfile.write(content[place : place + 1])
 
         do_GET = do_POST = answer  # noqa: N815 - the library's names
 

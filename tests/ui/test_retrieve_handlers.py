@@ -281,7 +281,7 @@ def test_closing_empties_the_page_and_keeps_the_features(handlers, retriever, ma
 
 def test_endpoint_gives_the_json_of_the_command_line_without_server_paths(handlers, make_audio):
     answer = handlers.retrieve(Session(), str(make_audio()), "a dog", 2)
-    assert list(answer) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency"]
+    assert list(answer) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
     assert answer["audio"] == "yard.wav"
     assert len(answer["moments"]) == 2
     assert len(answer["saliency"]) == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
@@ -139,6 +140,8 @@ class RetrieveHandlers:
         """Answer the shown queries with another verifier, model or comparison; does nothing where these answers are on the page."""
         if session.lanes and session.asks != plan(self.checkpoint(session), verifier, off or (), rows or ()):
             yield from self.find(session, "\n".join(session.queries), verifier, beta, off, rows)
+        else:
+            yield session, session.view  # a generator that yields nothing would empty the player
 
     def choose_moments(self, session: Session, event: gr.EventData) -> Session:
         """Remember which moments are chosen for export."""
@@ -200,7 +203,7 @@ class RetrieveHandlers:
             ask = Ask(name, (), verifier, "", "")
             result = self._ask(ask, recording, [query], beta, top_k=int(top_k))[0]
         except Exception as error:
-            raise page_error(error) from error
+            raise page_error(error, shown=False) from error
         return {**to_json_object(result), "audio": Path(audio).name}
 
     def _usable_model(self, session: Session) -> str:
@@ -211,7 +214,7 @@ class RetrieveHandlers:
         except QamDetrError as error:
             if checkpoint == DEFAULT_CHECKPOINT:
                 raise
-            gr.Warning(f"{error} Until then the page uses {DEFAULT_CHECKPOINT}.", title="Not here yet", duration=60)
+            gr.Warning(f"{_as_text(error)} Until then the page uses {DEFAULT_CHECKPOINT}.", title="Not here yet", duration=60)
             checkpoint = DEFAULT_CHECKPOINT
         session.checkpoint = checkpoint
         return checkpoint
@@ -277,12 +280,22 @@ def _words(queries: Sequence[str]) -> str:
     return f"“{queries[0]}”" if len(queries) == 1 else f"{len(queries)} sounds"
 
 
-def page_error(error: Exception) -> gr.Error:
-    """Turn any failure into one line on the page; only a fault of the program is worth a traceback in the log."""
+def _as_text(error: Exception) -> str:
+    """Escape a message for a toast: it may quote names that a visitor chose."""
+    return html.escape(str(error), quote=False)
+
+
+def page_error(error: Exception, *, shown: bool = True) -> gr.Error:
+    """Turn any failure into one line; only a fault of the program is worth a traceback in the log.
+
+    Args:
+        error: What happened.
+        shown: On the page, where gradio renders the line as HTML; False for programs, which want the words as they are.
+    """
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, QamDetrError):
-        return gr.Error(str(error), print_exception=False)
+        return gr.Error(_as_text(error) if shown else str(error), print_exception=False)
     _log.error("Unexpected failure", exc_info=error)
     return gr.Error(
         "The program failed in a way nobody foresaw; its log has the details. Nothing you opened is lost.", print_exception=False

@@ -6,7 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-HOSTILE = "<img src=x onerror=alert(1)> ${7*7} {{value}}"
+HOSTILE = ["<img src=x onerror=alert(1)>", "${7*7} ${alert(1)}", "{{value}} {{7*7}}", "</script><svg onload=alert(1)>"]
 
 
 def upload(page, path):
@@ -56,7 +56,7 @@ def test_example_shows_moments_scores_and_truth(open_page, examples, shoot):
     windows = next(iter(examples[0].truth.values()))
     assert page.locator(".qd-truth .qd-moment").count() == len(windows)
     headers = page.locator(".qd-table th").all_inner_texts()
-    assert headers == ["Play", "#", "Start", "End", "Score", "IoU", "Decoder", "Foreground", "Quality"]
+    assert headers == ["Play", "Export", "#", "Start", "End", "Score", "IoU", "Decoder", "Foreground", "Quality"]
     assert page.locator(".qd-table tbody tr").count() >= 1
     ticks = page.locator(".qd-axis span").all_inner_texts()
     assert ticks[0] == "0:00"
@@ -85,6 +85,34 @@ def test_a_moment_plays_and_stops_at_its_end(open_page, examples):
     assert sound(page)["now"] == pytest.approx(end, abs=0.05)
 
 
+def test_keys_walk_through_the_moments_and_play_them(open_page, examples):
+    page = open_page()
+    press_example(page, examples)
+    show_all(page)
+    windows = table_windows(page)
+    page.locator(".qd-wave").focus()
+    for key, place in (("j", 0), ("j", 1), ("k", 0)):
+        page.keyboard.press(key)
+        assert focused_window(page) == windows[place]
+    start, end = windows[0]
+    page.keyboard.press("Space")
+    page.wait_for_function("!document.querySelector('audio').paused")
+    assert start <= sound(page)["now"] < end
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelector('audio').paused")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    start, end = windows[1]
+    page.wait_for_function("start => { const a = document.querySelector('audio'); return !a.paused && a.currentTime >= start; }", arg=start)
+    page.evaluate("(second) => { const a = document.querySelector('audio'); a.currentTime = Math.max(a.currentTime, second); }", end - 0.8)
+    page.wait_for_function("document.querySelector('audio').paused")
+    assert sound(page)["now"] == pytest.approx(end, abs=0.05)
+
+
+def focused_window(page):
+    return tuple(page.evaluate("[Number(document.activeElement.dataset.start), Number(document.activeElement.dataset.end)]"))
+
+
 def test_pressing_a_playing_moment_pauses_it(open_page, examples):
     page = open_page()
     press_example(page, examples)
@@ -109,12 +137,53 @@ def test_the_waveform_is_a_slider_for_mouse_and_keyboard(open_page, recordings):
     assert sound(page)["now"] == 0
 
 
+def test_a_verifier_chosen_before_the_question_leaves_the_recording_there(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    page.locator(".qd-player[aria-busy='false']").wait_for()
+    page.get_by_role("button", name="Model and ranking").click()
+    page.get_by_role("radio", name="Pocket").click()
+    page.wait_for_timeout(1000)
+    assert page.locator(".qd-title").inner_text() == "walk.wav"
+    assert page.locator(".qd-stage").is_visible()
+
+
 def test_hostile_words_are_shown_as_words(open_page, recordings):
     page = open_page()
     upload(page, recordings["walk.wav"])
-    ask(page, HOSTILE)
-    assert HOSTILE in page.locator(".qd-message").inner_text()
-    assert page.locator(".qd-player img").count() == 0
+    ask(page, " ".join(HOSTILE))
+    assert " ".join(HOSTILE) in page.locator(".qd-message").inner_text()
+    page.get_by_label("Describe the sound").fill("\n".join(HOSTILE))
+    page.get_by_role("button", name="Find").click()
+    page.wait_for_function("count => document.querySelectorAll('.qd-section h3').length === count", arg=len(HOSTILE))
+    assert page.locator(".qd-section h3").all_inner_texts() == HOSTILE
+    assert page.locator(".qd-player :is(img, script)").count() == 0
+
+
+def test_ten_thousand_characters_are_refused_and_nothing_is_lost(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    ask(page, "a bell rings")
+    endless = (HOSTILE[0] * 400)[:10_000]
+    page.get_by_label("Describe the sound").fill(endless)
+    page.get_by_role("button", name="Find").click()
+    page.locator(".toast-body", has_text="10000 characters; the limit is 500").wait_for()
+    assert page.get_by_label("Describe the sound").input_value() == endless
+    assert "a bell rings" in page.locator(".qd-message").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_hostile_words_in_a_message_are_shown_as_words(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Train").click()
+    folder = f"/not/here/{' '.join(HOSTILE)}"
+    page.get_by_label("Folder of clips").fill(folder)
+    page.get_by_role("button", name="Make scenes", exact=True).click()
+    toast = page.locator(".toast-body", has_text="/not/here/")
+    toast.wait_for()
+    for words in HOSTILE:
+        assert words in toast.inner_text()
+    assert toast.locator(".toast-text :is(img, script, svg)").count() == 0
 
 
 def test_a_second_query_does_not_fetch_or_encode_the_recording_again(open_page, recordings):
@@ -158,7 +227,7 @@ def test_slider_ranks_like_the_server_without_asking_it(open_page, examples, app
     page = open_page()
     query = press_example(page, examples)
     page.get_by_role("button", name="Model and ranking").click()
-    page.get_by_label("Pocket").click()
+    page.get_by_role("radio", name="Pocket").click()
     page.locator(".qd-caption", has_text="Verifier: pocket").wait_for()
     client = gradio_client.Client(app_url, verbose=False)
     asked = []
@@ -175,15 +244,23 @@ def test_slider_ranks_like_the_server_without_asking_it(open_page, examples, app
     assert asked == []
 
 
-def test_two_visitors_see_only_their_own_recording(open_page, recordings):
+def test_two_visitors_at_once_hear_only_their_own_recording(open_page, recordings):
     one, two = open_page(), open_page()
-    upload(one, recordings["walk.wav"])
-    upload(two, recordings["street.flac"])
-    ask(one, "a bell rings")
-    ask(two, "somebody whistles")
-    assert one.locator(".qd-title").inner_text() == "walk.wav"
-    assert two.locator(".qd-title").inner_text() == "street.flac"
+    mine = {one: (recordings["walk.wav"], "a bell rings", 40), two: (recordings["street.flac"], "somebody whistles", 60)}
+    for page, (path, _, _) in mine.items():
+        page.locator("#qamdetr-upload input[type=file]").set_input_files(path)
+    for page, (path, _, _) in mine.items():
+        page.locator(".qd-title", has_text=path.name).wait_for()
+    for page, (_, query, _) in mine.items():
+        page.get_by_label("Describe the sound").fill(query)
+        page.get_by_label("Describe the sound").press("Enter")
+    for page, (path, query, seconds) in mine.items():
+        page.locator(".qd-message", has_text=query).wait_for()
+        assert page.locator(".qd-title").inner_text() == path.name
+        page.wait_for_function("document.querySelector('audio').readyState >= 1")
+        assert page.evaluate("document.querySelector('audio').duration") == pytest.approx(seconds, abs=0.1)
     assert "whistles" not in one.locator(".qd-player").inner_text()
+    assert "bell" not in two.locator(".qd-player").inner_text()
     assert sound(one)["url"] != sound(two)["url"]
 
 

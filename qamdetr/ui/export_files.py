@@ -50,17 +50,20 @@ EXPORT_KINDS: dict[str, ExportKind] = {
 }
 
 _FIGURES = ("png", "svg")
+_SAYS_NOTHING_FOUND = (*_FIGURES, "json")
+"""Kinds that are worth having of a sound that was not found: "not in this recording" is an answer too."""
+
 _SOUNDS = ("wav", "flac")
 
 
 def what_is_missing(lanes: Sequence[LaneResult], chosen: Sequence[tuple[int, int]] | None, beta: float, kind: str) -> str:
     """Say why there is nothing to export, and what to do; empty where there is something.
 
-    A figure shows the relevance and the best guess also where no moment is chosen.
+    Figures and JSON also show a query whose sound was not found.
     """
     if not lanes:
         return NOTHING_YET
-    if kind in _FIGURES or (default_choice(lanes, beta) if chosen is None else chosen):
+    if kind in _SAYS_NOTHING_FOUND or (default_choice(lanes, beta) if chosen is None else chosen):
         return ""
     return NOTHING_FOUND if chosen is None else NOTHING_CHOSEN
 
@@ -139,6 +142,7 @@ def _write_sounds(answers: Sequence[Answer], kind: str, path: Path) -> None:
 
 
 def _write_text(answers: Sequence[Answer], kind: str, path: Path) -> None:
-    named = [replace(answer, result=replace(answer.result, audio=Path(answer.result.audio).name)) for answer in answers if answer.ranks]
+    kept = [answer for answer in answers if answer.ranks or (kind in _SAYS_NOTHING_FOUND and not answer.result.found)]
+    named = [replace(answer, result=replace(answer.result, audio=Path(answer.result.audio).name)) for answer in kept]
     # Excel takes a file for UTF-8 only when it begins with this mark; other readers of CSV skip it.
     write_whole(path, export(named, kind).encode("utf-8-sig" if kind == "csv" else "utf-8", errors="backslashreplace"))

@@ -39,7 +39,7 @@ function drawMessage() {
   detail.title = lane.message.detail;
   message.dataset.kind = lane.message.kind;
   message.replaceChildren(make("strong", "", answerTitle(lane, lane.rows)), detail);
-  if (lane.how) message.append(make("span", "qd-note", `${lane.label}: ${lane.how}`));
+  if (lane.how) message.append(make("span", "qd-note", `Model ${lane.how}`));
   for (const note of lane.notes) message.append(make("span", "qd-note", note));
 }
 

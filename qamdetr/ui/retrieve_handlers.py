@@ -238,7 +238,7 @@ class RetrieveHandlers:
             raise type(error)(str(error).replace("use combo 'pocket'", remedy)) from error
 
     def _open(self, session: Session, path: Path, title: str, example: Example | None) -> Steps:
-        session.waiting = (path, title, example)
+        mine = session.waiting = (path, title, example)
         try:
             yield session, busy_view(f"Opening “{title}” …")
             recording = yield from self._recordings.encode(session, self._usable_model(session), path, title)
@@ -247,6 +247,9 @@ class RetrieveHandlers:
                 session.waiting = None  # no other model would read it either
             yield session, session.view
             raise page_error(error) from error
+        if session.waiting is not mine:  # put away, or followed by another, while it was being encoded
+            yield session, session.view
+            return
         session.recording, session.example, session.waiting = recording, example, None
         audio = gr.FileData(path=str(path), orig_name=path.name).model_dump()
         session.show(recording_view(recording, audio, title))

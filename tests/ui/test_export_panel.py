@@ -158,3 +158,10 @@ def test_the_panel_is_private_and_offers_every_kind():
     (choice,) = (part for part in config["components"] if part["props"].get("elem_id") == "qamdetr-export-kind")
     assert [name for _, name in choice["props"]["choices"]] == list(EXPORT_KINDS)
     assert all(dependency["api_visibility"] == "private" for dependency in config["dependencies"] if dependency["backend_fn"])
+
+
+def test_json_keeps_a_query_whose_sound_was_not_found(lanes, tmp_path):
+    absent = [replace(lanes[0], result=replace(lanes[0].result, found=False)), lanes[1]]
+    assert what_is_missing(absent[:1], None, BETA, "json") == ""
+    read = json.loads(make_export(absent, [(1, 1)], BETA, "json", tmp_path / "out").read_text(encoding="utf-8"))
+    assert [(item["found"], len(item["moments"])) for item in read] == [(False, 0), (True, 1)]

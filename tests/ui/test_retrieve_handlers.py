@@ -410,3 +410,13 @@ def test_settings_come_back_from_the_address(ladder, handlers):
     link = handlers.read_link("?q=a+dog&q=rain&model=ladder-2-bimamba&verifier=pocket&beta=0.4&off=quality&row=1&example=example")
     assert (link.queries, link.model, link.verifier, link.beta) == ("a dog\nrain", "ladder-2-bimamba", "pocket", 0.4)
     assert (link.off, link.rows, link.example) == (("quality",), (1,), "example")
+
+
+def test_a_recording_that_was_put_away_while_it_was_encoded_does_not_come_back(handlers, make_audio):
+    session = Session("qam-detr-pocket")
+    steps = handlers.open_upload(session, str(make_audio()))
+    next(steps)
+    handlers.close(session)
+    *_, (_, last) = steps
+    assert last == {"state": "empty"}
+    assert session.recording is None

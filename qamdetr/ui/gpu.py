@@ -23,7 +23,7 @@ from qamdetr.features.base import OnStage, get_combo
 from qamdetr.inference.pretrained import CONFIG_FILE, find_checkpoint
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.inference.trained_encoder import LoadedEncoder, open_encoder
-from qamdetr.inference.verifiers.base import Verifier
+from qamdetr.inference.verifiers.base import Verifier, WrappedVerifier
 from qamdetr.inference.verifiers.registry import get_verifier
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.ui.settings import AppSettings
@@ -156,33 +156,8 @@ def open_verifier(name: str, settings: AppSettings, trained: VerifierConfig) -> 
 
 
 @dataclass(frozen=True)
-class BorrowingVerifier:
+class BorrowingVerifier(WrappedVerifier):
     """Asks `inner`, which is small until it is asked, on a GPU that is lent."""
-
-    inner: Verifier
-
-    @property
-    def name(self) -> str:
-        """As `inner`."""
-        return self.inner.name
-
-    @property
-    def identity(self) -> str:
-        """As `inner`."""
-        return self.inner.identity
-
-    @property
-    def needs_audio(self) -> bool:
-        """As `inner`."""
-        return self.inner.needs_audio
-
-    def check(self) -> None:
-        """As `inner`.
-
-        Raises:
-            QamDetrError: As `inner`.
-        """
-        self.inner.check()
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; see `Verifier`. It hears the file, so the features stay here.

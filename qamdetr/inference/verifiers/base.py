@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from qamdetr.errors import QamDetrError
@@ -66,6 +67,36 @@ class Verifier(Protocol):
             QamDetrError: The verifier cannot do its work; the caller keeps the decoder's ranking.
         """
         ...
+
+
+@dataclass(frozen=True)
+class WrappedVerifier:
+    """A verifier that changes how `inner` is asked and is `inner` in all else; what it adds is its `verify`."""
+
+    inner: Verifier
+
+    @property
+    def name(self) -> str:
+        """As `inner`."""
+        return self.inner.name
+
+    @property
+    def identity(self) -> str:
+        """As `inner`."""
+        return self.inner.identity
+
+    @property
+    def needs_audio(self) -> bool:
+        """As `inner`."""
+        return self.inner.needs_audio
+
+    def check(self) -> None:
+        """As `inner`; see `Verifier`.
+
+        Raises:
+            QamDetrError: As `inner`.
+        """
+        self.inner.check()
 
 
 def crop_window(window: Window, duration_seconds: float) -> Window:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from qamdetr.inference.verifiers.base import PartialAnswersError, Verifier
+from qamdetr.inference.verifiers.base import PartialAnswersError, WrappedVerifier
 from qamdetr.inference.verifiers.crops import crop_bounds, recording_digest
 from qamdetr.inference.verifiers.prompt import clean_query
 from qamdetr.types import Candidate, Recording, TextFeatures
@@ -32,7 +32,7 @@ def default_cache_dir() -> Path:
 
 
 @dataclass(frozen=True)
-class CachedVerifier:
+class CachedVerifier(WrappedVerifier):
     """Answers from `folder` what `inner` has answered before, and asks `inner` for the rest.
 
     An answer is known by the recording's content, the crop and the window to a millisecond, the query as it stands in the prompt, and the
@@ -40,27 +40,7 @@ class CachedVerifier:
     read or written is noted in the log and done without.
     """
 
-    inner: Verifier
     folder: Path
-
-    @property
-    def name(self) -> str:
-        """As `inner`."""
-        return self.inner.name
-
-    @property
-    def identity(self) -> str:
-        """As `inner`."""
-        return self.inner.identity
-
-    @property
-    def needs_audio(self) -> bool:
-        """As `inner`."""
-        return self.inner.needs_audio
-
-    def check(self) -> None:
-        """As `inner`; see `Verifier`."""
-        self.inner.check()
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; see `Verifier`. Where `inner` fails half-way, what it did answer is kept for the next time.

@@ -64,8 +64,8 @@ def export(results: Sequence[Result | Answer], file_format: str) -> str:
     """Write results in one of `FORMATS`, ending with a newline.
 
     `table` and `json` show every result; the label formats hold what `Answer.moments` gives. Where several recordings share a file, labels
-    begin with the recording's name. Whatever stands in a query or a name, it stays in its field and is no formula and no markup; only
-    `json` keeps it letter by letter.
+    begin with the recording's name. Whatever stands in a query or a name, it stays in its field, is no markup in captions, and no formula
+    in `csv`, `audacity` and `raven`, which spreadsheets open; only `json` keeps it letter by letter.
 
     Raises:
         QamDetrError: Unknown format.
@@ -148,7 +148,8 @@ def _json_answer(answer: Answer) -> dict[str, Any]:
 
 
 def _audacity(answers: Sequence[Answer]) -> str:
-    return "".join(f"{m.start_seconds:.6f}\t{m.end_seconds:.6f}\t{tab_cell(label)} ({m.score:.2f})\n" for _, m, label in _by_time(answers))
+    # Spreadsheets open tables of tabs too, and labels may not become formulas there. Captions and RTTM go elsewhere and keep their signs.
+    return "".join(f"{m.start_seconds:.6f}\t{m.end_seconds:.6f}\t{_scored(tab_cell(label), m)}\n" for _, m, label in _by_time(answers))
 
 
 def _csv(answers: Sequence[Answer]) -> str:
@@ -168,7 +169,7 @@ def _csv(answers: Sequence[Answer]) -> str:
 
 def _vtt(answers: Sequence[Answer]) -> str:
     cues = (
-        f"{' --> '.join(_cue_times(m, '.'))}\n{html.escape(cell(label), quote=False)} ({m.score:.2f})\n"
+        f"{' --> '.join(_cue_times(m, '.'))}\n{_scored(html.escape(label, quote=False), m)}\n"
         for _, m, label in _by_time(answers, one_timeline=True)
     )
     return "\n".join(["WEBVTT\n", *cues])
@@ -176,7 +177,7 @@ def _vtt(answers: Sequence[Answer]) -> str:
 
 def _srt(answers: Sequence[Answer]) -> str:
     cues = (
-        f"{number}\n{' --> '.join(_cue_times(m, ','))}\n{cell(label).translate(_SUBTITLE_MARKS)} ({m.score:.2f})\n"
+        f"{number}\n{' --> '.join(_cue_times(m, ','))}\n{_scored(label.translate(_SUBTITLE_MARKS), m)}\n"
         for number, (_, m, label) in enumerate(_by_time(answers, one_timeline=True), start=1)
     )
     return "\n".join(cues)
@@ -247,6 +248,10 @@ def _by_time(answers: Sequence[Answer], *, one_timeline: bool = False) -> list[t
         return (0 if one_timeline else names.index(row[0].result.audio), row[1].start_seconds, row[1].end_seconds)
 
     return sorted(rows, key=place)
+
+
+def _scored(label: str, moment: Moment) -> str:
+    return f"{label} ({moment.score:.2f})".lstrip()  # a query may hold nothing that can be shown
 
 
 def _label(answer: Answer, *, several: bool) -> str:

@@ -32,7 +32,7 @@ def tab_cell(text: str) -> str:
 
 def word(text: str) -> str:
     """Return one word for files that separate fields by blanks."""
-    return "_".join(cell(text).split()) or "_"
+    return "_".join(one_line(text).split()) or "_"
 
 
 def file_name_part(text: str, *, fallback: str, max_letters: int = 40) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -159,18 +160,55 @@ def test_hostile_queries_stay_in_their_field(query):
     for name in ("vtt", "srt"):
         cues = read_cues(export([result], name).removeprefix("WEBVTT\n\n"))
         assert len(cues) == 3
-        assert all(len(lines) == 1 and not is_formula(lines[0]) and "<" not in lines[0] for _, _, lines in cues)
+        assert all(len(lines) == 1 and "<" not in lines[0] for _, _, lines in cues)
     labels = [line.split("\t") for line in export([result], "audacity").splitlines()]
     assert all(len(row) == 3 and not is_formula(row[2]) for row in labels)
     assert all(len(row) == 3 for row in csv.reader(io.StringIO(export([result], "audacity")), delimiter="\t"))
     assert len(labels) == 3
     fields = [line.split() for line in export([result], "rttm").splitlines()]
     assert [len(row) for row in fields] == [10] * 3
-    assert not any(is_formula(row[1]) or is_formula(row[7]) for row in fields)
     raven = read_raven(export([result], "raven"))
     assert len(raven) == 3
     assert not any(is_formula(row["Query"]) or is_formula(row["Begin File"]) or None in row for row in raven)
     assert json.loads(export([result], "json"))[0]["query"] == query
+
+
+CAPTIONS = {
+    "=1+1": ("=1+1", "=1+1"),
+    "-5 dB, a bell": ("-5 dB, a bell", "-5 dB, a bell"),
+    "one --> two": ("one --&gt; two", "one --] two"),
+    "<b>loud</b> & {clear}": ("&lt;b&gt;loud&lt;/b&gt; &amp; {clear}", "[b]loud[/b] & (clear)"),
+    "first\n\nsecond": ("first second", "first second"),
+    "\x00": ("", ""),
+}
+
+
+@pytest.mark.parametrize("query", CAPTIONS)
+def test_captions_say_what_was_asked_and_nothing_else(query):
+    result = replace(RESULT, query=query)
+    for name, said in zip(("vtt", "srt"), CAPTIONS[query], strict=True):
+        cues = read_cues(export([result], name).removeprefix("WEBVTT\n\n"))
+        assert [lines for _, _, lines in cues] == [[f"{said} ({score})".lstrip()] for score in ("0.60", "0.90", "0.30")]
+
+
+def test_what_players_show_of_vtt_is_the_query():
+    for query in ("one --> two", "<b>loud</b> & {clear}"):
+        cues = read_vtt(export([replace(RESULT, query=query)], "vtt"))
+        assert {html.unescape(lines[0]) for _, _, lines in cues} == {f"{query} ({score})" for score in ("0.60", "0.90", "0.30")}
+
+
+@pytest.mark.parametrize(("query", "label"), [("=1+1", "=1+1"), ("-5 dB hum", "-5_dB_hum"), ("\n", "_"), ("a\tb", "a_b")])
+def test_scoring_tools_compare_labels_as_they_were_asked(query, label):
+    rows = [line.split(" ") for line in export([replace(RESULT, query=query)], "rttm").splitlines()]
+    assert {row[7] for row in rows} == {label}
+
+
+@pytest.mark.parametrize("query", ["=1+1", "@SUM(1)", "\uff1d1"])
+def test_tables_that_spreadsheets_open_hold_no_formula(query):
+    result = replace(RESULT, query=query)
+    assert {row["query"] for row in csv.DictReader(io.StringIO(export([result], "csv")))} == {f"'{query}"}
+    assert {row["Query"] for row in read_raven(export([result], "raven"))} == {f"'{query}"}
+    assert all(line.split("\t")[2].startswith(f"'{query} (") for line in export([result], "audacity").splitlines())
 
 
 def test_chosen_moments_keep_their_ranks_and_may_be_guesses():

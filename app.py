@@ -14,6 +14,7 @@ from qamdetr.errors import QamDetrError
 from qamdetr.ui.demo import build_demo, launch_options
 from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
+from qamdetr.ui.training_plans import runs_folder
 
 try:
     settings = AppSettings.from_environment()
@@ -21,7 +22,7 @@ except QamDetrError as error:
     sys.stderr.write(f"app.py: {error}\n")
     sys.exit(error.exit_status)
 
-model = SharedRetriever(settings=settings)
+model = SharedRetriever(settings=settings, runs=runs_folder() if settings.training else None)
 demo = build_demo(model, settings)
 
 if __name__ == "__main__":

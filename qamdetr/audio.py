@@ -17,6 +17,7 @@ import soundfile
 import soxr
 
 from qamdetr.errors import AudioError
+from qamdetr.progress import tell
 
 MAX_SECONDS = 2 * 3600.0
 """Longest recording that is read unless the caller allows more; two hours at 48 kHz are 1.4 GB of mono samples."""
@@ -86,8 +87,8 @@ def load(path: str | Path, sample_rate_hz: int, *, max_seconds: float = MAX_SECO
     return resample(decode(path, max_seconds=max_seconds), sample_rate_hz)
 
 
-def ffmpeg_command(path: Path, *output: str) -> list[str]:
-    """Command that decodes the first audio track of a file; `output` says how it is written, and where.
+def ffmpeg_command(path: Path, *output: str, start_seconds: float = 0.0) -> list[str]:
+    """Command that decodes the first audio track of a file from a second on; `output` says how it is written, and where.
 
     Raises:
         AudioError: ffmpeg is not installed.
@@ -98,7 +99,8 @@ def ffmpeg_command(path: Path, *output: str) -> list[str]:
             f"{path} is not a WAV, FLAC, OGG or MP3 file that can be read; install ffmpeg to read M4A, WebM and video, or {_SHOWN_HINT}."
         )
     command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", _FFMPEG_FORMATS]
-    return [*command, "-i", str(path.resolve()), "-map", "0:a:0", *output]
+    seek = ["-ss", f"{start_seconds:.6f}"] if start_seconds else []
+    return [*command, *seek, "-i", str(path.resolve()), "-map", "0:a:0", *output]
 
 
 def find_recordings(folder: str | Path) -> dict[str, Path]:
@@ -229,6 +231,7 @@ def _decode_with_libsndfile(path: Path, file: soundfile.SoundFile, max_seconds: 
         while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
             buffer.append(block)
             _check_length(path, buffer.frames, rate, max_seconds, at_least=True)
+            tell(buffer.frames / stated if stated > 0 else None)
     except soundfile.LibsndfileError as error:
         where = buffer.frames / rate
         raise AudioError(f"{path} is damaged after {where:.1f} s ({error.error_string}); export it again or {_SHOWN_HINT}.") from error
@@ -273,6 +276,7 @@ def _read_au(path: Path, stream: IO[bytes], max_seconds: float) -> Waveform | No
     for block in _float_blocks(stream, channels):
         buffer.append(block)
         _check_length(path, buffer.frames, rate, max_seconds, at_least=True)
+        tell(None)
     return Waveform(buffer.finish(), rate)
 
 

@@ -1,4 +1,4 @@
-"""A recording small enough to draw: lowest and highest sample and the spectrum of each of some columns, read block by block."""
+"""A recording, or a part of it, small enough to draw: lowest and highest sample and spectrum of some columns, read block by block."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 
-from qamdetr.sound_file import blocks, open_sound
+from qamdetr.sound_file import blocks, open_part, open_sound
 
 BANDS = 160
 MAX_FRAMES_PER_COLUMN = 8
@@ -61,7 +60,7 @@ def read_overview(path: str, duration_seconds: float, columns: int) -> Overview:
         frames = min(MAX_FRAMES_PER_COLUMN, math.ceil(samples / columns / fft_samples))
         peaks = np.zeros((2, columns), dtype=np.float32)
         power = np.zeros((BANDS, columns), dtype=np.float32)
-        for first, last, piece in _pieces(sound, edges, fft_samples // 2):
+        for first, last, piece in _pieces(blocks(sound, 0, samples), edges, fft_samples // 2):
             begins = edges[first:last] - edges[first]
             inner = piece[fft_samples // 2 : len(piece) - fft_samples // 2]
             peaks[0, first:last] = np.minimum.reduceat(inner, begins)
@@ -75,11 +74,37 @@ def read_overview(path: str, duration_seconds: float, columns: int) -> Overview:
     return Overview(peaks, 10.0 * np.log10(np.maximum(power, _POWER_FLOOR)), rate / 2)
 
 
-def _pieces(sound: soundfile.SoundFile, edges: np.ndarray, margin: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Columns `[first, last)` with their mono samples and `margin` more on both sides; zeros where the recording has none."""
+def read_peaks(path: str, start_seconds: float, end_seconds: float, columns: int) -> np.ndarray:
+    """Read a part of a recording and nothing else of it; channels are averaged.
+
+    Args:
+        path: Of the recording.
+        start_seconds: Begin of the part, at least 0.
+        end_seconds: Its end, after the begin; what lies after the recording's end is silent.
+        columns: At least 1; fewer come back where there are fewer samples.
+
+    Returns:
+        `(2, columns)` float32: lowest and highest sample per column, full scale at [-1, 1].
+
+    Raises:
+        AudioError: The file is gone or cannot be read.
+    """
+    with open_part(path, start_seconds, end_seconds) as (sound, begin):
+        samples = max(1, round(end_seconds * sound.samplerate) - round(start_seconds * sound.samplerate))
+        columns = min(columns, samples)
+        edges = np.arange(columns + 1, dtype=np.int64) * samples // columns
+        peaks = np.zeros((2, columns), dtype=np.float32)
+        for first, last, piece in _pieces(blocks(sound, begin, begin + samples), edges, 0):
+            begins = edges[first:last] - edges[first]
+            peaks[0, first:last] = np.minimum.reduceat(piece, begins)
+            peaks[1, first:last] = np.maximum.reduceat(piece, begins)
+    return peaks
+
+
+def _pieces(stream: Iterator[np.ndarray], edges: np.ndarray, margin: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Columns `[first, last)` with their mono samples and `margin` more on both sides; zeros where the stream has none."""
     columns = len(edges) - 1
     step = max(1, _CHUNK_SAMPLES * columns // int(edges[-1]))
-    stream = blocks(sound, 0, int(edges[-1]))
     held, begin = np.zeros(margin, dtype=np.float32), -margin
     for first in range(0, columns, step):
         last = min(first + step, columns)

@@ -47,6 +47,36 @@ def open_sound(path: str | Path, *, end_seconds: float | None = None) -> Iterato
         yield file
 
 
+@contextlib.contextmanager
+def open_part(path: str | Path, start_seconds: float, end_seconds: float) -> Iterator[tuple[soundfile.SoundFile, int]]:
+    """Open a recording to read the part `[start, end)`, without decoding what lies before or after it.
+
+    Enough to draw from, not to cut from: in compressed formats the begin may lie some milliseconds beside.
+
+    Args:
+        path: Anything that `audio.decode` reads.
+        start_seconds: Begin of the part.
+        end_seconds: End of the part.
+
+    Yields:
+        The file, and its frame at which the part begins.
+
+    Raises:
+        AudioError: The file is gone or damaged, or the disk is full.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path} is no longer there; open the recording again.")
+    with contextlib.ExitStack() as stack:
+        try:
+            file, begins_seconds = stack.enter_context(soundfile.SoundFile(path)), start_seconds
+        except (soundfile.LibsndfileError, TypeError, ValueError):
+            plain = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qamdetr-"))) / "part.w64"
+            _decode_with_ffmpeg(path, plain, end_seconds - start_seconds, start_seconds)
+            file, begins_seconds = stack.enter_context(soundfile.SoundFile(plain)), 0.0
+        yield file, round(begins_seconds * file.samplerate)
+
+
 def blocks(file: soundfile.SoundFile, first: int, last: int, *, dtype: str = "float32") -> Iterator[np.ndarray]:
     """Read the frames `[first, last)` as arrays `(frames, channels)` of at most `BLOCK_FRAMES`; stops early where the file ends."""
     file.seek(min(first, file.frames))
@@ -80,9 +110,9 @@ def _decode_with_libsndfile(file: soundfile.SoundFile, plain: Path, end_seconds:
             copy.write(block)
 
 
-def _decode_with_ffmpeg(path: Path, plain: Path, end_seconds: float | None) -> None:
-    length = () if end_seconds is None else ("-t", f"{end_seconds + _MARGIN_SECONDS:.3f}")
-    command = ffmpeg_command(path, *length, "-c:a", "pcm_s16le", "-f", "w64", str(plain))
+def _decode_with_ffmpeg(path: Path, plain: Path, seconds: float | None, start_seconds: float = 0.0) -> None:
+    length = () if seconds is None else ("-t", f"{seconds + _MARGIN_SECONDS:.3f}")
+    command = ffmpeg_command(path, *length, "-c:a", "pcm_s16le", "-f", "w64", str(plain), start_seconds=start_seconds)
     done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         told = " ".join(done.stderr.strip().splitlines()[-1:])[:160]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import soundfile
 
 from qamdetr import overview
-from qamdetr.overview import BANDS, hz_to_mel, read_overview
+from qamdetr.errors import AudioError
+from qamdetr.overview import BANDS, hz_to_mel, read_overview, read_peaks
 
 RATE_HZ = 16000
 
@@ -48,3 +52,49 @@ def test_very_short_recordings_and_false_lengths(tmp_path):
     longer = read_overview(str(tmp_path / "short.wav"), 0.2, 10)
     assert np.isfinite(longer.levels_db).all()
     assert longer.peaks[1, -1] == 0.0
+
+
+def test_peaks_of_a_part_are_those_of_its_samples(tone, monkeypatch):
+    part, _ = soundfile.read(tone, start=int(2.9 * RATE_HZ), stop=int(3.4 * RATE_HZ), dtype="float32")
+    mono = part.mean(axis=1)
+    starts = np.arange(300) * len(mono) // 300
+    expected = np.stack([np.minimum.reduceat(mono, starts), np.maximum.reduceat(mono, starts)])
+    np.testing.assert_array_equal(read_peaks(tone, 2.9, 3.4, 300), expected)
+    monkeypatch.setattr(overview, "_CHUNK_SAMPLES", 700)
+    np.testing.assert_array_equal(read_peaks(tone, 2.9, 3.4, 300), expected)
+
+
+def test_a_part_has_no_more_columns_than_samples_and_is_silent_after_the_end(tone):
+    assert read_peaks(tone, 3.0, 3.001, 2000).shape == (2, 16)
+    beyond = read_peaks(tone, 9.0, 11.0, 200)
+    assert not beyond[:, 100:].any()
+
+
+def test_only_the_part_is_read(tone, monkeypatch):
+    frames = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda file, count, **how: (frames.append(count), read(file, count, **how))[1])
+    read_peaks(tone, 5.0, 5.5, 100)
+    assert sum(frames) <= RATE_HZ
+
+
+def test_a_part_of_a_file_that_is_gone(tmp_path):
+    with pytest.raises(AudioError, match="no longer there"):
+        read_peaks(str(tmp_path / "gone.wav"), 0.0, 1.0, 10)
+
+
+@pytest.mark.parametrize("ending", ["flac", "ogg", "mp3"])
+def test_a_part_of_a_compressed_recording_begins_where_it_should(tone, tmp_path, ending):
+    samples, rate = soundfile.read(tone)
+    path = tmp_path / f"tone.{ending}"
+    soundfile.write(path, samples, rate)
+    loud = np.flatnonzero(read_peaks(str(path), 2.5, 4.5, 200)[1] > 0.2)
+    assert (loud.min(), loud.max()) == (pytest.approx(50, abs=3), pytest.approx(149, abs=3))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg (Debian: apt-get install ffmpeg)")
+def test_a_part_of_a_recording_that_only_ffmpeg_reads(tone, tmp_path):
+    path = tmp_path / "tone.m4a"
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tone, "-c:a", "aac", str(path)], check=True)
+    loud = np.flatnonzero(read_peaks(str(path), 2.5, 4.5, 200)[1] > 0.2)
+    assert (loud.min(), loud.max()) == (pytest.approx(50, abs=6), pytest.approx(149, abs=6))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qamdetr.features.base import EncoderOptions
+from qamdetr.progress import tell
 
 
 @torch.inference_mode()
@@ -26,6 +27,7 @@ def encode_clips(samples: np.ndarray, window_samples: int, dim: int, options: En
     whole = len(samples) // window_samples
     features = torch.empty(-(-len(samples) // window_samples), dim)
     for begin in range(0, whole, options.batch_clips):
+        tell(begin / whole)
         end = min(begin + options.batch_clips, whole)
         windows = torch.from_numpy(samples[begin * window_samples : end * window_samples]).reshape(end - begin, window_samples)
         features[begin:end] = encode(windows.to(options.device)).float().cpu()

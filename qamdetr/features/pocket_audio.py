@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, normalize, pad
 
+from qamdetr.progress import tell
+
 SAMPLE_RATE_HZ = 24_000
 HOP_SAMPLES = 375
 FRAMES_PER_CLIP = SAMPLE_RATE_HZ // HOP_SAMPLES  # 64
@@ -148,6 +150,7 @@ class PocketAudioEncoder:
         num_clips = power.shape[-1] // FRAMES_PER_CLIP
         rows = []
         for begin in range(0, num_clips, _SECTION_CLIPS):
+            tell(begin / num_clips)
             end = min(begin + _SECTION_CLIPS, num_clips)
             first, last = max(begin - _SECTION_MARGIN_CLIPS, 0), min(end + _SECTION_MARGIN_CLIPS, num_clips)
             section = log_mel(power[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP])

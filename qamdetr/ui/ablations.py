@@ -83,7 +83,7 @@ def read_config(checkpoint: str) -> Config:
     return _read(path, path.stat().st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _read(path: Path, changed_ns: int) -> Config:  # a run that goes on writes the same file again
     try:
         return load_config(path)
@@ -123,7 +123,7 @@ def table_rows(known: Collection[str]) -> list[Row]:
     return [row for row in TABLE_ROWS if row.checkpoint in known]
 
 
-def plan(checkpoint: str, verifier: str, off: Collection[str], rows: Collection[int]) -> list[Ask]:
+def plan(checkpoint: str, verifier: str, off: Collection[str], rows: Collection[int], folder: str = "") -> list[Ask]:
     """Choose the models that answer: the whole one, the same with components left out, and rows of Table 1.
 
     Args:
@@ -131,12 +131,13 @@ def plan(checkpoint: str, verifier: str, off: Collection[str], rows: Collection[
         verifier: The chosen verifier; the rows are asked with it, too.
         off: Components to leave out in the second answer; names that this model does not have are passed over.
         rows: Numbers of rows to compare with; a row that is the chosen model itself is there already.
+        folder: Where the chosen model lies; empty where its name tells.
 
     Returns:
         The whole model first.
     """
-    asks = [Ask(checkpoint, (), verifier, checkpoint, _how_trained(checkpoint))]
-    out = [name for _, name in components(checkpoint, verifier) if name in off]
+    asks = [Ask(checkpoint, (), verifier, checkpoint, _how_trained(folder or checkpoint))]
+    out = [name for _, name in components(folder or checkpoint, verifier) if name in off]
     if out:
         names = _and([label_of(name) for name in out])
         checker = DEFAULT_VERIFIER if VERIFIER in out else verifier

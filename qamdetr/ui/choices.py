@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from qamdetr.errors import QamDetrError
@@ -22,13 +22,21 @@ _ENCODER_NAMES = {
 }
 
 
-def model_choices(offered: Sequence[str]) -> list[tuple[str, str]]:
-    """Label each model with the encoders that it brings: `(label, name)`."""
-    return [(f"{name} · {_model_needs(name)}", name) for name in offered]
+def model_choices(offered: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Label each model with the encoders that it brings: `(label, name)`.
+
+    Args:
+        offered: Name -> folder, see `SharedRetriever.models`.
+    """
+    return [(f"{name} · {_model_needs(folder)}", name) for name, folder in offered.items()]
 
 
-def encoder_choices(offered: Sequence[str]) -> list[tuple[str, str]]:
-    """Label each combo of encoders with what it needs to be used: `(label, combo)`."""
+def encoder_choices(offered: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Label each combo of encoders with what it needs to be used: `(label, combo)`.
+
+    Args:
+        offered: See `model_choices`.
+    """
     labels = []
     for combo in COMBOS:
         needs = needs_of(combo_streams(combo))
@@ -49,13 +57,18 @@ def verifier_choices(settings: AppSettings) -> list[tuple[str, str]]:
     return [(labels.get(name, name), name) for name in settings.verifiers]
 
 
-def models_with(combo: str, offered: Sequence[str]) -> list[str]:
-    """Those of the offered models that were trained on a combo of encoders."""
-    return [name for name in offered if combo_of(name) == combo]
+def models_with(combo: str, offered: Mapping[str, str]) -> list[str]:
+    """Names of the offered models that were trained on a combo of encoders.
+
+    Args:
+        combo: Its name.
+        offered: See `model_choices`.
+    """
+    return [name for name, folder in offered.items() if combo_of(folder) == combo]
 
 
 def combo_of(checkpoint: str) -> str | None:
-    """Combo of encoders of a model; None where its checkpoint cannot be read."""
+    """Combo of encoders of a model, by name or folder; None where its checkpoint cannot be read."""
     try:
         return read_config(checkpoint).data.combo
     except QamDetrError:
@@ -63,7 +76,7 @@ def combo_of(checkpoint: str) -> str | None:
 
 
 def own_beta(checkpoint: str, verifier: str) -> float | None:
-    """Weight that a checkpoint was calibrated to for a verifier; None where its checkpoint cannot be read."""
+    """Weight that a checkpoint, by name or folder, was calibrated to for a verifier; None where it cannot be read."""
     try:
         settings = read_config(checkpoint).inference
     except QamDetrError:

@@ -9,7 +9,9 @@ import gradio as gr
 
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
+from qamdetr.ui.choices import model_choices
 from qamdetr.ui.examples import Example, load_examples
+from qamdetr.ui.page_blocks import PageBlocks
 from qamdetr.ui.presenters import hearing_note
 from qamdetr.ui.retrieve_tab import RetrieveTab, build_retrieve_tab
 from qamdetr.ui.settings import AppSettings
@@ -22,7 +24,18 @@ CACHE_SECONDS = (3600, 7200)
 MOST_SESSIONS = 200
 """Visitors whose open recordings are remembered, up to 12 MB each; beyond that the one who was away longest starts anew."""
 
+PASSING_REQUESTS = 40
+"""Requests besides those that wait for the model; as many threads as gradio has by itself."""
+
+MOST_THREADS = 200
+"""A request that waits keeps a thread, which sleeps."""
+
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+TEXT_SIZE = gr.themes.Size(
+    xxs="0.5625rem", xs="0.625rem", sm="0.75rem", md="0.875rem", lg="1rem", xl="1.375rem", xxl="1.625rem", name="text_relative"
+)
+"""The default theme's sizes, but relative: the page grows with the visitor's own text size."""
+
 MONO_FONT = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 _HERE = Path(__file__).parent
@@ -40,7 +53,7 @@ def build_demo(model: SharedRetriever, settings: AppSettings | None = None, exam
     """
     settings = settings or AppSettings()
     examples = load_examples() if examples is None else examples
-    demo = gr.Blocks(title="QAM-DETR: find a sound in a recording", analytics_enabled=False, delete_cache=CACHE_SECONDS)
+    demo = PageBlocks(settings, title="QAM-DETR: find a sound in a recording", analytics_enabled=False, delete_cache=CACHE_SECONDS)
     with demo:
         gr.Markdown(
             "# Find a sound in a recording\nSay in your own words what you listen for; QAM-DETR shows the seconds where it happens.",
@@ -50,7 +63,8 @@ def build_demo(model: SharedRetriever, settings: AppSettings | None = None, exam
             _build_both_tabs(model, settings, examples)
         else:
             _build_find(model, settings, examples)
-    demo.queue(max_size=settings.queue_length, default_concurrency_limit=4)
+    # Who waits for the model stands in its own lines, which are bounded, too; here only what runs elsewhere waits, or for a moment.
+    demo.queue(max_size=settings.queue_length + PASSING_REQUESTS, default_concurrency_limit=4)
     return demo
 
 
@@ -69,6 +83,7 @@ def launch_options(settings: AppSettings | None = None) -> dict[str, Any]:
         "css": PAGE_CSS,
         "favicon_path": FAVICON,
         "max_file_size": settings.upload_bytes,
+        "max_threads": min(2 * settings.queue_length + PASSING_REQUESTS, MOST_THREADS),
         "mcp_server": settings.mcp,
         "allowed_paths": [],
         "state_session_capacity": MOST_SESSIONS,
@@ -84,10 +99,13 @@ def launch_options(settings: AppSettings | None = None) -> dict[str, Any]:
 
 def _build_both_tabs(model: SharedRetriever, settings: AppSettings, examples: list[Example]) -> None:
     with gr.Tabs(elem_id="qamdetr-halves") as tabs:
-        with gr.Tab("Find", id="find"):
+        with gr.Tab("Find", id="find") as find_half:
             find = _build_find(model, settings, examples)
         with gr.Tab("Train", id="train"):
-            train = build_train_tab(settings, on_checkpoint=model.offer)
+            train = build_train_tab(settings, on_checkpoint=model.offer, root=model.runs)
+    # Runs come while the page is open, from the other tab or from a terminal.
+    newest = {"outputs": find.model_choice, "api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    gr.on([find_half.select, find.model_choice.focus], lambda: gr.update(choices=model_choices(model.models())), **newest)
     taken = find.use(train.used.success, train.checkpoint)
     taken.then(lambda: gr.Tabs(selected="find"), None, tabs, api_visibility="private", queue=False, show_progress="hidden")
 
@@ -101,7 +119,13 @@ def _build_find(model: SharedRetriever, settings: AppSettings, examples: list[Ex
 
 def _theme() -> gr.themes.Base:
     """Give the default theme calm colours, dark enough for text (contrast 4.5 : 1), and the fonts of the visitor's own system."""
-    theme = gr.themes.Default(primary_hue=gr.themes.colors.teal, neutral_hue=gr.themes.colors.slate, font=SYSTEM_FONT, font_mono=MONO_FONT)
+    theme = gr.themes.Default(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        text_size=TEXT_SIZE,
+        font=SYSTEM_FONT,
+        font_mono=MONO_FONT,
+    )
     return theme.set(
         color_accent="*primary_700",
         body_text_color_subdued="*neutral_500",

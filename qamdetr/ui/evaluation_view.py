@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qamdetr.config import Config, config_to_dict
-from qamdetr.errors import CheckpointError, DataError
+from qamdetr.errors import CheckpointError, DataError, QamDetrError
 from qamdetr.ui.training_runs import SHOWN_METRICS, Run, identity
 from qamdetr.ui.training_view import component_facts
 
@@ -40,7 +40,11 @@ def length_table(run: Run) -> Table:
     checkpoint = run.checkpoint
     if checkpoint is None:
         raise CheckpointError(f"{run.folder.name} has no checkpoint yet; the first is saved when its first epoch ends.")
-    return _length_table(str(checkpoint), (checkpoint / "model.safetensors").stat().st_mtime_ns)
+    try:
+        return _length_table(str(checkpoint), (checkpoint / "model.safetensors").stat().st_mtime_ns)
+    except QamDetrError as error:
+        # The page calls a run by its name; where it lies is the server's business.
+        raise type(error)(str(error).replace(str(run.folder), run.folder.name)) from error
 
 
 def ablation_table(runs: Sequence[Run], root: Path) -> Table:

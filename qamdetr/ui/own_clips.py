@@ -55,7 +55,9 @@ def read_clips(folder: str) -> OwnClips:
         DataError: No such folder, no clips in it, or a table that cannot be read.
     """
     path = Path(folder.strip()).expanduser()
-    if not folder.strip() or not path.is_dir():
+    if not folder.strip():
+        raise DataError("There is no folder of clips yet; give the whole path of one on the machine that runs this page.")
+    if not path.is_dir():
         raise DataError(
             f"There is no folder {folder.strip()!r} on the machine that runs this page; give the whole path, such as /home/me/clips."
         )

@@ -1,25 +1,27 @@
 """The page's settings in its address, so that a link brings them back: queries, model, verifier, its weight, what is compared, the example.
 
-Uploads are no part of it: they are the visitor's own. A link comes from anybody, so a value that the page could not have written is passed
-over.
+Uploads are no part of it: they are the visitor's own. A link comes from anybody, and from pages that had other models, so what cannot be
+used is passed over; the page says so.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from qamdetr.errors import QamDetrError
-from qamdetr.ui.ablations import TABLE_ROWS, components
+from qamdetr.ui.ablations import components, table_rows
 from qamdetr.ui.queries import checked_queries
 
 MAX_LINK_CHARACTERS = 4000
 """Longest text of queries that goes into the address; browsers and proxies cut longer ones."""
 
 _READ_CHARACTERS, _READ_FIELDS = 65536, 200
+_MOST_TOLD, _MAX_TOLD = 8, 60
+"""Mistakes that a warning lists, and characters that it quotes of each."""
 
 _QUERY, _MODEL, _VERIFIER, _BETA, _OFF, _ROW, _EXAMPLE = "q", "model", "verifier", "beta", "off", "row", "example"
 _NAMES = (_QUERY, _MODEL, _VERIFIER, _BETA, _OFF, _ROW, _EXAMPLE)
@@ -31,12 +33,13 @@ class PageSettings:
 
     Attributes:
         queries: One per line.
-        model: Name or folder of an offered model.
+        model: Name of an offered model.
         verifier: Name of an offered verifier.
         beta: Its weight, in [0, 1].
         off: Components to leave out.
         rows: Numbers of rows of Table 1 to compare with.
         example: Stem of the example's file.
+        passed_over: What the link asks for and the page cannot do, each with what is used in its place.
     """
 
     queries: str = ""
@@ -46,13 +49,32 @@ class PageSettings:
     off: tuple[str, ...] = ()
     rows: tuple[int, ...] = ()
     example: str | None = None
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """One line about all that was passed over; empty where nothing was."""
+        if not self.passed_over:
+            return ""
+        told = "; ".join(self.passed_over[:_MOST_TOLD])
+        more = len(self.passed_over) - _MOST_TOLD
+        return (
+            f"This link asks for what is not here: {told}{f'; and {more} more' if more > 0 else ''}. The address now says what is in use: "
+            "choose something else on the page, or ask whoever sent the link for a new one."
+        )
 
 
 @dataclass(frozen=True)
 class Offers:
-    """What can be chosen on the page: models (the usual one first), verifiers (likewise), and stems of the examples' files."""
+    """What can be chosen on the page.
 
-    models: Collection[str]
+    Attributes:
+        models: Name -> folder, the usual one first; see `SharedRetriever.models`.
+        verifiers: The usual one first.
+        examples: Stems of the examples' files.
+    """
+
+    models: Mapping[str, str]
     verifiers: Collection[str]
     examples: Collection[str]
 
@@ -67,20 +89,35 @@ def read_link(search: str, offers: Offers) -> PageSettings:
     try:
         given = parse_qs((search or "").lstrip("?")[:_READ_CHARACTERS], max_num_fields=_READ_FIELDS)
     except ValueError:
-        return PageSettings()
-    model = _one_of(given.get(_MODEL), offers.models)
-    verifier = _one_of(given.get(_VERIFIER), offers.verifiers)
-    known = components(model or next(iter(offers.models), ""), verifier or "none")
-    off = given.get(_OFF, [])
-    rows = given.get(_ROW, [])
+        return PageSettings(passed_over=(f"more than {_READ_FIELDS} settings (none of them is used)",))
+    usual = next(iter(offers.models), "")
+    model = _first_known(given, _MODEL, offers.models)
+    verifier = _first_known(given, _VERIFIER, offers.verifiers)
+    beta = _share(given.get(_BETA))
+    example = _first_known(given, _EXAMPLE, offers.examples)
+    known = [name for _, name in components(offers.models.get(model or usual, usual), verifier or "none")]
+    numbers = {str(row.number): row.number for row in table_rows(offers.models)}
+    off, rows = given.get(_OFF, []), given.get(_ROW, [])
+    queries, mistake = _queries(given.get(_QUERY, []))
+    passed_over = [
+        *([f"what comes after {_READ_CHARACTERS} characters (it is not read)"] if len(search or "") > _READ_CHARACTERS else []),
+        *([f"its queries ({mistake})"] if mistake else []),
+        *(f"model {value} ({usual} is used)" for value in _missed(model, given, _MODEL)),
+        *(f"verifier {value} (none is used)" for value in _missed(verifier, given, _VERIFIER)),
+        *(f"weight {value}, which is no number from 0 to 1 (the model's own is used)" for value in _missed(beta, given, _BETA)),
+        *(f"leaving out {_quoted(name)} (the model in use has no such part)" for name in dict.fromkeys(off) if name not in known),
+        *(f"row {_quoted(row)} of Table 1 (it is not compared with)" for row in dict.fromkeys(rows) if row not in numbers),
+        *(f"example {value} (no recording is open)" for value in _missed(example, given, _EXAMPLE)),
+    ]
     return PageSettings(
-        queries=_queries(given.get(_QUERY, [])),
+        queries=queries,
         model=model,
         verifier=verifier,
-        beta=_share(given.get(_BETA)),
-        off=tuple(name for _, name in known if name in off),
-        rows=tuple(row.number for row in TABLE_ROWS if str(row.number) in rows),
-        example=_one_of(given.get(_EXAMPLE), offers.examples),
+        beta=beta,
+        off=tuple(name for name in known if name in off),
+        rows=tuple(number for text, number in numbers.items() if text in rows),
+        example=example,
+        passed_over=tuple(passed_over),
     )
 
 
@@ -140,16 +177,31 @@ def pause_script(label: str, seconds: float = 2.0) -> str:
     return f"() => new Promise((done) => setTimeout(() => done({json.dumps(label)}), {round(1000 * seconds)}))"
 
 
-def _queries(lines: list[str]) -> str:
+def _queries(lines: list[str]) -> tuple[str, str]:
+    """Return the queries, one per line, and what is wrong with them where they cannot be used."""
     text = "\n".join(" ".join(line.split()) for line in lines)
+    if not text.strip():
+        return "", ""
+    if len(text) > MAX_LINK_CHARACTERS:
+        return "", f"they have {len(text)} characters; a link holds {MAX_LINK_CHARACTERS}"
     try:
-        return "\n".join(checked_queries(text)) if len(text) <= MAX_LINK_CHARACTERS else ""
-    except QamDetrError:
-        return ""
+        return "\n".join(checked_queries(text)), ""
+    except QamDetrError as error:
+        return "", str(error).rstrip(".")
 
 
-def _one_of(values: list[str] | None, known: Collection[str]) -> str | None:
+def _first_known(given: Mapping[str, list[str]], name: str, known: Collection[str]) -> str | None:
+    values = given.get(name)
     return values[0] if values and values[0] in known else None
+
+
+def _missed(used: object, given: Mapping[str, list[str]], name: str) -> list[str]:
+    return [_quoted(given[name][0])] if used is None and name in given else []
+
+
+def _quoted(value: str) -> str:
+    text = " ".join(value.split())
+    return f"“{text if len(text) <= _MAX_TOLD else text[: _MAX_TOLD - 1] + '…'}”"
 
 
 def _share(values: list[str] | None) -> float | None:

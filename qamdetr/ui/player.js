@@ -20,6 +20,14 @@ function showBusy(next) {
   }
   if (known || calm()) busyBar.sweep.cancel();
   else busyBar.sweep.play();
+  busyCancel.hidden = !next.cancel;
+  busyCancel.disabled = false;
+}
+
+/** Work of which the server has not spoken yet: `{ text, cancel }` or the text alone; without words, what the page shows comes back. */
+function showWaiting(detail) {
+  const { text, cancel } = typeof detail === "string" ? { text: detail } : (detail ?? {});
+  show(text ? { busy: String(text), cancel: Boolean(cancel) } : props.value);
 }
 
 // ---- the message: one answer in full, or a line for each of several ----
@@ -31,6 +39,7 @@ function drawMessage() {
   if (several()) {
     message.dataset.kind = answers.some((lane) => lane.message.kind === "found") ? "found" : "absent";
     message.replaceChildren(...answers.map(messageLine));
+    if (view.shared_how) message.append(make("p", "qd-note", view.shared_how));
     return;
   }
   const [lane] = answers;
@@ -48,6 +57,8 @@ function messageLine(lane) {
   line.type = "button";
   line.dataset.kind = lane.message.kind;
   line.append(oneLine("span", "qd-line-label", lane.label), make("strong", "", answerTitle(lane, lane.rows)));
+  const iou = bestIou(lane);
+  if (iou !== null) line.append(make("span", "qd-line-iou", `best IoU ${figure(iou)}`));
   line.addEventListener("click", () => {
     active = lane.number;
     lane.section.scrollIntoView({ block: "start", behavior: calm() ? "auto" : "smooth" });
@@ -130,7 +141,7 @@ function bringIntoSight() {
 
 function rerankAt(weight) {
   if (view.state !== "result" || !answers.some(isVerified)) return;
-  const titles = () => answers.map((lane) => answerTitle(lane, lane.rows)).join();
+  const titles = () => answers.map((lane) => `${answerTitle(lane, lane.rows)} ${bestIou(lane)}`).join();
   const before = titles();
   beta = weight;
   rankAnswers();
@@ -142,6 +153,11 @@ function rerankAt(weight) {
 }
 
 window.addEventListener("qamdetr-beta", (event) => rerankAt(Number(event.detail)));
+window.addEventListener("qamdetr-busy", (event) => showWaiting(event.detail));
+busyCancel.addEventListener("click", () => {
+  busyCancel.disabled = true;
+  trigger("cancel", {});
+});
 let drawnWidth = 0;
 new ResizeObserver(() => {
   // Only a new width changes the drawing; the height follows from it.

@@ -25,6 +25,7 @@ function setRange(next) {
 function drawRange() {
   waiting = 0;
   if (!view.duration) return;
+  placeWave();
   for (const svg of plot.querySelectorAll(".qd-curve")) svg.setAttribute("viewBox", `${range.from} 0 ${span()} 100`);
   placeLanes();
   drawAxis();
@@ -34,7 +35,7 @@ function drawRange() {
 }
 
 function drawAxis() {
-  const most = Math.max(2, Math.floor(plot.clientWidth / TICK_PIXELS));
+  const most = Math.max(2, Math.floor(plot.clientWidth / (TICK_PIXELS * textScale())));
   const step = tickStep(span(), most);
   axis.replaceChildren();
   grid.replaceChildren();
@@ -44,7 +45,7 @@ function drawAxis() {
     line.style.left = at(second);
     grid.append(line);
     const pixels = ((second - range.from) / span()) * plot.clientWidth;
-    if (second > 0 && (pixels < 20 || plot.clientWidth - pixels < 24)) continue;
+    if (second > 0 && (pixels < 20 * textScale() || plot.clientWidth - pixels < 24 * textScale())) continue;
     const tick = make("span", second === 0 ? "qd-first" : "", clock(second, step < 1 ? 1 : 0));
     tick.style.left = at(second);
     axis.append(tick);

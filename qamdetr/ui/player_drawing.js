@@ -1,21 +1,18 @@
-// The plot: waveform, and for each answer its saliency curve and its moments as buttons, all on one time axis.
+// The plot below the waveform: for each answer its saliency curve and its moments as buttons, all on one time axis.
 
 const MOMENT_PIXELS = 24; // least width of a moment's button: a finger's or a pointer's target
-const MOMENT_ROW_PIXELS = 30;
-const LANE_TOP_PIXELS = 18; // the lane's words
+
+/** Heights that grow with the visitor's text, in pixels: of a row of moments, and of the lane's words above it. */
+function laneHeights() {
+  const text = textScale();
+  return { row: Math.max(30, 20 * text + 4), top: 18 * text };
+}
 
 /** A drawing over the whole recording, x in seconds and y from 0 (top) to 100; `drawRange` moves its viewBox. */
 function curve(...shapes) {
   const svg = draw("svg", { class: "qd-curve", viewBox: `${range.from} 0 ${span()} 100`, preserveAspectRatio: "none", "aria-hidden": "true" });
   svg.append(...shapes);
   return svg;
-}
-
-function waveCurve() {
-  const [low, high] = view.peaks;
-  const second = (column) => ((column / Math.max(low.length - 1, 1)) * view.duration).toFixed(3);
-  const point = (value, column) => `${second(column)},${(50 - 48 * value).toFixed(1)}`;
-  return curve(draw("polygon", { points: [...high.map(point), ...low.map(point).reverse()].join(" ") }));
 }
 
 function saliencyCurve(lane) {
@@ -26,14 +23,6 @@ function saliencyCurve(lane) {
     draw("polygon", { points: [`0,100`, ...line, `${view.duration},100`].join(" ") }),
     draw("polyline", { points: line.join(" "), "vector-effect": "non-scaling-stroke" }),
   );
-}
-
-function drawWave() {
-  const whole = waveCurve();
-  const small = whole.cloneNode(true);
-  small.setAttribute("viewBox", `0 0 ${view.duration} 100`);
-  wave.replaceChildren(whole);
-  overviewWave.replaceChildren(small);
 }
 
 const shownRows = (lane) => lane.rows.filter((row) => row.likely || lane.showAll);
@@ -123,11 +112,12 @@ function rowsOfLane(items) {
 
 function placeLanes() {
   const focused = document.activeElement;
+  const { row, top } = laneHeights();
   for (const target of lanes.querySelectorAll(".qd-lane")) {
     const rows = rowsOfLane(target.moments.map(({ item }) => item));
     const count = target.moments.length ? Math.max(...rows) + 1 : 0;
-    target.style.height = `${LANE_TOP_PIXELS + (count ? 2 + MOMENT_ROW_PIXELS * count : 4)}px`;
-    target.moments.forEach((moment, index) => placeMoment(moment, LANE_TOP_PIXELS + MOMENT_ROW_PIXELS * rows[index]));
+    target.style.height = `${top + (count ? 2 + row * count : 4)}px`;
+    target.moments.forEach((moment, index) => placeMoment(moment, top + row * rows[index]));
   }
   if (focused?.hidden && root.contains(focused)) wave.focus({ preventScroll: true }); // the keys stay with the player
 }

@@ -40,6 +40,12 @@ function answerTitle(lane, rows) {
   return likely === 1 ? "1 likely moment" : `${likely} likely moments`;
 }
 
+/** Largest IoU of what a lane calls likely (or its best guess) with a true window; null where no true window is known. */
+function bestIou(lane) {
+  const known = lane.truth?.length ? lane.rows.filter((row) => row.likely).map((row) => row.iou) : [];
+  return known.length ? Math.max(...known) : null;
+}
+
 /** Ends `[[x, y], [x, y]]` of the line (1 - beta) x + beta y = score inside the unit square, or null where it misses the square. */
 function blendLine(beta, score) {
   const slack = 1e-9;
@@ -83,6 +89,32 @@ function revealed(range, start, end, duration) {
 /** Step between ticks in seconds, so that at most `most` of them are in view. */
 function tickStep(span, most) {
   return TICK_SECONDS.find((step) => span / step <= most) ?? Math.ceil(span / most / 3600) * 3600;
+}
+
+// ---- finer columns of the waveform ----
+
+const COLUMN_PIXELS = 1.5; // wider columns show that they are columns
+const MOST_LOOK_COLUMNS = 2000; // both as in closer_look.py
+const MOST_LOOK_SECONDS = 600;
+
+/**
+ * The part `{ from, to, columns }` to ask the server for, or null where what there is will do: the overview's `columns` over the whole
+ * recording, or `fine` ({ from, to, columns, asked }, or null) from an earlier answer. A little more than the view, so that it can be panned.
+ */
+function closerLook(range, duration, columns, pixels, fine) {
+  const span = range.to - range.from;
+  const tooWide = (seconds) => (seconds / span) * pixels > COLUMN_PIXELS;
+  if (!pixels || span > MOST_LOOK_SECONDS || !tooWide(duration / columns)) return null;
+  const margin = Math.min(span / 4, (MOST_LOOK_SECONDS - span) / 2);
+  const from = Math.max(range.from - margin, 0);
+  const to = Math.min(range.to + margin, duration);
+  const part = { from, to, columns: Math.min(Math.ceil(((to - from) / span) * pixels), MOST_LOOK_COLUMNS) };
+  if (fine && range.from >= fine.from - 1e-6 && range.to <= fine.to + 1e-6) {
+    const every = fine.columns < fine.asked; // there are no more samples
+    const width = (fine.to - fine.from) / fine.columns;
+    if (every || !tooWide(width) || (to - from) / part.columns > 0.9 * width) return null;
+  }
+  return part;
 }
 
 // ---- words ----

@@ -138,7 +138,7 @@ function act(event) {
 
 root.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-  if (view.state === "empty" || isField(event.target)) return;
+  if (view.state === "empty" || isField(event.target) || event.target.matches(".qd-scroll")) return;
   if (act(event)) event.preventDefault();
 });
 root.addEventListener("keyup", (event) => {

@@ -24,7 +24,7 @@ function draw(tag, attributes) {
 }
 
 function icon(name) {
-  const node = draw("svg", { viewBox: "0 0 16 16", width: 12, height: 12, "aria-hidden": "true" });
+  const node = draw("svg", { viewBox: "0 0 16 16", width: "0.75rem", height: "0.75rem", "aria-hidden": "true" });
   node.append(draw("path", { d: ICONS[name], fill: "currentColor" }));
   return node;
 }
@@ -50,3 +50,6 @@ function oneLine(tag, className, text) {
 }
 
 const calm = () => window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** How much larger than usual the visitor's text is. */
+const textScale = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;

@@ -1,5 +1,5 @@
 // The state of the player and the static skeleton that the other scripts fill. Gradio runs all of them as the body of one function that is
-// given `element`, `props`, `trigger` and `watch` (player.py); `props.value` is the view that presenters.py documents.
+// given `element`, `props`, `trigger`, `watch` and `server` (player.py); `props.value` is the view that presenters.py documents.
 
 let view = { state: "empty" };
 let answers = []; // the view's lanes, each with its `number`, `rows` (ranked at `beta`) and `showAll`
@@ -26,7 +26,9 @@ const busyTrack = make("div", "qd-busy-track");
 busyTrack.setAttribute("role", "progressbar");
 const busyBar = make("div", "qd-busy-bar");
 busyTrack.append(busyBar);
-busy.append(busyText, busyLeft, busyTrack);
+const busyCancel = press("qd-cancel", "Cancel", () => {});
+busyCancel.hidden = true;
+busy.append(busyText, busyLeft, busyCancel, busyTrack);
 const message = make("div", "qd-message");
 message.setAttribute("role", "status");
 const said = make("div", "qd-unseen");

@@ -45,6 +45,14 @@ function movedCell(row) {
 
 function drawSections() {
   sections.replaceChildren(...answers.map(section));
+  const [words, ...others] = answers.filter((lane) => lane.rows.length).map(captionOf);
+  if (words && others.every((other) => other === words)) sections.append(make("p", "qd-caption", words)); // once for all
+  else for (const lane of answers) lane.section.querySelector(".qd-table")?.append(make("p", "qd-caption", captionOf(lane)));
+}
+
+function captionOf(lane) {
+  const formula = isVerified(lane) ? `Score = ${(1 - beta).toFixed(2)} · decoder + ${beta.toFixed(2)} · verifier` : "Score = foreground · quality";
+  return `Encoder: ${lane.encoder}. Verifier: ${lane.verifier}. ${formula}.`;
 }
 
 function section(lane) {
@@ -56,9 +64,7 @@ function section(lane) {
   const verified = isVerified(lane);
   const body = make("div", "qd-body");
   const table = make("div", verified ? "qd-table qd-with-scatter" : "qd-table");
-  const formula = verified ? `Score = ${(1 - beta).toFixed(2)} · decoder + ${beta.toFixed(2)} · verifier` : "Score = foreground · quality";
-  const caption = make("p", "qd-caption", `Encoder: ${lane.encoder}. Verifier: ${lane.verifier}. ${formula}.`);
-  table.append(candidateTable(lane), tableFoot(lane), caption);
+  table.append(candidateTable(lane), tableFoot(lane));
   body.append(table);
   if (verified) body.append(scatter(lane));
   part.append(body);
@@ -94,9 +100,39 @@ function candidateTable(lane) {
   const body = make("tbody");
   body.append(...shownRows(lane).map((row) => tableRow(lane, row, shown)));
   grid.append(header, body);
+  return wideTable(lane, grid);
+}
+
+// ---- a table wider than the screen: its edge fades where there is more, and a button goes there ----
+
+function wideTable(lane, grid) {
+  const frame = make("div", "qd-wide");
   const scroller = make("div", "qd-scroll");
   scroller.append(grid);
-  return scroller;
+  scroller.setAttribute("aria-label", `Candidates for ${lane.label}, scrolls sideways`);
+  const more = press("qd-columns", "", () => {
+    const back = frame.dataset.more === "before";
+    scroller.scrollTo({ left: back ? 0 : scroller.scrollLeft + 0.7 * scroller.clientWidth, behavior: calm() ? "auto" : "smooth" });
+  });
+  const update = () => {
+    const room = scroller.scrollWidth - scroller.clientWidth;
+    const before = scroller.scrollLeft > 2;
+    const after = scroller.scrollLeft < room - 2;
+    frame.dataset.more = before && after ? "both" : before ? "before" : after ? "after" : "none";
+    more.hidden = !before && !after;
+    more.textContent = after ? "More columns →" : "← First columns";
+    if (more.hidden) scroller.removeAttribute("tabindex");
+    else scroller.tabIndex = 0; // the keyboard scrolls it, too
+    scroller.setAttribute("role", more.hidden ? "presentation" : "group");
+    if (scroller.clientWidth) lane.scrolled = scroller.scrollLeft;
+  };
+  scroller.addEventListener("scroll", update, { passive: true });
+  new ResizeObserver(() => {
+    scroller.scrollLeft = lane.scrolled ?? 0; // a new ranking draws the table anew
+    update();
+  }).observe(scroller);
+  frame.append(more, scroller);
+  return frame;
 }
 
 function tableRow(lane, row, shown) {

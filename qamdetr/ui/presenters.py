@@ -27,6 +27,9 @@ MAX_GAIN = 20.0
 LIKELY_SHARE = 0.5
 """Moments under this share of the best score are shown as "less likely": the decoder always fills all its slots."""
 
+TRAINED = "trained this way: "
+"""How the description of a model begins that was trained as it answers, and not bypassed."""
+
 CARD_SECTION = "What it can and cannot hear"
 """Heading of the checkpoint card's section that the page quotes."""
 
@@ -41,22 +44,24 @@ def empty_view() -> View:
     return {"state": "empty"}
 
 
-def busy_view(text: str, share: float | None = None, seconds_left: float | None = None) -> View:
+def busy_view(text: str, share: float | None = None, seconds_left: float | None = None, *, cancel: bool = False) -> View:
     """Show work in progress: the player keeps what it shows and says above it what is done.
 
     Args:
         text: The stage of the work, in words.
         share: Done so far, in [0, 1] (cut to it); None when it cannot be known.
         seconds_left: Time left in seconds, not negative; None when it cannot be known.
+        cancel: Offer a button that fires the player's event `cancel`.
 
     Returns:
-        `state, busy, share, left`; `left` is the time in words, empty when it is unknown.
+        `state, busy, share, left, cancel`; `left` is the time in words, empty when it is unknown.
     """
     return {
         "state": "busy",
         "busy": text,
         "share": None if share is None else round(min(max(share, 0.0), 1.0), 3),
         "left": "" if seconds_left is None else time_left(seconds_left),
+        "cancel": cancel,
     }
 
 
@@ -72,16 +77,17 @@ def time_left(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} hours left"
 
 
-def recording_view(recording: Recording, audio: dict[str, Any], title: str) -> View:
+def recording_view(recording: Recording, audio: dict[str, Any], title: str, look: str = "") -> View:
     """Show a recording without a query.
 
     Args:
         recording: The encoded recording.
         audio: The file in the form the page's server understands; passed through.
         title: Name to show.
+        look: What `closer_look` gives finer peaks for; empty for none.
 
     Returns:
-        `state, title, duration` (seconds), `peaks` (`[low, high]`, each one value in [-1, 1] per column), `audio`.
+        `state, title, duration` (seconds), `peaks` (`[low, high]`, each one value in [-1, 1] per column), `audio`, `look`.
     """
     return {
         "state": "ready",
@@ -89,6 +95,7 @@ def recording_view(recording: Recording, audio: dict[str, Any], title: str) -> V
         "duration": round(recording.duration_seconds, 3),
         "peaks": display_peaks(recording.peaks),
         "audio": audio,
+        "look": look,
     }
 
 
@@ -118,9 +125,10 @@ def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
 
     Returns:
         `base` with `beta` and `verifier` (of the first lane that a verifier looked at; else 0 and `none`), `shared_truth` (all lanes have
-        the same true windows and query, so that one lane shows them) and `lanes`, each with `label, how, query, found, message, notes,
-        encoder, verifier, likely_share, saliency, moments, truth`.
+        the same true windows and query, so that one lane shows them), `shared_how` (what `shared_how` says of all lanes) and `lanes`, each
+        with `label, how, query, found, message, notes, encoder, verifier, likely_share, saliency, moments, truth`.
     """
+    shared, hows = shared_how([lane.how for lane in lanes])
     verified = next((lane.result for lane in lanes if lane.result.verifier != "none"), None)
     first = lanes[0] if lanes else None
     return {
@@ -129,8 +137,25 @@ def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
         "beta": verified.beta if verified else 0.0,
         "verifier": verified.verifier if verified else "none",
         "shared_truth": all(first is not None and _same_truth(lane, first) for lane in lanes),
-        "lanes": [_lane_view(lane) for lane in lanes],
+        "shared_how": shared,
+        "lanes": [_lane_view(lane, how) for lane, how in zip(lanes, hows, strict=True)],
     }
+
+
+def shared_how(hows: Sequence[str]) -> tuple[str, list[str]]:
+    """Say once what kind of model answered, where several lanes would say the same.
+
+    Args:
+        hows: `LaneResult.how` of each lane.
+
+    Returns:
+        A sentence for all, empty where they differ in kind or there is one lane; and what is left to say at each lane.
+    """
+    if len(hows) < 2 or not all(how.startswith(TRAINED) for how in hows):
+        return "", list(hows)
+    if len(set(hows)) == 1:
+        return f"All answers come from one model, {hows[0]}.", [""] * len(hows)
+    return "Each model was trained this way; nothing is bypassed.", [how.removeprefix(TRAINED) for how in hows]
 
 
 def _same_truth(lane: LaneResult, other: LaneResult) -> bool:
@@ -139,11 +164,11 @@ def _same_truth(lane: LaneResult, other: LaneResult) -> bool:
     return lane.result.query == other.result.query and list(lane.truth) == list(other.truth)
 
 
-def _lane_view(lane: LaneResult) -> dict[str, Any]:
+def _lane_view(lane: LaneResult, how: str) -> dict[str, Any]:
     result, truth = lane.result, lane.truth
     return {
         "label": lane.label,
-        "how": lane.how,
+        "how": how,
         "query": result.query,
         "found": result.found,
         "message": answer_message(result, truth),
@@ -276,9 +301,19 @@ def display_peaks(peaks: np.ndarray, max_columns: int = MAX_COLUMNS) -> list[lis
     if low.size > max_columns:
         starts = np.linspace(0, low.size, max_columns, endpoint=False).astype(int)
         low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
-    loudest = max(np.abs(low).max(initial=0.0), np.abs(high).max(initial=0.0))
-    gain = min(MAX_GAIN, 1.0 / loudest) if loudest > 0 else 1.0
-    return [np.round(low * gain, 2).tolist(), np.round(high * gain, 2).tolist()]
+    return scaled_peaks(np.stack([low, high]), display_gain(peaks))
+
+
+def display_gain(peaks: np.ndarray) -> float:
+    """Factor by which a recording with these peaks is drawn larger: the loudest reaches 1, at most by `MAX_GAIN`."""
+    loudest = float(np.abs(peaks).max(initial=0.0))
+    return min(MAX_GAIN, 1.0 / loudest) if loudest > 0 else 1.0
+
+
+def scaled_peaks(peaks: np.ndarray, gain: float) -> list[list[float]]:
+    """Peaks `(2, columns)` as `[low, high]` for drawing: times the gain, cut to [-1, 1], two decimals."""
+    low, high = np.round(np.clip(np.asarray(peaks, dtype=np.float64) * gain, -1.0, 1.0), 2).tolist()
+    return [low, high]
 
 
 def hearing_note(cards: Iterable[str]) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
 from qamdetr.audio import stated_seconds
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.types import Recording
-from qamdetr.ui.encoding_progress import EncodingRun
+from qamdetr.ui.encoding_progress import EncodingRun, StoppedError
 from qamdetr.ui.presenters import View
 from qamdetr.ui.session import Session
 from qamdetr.ui.settings import AppSettings
-from qamdetr.ui.shared_retriever import SharedRetriever
+from qamdetr.ui.shared_retriever import Retriever, SharedRetriever
 
 
 class Recordings:
-    """Encodes files with the models' encoders; holds nothing of a visitor, whose session keeps what is encoded."""
+    """Encodes files with the models' encoders. What is a visitor's is kept in the visitor's session, examples are kept for all."""
 
-    def __init__(self, model: SharedRetriever, settings: AppSettings) -> None:
+    def __init__(self, model: SharedRetriever, settings: AppSettings, examples: Collection[Path] = ()) -> None:
         self._model = model
         self._settings = settings
+        self._examples = {str(path) for path in examples}
+        self._encoded_examples: dict[tuple[str, str], Recording] = {}
 
     def encode(self, session: Session, checkpoint: str, path: Path, title: str) -> Generator[tuple[Session, View], None, Recording]:
-        """Encode a file, or take what the session holds of it; yields meanwhile how far it is, and returns the recording.
+        """Encode a file, or take what is encoded of it; yields meanwhile how far it is, and returns the recording.
+
+        Where the session is encoding this very file already, it waits for that. Closing the generator stops the work.
 
         Args:
             session: The visitor's.
@@ -32,18 +36,26 @@ class Recordings:
             title: Name to show.
 
         Raises:
-            QamDetrError: The file is too large, too long or no audio, or the model cannot be loaded.
+            QamDetrError: The file is too large, too long or no audio, the model cannot be loaded, or too many others wait.
         """
         retriever = self._model.get(checkpoint)
-        encoder = retriever.encoder.fingerprint
-        known = session.recordings.get((encoder, str(path)))
-        if known is None:
+        key = retriever.encoder.fingerprint, str(path)
+        known = self._known(session, key)
+        while known is None:
             self._check_file(path)
-            run = EncodingRun(retriever, path, self._model.pace)
-            for view in run.views(title):
-                yield session, view
-            known = self._checked(run.result, path)
-        session.keep(encoder, str(path), known)
+            run = session.runs.get(key)
+            if run is None or run.over:
+                run = session.runs[key] = EncodingRun(retriever, path, self._model.pace, self._model.encoding)
+            try:
+                for view in run.views(title):
+                    yield session, view
+                known = self._checked(run.result, path)
+            except StoppedError:
+                continue  # whoever waited for it first has left just now
+            finally:
+                if session.runs.get(key) is run and run.over:
+                    del session.runs[key]
+        self._keep(session, key, known)
         return known
 
     def encode_now(self, session: Session, checkpoint: str, path: Path) -> Recording:
@@ -53,16 +65,30 @@ class Recordings:
             QamDetrError: As `encode`.
         """
         retriever = self._model.get(checkpoint)
-        encoder = retriever.encoder.fingerprint
-        known = session.recordings.get((encoder, str(path)))
+        key = retriever.encoder.fingerprint, str(path)
+        known = self._known(session, key)
         if known is None:
             self._check_file(path)
-            known = self._checked(EncodingRun(retriever, path, self._model.pace).run, path)
-        session.keep(encoder, str(path), known)
+            known = self._checked(lambda: self._encode_in_turn(retriever, path), path)
+        self._keep(session, key, known)
         return known
+
+    def _encode_in_turn(self, retriever: Retriever, path: Path) -> Recording:
+        with self._model.encoding.turn():
+            return EncodingRun(retriever, path, self._model.pace).run()
+
+    def _known(self, session: Session, key: tuple[str, str]) -> Recording | None:
+        return session.recordings.get(key) or self._encoded_examples.get(key)
+
+    def _keep(self, session: Session, key: tuple[str, str], recording: Recording) -> None:
+        session.keep(*key, recording)
+        if key[1] in self._examples:
+            self._encoded_examples[key] = recording
 
     def _check_file(self, path: Path) -> None:
         """Refuse a file that is too large or says that it is too long, before any work is done on it."""
+        if not path.is_file():  # uploads are swept after a while
+            raise AudioError(f"{path.name} is no longer kept here; open or upload it again.")
         size = path.stat().st_size
         if size > self._settings.upload_bytes:
             raise AudioError(

@@ -1,31 +1,30 @@
-"""What the retrieve tab does on its events, and the function behind `/retrieve`."""
+"""What the retrieve tab does on its events."""
 
 from __future__ import annotations
 
-import html
-import logging
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import gradio as gr
 
-from qamdetr.errors import AudioError, ConfigError, QamDetrError
-from qamdetr.export import to_json_object
+from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 from qamdetr.types import Recording, Result
 from qamdetr.ui.ablations import Ask, check_lanes, lane_label, plan
 from qamdetr.ui.choices import combo_of, how_to_get_encoder, models_with
+from qamdetr.ui.closer_look import CloserLook
+from qamdetr.ui.encoding_progress import POLL_SECONDS
 from qamdetr.ui.examples import Example
+from qamdetr.ui.page_errors import as_text, page_error
 from qamdetr.ui.page_link import Offers, PageSettings, read_link
 from qamdetr.ui.presenters import LaneResult, View, busy_view, checked_choice, empty_view, recording_view
-from qamdetr.ui.queries import checked_queries, checked_query
+from qamdetr.ui.queries import checked_queries
 from qamdetr.ui.recordings import Recordings
 from qamdetr.ui.session import Session
 from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
-
-MAX_TOP_K = 100
 
 NO_RECORDING = "No recording yet: upload or record one, or press an example."
 NO_WORDS = "No words yet: describe the sound, such as “a dog barks twice”."
@@ -33,17 +32,23 @@ MICROPHONE_TITLE = "Your recording"
 
 Steps = Iterator[tuple[Session, View]]
 
-_log = logging.getLogger(__name__)
+_End = TypeVar("_End")
+_Work = Generator[tuple[Session, View], None, _End]
 
 
 class RetrieveHandlers:
-    """What happens on the page's events. Generators yield `(session, view)`; a failure first puts the last good view back."""
+    """What happens on the page's events.
+
+    Generators yield `(session, view)`; a failure first puts the last good view back. They wait in the lines of the shared model, not in
+    gradio's queue, and say so. What is no longer wanted (put away, cancelled, followed by something else, its page closed) ends at once.
+    """
 
     def __init__(self, model: SharedRetriever, examples: list[Example], settings: AppSettings | None = None) -> None:
         self._model = model
         self._examples = {example.path.stem: example for example in examples}
         self._settings = settings or AppSettings()
-        self._recordings = Recordings(model, self._settings)
+        self.recordings = Recordings(model, self._settings, [example.path for example in examples])
+        self.closer = CloserLook()
 
     def choose_model(self, session: Session, checkpoint: str) -> tuple[Session, str]:
         """Open a checkpoint and use it from now on; one that cannot be opened is explained, and the pocket default takes its place.
@@ -64,11 +69,11 @@ class RetrieveHandlers:
             The session, and the checkpoint that is in use.
         """
         current = self.checkpoint(session)
-        if combo_of(current) == combo:
+        if combo_of(self._model.folder(current)) == combo:
             return session, current
-        fitting = models_with(combo, self._model.offered())
+        fitting = models_with(combo, self._model.models())
         if not fitting:
-            gr.Warning(f"{how_to_get_encoder(combo)} Until then the page stays with {current}.", title="Not here yet", duration=60)
+            gr.Warning(as_text(f"{how_to_get_encoder(combo)} Until then the page stays with {current}."), duration=60)
             return session, current
         return self.choose_model(session, fitting[0])
 
@@ -78,13 +83,11 @@ class RetrieveHandlers:
 
     def open_upload(self, session: Session, path: str | None) -> Steps:
         """Encode an uploaded file as soon as it is there, while the visitor types."""
-        if path is not None:
-            yield from self._open(session, Path(path), Path(path).name, None)
+        yield from self._open_file(session, path, Path(path or "").name)
 
     def open_microphone(self, session: Session, path: str | None) -> Steps:
         """Encode what was recorded, as an upload."""
-        if path is not None:
-            yield from self._open(session, Path(path), MICROPHONE_TITLE, None)
+        yield from self._open_file(session, path, MICROPHONE_TITLE)
 
     def open_example(
         self, session: Session, name: str, text: str, verifier: str, beta: float, off: Collection[str] = (), rows: Collection[int] = ()
@@ -102,9 +105,11 @@ class RetrieveHandlers:
         """
         example = self._examples.get(name)
         if example is None:
+            yield session, _nothing_new()
             return
-        yield from self._open(session, example.path, example.title, example)
-        if text.strip():
+        session.stop()
+        yield from self._open(session, (example.path, example.title, example))
+        if text.strip() and session.idle and session.example is example:
             yield from self.find(session, text, verifier, beta, off, rows)
 
     def find(self, session: Session, text: str, verifier: str, beta: float, off: Collection[str] = (), rows: Collection[int] = ()) -> Steps:
@@ -118,30 +123,50 @@ class RetrieveHandlers:
             off: Components that a second answer leaves out (`ablations.components`).
             rows: Rows of Table 1 that answer as well.
         """
-        if session.waiting is not None:
-            yield from self._open(session, *session.waiting)
+        mine = session.asking = object()
+        wanted = session.waiting
+        try:
+            if wanted is not None:
+                yield from self._open(session, wanted)
+            opened = wanted is None or (session.recording is not None and session.recording.path == str(wanted[0]))
+            if opened and session.asking is mine:
+                yield from self._find(session, mine, text, verifier, beta, off, rows)
+            else:
+                yield session, _nothing_new(session)
+        finally:
+            if session.asking is mine:
+                session.asking = None
+
+    def find_again(self, session: Session, verifier: str, beta: float, off: Collection[str] = (), rows: Collection[int] = ()) -> Steps:
+        """Answer the shown queries with another verifier, model or comparison; does nothing where these answers are on the page."""
+        if session.lanes and session.asks != self._plan(session, verifier, off, rows):
+            yield from self.find(session, "\n".join(session.queries), verifier, beta, off, rows)
+        else:
+            yield session, _nothing_new(session)
+
+    def _find(
+        self, session: Session, mine: object, text: str, verifier: str, beta: float, off: Collection[str], rows: Collection[int]
+    ) -> Steps:
         if session.recording is None or not (text or "").strip():
-            gr.Warning(NO_RECORDING if session.recording is None else NO_WORDS, title="Almost there")
+            gr.Warning(NO_RECORDING if session.recording is None else NO_WORDS)
             yield session, session.view
             return
         try:
             queries = checked_queries(text)
-            yield session, busy_view(f"Looking for {_words(queries)} …")
-            asks = plan(self._usable_model(session), verifier, off or (), rows or ())
+            yield session, busy_view(f"Looking for {_words(queries)} …", cancel=True)
+            self._usable_model(session)
+            asks = self._plan(session, verifier, off, rows)
             check_lanes(len(queries), len(asks))
-            lanes = yield from self._ask_all(session, session.recording, queries, asks, beta)
+            asked = self._ask_all(session, session.recording, queries, asks, beta)
+            lanes = yield from _while(lambda: session.asking is mine, asked)
         except Exception as error:
             yield session, session.view
             raise page_error(error) from error
+        if lanes is None:
+            yield session, _nothing_new(session)
+            return
         session.answer(queries, lanes, asks, beta)
         yield session, session.view
-
-    def find_again(self, session: Session, verifier: str, beta: float, off: Collection[str] = (), rows: Collection[int] = ()) -> Steps:
-        """Answer the shown queries with another verifier, model or comparison; does nothing where these answers are on the page."""
-        if session.lanes and session.asks != plan(self.checkpoint(session), verifier, off or (), rows or ()):
-            yield from self.find(session, "\n".join(session.queries), verifier, beta, off, rows)
-        else:
-            yield session, session.view  # a generator that yields nothing would empty the player
 
     def choose_moments(self, session: Session, event: gr.EventData) -> Session:
         """Remember which moments are chosen for export."""
@@ -150,122 +175,91 @@ class RetrieveHandlers:
 
     def close(self, session: Session) -> tuple[Session, View]:
         """Put the recording away; its features stay for the case that it comes back."""
-        session.recording, session.example, session.waiting = None, None, None
+        session.stop()
+        session.recording, session.example = None, None
         session.show(empty_view())
         return session, session.view
 
-    def read_link(self, search: str) -> PageSettings:
-        """Read the page's settings out of its address."""
-        return read_link(search, Offers(self._model.offered(), self._settings.verifiers, list(self._examples)))
-
-    def retrieve(
-        self,
-        session: Session,
-        audio: str,
-        query: str,
-        top_k: float = 10,
-        verifier: str = "none",
-        beta: float | None = None,
-        checkpoint: str | None = None,
-    ) -> dict[str, Any]:
-        """Find the moments of a recording that match a query; returns what `python -m qamdetr predict --format json` writes per query.
-
-        Mistakes come back as one line that says what, the limit and the remedy: a file that is no audio, too large or too long; an empty or
-        overlong query; an option out of range; a model that is not offered or whose encoders are not here; a full queue.
-
-        Args:
-            session: The caller's own state; a second query on the same recording does not encode it again.
-            audio: The recording: WAV, FLAC, OGG, MP3, or anything ffmpeg reads; up to the size and length that the page states.
-            query: What to look for, in words; at most 500 characters. English, unless the model's encoders know other languages.
-            top_k: Most moments to return, 1 to 100.
-            verifier: Second opinion on each candidate: `none`, `pocket`, or `qwen2.5-omni` or `server` where the page offers them.
-            beta: Weight of the verifier in the score, 0 to 1; empty for the checkpoint's own.
-            checkpoint: Name of the model, as the page lists them; empty for the one that the page starts with.
+    def cancel(self, session: Session) -> tuple[Session, View, dict[str, object] | None, dict[str, object] | None]:
+        """End what is going on, and show what was there before.
 
         Returns:
-            `audio, duration, query, found, encoder, verifier, beta, moments: [{start, end, score, decoder_score, foreground, quality,
-            verifier_score}], saliency: [per second]`; times are seconds, moments are best first, and `found` is false when the best is
-            below the model's threshold: "not in this recording".
+            The session, its view, and what becomes of the upload and of the microphone: emptied where a recording was being opened.
         """
-        try:
-            query = checked_query(query)
-            if not 1 <= top_k <= MAX_TOP_K:
-                raise ConfigError(f"top_k is {top_k:g}; it must be from 1 to {MAX_TOP_K}.")
-            if beta is not None and not 0 <= beta <= 1:
-                raise ConfigError(f"beta is {beta:g}; it must lie between 0 (decoder alone) and 1 (verifier alone).")
-            if verifier not in self._settings.verifiers:
-                raise ConfigError(f"Verifier {verifier!r} is not offered here; choose one of {', '.join(self._settings.verifiers)}.")
-            if not audio:
-                raise AudioError("No recording was given; pass an audio file.")
-            name = checkpoint or self._model.first
-            self._open_model(name, f"pass checkpoint={DEFAULT_CHECKPOINT!r}")
-            recording = self._recordings.encode_now(session, name, Path(audio))
-            ask = Ask(name, (), verifier, "", "")
-            result = self._ask(ask, recording, [query], beta, top_k=int(top_k))[0]
-        except Exception as error:
-            raise page_error(error, shown=False) from error
-        return {**to_json_object(result), "audio": Path(audio).name}
+        source: dict[str, object] | None = gr.skip() if session.waiting is None else None
+        session.stop()
+        return session, session.view, source, source
+
+    def read_link(self, search: str) -> PageSettings:
+        """Read the page's settings out of its address."""
+        return read_link(search, Offers(self._model.models(), self._settings.verifiers, list(self._examples)))
+
+    def _plan(self, session: Session, verifier: str, off: Collection[str] | None, rows: Collection[int] | None) -> list[Ask]:
+        checkpoint = self.checkpoint(session)
+        return plan(checkpoint, verifier, off or (), rows or (), self._model.folder(checkpoint))
 
     def _usable_model(self, session: Session) -> str:
         """Load the model in use; one that cannot be opened is explained, and the pocket default takes its place."""
         checkpoint = self.checkpoint(session)
         try:
-            self._open_model(checkpoint, f"choose {DEFAULT_CHECKPOINT} under Model")
+            self._model.open_offered(checkpoint, f"choose {DEFAULT_CHECKPOINT} under Model")
         except QamDetrError as error:
             if checkpoint == DEFAULT_CHECKPOINT:
                 raise
-            gr.Warning(f"{_as_text(error)} Until then the page uses {DEFAULT_CHECKPOINT}.", title="Not here yet", duration=60)
+            gr.Warning(f"{as_text(error)} Until then the page uses {DEFAULT_CHECKPOINT}.", duration=60)
             checkpoint = DEFAULT_CHECKPOINT
         session.checkpoint = checkpoint
         return checkpoint
 
-    def _open_model(self, checkpoint: str, remedy: str) -> None:
-        """Load an offered model.
+    def _open_file(self, session: Session, path: str | None, title: str) -> Steps:
+        if path is None:
+            yield session, _nothing_new(session)
+            return
+        session.stop()
+        yield from self._open(session, (Path(path), title, None))
 
-        Args:
-            checkpoint: Its name.
-            remedy: What else to do where its encoders are not here.
-
-        Raises:
-            QamDetrError: Not offered, or it or its encoders are not here.
-        """
-        offered = self._model.offered()
-        if checkpoint not in offered:
-            raise ConfigError(f"Model {checkpoint!r} is not offered here; choose one of {', '.join(offered)}.")
+    def _open(self, session: Session, wanted: tuple[Path, str, Example | None]) -> Steps:
+        """Open a recording; a question may wait for one that is being opened by calling this once more with the same `wanted`."""
+        path, title, example = wanted
+        session.waiting = wanted
         try:
-            self._model.get(checkpoint)
-        except QamDetrError as error:
-            raise type(error)(str(error).replace("use combo 'pocket'", remedy)) from error
-
-    def _open(self, session: Session, path: Path, title: str, example: Example | None) -> Steps:
-        mine = session.waiting = (path, title, example)
-        try:
-            yield session, busy_view(f"Opening “{title}” …")
-            recording = yield from self._recordings.encode(session, self._usable_model(session), path, title)
+            yield session, busy_view(f"Opening “{title}” …", cancel=True)
+            encoding = self.recordings.encode(session, self._usable_model(session), path, title)
+            recording = yield from _while(lambda: session.waiting is wanted, encoding)
         except Exception as error:
+            if session.waiting is not wanted:  # nobody wants to know any more, or has been told already
+                yield session, _nothing_new(session)
+                return
             if isinstance(error, AudioError):
                 session.waiting = None  # no other model would read it either
             yield session, session.view
             raise page_error(error) from error
-        if session.waiting is not mine:  # put away, or followed by another, while it was being encoded
-            yield session, session.view
+        if recording is None:
+            yield session, _nothing_new(session)
             return
         session.recording, session.example, session.waiting = recording, example, None
         audio = gr.FileData(path=str(path), orig_name=path.name).model_dump()
-        session.show(recording_view(recording, audio, title))
+        session.show(recording_view(recording, audio, title, self.closer.open(recording)))
         yield session, session.view
 
     def _ask_all(
         self, session: Session, recording: Recording, queries: Sequence[str], asks: Sequence[Ask], beta: float
-    ) -> Generator[tuple[Session, View], None, list[LaneResult]]:
+    ) -> _Work[list[LaneResult]]:
         """Ask every model; the answers come back query by query, those of one query side by side."""
+        # Another model may read other encoders than those that the recording was opened with; nobody's question waits for that.
+        encoded: list[Recording] = []
+        for ask in asks:
+            heard = yield from self.recordings.encode(session, ask.checkpoint, Path(recording.path), session.base["title"])
+            encoded.append(heard)
         answers: list[list[Result]] = []
-        for number, ask in enumerate(asks):
-            if len(asks) > 1:
-                yield session, busy_view(f"Looking for {_words(queries)}: {ask.label} …", number / len(asks))
-            # Another model may read other encoders than those that the recording was opened with.
-            encoded = yield from self._recordings.encode(session, ask.checkpoint, Path(recording.path), session.base["title"])
-            answers.append(self._ask(ask, encoded, queries, beta))
+        with self._model.answering.ticket() as ticket:
+            for before in ticket.until_turn(POLL_SECONDS):
+                others = "1 other question" if before == 1 else f"{before} other questions"
+                yield session, busy_view(f"Waiting for your turn: {others} first …", cancel=True)
+            for number, ask in enumerate(asks):
+                if len(asks) > 1:
+                    yield session, busy_view(f"Looking for {_words(queries)}: {ask.label} …", number / len(asks), cancel=True)
+                answers.append(self._ask(ask, encoded[number], queries, beta))
         truth = session.example.windows_of if session.example else lambda _: None
         return [
             LaneResult(lane_label(query, ask, len(queries), len(asks)), ask.how, answers[number][index], truth(query))
@@ -273,33 +267,30 @@ class RetrieveHandlers:
             for number, ask in enumerate(asks)
         ]
 
-    def _ask(self, ask: Ask, recording: Recording, queries: Sequence[str], beta: float | None, *, top_k: int = 10) -> list[Result]:
+    def _ask(self, ask: Ask, recording: Recording, queries: Sequence[str], beta: float) -> list[Result]:
         retriever = self._model.get(ask.checkpoint)
         verifier = self._model.verifier(ask.verifier, retriever)
-        return retriever.retrieve_many(recording, queries, top_k=top_k, verifier=verifier, beta=beta, bypass=ask.bypass)
+        return retriever.retrieve_many(recording, queries, verifier=verifier, beta=beta, bypass=ask.bypass)
+
+
+def _while(wanted: Callable[[], bool], steps: _Work[_End]) -> _Work[_End | None]:
+    """Pass steps on while they are wanted, and return what they return; None where they were closed before their end."""
+    with closing(steps):
+        while wanted():
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return cast("_End", end.value) if wanted() else None
+            if wanted():  # else a view that says "busy" would come after the one that ended it
+                yield step
+    return None
+
+
+def _nothing_new(session: Session | None = None) -> View:
+    """Show what the page shows: a generator that yields nothing would empty the player. Where all has ended, the view makes sure of it."""
+    view: View = session.view if session is not None and session.idle else gr.skip()
+    return view
 
 
 def _words(queries: Sequence[str]) -> str:
     return f"“{queries[0]}”" if len(queries) == 1 else f"{len(queries)} sounds"
-
-
-def _as_text(error: Exception) -> str:
-    """Escape a message for a toast: it may quote names that a visitor chose."""
-    return html.escape(str(error), quote=False)
-
-
-def page_error(error: Exception, *, shown: bool = True) -> gr.Error:
-    """Turn any failure into one line; only a fault of the program is worth a traceback in the log.
-
-    Args:
-        error: What happened.
-        shown: On the page, where gradio renders the line as HTML; False for programs, which want the words as they are.
-    """
-    if isinstance(error, gr.Error):
-        return error
-    if isinstance(error, QamDetrError):
-        return gr.Error(_as_text(error) if shown else str(error), print_exception=False)
-    _log.error("Unexpected failure", exc_info=error)
-    return gr.Error(
-        "The program failed in a way nobody foresaw; its log has the details. Nothing you opened is lost.", print_exception=False
-    )

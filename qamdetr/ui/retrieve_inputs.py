@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
@@ -16,6 +16,8 @@ from qamdetr.ui.queries import MAX_QUERIES
 from qamdetr.ui.settings import AppSettings
 
 AUDIO_SUFFIXES = [".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm", ".mp4", ".mov", ".mkv"]
+
+FILE_TYPES = ["audio", "video", *AUDIO_SUFFIXES]
 
 COPY_LABEL = "Copy link"
 
@@ -34,6 +36,7 @@ class Inputs:
     """The components that handlers read and write."""
 
     upload: gr.File
+    replace: gr.UploadButton
     microphone: gr.Audio
     queries: gr.Textbox
     find: gr.Button
@@ -60,27 +63,28 @@ class Inputs:
         return [self.queries, self.model, *self.asked, self.example]
 
 
-def build_inputs(offered: Sequence[str], examples: Sequence[Example], settings: AppSettings) -> Inputs:
+def build_inputs(offered: Mapping[str, str], examples: Sequence[Example], settings: AppSettings) -> Inputs:
     """Lay the inputs out inside the current `gr.Blocks`.
 
     Args:
-        offered: Models; the first is chosen.
+        offered: Models, name -> folder; the first is chosen.
         examples: Example recordings.
         settings: Limits, and the verifiers that are offered.
     """
     with gr.Row(elem_classes="qamdetr-inputs"):
         with gr.Column(scale=1, min_width=280):
-            upload, microphone = _recording_inputs(settings)
+            upload, replace, microphone = _recording_inputs(settings)
         with gr.Column(scale=2, min_width=300):
             queries, find, another, copy = _query_inputs()
-            with gr.Accordion("Model and ranking", open=False, elem_id="qamdetr-ranking"):
-                encoder, model, verifier, beta = _model_inputs(offered, settings)
-            with gr.Accordion("Look inside: switch components off", open=False, elem_id="qamdetr-inside"):
-                off, rows, encoder_rows = _comparison_inputs(offered)
     choices = _example_choices(examples)
+    with gr.Row(elem_classes="qamdetr-options"):
+        with gr.Accordion("Model and ranking", open=False, elem_id="qamdetr-ranking"):
+            encoder, model, verifier, beta = _model_inputs(offered, settings)
+        with gr.Accordion("Look inside: switch components off", open=False, elem_id="qamdetr-inside"):
+            off, rows, encoder_rows = _comparison_inputs(offered)
     example = gr.Textbox(visible=False)
     return Inputs(
-        upload, microphone, queries, find, another, copy, encoder, model, verifier, beta, off, rows, encoder_rows, example, choices
+        upload, replace, microphone, queries, find, another, copy, encoder, model, verifier, beta, off, rows, encoder_rows, example, choices
     )
 
 
@@ -92,15 +96,17 @@ def off_update(checkpoint: str, verifier: str, chosen: Sequence[str] = ()) -> di
     return update
 
 
-def _recording_inputs(settings: AppSettings) -> tuple[gr.File, gr.Audio]:
+def _recording_inputs(settings: AppSettings) -> tuple[gr.File, gr.UploadButton, gr.Audio]:
     with gr.Tabs(elem_classes="qamdetr-ways-in"):
         with gr.Tab("Upload"):
             upload = gr.File(
                 label=f"Up to {settings.upload_mb} MB, {_length_words(settings.longest_minutes)}",
-                file_types=["audio", "video", *AUDIO_SUFFIXES],
-                height=150,
+                file_types=FILE_TYPES,
+                height="9.4rem",
                 elem_id="qamdetr-upload",
             )
+            # A file that is there leaves no room to drop or choose another.
+            replace = gr.UploadButton("Another recording", file_types=FILE_TYPES, size="sm", elem_id="qamdetr-replace")
         with gr.Tab("Record"):
             microphone = gr.Audio(
                 label="Microphone",
@@ -110,7 +116,7 @@ def _recording_inputs(settings: AppSettings) -> tuple[gr.File, gr.Audio]:
                 buttons=[],
                 elem_id="qamdetr-microphone",
             )
-    return upload, microphone
+    return upload, replace, microphone
 
 
 def _query_inputs() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Button]:
@@ -132,17 +138,18 @@ def _query_inputs() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Button]:
     return queries, find, another, copy
 
 
-def _model_inputs(offered: Sequence[str], settings: AppSettings) -> tuple[gr.Dropdown, gr.Dropdown, gr.Radio, gr.Slider]:
+def _model_inputs(offered: Mapping[str, str], settings: AppSettings) -> tuple[gr.Dropdown, gr.Dropdown, gr.Radio, gr.Slider]:
+    first, folder = next(iter(offered.items()))
     model = gr.Dropdown(
         model_choices(offered),
-        value=offered[0],
+        value=first,
         label="Model",
         info="A model brings the encoders that it was trained on.",
         elem_id="qamdetr-model",
     )
     encoder = gr.Dropdown(
         encoder_choices(offered),
-        value=combo_of(offered[0]),
+        value=combo_of(folder),
         label="Encoders",
         info="Choosing others takes the first model that was trained on them.",
         elem_id="qamdetr-encoder",
@@ -154,7 +161,7 @@ def _model_inputs(offered: Sequence[str], settings: AppSettings) -> tuple[gr.Dro
         info="A second opinion on each candidate, which ranking weighs in.",
         elem_id="qamdetr-verifier",
     )
-    calibrated = own_beta(offered[0], DEFAULT_VERIFIER)
+    calibrated = own_beta(folder, DEFAULT_VERIFIER)
     beta = gr.Slider(
         0,
         1,
@@ -169,9 +176,9 @@ def _model_inputs(offered: Sequence[str], settings: AppSettings) -> tuple[gr.Dro
     return encoder, model, verifier, beta
 
 
-def _comparison_inputs(offered: Sequence[str]) -> tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.Button]:
+def _comparison_inputs(offered: Mapping[str, str]) -> tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.Button]:
     gr.Markdown(OFF_WORDS, elem_classes="qamdetr-note")
-    off = gr.CheckboxGroup(components(offered[0]), label="Compare with the same model without", elem_id="qamdetr-off")
+    off = gr.CheckboxGroup(components(next(iter(offered.values()))), label="Compare with the same model without", elem_id="qamdetr-off")
     there = table_rows(offered)
     rows = gr.CheckboxGroup(
         [(f"{row.number}: {row.label}", row.number) for row in there],

@@ -10,8 +10,10 @@ import gradio as gr
 
 from qamdetr.ui.ablations import ENCODER_ROWS
 from qamdetr.ui.choices import combo_of, encoder_choices, model_choices, own_beta
+from qamdetr.ui.endpoint import Endpoint
 from qamdetr.ui.examples import Example
 from qamdetr.ui.export_panel import build_export_panel
+from qamdetr.ui.page_errors import as_text
 from qamdetr.ui.page_link import COPY_SCRIPT, pause_script, writing_script
 from qamdetr.ui.player import build_player
 from qamdetr.ui.retrieve_handlers import RetrieveHandlers
@@ -21,8 +23,10 @@ from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
 
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Everything that runs the model waits in one line: one run uses all cores, and a query typed while its recording is still being
-encoded then finds it encoded."""
+"""Loading a model: one at a time."""
+
+LINED: dict[str, Any] = {"concurrency_limit": None}
+"""What encodes or answers waits in the lines of the shared model, where it can say so; gradio's own queue says nothing."""
 
 QUICK: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
@@ -42,8 +46,8 @@ class RetrieveTab:
     Attributes:
         session: The visitor's.
         model_choice: The model in use.
-        use: `use(event, checkpoint)` makes the folder in the component `checkpoint` the model of this tab when `event` (such as
-            `button.click`, or `then` of another event) fires; returns the event.
+        use: `use(event, checkpoint)` makes the model whose name the component `checkpoint` holds the one of this tab when `event` (such
+            as `button.click`, or `then` of another event) fires; returns the event.
     """
 
     session: gr.State
@@ -71,14 +75,15 @@ class _Wiring:
         self.model = model
         self.handlers = handlers
         self.session = gr.State(Session(model.first))
-        self.inputs: Inputs = build_inputs(model.offered(), examples, settings)
-        self.player = build_player()
+        self.inputs: Inputs = build_inputs(model.shipped(), examples, settings)
+        self.player = build_player(handlers.closer)
         build_export_panel(self.session, self.inputs.beta)
         self.shown: dict[str, Any] = {
             "outputs": [self.session, self.player],
             "show_progress": "minimal",
             "api_visibility": "private",
-            **MODEL_QUEUE,
+            "trigger_mode": "multiple",  # what comes later takes the place of what is going on
+            **LINED,
         }
         self._wire_recording()
         self._wire_queries()
@@ -87,7 +92,7 @@ class _Wiring:
         self._wire_link()
         for example, choice in zip(examples, self.inputs.choices, strict=True):
             self._wire_example(example.path.stem, choice)
-        self._build_endpoint(settings)
+        Endpoint(model, handlers.recordings, settings).build(self.session, LINED)
 
     def use(self, event: Callable[..., Any], checkpoint: gr.components.Component) -> Any:  # noqa: ANN401 - gradio's type is not public
         """Take a checkpoint that was trained from the page; see `RetrieveTab`."""
@@ -107,11 +112,12 @@ class _Wiring:
 
     def _wire_recording(self) -> None:
         inputs, handlers = self.inputs, self.handlers
-        for way_in, opened, other in (
-            (inputs.upload.upload, handlers.open_upload, inputs.microphone),
-            (inputs.microphone.stop_recording, handlers.open_microphone, inputs.upload),
+        inputs.replace.upload(lambda path: path, inputs.replace, inputs.upload, **QUICK)
+        for source, way_in, opened, other in (
+            (inputs.upload, inputs.upload.upload, handlers.open_upload, inputs.microphone),
+            (inputs.replace, inputs.replace.upload, handlers.open_upload, inputs.microphone),
+            (inputs.microphone, inputs.microphone.stop_recording, handlers.open_microphone, inputs.upload),
         ):
-            source = inputs.upload if other is inputs.microphone else inputs.microphone
             self._show_model(way_in(opened, [self.session, source], **self.shown))
             way_in(lambda: (None, ""), None, [other, inputs.example], **QUICK).then(**self._write_link)
         gr.on(
@@ -119,9 +125,9 @@ class _Wiring:
             handlers.close,
             [self.session],
             [self.session, self.player],
-            api_visibility="private",
-            show_progress="hidden",
+            **QUICK,
         )
+        self.player.cancel(handlers.cancel, [self.session], [self.session, self.player, inputs.upload, inputs.microphone], **QUICK)
         self.player.select(handlers.choose_moments, [self.session], [self.session], **QUICK)
 
     def _wire_queries(self) -> None:
@@ -181,7 +187,7 @@ class _Wiring:
         if page is None:
             return
         wanted = gr.State("")
-        page.load(
+        restored = page.load(
             self._restore,
             [self.session, search],
             [wanted, inputs.queries, inputs.verifier, inputs.rows, inputs.example, *self._model_outputs],
@@ -190,6 +196,7 @@ class _Wiring:
             show_progress="hidden",
             concurrency_limit=None,
         )
+        restored.then(**self._write_link)  # the address says what is true on the page, not what a link asked for
         # Only a link that names an example runs the model: opening the page itself must not wait for other visitors.
         wanted.change(self.handlers.open_example, [self.session, wanted, inputs.queries, *inputs.asked], **self.shown)
 
@@ -198,8 +205,10 @@ class _Wiring:
         return {"fn": None, "inputs": self.inputs.linked, "js": writing_script(self.model.first)}
 
     def _restore(self, session: Session, search: str) -> tuple[Any, ...]:
-        """Bring the settings of a link back."""
+        """Bring the settings of a link back; one line says what cannot be used."""
         link = self.handlers.read_link(search)
+        if link.warning:
+            gr.Warning(as_text(link.warning), title="Not all of this link could be used", duration=60)
         verifier = link.verifier or "none"
         checkpoint = self.handlers.checkpoint(session)
         if link.model is not None:
@@ -224,45 +233,31 @@ class _Wiring:
         return tuple(gr.skip() for _ in self._model_outputs)
 
     def _choose_encoder(self, session: Session, combo: str, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
-        if combo == combo_of(self.handlers.checkpoint(session)):
+        if combo == combo_of(self.model.folder(self.handlers.checkpoint(session))):
             return self._no_updates()
         return self._model_updates(*self.handlers.choose_encoder(session, combo), verifier, off)
 
     def _choose_trained(self, session: Session, checkpoint: str, verifier: str) -> tuple[Any, ...]:
-        self.model.offer(checkpoint)
         session.asks = []  # a run that went on has the same name and other weights
         return self._model_updates(*self.handlers.choose_model(session, checkpoint), verifier, ())
 
     def _choose_verifier(self, session: Session, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
         checkpoint = self.handlers.checkpoint(session)
-        return off_update(checkpoint, verifier, list(off)), self._beta_update(checkpoint, verifier)
+        return off_update(self.model.folder(checkpoint), verifier, list(off)), self._beta_update(checkpoint, verifier)
 
     def _model_updates(self, session: Session, checkpoint: str, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
-        offered = self.model.offered()
+        offered, folder = self.model.models(), self.model.folder(checkpoint)
         return (
             session,
             gr.update(choices=model_choices(offered), value=checkpoint),
-            gr.update(choices=encoder_choices(offered), value=combo_of(checkpoint)),
-            off_update(checkpoint, verifier, list(off)),
+            gr.update(choices=encoder_choices(offered), value=combo_of(folder)),
+            off_update(folder, verifier, list(off)),
             self._beta_update(checkpoint, verifier),
         )
 
     def _beta_update(self, checkpoint: str, verifier: str) -> dict[str, Any]:
         """Show the weight where there is a verifier, at what the checkpoint was calibrated to."""
-        beta = own_beta(checkpoint, verifier)
+        beta = own_beta(self.model.folder(checkpoint), verifier)
         visible = verifier != "none"
         shown: dict[str, Any] = gr.update(visible=visible) if beta is None else gr.update(visible=visible, value=beta)
         return shown
-
-    def _build_endpoint(self, settings: AppSettings) -> None:
-        """Add the one public endpoint; its components are never shown and only describe the arguments."""
-        audio = gr.Audio(type="filepath", label="Recording", visible=False)
-        query = gr.Textbox(label="Query", visible=False)
-        top_k = gr.Number(10, label="Most moments to return, 1 to 100", visible=False)
-        verifier = gr.Radio(list(settings.verifiers), value="none", label="Verifier", visible=False)
-        beta = gr.Number(None, label="Weight of the verifier, 0 to 1; empty for the checkpoint's own", visible=False)
-        checkpoint = gr.Textbox(None, label="Name of the model; empty for the one that the page starts with", visible=False)
-        answer = gr.JSON(label="Moments", visible=False)
-        trigger = gr.Button(visible=False)
-        inputs = [self.session, audio, query, top_k, verifier, beta, checkpoint]
-        trigger.click(self.handlers.retrieve, inputs, answer, api_name="retrieve", **MODEL_QUEUE)

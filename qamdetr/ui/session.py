@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qamdetr.types import Recording
 from qamdetr.ui.ablations import Ask
+from qamdetr.ui.encoding_progress import EncodingRun
 from qamdetr.ui.examples import Example
 from qamdetr.ui.presenters import LaneResult, View, empty_view, result_view
 
@@ -21,7 +22,9 @@ class Session:
     Attributes:
         recordings: (version of the encoders, path) -> encoded recording, the one used last at the end.
         recording: The open one, or None.
-        waiting: Path, title and example of a recording that could not be opened yet for want of a model, or None.
+        waiting: Path, title and example of a recording that is being opened, or could not be for want of a model or a place; or None.
+        runs: Key of `recordings` -> what is being encoded.
+        asking: Stands for the question that is being answered, or None; whoever takes it away ends the answering.
         checkpoint: The model in use; the visitor may choose another.
         example: The example that is open, or None.
         queries: What was asked last.
@@ -37,11 +40,22 @@ class Session:
         self.recordings: OrderedDict[tuple[str, str], Recording] = OrderedDict()
         self.recording: Recording | None = None
         self.waiting: tuple[Path, str, Example | None] | None = None
+        self.runs: dict[tuple[str, str], EncodingRun] = {}
+        self.asking: object | None = None
         self.checkpoint = checkpoint
         self.example: Example | None = None
         self.queries: list[str] = []
         self.beta = 0.0
         self.show(empty_view())
+
+    def stop(self) -> None:
+        """End what is going on: nobody waits for a recording or an answer any more."""
+        self.waiting, self.asking = None, None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is going on, so that the page may show `view`."""
+        return self.waiting is None and self.asking is None
 
     def keep(self, encoder: str, path: str, recording: Recording) -> None:
         """Remember an encoded recording and forget the one that was used longest ago."""

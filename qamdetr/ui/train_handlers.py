@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qamdetr.errors import ConfigError, QamDetrError
+from qamdetr.ui.offered_models import run_model
 from qamdetr.ui.scene_plans import SCENES, SceneOrder, plan_scenes
 from qamdetr.ui.training_jobs import Job, Jobs
 from qamdetr.ui.training_plans import TrainOrder, free_name, plan_training, resume_steps
@@ -18,12 +19,12 @@ from qamdetr.ui.training_view import View, find_entry, jobs_folder, panel_view
 class TrainHandlers:
     """Everything behind the page, without gradio; one for all visitors, since they share one machine."""
 
-    def __init__(self, root: Path, on_checkpoint: Callable[[str], object]) -> None:
+    def __init__(self, root: Path, on_checkpoint: Callable[[str, Path], object]) -> None:
         """Bind the page to its folder.
 
         Args:
             root: Folder of the runs; made when the first job starts.
-            on_checkpoint: Takes the folder of a checkpoint that is to be offered in the other tab.
+            on_checkpoint: Takes name and folder of a checkpoint that is to be offered in the other tab.
         """
         self.root = root
         self.jobs = Jobs(jobs_folder(root))
@@ -90,7 +91,7 @@ class TrainHandlers:
         return "Going on from what was saved last."
 
     def use(self, name: str) -> str:
-        """Offer the best checkpoint of a run in the other tab; returns its folder.
+        """Offer the best checkpoint of a run in the other tab; returns the name that the model has there.
 
         Raises:
             ConfigError: The run has none yet.
@@ -98,9 +99,9 @@ class TrainHandlers:
         run, _ = self._find(name)
         if run is None or run.checkpoint is None:
             raise ConfigError(f"“{name}” has no checkpoint yet; the first is saved when its first epoch ends.")
-        path = str(run.checkpoint.resolve())
-        self._on_checkpoint(path)
-        return path
+        model = run_model(identity(run.folder, self.root))
+        self._on_checkpoint(model, run.checkpoint.resolve())
+        return model
 
     def suggest_run_name(self, config: str, seed: float | None) -> str:
         """Return a name for a run that is not taken."""
@@ -137,7 +138,7 @@ class TrainHandlers:
     def _find(self, name: str) -> tuple[Run | None, Job | None]:
         run, job = find_entry(self.root, self.jobs, name)
         if run is None and job is None:
-            raise ConfigError(f"There is no {name!r} in {self.root}; it may have been removed. Reload the page.")
+            raise ConfigError(f"There is no {name!r} among the runs and scenes; it may have been removed. Choose another.")
         return run, job
 
 

@@ -11,8 +11,9 @@ import gradio as gr
 
 from qamdetr.errors import QamDetrError
 from qamdetr.inference.pretrained import available_checkpoints
-from qamdetr.ui.evaluation_view import Table, ablation_table, length_table
-from qamdetr.ui.retrieve_handlers import page_error
+from qamdetr.ui.evaluation_tab import PRIVATE, TRAINING_CSS, build_evaluation, run_choices
+from qamdetr.ui.offered_models import OF_RUN, run_model
+from qamdetr.ui.page_errors import page_error, warn
 from qamdetr.ui.scene_plans import SCENES, SceneOrder, offered_scenes
 from qamdetr.ui.settings import TRAINING_VARIABLE, AppSettings
 from qamdetr.ui.train_handlers import TrainHandlers
@@ -24,17 +25,13 @@ from qamdetr.ui.training_plans import (
     choices_of,
     runs_folder,
 )
-from qamdetr.ui.training_runs import Run, find_runs, identity
+from qamdetr.ui.training_runs import BEST, find_runs, identity
 from qamdetr.ui.training_view import View
 
 _HERE = Path(__file__).parent
-TRAINING_CSS = (_HERE / "training.css").read_text(encoding="utf-8")
 PANEL_JS = "".join((_HERE / name).read_text(encoding="utf-8") for name in ("training_charts.js", "training_panel.js"))
-EVALUATION_JS = (_HERE / "evaluation.js").read_text(encoding="utf-8")
 
 FRESH = "Fresh weights"
-OF_RUN = "Run "
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 TRAINING_OFF = (
     "Training from this page is switched off, since strangers may use it. Whoever runs it can set "
@@ -58,19 +55,19 @@ class TrainTab:
 
     Attributes:
         used: The event after a checkpoint was handed to `on_checkpoint`; None where training is off.
-        checkpoint: Its folder.
+        checkpoint: The name of its model, see `offered_models.run_model`.
     """
 
     used: Any
     checkpoint: gr.State
 
 
-def build_train_tab(settings: AppSettings, on_checkpoint: Callable[[str], object], root: Path | None = None) -> TrainTab:
+def build_train_tab(settings: AppSettings, on_checkpoint: Callable[[str, Path], object], root: Path | None = None) -> TrainTab:
     """Lay the tab out inside the current `gr.Blocks` and wire its events.
 
     Args:
         settings: Whether training is on.
-        on_checkpoint: Takes the folder of a checkpoint that a visitor wants to use in the other tab.
+        on_checkpoint: Takes name and folder of a checkpoint that a visitor wants to use in the other tab.
         root: Folder of runs, scenes and jobs; None for `runs_folder`.
     """
     checkpoint = gr.State("")
@@ -106,7 +103,7 @@ def build_train_tab(settings: AppSettings, on_checkpoint: Callable[[str], object
         elem_id="qamdetr-runs",
     )
     with gr.Accordion("3 · Evaluate", open=False, elem_id="qamdetr-evaluation"):
-        length_choice, compared = _build_evaluation(handlers)
+        length_choice, compared = build_evaluation(root)
 
     scenes_form.start.click(
         lambda *values: _started(handlers, handlers.make_scenes, _scene_order(*values)), scenes_form.inputs, panel, **PRIVATE
@@ -182,7 +179,7 @@ def _build_train_form(handlers: TrainHandlers) -> _TrainForm:
             [],
             value=None,
             label="Scenes",
-            info="A set that was made here, or a folder with train/manifest.jsonl and val/manifest.jsonl.",
+            info="Made above, or a folder that holds train and val, each with a manifest.jsonl.",
             allow_custom_value=True,
             min_width=260,
             elem_id="qamdetr-train-scenes",
@@ -218,41 +215,13 @@ def _build_train_form(handlers: TrainHandlers) -> _TrainForm:
     return _TrainForm(start, scenes, init_from, [name, scenes, config, encoder, components, streams, seed, epochs, init_from])
 
 
-def _build_evaluation(handlers: TrainHandlers) -> tuple[gr.Dropdown, gr.Dropdown]:
-    with gr.Row(elem_classes="qamdetr-evaluate"):
-        length_choice = gr.Dropdown([], value=None, label="Run", info="Its best checkpoint on its validation scenes.", min_width=220)
-        compared = gr.Dropdown([], value=[], multiselect=True, label="Runs to compare", info="Side by side, by components.", min_width=260)
-    with gr.Row():
-        by_length = gr.Button("Metrics by window length", elem_id="qamdetr-by-length")
-        side_by_side = gr.Button("Table of ablations", elem_id="qamdetr-side-by-side")
-    shown = gr.HTML(
-        value={"empty": "Choose a run, or several, and press a button."},
-        html_template='<div class="qt-evaluation"></div>',
-        css_template=TRAINING_CSS,
-        js_on_load=EVALUATION_JS,
-        apply_default_css=False,
-        elem_id="qamdetr-evaluation-table",
-    )
-
-    def lengths(chosen: str | None) -> Table:
-        return _told(lambda: length_table(_chosen_runs(handlers.root, [chosen] if chosen else [])[0]))
-
-    def compare(chosen: list[str] | None) -> Table:
-        return _told(lambda: ablation_table(_chosen_runs(handlers.root, chosen or []), handlers.root))
-
-    by_length.click(
-        lengths, length_choice, shown, api_visibility="private", show_progress="full", concurrency_id="model", concurrency_limit=1
-    )
-    side_by_side.click(compare, compared, shown, **PRIVATE)
-    return length_choice, compared
-
-
 def _started(handlers: TrainHandlers, start: Callable[[Any], str], order: Callable[[TrainHandlers], Any]) -> View:
     """Start what was filled in; a mistake is one line on the page, and what was filled in stays."""
     try:
         return handlers.view(start(order(handlers)), "Started. It goes on when you close this page.")
     except Exception as error:
-        raise page_error(error) from error
+        # Raised, it would leave a hidden "Error" in the panel, which screen readers find.
+        return {"message": warn(error, "Not started"), "refused": True}
 
 
 def _scene_order(*values: Any) -> Callable[[TrainHandlers], SceneOrder]:  # noqa: ANN401 - what a form holds
@@ -287,7 +256,7 @@ def _train_order(*values: Any) -> Callable[[TrainHandlers], TrainOrder]:  # noqa
 
 def _refreshed(handlers: TrainHandlers, scenes: str, init_from: str, length_run: str, compared: list[str], name: str) -> tuple[Any, ...]:
     """Offer what is there now; what was chosen stays chosen while it exists."""
-    sets, runs, starts = offered_scenes(handlers.root), _run_choices(handlers.root), _init_choices(handlers.root)
+    sets, runs, starts = offered_scenes(handlers.root), run_choices(handlers.root), _init_choices(handlers.root)
     kept = [run for run in compared or [] if run in runs]
     taken = (handlers.root / SCENES / (name or "")).exists()
     return (
@@ -299,21 +268,8 @@ def _refreshed(handlers: TrainHandlers, scenes: str, init_from: str, length_run:
     )
 
 
-def _run_choices(root: Path) -> list[str]:
-    return [identity(run.folder, root) for run in find_runs(root)]
-
-
-def _chosen_runs(root: Path, chosen: list[str]) -> list[Run]:
-    known = {identity(run.folder, root): run for run in find_runs(root)}
-    if not chosen or any(name not in known for name in chosen):
-        raise QamDetrError(
-            "Choose a run first; one that was removed meanwhile is no longer there." if known else "There are no runs yet; train one."
-        )
-    return [known[name] for name in chosen]
-
-
 def _init_choices(root: Path) -> list[str]:
-    runs = [f"{OF_RUN}{identity(run.folder, root)}" for run in find_runs(root) if run.checkpoint is not None]
+    runs = [run_model(identity(run.folder, root)) for run in find_runs(root) if run.checkpoint is not None]
     return [FRESH, *available_checkpoints(), *runs]
 
 
@@ -323,16 +279,9 @@ def _init_from(root: Path, chosen: str) -> str:
         raise QamDetrError(f"There is no {chosen!r} to begin with any more; choose another, or fresh weights.")
     if not chosen.startswith(OF_RUN):
         return "" if chosen == FRESH else chosen
-    return str((root / chosen.removeprefix(OF_RUN) / "best").resolve())
+    return str((root / chosen.removeprefix(OF_RUN) / BEST).resolve())
 
 
 def _stream_choices(streams: list[str]) -> list[tuple[str, str]]:
     words = {"mel_stats": "log-mel statistics"}
     return [(words.get(name.partition("/")[2], name.replace("/", ": ")), name) for name in streams]
-
-
-def _told(make: Callable[[], Table]) -> Table:
-    try:
-        return make()
-    except Exception as error:
-        raise page_error(error) from error

@@ -13,7 +13,7 @@ const message = make("p", "qt-told");
 message.setAttribute("role", "status");
 const detail = make("div", "qt-detail");
 const empty = make("p", "qt-empty", "Looking for runs …");
-root.append(empty, message, list, detail);
+root.append(message, empty, list, detail);
 
 let view = { items: [], selected: "", detail: null, running: false, message: "" };
 let drawn = ""; // what is on the page, so that nothing is drawn twice
@@ -25,7 +25,7 @@ function show(next, keepMessage = false) {
   const before = view;
   view = next;
   // What was told about the one in full holds until something happens to it.
-  const same = before.detail && next.detail && before.selected === next.selected && before.detail.state === next.detail.state;
+  const same = before.selected === next.selected && before.detail?.state === next.detail?.state;
   if (keepMessage) view = { ...next, message: same ? before.message : "" };
   message.textContent = view.message || "";
   empty.textContent = "No runs yet. Make scenes from your clips, then train on them; what runs is shown here.";
@@ -161,6 +161,12 @@ const timer = setInterval(() => {
   else if (!asking && isInSight() && Date.now() - lastAsked >= (view.running ? NEWS_MILLISECONDS : IDLE_MILLISECONDS)) ask();
 }, 500);
 watch("value", () => {
+  if (props.value?.refused) {
+    // Nothing was started: whoever filled the form in stays there to mend it, and what is shown stays.
+    view = { ...view, message: props.value.message };
+    message.textContent = view.message;
+    return;
+  }
   show(props.value);
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (props.value?.message) root.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });

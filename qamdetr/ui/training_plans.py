@@ -13,6 +13,7 @@ from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import ConfigError, DataError, QamDetrError
 from qamdetr.ui.scene_plans import MAX_NAME, SCENES, extract_steps, offered_scenes
 from qamdetr.ui.training_jobs import REPOSITORY, Step, check_name
+from qamdetr.ui.training_runs import BEST
 
 RUNS_VARIABLE = "QAMDETR_RUNS"
 
@@ -86,7 +87,7 @@ def plan_training(order: TrainOrder, root: Path, job_folder: Path) -> tuple[Path
     if order.name == SCENES or order.name.startswith(f"{SCENES}-"):
         raise ConfigError(f"The name is {order.name!r}; names that begin with {SCENES!r} are kept for sets of scenes: choose another.")
     if target.exists():
-        raise ConfigError(f"{order.name!r} is taken in {root}; choose another name, or press Resume where that run is unfinished.")
+        raise ConfigError(f"{order.name!r} is taken; choose another name, or press Resume where that run is unfinished.")
     if not 1 <= order.epochs <= MAX_EPOCHS:
         raise ConfigError(f"The number of epochs is {order.epochs}; it must be from 1 to {MAX_EPOCHS}.")
     scenes = find_scenes(order.scenes, root)
@@ -214,7 +215,12 @@ def _check_init(checkpoint: str, model: ModelConfig) -> None:
     """Refuse now what `train.py` would refuse in half a minute."""
     from qamdetr.inference.pretrained import CONFIG_FILE, find_checkpoint
 
-    source = load_config(find_checkpoint(checkpoint) / CONFIG_FILE).model
+    folder = Path(checkpoint)
+    shown = folder.parent.name if folder.name == BEST else folder.name
+    try:
+        source = load_config(find_checkpoint(checkpoint) / CONFIG_FILE).model
+    except QamDetrError as error:
+        raise type(error)(f"{shown!r} cannot be the start of this model: {str(error).replace(checkpoint, shown)}") from error
     learnt = [item.name for item in fields(ModelConfig) if "dropout" not in item.name]
     different = [
         f"{name} is {getattr(source, name)} there and {getattr(model, name)} here"
@@ -223,7 +229,7 @@ def _check_init(checkpoint: str, model: ModelConfig) -> None:
     ]
     if different:
         raise ConfigError(
-            f"{Path(checkpoint).name!r} cannot be the start of this model: {'; '.join(different[:2])}. Choose its configuration and its "
+            f"{shown!r} cannot be the start of this model: {'; '.join(different[:2])}. Choose its configuration and its "
             "components, or begin with fresh weights."
         )
 

@@ -19,6 +19,9 @@ from qamdetr.ui.training_jobs import Job, Jobs, State
 
 JOBS_FOLDER = ".jobs"
 FACTS_FILE, METRICS_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "metrics.jsonl", "config.yaml", ".lock"
+BEST = "best"
+"""Folder of a run's best checkpoint."""
+
 SHOWN_METRICS = ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")
 
 _BAR = re.compile(
@@ -59,8 +62,7 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         """Folder of the best checkpoint, once there is one."""
-        best = self.folder / "best"
-        return best if (best / "model.safetensors").is_file() and (best / CONFIG_FILE).is_file() else None
+        return checkpoint_in(self.folder)
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,22 @@ class Progress:
     loss: float | None = None
 
 
+def run_folders(root: Path) -> list[Path]:
+    """Find the folders of runs in `root` and in the folders right below it; a run's own copies of `run.json` are none."""
+    folders = [path.parent for path in [*root.glob(f"*/{FACTS_FILE}"), *root.glob(f"*/*/{FACTS_FILE}")]]
+    return [folder for folder in folders if not folder.name.startswith(".") and not _is_there(folder.parent / FACTS_FILE)]
+
+
+def checkpoint_in(run: Path) -> Path | None:
+    """Folder of the best checkpoint of a run, once there is one."""
+    best = run / BEST
+    return best if _is_there(best / "model.safetensors") and _is_there(best / CONFIG_FILE) else None
+
+
 def find_runs(root: Path) -> list[Run]:
-    """Read every run in `root` and in the folders right below it; a run's own copies of `run.json` are none."""
-    found = []
-    for path in [*root.glob(f"*/{FACTS_FILE}"), *root.glob(f"*/*/{FACTS_FILE}")]:
-        folder = path.parent
-        if folder.name.startswith(".") or (folder.parent / FACTS_FILE).is_file():
-            continue
-        run = read_run(folder)
-        if run is not None:
-            found.append(run)
-    return sorted(found, key=lambda run: -(run.folder / CONFIG_FILE).stat().st_mtime if (run.folder / CONFIG_FILE).is_file() else 0)
+    """Read every run of `run_folders`, the newest first."""
+    found = [run for run in map(read_run, run_folders(root)) if run is not None]
+    return sorted(found, key=lambda run: -_stamp(run.folder / CONFIG_FILE)[0])
 
 
 def read_run(folder: Path) -> Run | None:
@@ -201,6 +208,10 @@ def job_of(jobs: Jobs) -> dict[Path, Job]:
     for job in jobs.all():
         found.setdefault(job.target, job)
     return found
+
+
+def _is_there(path: Path) -> bool:
+    return _stamp(path) != (0, 0)  # other than `Path.is_file`, it takes what may not be looked at for absent
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -25,6 +25,8 @@ BROWSER_ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a microphone that beeps, and may be used without asking
+    "--use-fake-ui-for-media-stream",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import base64
 import csv
@@ -50,32 +51,85 @@ def test_retrieve_takes_its_options_by_name(client, recordings):
 
 
 @pytest.mark.parametrize(
-    ("file", "query", "options", "told"),
+    ("arguments", "told"),
     [
-        ("broken.wav", "a bell rings", {}, "broken.wav"),
-        ("walk.wav", "  ", {}, "empty"),
-        ("walk.wav", "x" * 501, {}, "501"),
-        ("walk.wav", "a bell rings", {"top_k": 0}, "1 to 100"),
-        ("walk.wav", "a bell rings", {"beta": 1.5}, "1.5"),
-        ("walk.wav", "a bell rings", {"checkpoint": "../secret"}, "../secret"),
+        ({"audio": "broken.wav"}, "broken.wav "),
+        ({"query": "  "}, "The query is empty"),
+        ({"query": "x" * 501}, "The query has 501 characters; the limit is 500"),
+        ({"query": ["a bell rings"]}, "query is ['a bell rings']; it must be text"),
+        ({"top_k": 0}, "top_k is 0; it must be a whole number from 1 to 100"),
+        ({"top_k": 3.7}, "top_k is 3.7; it must be a whole number"),
+        ({"top_k": "abc"}, "top_k is 'abc'; it must be a whole number"),
+        ({"top_k": None}, "top_k is None; it must be a whole number"),
+        ({"top_k": True}, "top_k is True; it must be a whole number"),
+        ({"beta": 1.5}, "beta is 1.5; it must be a number from 0 to 1"),
+        ({"beta": "x"}, "beta is 'x'; it must be a number from 0 to 1"),
+        ({"verifier": "oracle"}, "Verifier 'oracle' is not offered here; choose one of none, pocket"),
+        ({"verifier": None}, "Verifier None is not offered here"),
+        ({"verifier": 3}, "Verifier 3 is not offered here"),
+        ({"checkpoint": "../secret"}, "../secret"),
+        ({"checkpoint": 5}, "checkpoint is 5; it must be a model's name"),
+        ({"audio": None}, "No recording was given; upload the file"),
+        ({"audio": 5}, "audio is 5, which is no uploaded file"),
+        ({"audio": "/etc/hostname"}, "audio is '/etc/hostname', which is no uploaded file"),
     ],
 )
-def test_mistakes_come_back_as_one_line(client, recordings, file, query, options, told):
+def test_mistakes_come_back_as_one_line(client, recordings, arguments, told):
+    given = {"audio": "walk.wav", "query": "a bell rings", **arguments}
+    if given["audio"] in recordings:
+        given["audio"] = gradio_client.handle_file(recordings[given["audio"]])
     with pytest.raises(gradio_client.exceptions.AppError) as caught:
-        client.predict(audio=gradio_client.handle_file(recordings[file]), query=query, api_name="/retrieve", **options)
+        client.predict(api_name="/retrieve", **given)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value).strip()
-    assert "Traceback" not in str(caught.value)
 
 
-def test_files_of_the_server_cannot_be_read(app_url):
-    # Raw HTTP: the Python client would upload its own file of that name.
-    stolen = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
-    call = f"{app_url}/gradio_api/call/retrieve"
-    event = httpx.post(call, json={"data": [stolen, "a bell rings", 10, "none", None, None]}).json()["event_id"]
-    answer = httpx.get(f"{call}/{event}", timeout=60).text
-    assert answer.startswith("event: error")
-    assert "hostname" not in answer
+@pytest.fixture(scope="module")
+def call(app_url):
+    """Call /retrieve without gradio's client, which would upload a file of its own machine."""
+
+    def post(body):
+        address = f"{app_url}/gradio_api/call/retrieve"
+        event = httpx.post(address, content=body, headers={"Content-Type": "application/json"}).json()["event_id"]
+        kind, data = httpx.get(f"{address}/{event}", timeout=60).text.strip().split("\n")
+        return kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+    return post
+
+
+def reference(path):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/etc/hostname", "was not uploaded to this page"),
+        ("file:///etc/hostname", "was not uploaded to this page"),
+        ("http://127.0.0.1:1/walk.wav", "fetches nothing from other addresses; upload the file"),
+        ("https://example.org/walk.wav", "fetches nothing from other addresses; upload the file"),
+    ],
+)
+def test_only_uploads_are_read(call, path, told):
+    kind, said = call(json.dumps({"data": [reference(path), "a bell rings", 10, "none", None, None]}))
+    assert kind == "error"
+    assert told in said["error"]
+    assert "hostname" not in said["error"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_json_does_not_have_are_refused(app_url, call, recordings, number):
+    with recordings["walk.wav"].open("rb") as file:
+        (path,) = httpx.post(f"{app_url}/gradio_api/upload", files={"files": file}).json()
+    kind, said = call(f'{{"data": [{json.dumps(reference(path))}, "a bell rings", {number}, "none", null, null]}}')
+    assert kind == "error"
+    assert re.match("top_k is (nan|inf); it must be a whole number from 1 to 100", said["error"])
+
+
+def test_a_wrong_number_of_values_is_told(call):
+    kind, said = call('{"data": []}')
+    assert kind == "error"
+    assert said["error"].startswith("0 values came; /retrieve takes 6, in this order: audio, query, top_k, verifier, beta, checkpoint")
 
 
 def readme_blocks(kind):
@@ -133,8 +187,9 @@ def test_the_readme_tells_every_argument_and_its_default(client):
             assert default == str(parameter["parameter_default"])
 
 
-def test_the_same_function_is_a_tool_of_the_model_context_protocol(recordings):
-    pytest.importorskip("mcp", reason="needs the extra `mcp`: pip install 'gradio[mcp]'")
+@pytest.fixture(scope="module")
+def tool_url():
+    """Address of a page that serves MCP, with a retriever that costs nothing."""
     from fake import FakeRetriever
 
     from qamdetr.ui.demo import build_demo, launch_options
@@ -145,29 +200,98 @@ def test_the_same_function_is_a_tool_of_the_model_context_protocol(recordings):
     demo = build_demo(SharedRetriever(lambda _: FakeRetriever(), settings), settings, [])
     with pytest.warns(UserWarning, match="State"):  # each call of a tool starts with an empty session, which is what we want
         _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(settings))
-    try:
-        tools, answer, mistake = asyncio.run(_call_tool(f"{url}gradio_api/mcp/", recordings["walk.wav"].read_bytes()))
-    finally:
-        demo.close()
-    assert [tool.name for tool in tools] == ["retrieve"]
-    described = tools[0].inputSchema
-    assert list(described["properties"]) == ["audio", "query", "top_k", "verifier", "beta", "checkpoint"]
-    assert described["required"] == ["audio", "query"]
-    assert all(len(argument["description"]) > 20 for argument in described["properties"].values())
-    assert not answer.isError
-    assert "'duration': 40.0" in answer.content[0].text
-    assert mistake.isError
-    assert mistake.content[0].text.startswith("The query is empty")
+    yield url.rstrip("/")
+    demo.close()
 
 
-async def _call_tool(url, sound):
+def with_tools(url, use):
+    """Connect as an assistant does, and return what `use(session)` returns."""
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
-    audio = "data:audio/wav;base64," + base64.b64encode(sound).decode()
-    async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
-        await session.initialize()
-        tools = (await session.list_tools()).tools
-        answer = await session.call_tool("retrieve", {"audio": audio, "query": "a bell rings"})
-        mistake = await session.call_tool("retrieve", {"audio": audio, "query": " "})
-        return tools, answer, mistake
+    async def connect():
+        async with streamable_http_client(f"{url}/gradio_api/mcp/") as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            return await use(session)
+
+    return asyncio.run(connect())
+
+
+def test_the_same_function_is_the_only_tool_of_the_model_context_protocol(tool_url):
+    async def listed(session):
+        return (await session.list_tools()).tools, (await session.list_resources()).resources, (await session.list_prompts()).prompts
+
+    (tool,), resources, prompts = with_tools(tool_url, listed)
+    assert tool.name == "retrieve"
+    assert tool.description.startswith("Find the moments of a recording that match a query")
+    assert "Look at `found` first" in tool.description
+    arguments = tool.inputSchema["properties"]
+    assert list(arguments) == ["audio", "query", "top_k", "verifier", "beta", "checkpoint"]
+    assert tool.inputSchema["required"] == ["audio", "query"]
+    assert [arguments[name]["type"] for name in arguments] == ["string", "string", "integer", "string", "number", "string"]
+    # gradio takes the first line of each description.
+    assert all(argument["description"].endswith(".") for argument in arguments.values())
+    assert resources == prompts == []
+
+
+def test_a_tool_takes_the_file_itself_and_the_address_of_an_upload(tool_url, recordings):
+    sound = recordings["walk.wav"].read_bytes()
+    (path,) = httpx.post(f"{tool_url}/gradio_api/upload", files={"files": ("walk.wav", sound)}).json()
+    ways = ["data:audio/wav;base64," + base64.b64encode(sound).decode(), f"{tool_url}/gradio_api/file={path}"]
+
+    async def asked(session):
+        return [await session.call_tool("retrieve", {"audio": audio, "query": "a bell rings", "top_k": 2}) for audio in ways]
+
+    for answer in with_tools(tool_url, asked):
+        assert not answer.isError
+        told = ast.literal_eval(answer.content[0].text)
+        assert told["duration"] == 40.0
+        assert len(told["moments"]) == 2
+
+
+def test_gradios_own_uploader_hands_files_to_the_tool(tool_url, recordings):
+    """Two servers, as an assistant without a shell has them: one uploads files of a folder, the other finds moments."""
+    from mcp import ClientSession, StdioServerParameters
+    from mcp.client.stdio import stdio_client
+
+    walk = recordings["walk.wav"]
+    uploader = StdioServerParameters(command=sys.executable, args=["-m", "gradio", "upload-mcp", tool_url, str(walk.parent)])
+
+    async def uploaded():
+        async with stdio_client(uploader) as (read, write), ClientSession(read, write) as session:
+            await session.initialize()
+            answer = await session.call_tool("upload_file_to_gradio", {"file": str(walk)})
+            return answer.content[0].text
+
+    address = asyncio.run(uploaded())
+    answer = with_tools(tool_url, lambda session: session.call_tool("retrieve", {"audio": address, "query": "a bell rings"}))
+    assert ast.literal_eval(answer.content[0].text)["audio"] == "walk.wav"
+
+
+MISTAKES = [
+    ({"query": " "}, "The query is empty"),
+    ({"top_k": 101}, "top_k is 101; it must be a whole number from 1 to 100"),
+    ({"top_k": 3.7}, "Input validation error: 3.7 is not of type 'integer'"),
+    ({"verifier": "oracle"}, "Input validation error: 'oracle' is not one of ['none', 'pocket']"),
+    ({"audio": "data:text/plain;base64,aGVsbG8="}, "file.txt is not audio that can be read"),
+    ({"audio": "/etc/hostname"}, "Invalid file data format, provide a url"),
+    ({"audio": "file:///etc/hostname"}, "Invalid file data format, provide a url"),
+    (
+        {"audio": "http://127.0.0.1:1/walk.wav"},
+        "The recording could not be fetched from 'http://127.0.0.1:1/walk.wav'; it must be a public",
+    ),
+    ({"audio": "http://10.0.0.1/walk.wav"}, "The recording could not be fetched from 'http://10.0.0.1/walk.wav'; it must be a public"),
+    ({"audio": "http://127.0.0.1:1/gradio_api/file=/etc/hostname"}, "The recording could not be fetched"),
+]
+
+
+def test_mistakes_of_a_tools_caller_are_told_in_one_line(tool_url, recordings):
+    audio = "data:audio/wav;base64," + base64.b64encode(recordings["walk.wav"].read_bytes()).decode()
+
+    async def asked(session):
+        return [await session.call_tool("retrieve", {"audio": audio, "query": "a bell rings", **wrong}) for wrong, _ in MISTAKES]
+
+    for answer, (_, told) in zip(with_tools(tool_url, asked), MISTAKES, strict=True):
+        assert answer.isError
+        assert answer.content[0].text.startswith(told)
+        assert "\n" not in answer.content[0].text

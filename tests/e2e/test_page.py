@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -51,7 +54,7 @@ def sound(page):
 def test_example_shows_moments_scores_and_truth(open_page, examples, shoot):
     page = open_page()
     press_example(page, examples)
-    assert page.locator(".qd-wave polygon").count() == 1
+    assert page.locator(".qd-wave path").count() == 1
     assert page.locator(".qd-relevance polyline").count() == 1
     windows = next(iter(examples[0].truth.values()))
     assert page.locator(".qd-truth .qd-moment").count() == len(windows)
@@ -135,6 +138,90 @@ def test_the_waveform_is_a_slider_for_mouse_and_keyboard(open_page, recordings):
     assert float(wave.get_attribute("aria-valuenow")) == pytest.approx(21, abs=0.4)
     wave.press("Home")
     assert sound(page)["now"] == 0
+
+
+def zoom_in(page, times):
+    page.locator(".qd-wave").focus()
+    for _ in range(times):
+        page.keyboard.press("+")
+
+
+def test_zooming_in_brings_finer_columns_of_the_part_in_view(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    assert page.locator(".qd-fine").count() == 0
+    with page.expect_request("**/component_server/") as asked:
+        zoom_in(page, 4)
+    page.locator(".qd-fine").wait_for(state="attached")
+    plot, fine = page.locator(".qd-wave").bounding_box(), page.locator(".qd-fine").bounding_box()
+    assert fine["x"] <= plot["x"] + 1
+    assert fine["x"] + fine["width"] >= plot["x"] + plot["width"] - 1
+    assert fine["width"] / int(page.locator(".qd-fine").get_attribute("data-columns")) <= 1.5
+    sent = asked.value.post_data_json
+    assert set(sent["data"]) == {"token", "from", "to", "columns"}
+    assert "walk" not in json.dumps(sent["data"])
+    # Whoever does not hold the token gets nothing, nor does its holder beyond the recording.
+    for other in ({"token": "made-up"}, {"token": str(recordings["walk.wav"])}, {"to": 4000.0}):
+        answer = page.request.post(asked.value.url, data={**sent, "data": {**sent["data"], **other}})
+        assert (answer.status, answer.json()) == (200, None)
+    assert page.request.post(asked.value.url, data=sent).json()["peaks"]
+    page.keyboard.press("0")
+    page.wait_for_function("document.querySelector('.qd-overview').hidden")
+
+
+def test_without_finer_columns_the_overview_stays_and_nothing_is_said(open_page, recordings):
+    page = open_page()
+    upload(page, recordings["walk.wav"])
+    page.route("**/component_server/", lambda route: route.abort())
+    with page.expect_event("requestfailed", lambda request: "component_server" in request.url):
+        zoom_in(page, 4)
+    assert page.locator(".qd-fine").count() == 0
+    assert page.locator(".qd-coarse path").count() == 1
+    assert page.locator(".toast-body").count() == 0
+
+
+def test_two_visitors_have_different_tokens_for_the_same_example(open_page, examples):
+    tokens = []
+    for _ in range(2):
+        page = open_page()
+        press_example(page, examples)
+        with page.expect_request("**/component_server/") as asked:
+            zoom_in(page, 5)
+        tokens.append(asked.value.post_data_json["data"]["token"])
+    assert tokens[0] != tokens[1]
+    assert min(map(len, tokens)) >= 32
+
+
+def test_waiting_is_told_before_the_server_speaks_and_can_be_called_off(open_page, examples):
+    page = open_page()
+    query = press_example(page, examples)
+
+    def tell(detail):
+        page.evaluate("detail => window.dispatchEvent(new CustomEvent('qamdetr-busy', { detail }))", detail)
+
+    tell("<b>Waiting</b> for two visitors …")
+    assert page.locator(".qd-busy-text").inner_text() == "<b>Waiting</b> for two visitors …"
+    assert page.locator(".qd-cancel").is_hidden()
+    tell({"text": "Waiting …", "cancel": True})
+    page.get_by_role("button", name="Cancel").click()
+    tell("")
+    page.locator(".qd-busy").wait_for(state="hidden")
+    assert query in page.locator(".qd-message").inner_text()
+
+
+def test_many_answers_are_summed_up_with_their_best_overlap(open_page, examples, shoot):
+    page = open_page()
+    first, second, *_ = examples[0].truth
+    press_example(page, examples)
+    page.get_by_label("Describe the sound").fill(f"{first}\n{second}")
+    page.get_by_role("button", name="Find").click()
+    page.locator(".qd-line").nth(1).wait_for()
+    for line, query in zip(page.locator(".qd-line").all(), (first, second), strict=True):
+        if examples[0].truth[query]:
+            assert re.search(r"best IoU \d\.\d\d", line.inner_text())
+    told = page.locator(".qd-player").inner_text()
+    assert told.count("trained this way") <= 1  # a fake model says nothing of itself
+    shoot(page, "two-answers-desktop")
 
 
 def test_a_verifier_chosen_before_the_question_leaves_the_recording_there(open_page, recordings):
@@ -285,3 +372,56 @@ def test_phone_has_room_for_everything(open_page, examples, shoot, dark):
     page.wait_for_timeout(600)
     shoot(page, f"example-phone-{'dark' if dark else 'light'}")
     assert page.locator(".qd-message").bounding_box()["y"] < 844
+
+
+def test_a_table_wider_than_the_phone_shows_that_there_is_more(open_page, examples):
+    page = open_page(width=390, height=844)
+    page.emulate_media(reduced_motion="reduce")  # each press scrolls at once
+    press_example(page, examples)
+    table, more = page.locator(".qd-wide"), page.locator(".qd-columns")
+    scroller = page.locator(".qd-scroll")
+    assert table.get_attribute("data-more") == "after"
+    assert "gradient" in scroller.evaluate("node => getComputedStyle(node).maskImage")
+    assert scroller.get_attribute("tabindex") == "0"
+    assert more.inner_text() == "More columns →"
+    while table.get_attribute("data-more") != "before":
+        left = scroller.evaluate("node => node.scrollLeft")
+        more.click()
+        page.wait_for_function("left => document.querySelector('.qd-scroll').scrollLeft > left", arg=left)
+    last = page.locator(".qd-table th").last.bounding_box()
+    assert last["x"] + last["width"] <= 390
+    more.click()
+    page.wait_for_function("document.querySelector('.qd-scroll').scrollLeft === 0")
+    scroller.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.qd-scroll').scrollLeft > 0")
+    assert sound(page)["now"] == 0
+
+
+def test_a_table_that_fits_says_nothing_of_more(open_page, examples):
+    page = open_page()
+    press_example(page, examples)
+    assert page.locator(".qd-columns").is_hidden()
+    assert page.locator(".qd-scroll").get_attribute("tabindex") is None
+
+
+def test_an_open_accordion_leaves_no_hole_beside_it(open_page):
+    page = open_page()
+    closed, other = page.locator("#qamdetr-ranking"), page.locator("#qamdetr-inside")
+    assert closed.bounding_box()["y"] == other.bounding_box()["y"]
+    page.get_by_role("button", name="Model and ranking").click()
+    page.get_by_role("radio", name="Pocket").wait_for()
+    row = page.locator(".qamdetr-options").bounding_box()
+    assert closed.bounding_box()["width"] == pytest.approx(row["width"], abs=2)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_text_twice_as_large_has_room(open_page, examples, shoot, width, height):
+    page = open_page(width=width, height=height)
+    page.add_style_tag(content="html { font-size: 200% }")
+    press_example(page, examples)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = page.evaluate(
+        "['.qd-title', '#qamdetr-find', '.qd-table td'].map(one => parseFloat(getComputedStyle(document.querySelector(one)).fontSize))"
+    )
+    assert min(sizes) >= 28
+    shoot(page, f"large-text-{width}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
+from gradio_client import Client, handle_file
 from own_sounds import make_clips
 
 pytestmark = pytest.mark.slow
@@ -35,7 +37,7 @@ def start_app(runs_dir):
     patch.setenv(RUNS_VARIABLE, str(runs_dir))
 
     def start():
-        demo = build_demo(SharedRetriever(lambda _: FakeRetriever()), examples=[])
+        demo = build_demo(SharedRetriever(lambda _: FakeRetriever(), runs=runs_dir), examples=[])
         started.append(demo)
         return demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())[1].rstrip("/"), demo
 
@@ -54,14 +56,14 @@ def open_train(browser, start_app):
     """Opens the tab of a running app; no request may leave the machine and no script may fail."""
     contexts, failures = [], []
 
-    def open_it(url, width=1280, height=900, dark=False):
+    def open_it(url, width=1280, height=900, dark=False, search=""):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: failures.append(f"{error}\n{error.stack}"))
         page.on("request", lambda request: None if request.url.startswith((url, "data:", "blob:")) else failures.append(request.url))
-        page.goto(url)
+        page.goto(url + search)
         show_tab(page)
         return page
 
@@ -87,7 +89,7 @@ def toast(page):
     return body.inner_text()
 
 
-def test_the_whole_story(open_train, start_app, clips, shoot):
+def test_the_whole_story(open_train, start_app, clips, runs_dir, shoot):
     url, demo = start_app()
     page = open_train(url)
     page.get_by_text("No runs yet").wait_for()
@@ -95,6 +97,8 @@ def test_the_whole_story(open_train, start_app, clips, shoot):
 
     page.get_by_role("button", name="Make scenes", exact=True).click()
     assert "no folder" in toast(page)
+    assert "no folder" in told(page)
+    assert "Error" not in page.locator("#qamdetr-runs").evaluate("panel => panel.textContent")
 
     page.get_by_label("Folder of clips").fill(str(clips))
     for label, value in (("Scenes to learn from", "6"), ("Scenes to validate on", "3"), ("Shortest", "12"), ("Longest", "16")):
@@ -148,7 +152,41 @@ def test_the_whole_story(open_train, start_app, clips, shoot):
     page.locator(".qt-use").click()
     page.get_by_label("Describe the sound").wait_for()
     page.get_by_role("button", name="Model and ranking").click()
-    page.wait_for_function("document.querySelector('#qamdetr-model input')?.value.includes('tones')")
+    page.wait_for_function("document.querySelector('#qamdetr-model input')?.value.startsWith('run: tones ')")
+    assert str(runs_dir) not in page.content()
+
+
+def test_a_run_outlives_the_app_in_list_and_link_and_a_removed_one_is_said(open_train, start_app, runs_dir, recordings):
+    from run_folders import row, write_run
+
+    write_run(runs_dir / "second", [row(1, 5.0)], checkpoint=True)
+    url, _ = start_app()
+    page = open_train(url, search="/?q=rain&model=run%3A+second")
+    page.get_by_role("tab", name="Find").click()
+    page.get_by_role("button", name="Model and ranking").click()
+    model = page.locator("#qamdetr-model input")
+    page.wait_for_function("document.querySelector('#qamdetr-model input').value.startsWith('run: second ')")
+    assert "model=run%3A+second" in page.url
+    assert page.locator(".toast-body").count() == 0
+
+    # What is trained while the page is open is in the list when it is opened.
+    write_run(runs_dir / "third", [row(1, 5.0)], checkpoint=True)
+    page.locator("#qamdetr-query textarea").click()  # elsewhere, so that the list is opened anew
+    model.click()
+    page.get_by_role("option", name="run: third").click()
+    page.wait_for_function("location.search.includes('third')")
+    client = Client(url, verbose=False)
+    answer = client.predict(handle_file(recordings["walk.wav"]), "rain", checkpoint="run: third", api_name="/retrieve")
+    assert answer["moments"]
+    assert str(runs_dir) not in str(answer)
+    client.close()
+
+    shutil.rmtree(runs_dir / "second")
+    page.goto(f"{url}/?q=rain&model=run%3A+second&beta=7")
+    assert "model “run: second” (qam-detr-pocket is used)" in toast(page)
+    assert "“7”" in toast(page)
+    page.wait_for_function("location.search === '?q=rain'")
+    assert page.locator(".toast-body").count() == 1
 
 
 def epochs_done(page):

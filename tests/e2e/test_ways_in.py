@@ -103,5 +103,24 @@ def test_hostile_links_are_passed_over(open_page, app_url):
     page.wait_for_function("document.querySelector('#qamdetr-query textarea').value !== ''")
     assert field.input_value() == hostile
     assert page.locator("img[src=x]").count() == 0
-    assert page.locator(".toast-body").count() == 0
+    page.locator(".toast-body").first.wait_for()
+    assert page.locator(".toast-body").count() == 1
+    told = page.locator(".toast-body").inner_text()
+    for name in ("/etc", "oracle", "nan", hostile, "99", "../../etc/passwd"):
+        assert f"“{name}”" in told
+    page.wait_for_function("new URLSearchParams(location.search).size === 1")
+    assert settings_in(page) == {"q": [hostile]}
     assert page.locator(".qd-empty").is_visible()
+
+
+def test_a_recording_of_the_microphone_is_opened_and_asked(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Record").click()
+    microphone = page.locator("#qamdetr-microphone")
+    microphone.get_by_role("button", name="Record", exact=True).click()
+    microphone.get_by_role("button", name="Stop").click(delay=50)
+    page.locator(".qd-title", has_text="Your recording").wait_for()
+    page.locator(".qd-player[aria-busy='false']").wait_for()
+    page.get_by_label("Describe the sound").fill("a beep")
+    page.get_by_role("button", name="Find", exact=True).click()
+    page.locator(".qd-message", has_text="a beep").wait_for()

@@ -49,15 +49,16 @@ def test_needs_are_sizes_or_here(here):
 
 
 def test_models_say_which_encoders_they_bring(configs):
-    labels = [label for label, _ in choices.model_choices(["small", "big", "gone"])]
-    assert labels == ["small · pocket encoders, here", "big · encoders A, needs a download of 1.7 GB", "gone · cannot be read"]
+    labels = [label for label, _ in choices.model_choices({"small": "small", "run: big": "big", "gone": "gone"})]
+    assert labels == ["small · pocket encoders, here", "run: big · encoders A, needs a download of 1.7 GB", "gone · cannot be read"]
 
 
 def test_encoders_say_what_they_need_and_whether_a_model_reads_them(configs, here):
-    labels = {combo: label for label, combo in choices.encoder_choices(["small", "big"])}
+    labels = {combo: label for label, combo in choices.encoder_choices({"small": "small", "run: big": "big"})}
     assert labels["pocket"] == "Pocket, made by this project · here"
     assert labels["A"] == "A: LAION-CLAP + MS-CLAP + WavLM base+ · needs a download of 1.7 GB"
     assert labels["B"].endswith("needs a download of 1.3 GB; no model here reads them yet")
+    assert choices.models_with("A", {"small": "small", "run: big": "big"}) == ["run: big"]
     assert "train one" in choices.how_to_get_encoder("B")
     assert "needs a download of 1.3 GB" in choices.how_to_get_encoder("B")
     assert "download" not in choices.how_to_get_encoder("pocket")

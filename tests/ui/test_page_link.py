@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import pytest
@@ -8,7 +9,8 @@ from qamdetr.config import Config
 from qamdetr.ui import ablations
 from qamdetr.ui.page_link import MAX_LINK_CHARACTERS, Offers, PageSettings, read_link, writing_script
 
-OFFERS = Offers(["first", "second"], ["none", "pocket"], ["street"])
+MODELS = {"first": "first", "run: second": "/srv/runs/second/best", **{row.checkpoint: row.checkpoint for row in ablations.TABLE_ROWS[:3]}}
+OFFERS = Offers(MODELS, ["none", "pocket"], ["street"])
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +24,10 @@ def read(*parameters):
 
 def test_everything_comes_back():
     link = read(
-        ("q", "a dog barks"), ("q", "rain"), ("model", "second"), ("verifier", "pocket"), ("beta", "0.55"), ("off", "three_way"),
+        ("q", "a dog barks"), ("q", "rain"), ("model", "run: second"), ("verifier", "pocket"), ("beta", "0.55"), ("off", "three_way"),
         ("off", "verifier"), ("row", "2"), ("row", "1"), ("example", "street"), ("__theme", "dark"),
     )  # fmt: skip
-    assert link == PageSettings("a dog barks\nrain", "second", "pocket", 0.55, ("three_way", "verifier"), (1, 2), "street")
+    assert link == PageSettings("a dog barks\nrain", "run: second", "pocket", 0.55, ("three_way", "verifier"), (1, 2), "street")
 
 
 def test_a_plain_address_says_nothing():
@@ -33,27 +35,54 @@ def test_a_plain_address_says_nothing():
 
 
 @pytest.mark.parametrize(
-    "parameters",
+    ("parameters", "told"),
     [
-        [("model", "/etc")],
-        [("model", "../second")],
-        [("verifier", "server")],
-        [("beta", "nan")],
-        [("beta", "1.01")],
-        [("beta", "-inf")],
-        [("beta", "half")],
-        [("off", "<img src=x>"), ("off", "decoder"), ("off", "verifier")],
-        [("row", "0"), ("row", "7"), ("row", "1.0"), ("row", "²")],
-        [("example", "../street"), ("example", "street")],
-        [("q", "x" * 501)],
-        [("q", f"sound {number}") for number in range(9)],
-        [("q", " "), ("q", "")],
-        [("q", "x" * 499)] * 3 + [("q", "y" * (MAX_LINK_CHARACTERS + 1))],
-        [("q", "a")] * 300,
+        ([("model", "/etc")], "model “/etc” (first is used)"),
+        ([("model", "../second")], "model “../second” (first is used)"),
+        ([("model", "/srv/runs/second/best")], "model “/srv/runs/second/best” (first is used)"),
+        ([("verifier", "server")], "verifier “server” (none is used)"),
+        ([("beta", "nan")], "weight “nan”"),
+        ([("beta", "1.01")], "weight “1.01”, which is no number from 0 to 1 (the model's own is used)"),
+        ([("beta", "-inf")], "weight “-inf”"),
+        ([("beta", "half")], "weight “half”"),
+        ([("off", "<img src=x>")], "leaving out “<img src=x>” (the model in use has no such part)"),
+        ([("off", "verifier")], "leaving out “verifier”"),
+        ([("row", "7"), ("row", "7")], "row “7” of Table 1"),
+        ([("row", "5")], "row “5” of Table 1"),
+        ([("row", "²")], "row “²” of Table 1"),
+        ([("example", "../street"), ("example", "street")], "example “../street” (no recording is open)"),
+        ([("q", "x" * 501)], "its queries (The query has 501 characters; the limit is 500"),
+        ([("q", f"sound {number}") for number in range(9)], "its queries (There are 9 lines"),
+        ([("q", "x" * 499)] * 3 + [("q", "y" * (MAX_LINK_CHARACTERS + 1))], "its queries (they have 5501 characters; a link holds 4000)"),
+        ([("__theme", "x" * 70_000)], "what comes after 65536 characters"),
+        ([("q", "a")] * 300, "more than 200 settings (none of them is used)"),
     ],
 )
-def test_what_the_page_could_not_have_written_is_passed_over(parameters):
-    assert read(*parameters) == PageSettings()
+def test_what_cannot_be_used_is_passed_over_and_said(parameters, told):
+    link = read(*parameters)
+    assert replace(link, passed_over=()) == PageSettings()
+    (line,) = link.passed_over
+    assert line.startswith(told)
+    assert line in link.warning
+
+
+def test_one_line_says_all_that_was_passed_over_and_the_rest_is_used():
+    link = read(("q", "rain"), ("model", "gone"), ("verifier", "pocket"), ("beta", "7"), ("off", "quality"), ("off", "magic"), ("row", "1"))
+    assert (link.queries, link.model, link.verifier, link.beta, link.off, link.rows) == ("rain", None, "pocket", None, ("quality",), (1,))
+    for told in ("model “gone” (first is used)", "weight “7”", "leaving out “magic”", "The address now says what is in use"):
+        assert link.warning.count(told) == 1
+    assert "\n" not in link.warning
+
+
+def test_a_warning_stays_short_whatever_the_link_holds():
+    link = read(*(("off", f"part {number} " + "\n" * 50 + "x" * 100) for number in range(190)))
+    assert "and 182 more" in link.warning
+    assert len(link.warning) < 1500
+    assert "\n" not in link.warning
+
+
+def test_blanks_ask_for_nothing():
+    assert read(("q", " "), ("q", ""), ("model", ""), ("beta", "")) == PageSettings()
 
 
 def test_queries_stay_one_line_each_and_hostile_words_stay_words():

@@ -13,6 +13,7 @@ import pytest
 from qamdetr.inference.rerank import rerank
 from qamdetr.types import Candidate, Result
 from qamdetr.ui import presenters
+from qamdetr.ui.closer_look import MOST_COLUMNS, MOST_SECONDS
 from qamdetr.ui.player import PLAYER_SCRIPTS
 from qamdetr.ui.presenters import LaneResult
 
@@ -155,3 +156,48 @@ def test_the_scripts_are_one_sound_function_body(tmp_path):
 
 def test_every_script_of_the_player_is_loaded():
     assert sorted(PLAYER_SCRIPTS) == sorted(path.name for path in UI_DIR.glob("player*.js"))
+
+
+PART = {"from": 100.0, "to": 160.0}
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("given", "asks"),
+    [
+        ({"range": {"from": 0.0, "to": 3600.0}}, False),  # a column of the overview is 0.3 pixels
+        ({"range": {"from": 0.0, "to": 601.0}}, False),  # a little wide, and too long to read
+        ({"range": PART}, True),
+        ({"range": PART, "pixels": 0}, False),
+        ({"range": PART, "fine": {"from": 85.0, "to": 175.0, "columns": 1500, "asked": 1500}}, False),
+        ({"range": {"from": 110.0, "to": 140.0}, "fine": {"from": 85.0, "to": 175.0, "columns": 1500, "asked": 1500}}, True),  # closer
+        ({"range": {"from": 140.0, "to": 200.0}, "fine": {"from": 85.0, "to": 175.0, "columns": 1500, "asked": 1500}}, True),  # beside it
+        ({"range": {"from": 100.0, "to": 101.0}, "fine": {"from": 99.0, "to": 102.0, "columns": 300, "asked": 1500}}, False),  # all samples
+    ],
+)
+def test_finer_columns_are_asked_for_only_where_they_would_be_seen(given, asks):
+    values = {"pixels": 1000, "fine": None, **given}
+    part = run_js("closerLook(given.range, 3600, 4000, given.pixels, given.fine)", values)
+    assert (part is not None) == asks
+
+
+@needs_node
+@pytest.mark.parametrize("pixels", [300, 1000, 4000])
+@pytest.mark.parametrize("view", [{"from": 0.0, "to": 1.0}, {"from": 3595.0, "to": 3600.0}, {"from": 100.0, "to": 700.0}])
+def test_the_part_that_is_asked_for_is_one_that_the_server_gives(view, pixels):
+    part = run_js("closerLook(given.range, 3600, 4000, given.pixels, null)", {"range": view, "pixels": pixels})
+    if part is None:
+        assert (view["to"] - view["from"]) / pixels >= 0.9 / 1.5  # the overview's own columns will do
+        return
+    assert 0 <= part["from"] <= view["from"] < view["to"] <= part["to"] <= 3600
+    assert part["to"] - part["from"] <= MOST_SECONDS
+    assert 1 <= part["columns"] <= MOST_COLUMNS
+    held = {"range": view, "pixels": pixels, "fine": {**part, "asked": part["columns"]}}
+    assert run_js("closerLook(given.range, 3600, 4000, given.pixels, given.fine)", held) is None
+
+
+@needs_node
+def test_best_iou_is_that_of_the_likely_rows_and_of_none_where_nothing_is_true():
+    rows = [{"iou": 0.4, "likely": True}, {"iou": 0.8, "likely": True}, {"iou": 0.9, "likely": False}]
+    lanes = [{"truth": truth, "rows": rows} for truth in ([[1, 2]], [], None)]
+    assert run_js("given.map(bestIou)", lanes) == [0.8, None, None]

@@ -42,6 +42,13 @@ def test_display_peaks_enlarges_quiet_recordings_but_only_so_far():
     assert presenters.display_peaks(np.zeros((2, 3))) == [[0.0] * 3, [0.0] * 3]
 
 
+def test_finer_peaks_are_on_the_scale_of_the_overview_and_never_beyond_it():
+    overview = np.array([[-0.1, -0.05], [0.1, 0.05]])
+    gain = presenters.display_gain(overview)
+    assert presenters.scaled_peaks(overview, gain) == presenters.display_peaks(overview)
+    assert presenters.scaled_peaks(np.array([[-0.2], [0.03]]), gain) == [[-1.0], [0.3]]
+
+
 def test_iou_is_against_the_best_true_window():
     windows = [(0.0, 10.0), (20.0, 30.0), (50.0, 51.0)]
     assert presenters.best_ious(windows, [(5.0, 10.0), (20.0, 30.0)]) == pytest.approx([0.5, 1.0, 0.0])
@@ -103,6 +110,26 @@ def test_a_view_has_one_lane_per_answer_and_the_weight_of_the_first_verified_one
     assert presenters.result_view({}, lanes[:1])["verifier"] == "none"
 
 
+def test_what_all_lanes_would_say_of_their_model_is_said_once():
+    one, other, bypassed = "trained this way: BiMamba", "trained this way: Transformer", "bypassed in the full model: quality"
+    assert presenters.shared_how([one]) == ("", [one])
+    assert presenters.shared_how([one, bypassed]) == ("", [one, bypassed])
+    assert presenters.shared_how(["", ""]) == ("", ["", ""])
+    said, left = presenters.shared_how([one, one])
+    assert (said.count(one), left) == (1, ["", ""])
+    said, left = presenters.shared_how([one, other])
+    assert "trained this way" in said
+    assert left == ["BiMamba", "Transformer"]
+
+
+def test_a_view_says_it_once_too():
+    lanes = [LaneResult(query, "trained this way: BiMamba", result(moment(1, 2, 0.8), query=query), None) for query in ("a dog", "a cat")]
+    view = presenters.result_view({}, lanes)
+    assert "BiMamba" in view["shared_how"]
+    assert [lane["how"] for lane in view["lanes"]] == ["", ""]
+    assert presenters.result_view({}, lanes[:1])["lanes"][0]["how"] == "trained this way: BiMamba"
+
+
 def test_truth_is_one_lane_only_where_all_answers_share_query_and_windows():
     truth = [(1.0, 2.0)]
     dog, cat = (LaneResult(query, "", result(moment(1, 2, 0.8), query=query), truth) for query in ("a dog", "a cat"))
@@ -152,7 +179,8 @@ def test_what_the_browser_sends_as_chosen_is_checked(sent, read):
 
 
 def test_busy_says_stage_share_and_time_left():
-    assert presenters.busy_view("Listening …") == {"state": "busy", "busy": "Listening …", "share": None, "left": ""}
+    assert presenters.busy_view("Listening …") == {"state": "busy", "busy": "Listening …", "share": None, "left": "", "cancel": False}
+    assert presenters.busy_view("Listening …", cancel=True)["cancel"] is True
     assert presenters.busy_view("Listening …", 1.2, 37)["share"] == 1.0
     assert presenters.busy_view("Listening …", 0.4, 37)["left"] == "about 40 s left"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -11,7 +12,8 @@ from fake import FakeRetriever
 
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError
-from qamdetr.ui import ablations, encoding_progress, recordings, retrieve_handlers, shared_retriever
+from qamdetr.progress import tell
+from qamdetr.ui import ablations, encoding_progress, offered_models, recordings, retrieve_handlers
 from qamdetr.ui.examples import Example
 from qamdetr.ui.queries import MAX_QUERIES, MAX_QUERY_CHARACTERS
 from qamdetr.ui.retrieve_handlers import RetrieveHandlers
@@ -56,7 +58,7 @@ def warned(monkeypatch):
 def ladder(monkeypatch):
     """Checkpoints that need not lie here: what can be bypassed and how they were trained comes from the default configuration."""
     monkeypatch.setattr(ablations, "read_config", lambda _: Config())
-    monkeypatch.setattr(shared_retriever, "available_checkpoints", lambda: ["big", *(row.checkpoint for row in ablations.TABLE_ROWS)])
+    monkeypatch.setattr(offered_models, "available_checkpoints", lambda: ["big", *(row.checkpoint for row in ablations.TABLE_ROWS)])
 
 
 def test_upload_then_query(handlers, retriever, make_audio):
@@ -86,8 +88,8 @@ def test_example_brings_its_truth(handlers):
 
 
 def test_an_example_that_is_not_there_changes_nothing(handlers):
-    assert views(handlers.open_example(Session(), "../../etc/passwd", "a dog", "none", 0.35)) == []
-    assert views(handlers.open_example(Session(), "", "a dog", "none", 0.35)) == []
+    assert views(handlers.open_example(Session(), "../../etc/passwd", "a dog", "none", 0.35)) == [gr.skip()]
+    assert views(handlers.open_example(Session(), "", "a dog", "none", 0.35)) == [gr.skip()]
 
 
 def test_a_recording_of_the_microphone_goes_the_way_of_an_upload(handlers, retriever, make_audio):
@@ -95,7 +97,8 @@ def test_a_recording_of_the_microphone_goes_the_way_of_an_upload(handlers, retri
     *_, ready = views(handlers.open_microphone(session, str(make_audio("audio.wav"))))
     assert ready["title"] == "Your recording"
     assert retriever.encoded == ["audio.wav"]
-    assert views(handlers.open_microphone(session, None)) == []
+    assert views(handlers.open_microphone(session, None)) == [ready], "a generator that yields nothing would empty the player"
+    assert views(handlers.open_upload(session, None)) == [ready]
 
 
 def test_several_queries_get_a_lane_each(handlers, retriever, make_audio):
@@ -279,41 +282,11 @@ def test_closing_empties_the_page_and_keeps_the_features(handlers, retriever, ma
     assert retriever.encoded == ["yard.wav"]
 
 
-def test_endpoint_gives_the_json_of_the_command_line_without_server_paths(handlers, make_audio):
-    answer = handlers.retrieve(Session(), str(make_audio()), "a dog", 2)
-    assert list(answer) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
-    assert answer["audio"] == "yard.wav"
-    assert len(answer["moments"]) == 2
-    assert len(answer["saliency"]) == 20
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [({"top_k": 0}, "top_k is 0"), ({"top_k": 101}, "1 to 100"), ({"beta": 1.5}, "beta is 1.5"), ({"verifier": "oracle"}, "oracle")],
-)
-def test_endpoint_refuses_options_out_of_range(handlers, make_audio, options, told):
-    with pytest.raises(gr.Error, match=told):
-        handlers.retrieve(Session(), str(make_audio()), "a dog", **options)
-
-
-def test_files_over_the_limit_are_refused_wherever_they_come_from(retriever, make_audio):
+def test_files_over_the_limit_are_refused(retriever, make_audio):
     handlers = RetrieveHandlers(SharedRetriever(lambda _: retriever), [], AppSettings(upload_mb=1))
     with pytest.raises(gr.Error, match="2 MB; the limit is 1 MB; cut it"):
-        handlers.retrieve(Session(), str(make_audio(seconds=100)), "a dog")
-    with pytest.raises(gr.Error, match="the limit is 1 MB"):
         list(handlers.open_upload(Session(), str(make_audio(seconds=100))))
     assert retriever.encoded == []
-
-
-def test_endpoint_takes_an_offered_model_and_no_other(ladder, make_audio, tmp_path):
-    loaded = []
-    handlers = RetrieveHandlers(SharedRetriever(lambda name: loaded.append(name) or FakeRetriever()), [])
-    handlers.retrieve(Session(), str(make_audio()), "a dog", checkpoint="ladder-6-multi-feature")
-    assert loaded == ["ladder-6-multi-feature"]
-    for name in (str(tmp_path), "../secret"):
-        with pytest.raises(gr.Error, match="is not offered here; choose one of qam-detr-pocket"):
-            handlers.retrieve(Session(), str(make_audio()), "a dog", checkpoint=name)
-    assert loaded == ["ladder-6-multi-feature"]
 
 
 def test_a_model_with_other_encoders_encodes_the_open_recording_anew(ladder, make_audio):
@@ -363,8 +336,6 @@ def test_a_first_model_that_cannot_be_opened_gives_way_as_well(ladder, warned, m
     assert ready["state"] == "ready"
     assert handlers.checkpoint(session) == "qam-detr-pocket"
     assert len(warned) == 1
-    with pytest.raises(gr.Error, match="pass checkpoint='qam-detr-pocket'"):
-        handlers.retrieve(Session(), str(make_audio()), "a dog")
 
 
 def test_a_broken_default_is_an_error_in_one_line(ladder, warned, make_audio):
@@ -420,3 +391,168 @@ def test_a_recording_that_was_put_away_while_it_was_encoded_does_not_come_back(h
     *_, (_, last) = steps
     assert last == {"state": "empty"}
     assert session.recording is None
+
+
+@pytest.fixture
+def held(retriever, monkeypatch):
+    """Encoding that goes on, telling that it does, until it is let go; the files that were begun, and what ended each."""
+    monkeypatch.setattr(encoding_progress, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(retrieve_handlers, "POLL_SECONDS", 0.01)
+    encode = retriever.encode
+    held = SimpleNamespace(let_go=threading.Event(), begun=[], ends={}, ended=threading.Event())
+
+    def slow(path, on_stage=None):
+        name = Path(path).name
+        held.begun.append(name)
+        try:
+            while not held.let_go.wait(0.005):
+                tell(0.5)
+            recording = encode(path, on_stage)
+        except BaseException as error:
+            held.ends[name] = type(error).__name__
+            raise
+        else:
+            held.ends[name] = "encoded"
+            return recording
+        finally:
+            held.ended.set()
+
+    monkeypatch.setattr(retriever, "encode", slow)
+    yield held
+    held.let_go.set()
+
+
+def test_what_is_put_away_stops_being_encoded(handlers, held, make_audio):
+    session = Session()
+    steps = handlers.open_upload(session, str(make_audio()))
+    assert [next(steps)[1]["cancel"] for _ in range(3)] == [True] * 3
+    assert handlers.close(session)[1] == {"state": "empty"}
+    assert views(steps) == [{"state": "empty"}]
+    assert held.ended.wait(5)
+    assert held.ends == {"yard.wav": "StoppedError"}
+    assert not session.runs
+
+
+def test_a_closed_page_stops_the_encoding(handlers, held, make_audio):
+    steps = handlers.open_upload(Session(), str(make_audio()))
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    assert held.ended.wait(5)
+    assert held.ends == {"yard.wav": "StoppedError"}
+
+
+def test_another_recording_takes_the_place_of_the_one_that_is_being_encoded(handlers, held, make_audio):
+    session = Session()
+    first = handlers.open_upload(session, str(make_audio("long.wav")))
+    for _ in range(3):
+        next(first)
+    second = handlers.open_upload(session, str(make_audio("short.wav")))
+    next(second)
+    assert views(first) == [gr.skip()], "the page already tells of the second"
+    assert held.ended.wait(5)
+    held.let_go.set()
+    *_, ready = views(second)
+    assert ready["title"] == "short.wav"
+    assert held.ends == {"long.wav": "StoppedError", "short.wav": "encoded"}
+
+
+def test_cancelling_brings_back_what_the_page_showed(handlers, held, make_audio):
+    session = Session()
+    held.let_go.set()
+    *_, ready = views(handlers.open_upload(session, str(make_audio("first.wav"))))
+    held.let_go.clear()
+    held.ended.clear()
+    steps = handlers.open_upload(session, str(make_audio("second.wav")))
+    for _ in range(3):
+        next(steps)
+    _, view, *sources = handlers.cancel(session)
+    assert view is ready
+    assert sources == [None, None], "the file that was not opened leaves its field"
+    assert views(steps) == [ready]
+    assert held.ended.wait(5)
+    assert session.recording.name == "first.wav"
+    assert handlers.cancel(session)[2:] == (gr.skip(), gr.skip()), "an open recording stays in its field"
+
+
+def test_a_question_waits_for_its_own_recording_which_is_encoded_once(handlers, held, retriever, make_audio):
+    session = Session()
+    opening = handlers.open_upload(session, str(make_audio()))
+    for _ in range(3):
+        next(opening)
+    asking = handlers.find(session, "a dog", "none", 0.35)
+    for _ in range(3):
+        assert next(asking)[1]["state"] == "busy"
+    opening.close()
+    next(asking)
+    held.let_go.set()
+    *_, answer = views(asking)
+    assert answer["state"] == "result"
+    assert held.begun == ["yard.wav"]
+    assert held.ends == {"yard.wav": "encoded"}, "the question still waits for it, whoever opened it has gone"
+
+
+def test_a_question_on_another_recording_does_not_wait_for_somebodys_encoding(handlers, held, make_audio):
+    held.let_go.set()
+    mine, other = Session(), Session()
+    list(handlers.open_upload(mine, str(make_audio("mine.wav"))))
+    held.let_go.clear()
+    encoding = handlers.open_upload(other, str(make_audio("other.wav")))
+    for _ in range(3):
+        next(encoding)
+    *_, answer = views(handlers.find(mine, "a dog", "none", 0.35))
+    assert answer["state"] == "result"
+    late = handlers.open_upload(Session(), str(make_audio("late.wav")))
+    told = ""
+    while "waits for its turn" not in told:
+        told = next(late)[1]["busy"]
+    assert told == "“late.wav” waits for its turn: 1 other recording first …"
+    encoding.close()
+    held.let_go.set()
+    *_, ready = views(late)
+    assert ready["title"] == "late.wav"
+
+
+def test_whoever_waits_for_an_answer_is_told_and_a_full_line_loses_nothing(retriever, held, make_audio):
+    settings = AppSettings(queue_length=1)
+    model = SharedRetriever(lambda _: retriever, settings)
+    handlers = RetrieveHandlers(model, [], settings)
+    held.let_go.set()
+    sessions = [Session(), Session()]
+    for session in sessions:
+        list(handlers.open_upload(session, str(make_audio())))
+    with model.answering.ticket() as ticket:
+        assert ticket.wait(0) == 0
+        waiting = handlers.find(sessions[0], "a dog", "none", 0.35)
+        told = [next(waiting)[1]["busy"] for _ in range(2)]
+        assert told == ["Looking for “a dog” …", "Waiting for your turn: 1 other question first …"]
+        seen = []
+        with pytest.raises(gr.Error, match="Too many at once: 1 request is waiting already, which is the limit; try again in a moment"):
+            seen.extend(views(handlers.find(sessions[1], "a dog", "none", 0.35)))
+        assert sessions[1].view["title"] == "yard.wav"
+    *_, answer = views(waiting)
+    assert answer["state"] == "result"
+    *_, answer = views(handlers.find(sessions[1], "a dog", "none", 0.35))
+    assert answer["state"] == "result"
+
+
+def test_a_later_question_takes_the_place_of_the_one_that_waits(handlers, held, retriever, make_audio):
+    held.let_go.set()
+    session = Session()
+    list(handlers.open_upload(session, str(make_audio())))
+    with handlers._model.answering.ticket():
+        first = handlers.find(session, "a dog", "none", 0.35)
+        for _ in range(2):
+            next(first)
+        second = handlers.find(session, "rain", "none", 0.35)
+        next(second)
+        assert views(first) == [gr.skip()]
+    *_, answer = views(second)
+    assert [lane["label"] for lane in answer["lanes"]] == ["rain"]
+    assert retriever.queries == ["rain"]
+
+
+def test_an_example_is_encoded_once_for_all_visitors(handlers, retriever):
+    for _ in range(2):
+        list(handlers.open_example(Session(), "example", "a dog barks", "none", 0.35))
+    assert retriever.encoded == ["example.wav"]

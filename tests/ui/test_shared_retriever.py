@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 
 import pytest
 from fake import FakeRetriever
+from run_folders import row, write_run
 
-from qamdetr.errors import CheckpointError
+from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import KEPT_MODELS, SharedRetriever
 
@@ -86,22 +89,47 @@ def test_a_checkpoint_is_loaded_once_and_the_one_used_longest_ago_goes():
 def test_the_settings_choose_what_the_page_starts_with():
     assert SharedRetriever(FakeRetriever).offered()[0] == "qam-detr-pocket"
     loads = []
-    shared = SharedRetriever(lambda name: loads.append(name) or FakeRetriever(), AppSettings(checkpoint="runs/mine/best"))
-    assert shared.offered()[:2] == ["runs/mine/best", "qam-detr-pocket"]
+    shared = SharedRetriever(lambda name: loads.append(name) or FakeRetriever(), AppSettings(checkpoint="models/mine"))
+    assert shared.offered()[:2] == ["mine", "qam-detr-pocket"]
     shared.get()
-    assert loads == ["runs/mine/best"]
+    assert loads == ["models/mine"]
 
 
-def test_what_was_trained_is_offered_and_read_anew_when_training_went_on():
+def test_what_was_trained_is_offered_by_its_run_and_read_anew_when_training_went_on(tmp_path):
     loads = []
-    shared = SharedRetriever(lambda name: loads.append(name) or FakeRetriever())
-    shared.offer("runs/mine/best")
-    assert shared.offered()[-1] == "runs/mine/best"
-    shared.get("runs/mine/best")
-    shared.offer("runs/mine/best")
-    shared.get("runs/mine/best")
-    assert loads == ["runs/mine/best"] * 2
-    assert shared.offered().count("runs/mine/best") == 1
+    best = write_run(tmp_path / "mine", [row(1, 5.0)], checkpoint=True) / "best"
+    shared = SharedRetriever(lambda folder: loads.append(folder) or FakeRetriever(), runs=tmp_path)
+    assert shared.offered()[-1] == "run: mine"
+    shared.get("run: mine")
+    shared.get("run: mine")
+    os.utime(best / "model.safetensors", ns=(1, 1))
+    shared.get("run: mine")
+    assert loads == [str(best)] * 2
+
+
+def test_a_run_that_was_removed_is_one_line_even_where_its_model_is_loaded(tmp_path):
+    folder = write_run(tmp_path / "mine", [row(1, 5.0)], checkpoint=True)
+    shared = SharedRetriever(lambda _: FakeRetriever(), runs=tmp_path)
+    shared.open_offered("run: mine", "choose another")
+    shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match=r"The model of the run 'mine' is no longer here.*choose one of qam-detr-pocket") as caught:
+        shared.open_offered("run: mine", "choose another")
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_broken_checkpoint_is_told_by_its_name(tmp_path):
+    write_run(tmp_path / "mine", [row(1, 5.0)], checkpoint=True)
+
+    def load(folder):
+        raise CheckpointError(f"Checkpoint {folder}: model.safetensors is damaged; copy it again.")
+
+    for shared, name in (
+        (SharedRetriever(load, runs=tmp_path), "run: mine"),
+        (SharedRetriever(load, AppSettings(checkpoint=str(tmp_path / "mine" / "best"))), "mine"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            shared.open_offered(name, "choose another")
+        assert str(caught.value) == f"Checkpoint {name}: model.safetensors is damaged; copy it again."
 
 
 def test_large_verifiers_are_made_once_with_the_settings_of_the_page(monkeypatch):

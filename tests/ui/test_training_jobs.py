@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ import time
 import pytest
 
 from qamdetr.errors import ConfigError
-from qamdetr.ui.training_jobs import JOB_FILE, Jobs, Step, check_name, process_identity
+from qamdetr.ui.training_jobs import JOB_FILE, Jobs, Step, check_name
 from qamdetr.ui.training_runner import STOP_SECONDS
 
 SLEEPER = Step("sleeping", (sys.executable, "-c", "import time; print('asleep', flush=True); time.sleep(60)"))
@@ -141,16 +139,6 @@ def test_progress_by_files_counts_from_where_the_step_began(jobs, tmp_path):
     until_logged(jobs, "job", "made")
     (made / ".5.partial.flac").touch()
     assert jobs.read(jobs.folder / "job").share() == pytest.approx(0.5)
-
-
-def test_identity_is_of_living_processes_only():
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    assert process_identity(os.getpid()) == process_identity(os.getpid()) != ""
-    child.send_signal(signal.SIGKILL)
-    time.sleep(0.2)
-    assert process_identity(child.pid) == ""  # a zombie: it has ended, but nobody has asked yet
-    child.wait()
-    assert process_identity(child.pid) == ""
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "-rf", ".hidden", "x" * 81, "a b", "a\n", "é"])

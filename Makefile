@@ -30,6 +30,7 @@ train-smoke: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.scan
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.hour
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.encoders

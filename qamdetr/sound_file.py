@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from qamdetr.audio import ffmpeg_command
+from qamdetr.audio_blocks import ffmpeg_command
 from qamdetr.errors import AudioError
 
 BLOCK_FRAMES = 1 << 16

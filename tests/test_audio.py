@@ -200,13 +200,6 @@ def test_crop_cuts_whole_samples_inside_the_recording():
     assert len(audio.crop(waveform, 50, 60).samples) == 0
 
 
-def test_peak_envelope_holds_the_extremes_of_each_stretch():
-    samples = np.array([0, 1, -1, 0.5, 0.2, 0.1, -3, 2], dtype=np.float32)
-    np.testing.assert_allclose(audio.peak_envelope(samples, 4), [[0, -1, 0.1, -1], [1, 0.5, 0.2, 1]])
-    assert audio.peak_envelope(samples, 20).shape == (2, 20)
-    assert audio.peak_envelope(samples[:0], 5).shape == (2, 5)
-
-
 @pytest.mark.slow
 def test_a_long_stereo_file_is_held_once(tmp_path):
     rate, minutes = 48000, 15

@@ -14,6 +14,7 @@ from qamdetr import audio
 from qamdetr.features.encoders import ComboEncoder
 from qamdetr.inference.pretrained import save_pretrained
 from qamdetr.models.qam_detr import QamDetr
+from qamdetr.sample_stream import SampleStream
 from qamdetr.types import TextFeatures
 
 DIM = 6
@@ -33,8 +34,9 @@ class TinyAudioStream:
         self.sample_rate_hz = RATES_HZ[name]
         self._runs = runs
 
-    def encode_audio(self, samples: np.ndarray) -> torch.Tensor:
+    def encode_audio(self, stream: SampleStream) -> torch.Tensor:
         self._runs[self.name] += 1
+        samples = np.concatenate(list(stream))
         clips = audio.num_clips(len(samples) / self.sample_rate_hz)
         padded = np.pad(samples, (0, clips * self.sample_rate_hz - len(samples)))
         loudness = torch.from_numpy(padded.reshape(clips, -1)).float().square().mean(dim=1, keepdim=True)

@@ -14,6 +14,7 @@ from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.inference.pretrained import save_pretrained
 from qamdetr.models.qam_detr import QamDetr
+from qamdetr.sample_stream import PeakEnvelope
 from qamdetr.types import Recording, TextFeatures
 
 JOINT_DIM = 8
@@ -68,7 +69,9 @@ class TinyEncoder:
         loudness = torch.from_numpy(padded.reshape(clips, 8000)).square().mean(dim=1, keepdim=True)
         features = torch.sin(loudness * torch.arange(1, JOINT_DIM + 1) * 40)
         recording = recording_of(features, waveform.duration_seconds)
-        return replace(recording, name=Path(path).name, path=str(path), peaks=audio.peak_envelope(waveform.samples, 50))
+        peaks = PeakEnvelope()
+        peaks.add(waveform.samples)
+        return replace(recording, name=Path(path).name, path=str(path), peaks=peaks.columns(50))
 
     def encode_query(self, query: str) -> dict[str, TextFeatures]:
         if len(query) > 200:

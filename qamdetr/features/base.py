@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qamdetr.errors import ConfigError
+from qamdetr.sample_stream import Listener, SampleStream
 from qamdetr.types import TextFeatures
 
 OnStage = Callable[[str, float], None]
@@ -25,8 +26,27 @@ class AudioEncoder(Protocol):
     dim: int
     sample_rate_hz: int
 
-    def encode_audio(self, samples: np.ndarray) -> Tensor:
+    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
         """Encode mono float32 `samples` `(n,)` at `sample_rate_hz` to `(ceil(n / sample_rate_hz), dim)` float32."""
+        ...
+
+
+class FrontEnd(Listener, Protocol):
+    """Keeps what some encoders need of a recording, which is much less than its samples."""
+
+    def finish(self) -> Tensor:
+        """Return what was kept, when all samples are in."""
+        ...
+
+
+@runtime_checkable
+class FrontEndEncoder(Protocol):
+    """An audio encoder that needs no samples: its front end listens while the file is read. Encoders of one front end share its output."""
+
+    open_front_end: Callable[[], FrontEnd]
+
+    def encode_front_end(self, kept: Tensor) -> Tensor:
+        """Encode what the front end kept; the same as `AudioEncoder.encode_audio` on the samples."""
         ...
 
 

@@ -12,11 +12,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from qamdetr import audio as audio_files
+from qamdetr.audio import num_clips
 from qamdetr.errors import ConfigError
-from qamdetr.features.base import AudioEncoder, EncoderOptions, OnStage, OpenedStream, TextEncoder, get_combo
+from qamdetr.features.base import AudioEncoder, EncoderOptions, FrontEndEncoder, OnStage, OpenedStream, TextEncoder, get_combo
 from qamdetr.features.hub import MissingModelError, locate
 from qamdetr.features.pocket import open_mel_stats, open_pocket
+from qamdetr.sample_stream import listen
 from qamdetr.types import Recording, TextFeatures
 
 PEAK_COLUMNS = 4000
@@ -42,7 +43,10 @@ class ComboEncoder:
         """Short hash of all weights; feature caches are valid for one fingerprint only."""
 
     def encode_recording(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
-        """Decode a file once, resample it once for each rate, and run every audio stream on it.
+        """Read a file to its end, then run every audio stream on it; memory does not grow with its length but for what is kept of it.
+
+        The first reading finds what is wrong with the file before any network runs, and feeds the front ends of the pocket encoders.
+        Encoders that need the samples read the file again, each for itself: that costs little beside their networks.
 
         Args:
             path: The audio file.
@@ -52,25 +56,22 @@ class ComboEncoder:
             AudioError: The file cannot be used.
         """
         path = Path(path)
-        waveform = audio_files.decode(path)
+        openers = {encoder.open_front_end for encoder in self.audio.values() if isinstance(encoder, FrontEndEncoder)}
+        front_ends = {open_front_end: open_front_end() for open_front_end in openers}
+        sound = listen(path, [*front_ends.values()], peak_columns=PEAK_COLUMNS)
+        kept = {open_front_end: front_end.finish() for open_front_end, front_end in front_ends.items()}
+        clips = num_clips(sound.duration_seconds)
         streams: dict[str, Tensor] = {}
-        for rate in sorted({encoder.sample_rate_hz for encoder in self.audio.values()}):
-            samples = audio_files.resample(waveform, rate).samples
-            for name, encoder in self.audio.items():
-                if encoder.sample_rate_hz == rate:
-                    if on_stage is not None:
-                        on_stage(name, waveform.duration_seconds)
-                    streams[name] = encoder.encode_audio(samples)
-            del samples  # before the next rate is made: hours of audio are gigabytes
-        clips = audio_files.num_clips(waveform.duration_seconds)
-        return Recording(
-            name=path.name,
-            path=str(path),
-            duration_seconds=waveform.duration_seconds,
+        for name, encoder in self.audio.items():
+            if on_stage is not None:
+                on_stage(name, sound.duration_seconds)
+            if isinstance(encoder, FrontEndEncoder):
+                rows = encoder.encode_front_end(kept[encoder.open_front_end])
+            else:
+                rows = encoder.encode_audio(sound.at(encoder.sample_rate_hz))
             # Resampling may round a recording of whole seconds up by a sample, hence the cut.
-            streams={name: streams[name][:clips] for name in self.audio},
-            peaks=audio_files.peak_envelope(waveform.samples, PEAK_COLUMNS),
-        )
+            streams[name] = rows[:clips]
+        return Recording(name=path.name, path=str(path), duration_seconds=sound.duration_seconds, streams=streams, peaks=sound.peaks)
 
     def encode_query(self, query: str) -> dict[str, TextFeatures]:
         """Encode a query with every text stream, main stream first."""

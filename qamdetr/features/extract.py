@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
-from qamdetr.audio import MAX_SECONDS, stated_seconds
+from qamdetr.audio import stated_seconds
+from qamdetr.audio_blocks import MAX_SECONDS
 from qamdetr.errors import AudioError, DataError, FeatureValuesError, QamDetrError
 from qamdetr.features.cache import FeatureCache
 from qamdetr.types import Recording, TextFeatures

@@ -18,6 +18,7 @@ from qamdetr.features.hub import load_network, locate, network_settings, reading
 from qamdetr.features.hub_text import HubTokenizer
 from qamdetr.features.mel import LogMel, htk_filters, slaney_filters
 from qamdetr.features.package_weights import convert_laion_clap, fill, is_fused, part, read_checkpoint
+from qamdetr.sample_stream import SampleStream
 from qamdetr.types import TextFeatures
 
 NAME = "laion_clap"
@@ -43,7 +44,7 @@ class LaionClapAudioEncoder:
         self._options = options
         self.dim = int(projection.linear2.out_features)
 
-    def encode_audio(self, samples: np.ndarray) -> Tensor:
+    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
         """Encode mono samples at 48 kHz; `(ceil(n / 48000), 512)`."""
         return encode_clips(samples, SAMPLE_RATE_HZ, self.dim, self._options, self._encode)
 

@@ -17,6 +17,7 @@ from qamdetr.features.hub import locate, network_settings, reading
 from qamdetr.features.hub_text import HubTokenizer
 from qamdetr.features.mel import LogMel, slaney_filters
 from qamdetr.features.package_weights import State, convert_gpt2, convert_htsat, fill, htsat_config, part, read_checkpoint
+from qamdetr.sample_stream import SampleStream
 from qamdetr.types import TextFeatures
 
 NAME = "ms_clap"
@@ -46,7 +47,7 @@ class MsClapAudioEncoder:
         self._options = options
         self.dim = htsat.dim
 
-    def encode_audio(self, samples: np.ndarray) -> Tensor:
+    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
         """Encode mono samples at 44.1 kHz; `(ceil(n / 44100), 768)`."""
         return encode_clips(samples, SAMPLE_RATE_HZ, self.dim, self._options, self._encode)
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, normalize, pad
+from torch.nn.functional import avg_pool1d, normalize
 
+from qamdetr.features.clips import sections
 from qamdetr.progress import tell
+from qamdetr.sample_stream import SampleStream
 
 SAMPLE_RATE_HZ = 24_000
 HOP_SAMPLES = 375
@@ -28,6 +30,8 @@ SILENT_BELOW_LOUDEST_DB = 40.0
 
 _SECTION_CLIPS = 120
 _SECTION_MARGIN_CLIPS = 4
+_FRONT_END_CLIPS = 8
+"""Clips whose spectrum is held at once."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,57 @@ def _window() -> Tensor:
     return torch.hann_window(FFT_SAMPLES)
 
 
-def mel_power(samples: Tensor) -> Tensor:
+def mel_power(samples: np.ndarray | SampleStream) -> Tensor:
     """Return mel power `(mels, frames)` of mono samples `(n,)`; `frames = 64 * ceil(n / 24000)`, the last clip padded with silence."""
-    num_clips = -(-samples.shape[-1] // SAMPLE_RATE_HZ)
-    samples = pad(samples, (FFT_SAMPLES // 2, num_clips * SAMPLE_RATE_HZ - samples.shape[-1] + FFT_SAMPLES // 2))
-    spectrum = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=_window(), center=False, return_complex=True)
-    power = spectrum.real.square() + spectrum.imag.square()
-    return mel_filterbank() @ power[:, : num_clips * FRAMES_PER_CLIP]
+    front_end = MelFrontEnd()
+    for section in sections(samples, _FRONT_END_CLIPS * SAMPLE_RATE_HZ):
+        front_end.add(section)
+    return front_end.finish()
+
+
+class MelFrontEnd:
+    """Takes mono samples at 24 kHz in as they come and keeps their mel power, 16 kB per clip; the same bits however they are cut."""
+
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(self) -> None:
+        self._power: list[Tensor] = []
+        # Frames are centred: the first reaches half a window before the recording.
+        self._held = [np.zeros(FFT_SAMPLES // 2, dtype=np.float32)]
+        self._held_samples = FFT_SAMPLES // 2
+
+    def add(self, samples: np.ndarray) -> None:
+        """Take the next samples `(n,)` float32."""
+        self._held.append(samples)
+        self._held_samples += len(samples)
+        if self._held_samples >= _reach(_FRONT_END_CLIPS):
+            self._take(self._held_samples)
+
+    def finish(self) -> Tensor:
+        """Return mel power `(mels, 64 * ceil(n / 24000))` of all `n` samples."""
+        clips = -(-(self._held_samples - FFT_SAMPLES // 2) // SAMPLE_RATE_HZ)
+        self._held.append(np.zeros(_reach(clips) - self._held_samples, dtype=np.float32))
+        self._take(_reach(clips))
+        power = torch.cat(self._power, dim=1)
+        self._power.clear()
+        return power
+
+    def _take(self, num_samples: int) -> None:
+        """Turn the whole clips within the first samples held into power, and go on behind them."""
+        held = torch.from_numpy(np.concatenate(self._held))
+        clips = (num_samples - FFT_SAMPLES + HOP_SAMPLES) // SAMPLE_RATE_HZ
+        for begin in range(0, clips, _FRONT_END_CLIPS):
+            end = min(begin + _FRONT_END_CLIPS, clips)
+            part = held[begin * SAMPLE_RATE_HZ : begin * SAMPLE_RATE_HZ + _reach(end - begin)]
+            spectrum = torch.stft(part, FFT_SAMPLES, HOP_SAMPLES, window=_window(), center=False, return_complex=True)
+            self._power.append(mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square()))
+        self._held = [held[clips * SAMPLE_RATE_HZ :].numpy()]
+        self._held_samples = len(self._held[0])
+
+
+def _reach(clips: int) -> int:
+    """Count the samples that the frames of some clips see."""
+    return clips * SAMPLE_RATE_HZ - HOP_SAMPLES + FFT_SAMPLES
 
 
 def log_mel(power: Tensor) -> Tensor:
@@ -132,17 +180,18 @@ class PocketAudioEncoder:
 
     name = "pocket"
     sample_rate_hz = SAMPLE_RATE_HZ
+    open_front_end = MelFrontEnd
 
     def __init__(self, model: PocketAudioModel) -> None:
         self.model = model.eval()
         self.dim = model.config.dim
 
-    def encode_audio(self, samples: np.ndarray) -> Tensor:
+    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
         """Encode mono samples at 24 kHz; `(ceil(n / 24000), 256)`."""
-        return self.encode_mels(mel_power(torch.from_numpy(samples)))
+        return self.encode_front_end(mel_power(samples))
 
     @torch.inference_mode()
-    def encode_mels(self, power: Tensor) -> Tensor:
+    def encode_front_end(self, power: Tensor) -> Tensor:
         """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams.
 
         Silent seconds get the zero vector: they point nowhere, and do not pull the mean of a recording anywhere.
@@ -191,7 +240,12 @@ class MelStatsEncoder:
     name = "mel_stats"
     dim = MEL_STATS_DIM
     sample_rate_hz = SAMPLE_RATE_HZ
+    open_front_end = MelFrontEnd
 
-    def encode_audio(self, samples: np.ndarray) -> Tensor:
+    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
         """Encode mono samples at 24 kHz; `(ceil(n / 24000), 24)`."""
-        return mel_stats(mel_power(torch.from_numpy(samples)))
+        return self.encode_front_end(mel_power(samples))
+
+    def encode_front_end(self, power: Tensor) -> Tensor:
+        """Describe mel power `(mels, 64 * clips)`."""
+        return mel_stats(power)

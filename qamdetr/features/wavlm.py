@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from qamdetr.features.base import EncoderOptions, OpenedStream, weights_fingerprint
 from qamdetr.features.clips import encode_clips
 from qamdetr.features.hub import load_network, network_settings, reading
+from qamdetr.sample_stream import SampleStream
 
 SAMPLE_RATE_HZ = 16_000
 _CODE = "wavlm-1"
@@ -44,7 +45,7 @@ class WavlmEncoder:
         self._options = options
         self._do_normalize = do_normalize
 
-    def encode_audio(self, samples: np.ndarray) -> Tensor:
+    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
         """Encode mono samples at 16 kHz; `(ceil(n / 16000), dim)` float32 on the CPU."""
         return encode_clips(samples, SAMPLE_RATE_HZ, self.dim, self._options, self.encode_windows)
 

@@ -62,7 +62,7 @@ def played_at(waveform: Waveform, speed: float) -> Power:
     shifted = Waveform(waveform.samples, round(waveform.sample_rate_hz * speed))
     samples = resample(shifted, SAMPLE_RATE_HZ).samples
     frames = max(len(samples) * FRAMES_PER_CLIP // SAMPLE_RATE_HZ, 1)
-    power: Power = mel_power(torch.from_numpy(samples))[:, :frames].numpy()
+    power: Power = mel_power(samples)[:, :frames].numpy()
     return power
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from qamdetr.audio import MAX_SECONDS
+from qamdetr.audio_blocks import MAX_SECONDS
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, find_checkpoint

@@ -16,11 +16,12 @@ from hub_models import AUDIO_DIMS, TEXT_DIMS, put_in_cache, tiny_hub
 
 from qamdetr import audio
 from qamdetr.config import CHECKPOINT_DIR
-from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.errors import AudioError, CheckpointError, ConfigError
 from qamdetr.features import encoders
 from qamdetr.features.base import COMBOS
 from qamdetr.features.encoders import ComboEncoder, forget_streams, load_combo, load_streams
 from qamdetr.features.hub import HUB_MODELS
+from qamdetr.sample_stream import SampleStream
 from qamdetr.types import TextFeatures
 
 BIG_COMBOS = [name for name in COMBOS if name != "pocket"]
@@ -208,17 +209,15 @@ def test_mistakes_are_named(models: dict[str, str]) -> None:
             call()
 
 
-def test_a_file_is_decoded_once_and_resampled_once_for_each_rate(
-    models: dict[str, str], sound: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded: list[Path] = []
-    rates: list[int] = []
-    decode, resample = audio.decode, audio.resample
-    monkeypatch.setattr(audio, "decode", lambda path: decoded.append(path) or decode(path))
-    monkeypatch.setattr(audio, "resample", lambda waveform, rate: rates.append(rate) or resample(waveform, rate))
-    load_combo("C", models=models, device="cpu").encode_recording(sound)
-    assert decoded == [sound]
-    assert rates == [16_000, 48_000]
+def test_what_is_wrong_with_a_file_shows_before_any_network_runs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.flac"
+    soundfile.write(path, rng.uniform(-0.5, 0.5, 90 * 8_000), 8_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    encoder = Ramp("ramp", 8_000)
+    with pytest.raises(AudioError, match=r"(breaks off after|is damaged after) \d"):
+        ComboEncoder("x", {"ramp": encoder}, {}, "").encode_recording(path)
+    assert encoder.held == []
 
 
 class Ramp:
@@ -228,7 +227,7 @@ class Ramp:
         self.name, self.sample_rate_hz, self.dim = name, rate, 1
         self.held: list[int] = []
 
-    def encode_audio(self, samples: np.ndarray) -> torch.Tensor:
+    def encode_audio(self, samples: SampleStream) -> torch.Tensor:
         self.held.append(len(samples))
         return torch.arange(-(-len(samples) // self.sample_rate_hz), dtype=torch.float32)[:, None]
 
@@ -244,20 +243,24 @@ def test_a_sample_gained_by_resampling_opens_no_clip(tmp_path: Path) -> None:
     assert list(recording.streams) == list(streams), "the order of the set, not of the rates"
 
 
-def test_only_one_resampled_copy_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import weakref
+@pytest.mark.parametrize("seconds", [0.4, 3.0, 40.3])
+def test_streams_of_samples_give_what_whole_recordings_give(models: dict[str, str], tmp_path: Path, seconds: float) -> None:
+    rate = 22_050
+    soundfile.write(tmp_path / "a.flac", 0.3 * np.random.default_rng(0).uniform(-1, 1, (round(seconds * rate), 2)), rate)
+    combo = load_combo("A", models=models, device="cpu")
+    streams = combo.encode_recording(tmp_path / "a.flac").streams
+    for name, encoder in combo.audio.items():
+        whole = encoder.encode_audio(audio.load(tmp_path / "a.flac", encoder.sample_rate_hz).samples)
+        assert torch.equal(streams[name], whole), name
 
+
+def test_encoders_are_told_of_in_the_order_they_run(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.full(11_025, 0.1), 11_025)
-    alive: list[weakref.ref] = []
-    resample = audio.resample
+    streams = {f"at {rate}": Ramp(f"at {rate}", rate) for rate in (16_000, 8_000)}
+    told: list[tuple[str, float, int]] = []
 
-    def watched(waveform, rate):
-        assert not [ref for ref in alive if ref() is not None], "the copy of the rate before is still held"
-        resampled = resample(waveform, rate)
-        alive.append(weakref.ref(resampled.samples))
-        return resampled
+    def on_stage(name: str, seconds: float) -> None:
+        told.append((name, seconds, sum(len(encoder.held) for encoder in streams.values())))
 
-    monkeypatch.setattr(audio, "resample", watched)
-    streams = {f"at {rate}": Ramp(f"at {rate}", rate) for rate in (8_000, 16_000, 24_000)}
-    ComboEncoder("x", streams, {}, "").encode_recording(tmp_path / "a.wav")
-    assert len(alive) == 3
+    ComboEncoder("x", streams, {}, "").encode_recording(tmp_path / "a.wav", on_stage)
+    assert told == [("at 16000", 1.0, 0), ("at 8000", 1.0, 1)]

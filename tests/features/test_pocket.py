@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from qamdetr import audio
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.features import encoders, pocket, pocket_audio
-from qamdetr.features.encoders import load_combo
+from qamdetr.features.encoders import ComboEncoder, load_combo
 from qamdetr.features.pocket_audio import (
     FRAMES_PER_CLIP,
     MEL_STATS_DIM,
@@ -80,18 +84,18 @@ def test_digital_silence_gives_finite_features(audio_encoder: PocketAudioEncoder
 
 
 def test_sections_agree_with_one_pass(audio_encoder: PocketAudioEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    power = mel_power(torch.from_numpy(noise(25)))
+    power = mel_power(noise(25))
     with torch.inference_mode():
         whole = audio_encoder.model(log_mel(power).unsqueeze(0))[0]
     monkeypatch.setattr(pocket_audio, "_SECTION_CLIPS", 10)
-    assert torch.allclose(audio_encoder.encode_mels(power), whole, atol=1e-5)
+    assert torch.allclose(audio_encoder.encode_front_end(power), whole, atol=1e-5)
 
 
 def test_mel_power_finds_the_band_of_a_tone() -> None:
     t = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
-    low, high = (mel_power(torch.from_numpy(np.sin(2 * np.pi * f * t).astype(np.float32))).mean(dim=1).argmax() for f in (300, 5000))
+    low, high = (mel_power(np.sin(2 * np.pi * f * t).astype(np.float32)).mean(dim=1).argmax() for f in (300, 5000))
     assert low < high
-    assert mel_power(torch.from_numpy(noise(2.5))).shape == (64, 3 * FRAMES_PER_CLIP)
+    assert mel_power(noise(2.5)).shape == (64, 3 * FRAMES_PER_CLIP)
 
 
 def test_a_quieter_recording_gives_nearly_the_same_vectors(audio_encoder: PocketAudioEncoder) -> None:
@@ -182,3 +186,60 @@ def test_broken_weights_are_named_in_one_line(tmp_path, monkeypatch: pytest.Monk
             load_combo("pocket")
     finally:
         encoders.forget_streams()
+
+
+def whole_mel_power(samples: np.ndarray) -> torch.Tensor:
+    """Mel power of a recording held whole, in one transform."""
+    clips = -(-len(samples) // SAMPLE_RATE_HZ)
+    padded = np.pad(samples, (512, clips * SAMPLE_RATE_HZ - len(samples) + 512))
+    spectrum = torch.stft(torch.from_numpy(padded), 1024, 375, window=torch.hann_window(1024), center=False, return_complex=True)
+    return pocket_audio.mel_filterbank() @ spectrum.abs().square()[:, : clips * FRAMES_PER_CLIP]
+
+
+@pytest.mark.parametrize(
+    "num_samples", [100, 23_999, 24_000, 24_001, 24_136, 24_137, 8 * 24_000, 8 * 24_000 + 137, 16 * 24_000 + 1, 500_001]
+)
+@pytest.mark.parametrize("block", [1_000, 24_000, 200_137])
+def test_the_front_end_does_not_care_how_samples_are_cut(num_samples: int, block: int) -> None:
+    samples = noise(num_samples / SAMPLE_RATE_HZ + 0.01)[:num_samples]
+    front_end = pocket_audio.MelFrontEnd()
+    for begin in range(0, num_samples, block):
+        front_end.add(samples[begin : begin + block])
+    power = front_end.finish()
+    torch.testing.assert_close(power, whole_mel_power(samples), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(power, mel_power(samples), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "seconds"),
+    [
+        ("a.wav", 24_000, 1, 0.3),
+        ("a.wav", 44_100, 2, 24.0),
+        ("a.wav", 7_001, 1, 9.5),
+        ("a.wav", 192_000, 2, 2.1),
+        ("a.flac", 48_000, 2, 33.3),
+        ("a.ogg", 44_100, 2, 13.0),
+        ("a.mp3", 22_050, 1, 13.0),
+        ("a.m4a", 44_100, 2, 13.0),
+    ],
+)
+def test_a_recording_read_in_blocks_gives_the_features_of_one_held_whole(
+    tmp_path: Path, audio_encoder: PocketAudioEncoder, name: str, rate: int, channels: int, seconds: float
+) -> None:
+    samples = 0.2 * np.random.default_rng(0).standard_normal((round(seconds * rate), channels)).clip(-3, 3)
+    path = tmp_path / (name if name != "a.m4a" else "a.wav")
+    with soundfile.SoundFile(path, "w", rate, channels) as file:
+        for begin in range(0, len(samples), 10_000):
+            file.write(samples[begin : begin + 10_000])
+    if name == "a.m4a":
+        if shutil.which("ffmpeg") is None:
+            pytest.skip("needs ffmpeg")
+        subprocess.run(["ffmpeg", "-v", "error", "-i", path, tmp_path / name], check=True)
+        path = tmp_path / name
+    combo = ComboEncoder("x", {"pocket": audio_encoder, "mel_stats": MelStatsEncoder()}, {}, "")
+    recording = combo.encode_recording(path)
+    waveform = audio.load(path, SAMPLE_RATE_HZ)
+    assert recording.duration_seconds == audio.decode(path).duration_seconds
+    power = whole_mel_power(waveform.samples)
+    torch.testing.assert_close(recording.streams["pocket"], audio_encoder.encode_front_end(power), rtol=0, atol=1e-5)
+    torch.testing.assert_close(recording.streams["mel_stats"], pocket_audio.mel_stats(power), rtol=0, atol=1e-5)

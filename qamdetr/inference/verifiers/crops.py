@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from qamdetr import audio
+from qamdetr.audio_blocks import MAX_SECONDS
 from qamdetr.errors import QamDetrError
 from qamdetr.features.audio_key import content_key
 from qamdetr.inference.verifiers.base import crop_window
@@ -63,7 +64,7 @@ def read_crops(recording: Recording, candidates: Sequence[Candidate], max_second
     bounds = [crop_bounds(candidate.window, recording.duration_seconds, max_seconds) for candidate in candidates]
     path, size, changed = _file_state(recording)
     with _decoding:
-        waveform = _decode(path, size, changed, max(audio.MAX_SECONDS, recording.duration_seconds + 1))
+        waveform = _decode(path, size, changed, max(MAX_SECONDS, recording.duration_seconds + 1))
     if abs(waveform.duration_seconds - recording.duration_seconds) > _CHANGED_SECONDS:
         raise QamDetrError(
             f"{path} lasts {waveform.duration_seconds:.1f} s, but {recording.duration_seconds:.1f} s were encoded; encode it again."

@@ -72,7 +72,9 @@ class MelFrontEnd:
     sample_rate_hz = SAMPLE_RATE_HZ
 
     def __init__(self) -> None:
-        self._power: list[Tensor] = []
+        # One array that grows in place, frames first: small ones among the spectra that come and go would scatter the memory.
+        self._power = np.empty((0, NUM_MELS), dtype=np.float32)
+        self._frames = 0
         # Frames are centred: the first reaches half a window before the recording.
         self._held = [np.zeros(FFT_SAMPLES // 2, dtype=np.float32)]
         self._held_samples = FFT_SAMPLES // 2
@@ -85,12 +87,12 @@ class MelFrontEnd:
             self._take(self._held_samples)
 
     def finish(self) -> Tensor:
-        """Return mel power `(mels, 64 * ceil(n / 24000))` of all `n` samples."""
+        """Return mel power `(mels, 64 * ceil(n / 24000))` of all `n` samples, and let go of it."""
         clips = -(-(self._held_samples - FFT_SAMPLES // 2) // SAMPLE_RATE_HZ)
         self._held.append(np.zeros(_reach(clips) - self._held_samples, dtype=np.float32))
         self._take(_reach(clips))
-        power = torch.cat(self._power, dim=1)
-        self._power.clear()
+        power = torch.from_numpy(self._power[: self._frames]).T.contiguous()
+        self._power = np.empty((0, NUM_MELS), dtype=np.float32)
         return power
 
     def _take(self, num_samples: int) -> None:
@@ -101,9 +103,16 @@ class MelFrontEnd:
             end = min(begin + _FRONT_END_CLIPS, clips)
             part = held[begin * SAMPLE_RATE_HZ : begin * SAMPLE_RATE_HZ + _reach(end - begin)]
             spectrum = torch.stft(part, FFT_SAMPLES, HOP_SAMPLES, window=_window(), center=False, return_complex=True)
-            self._power.append(mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square()))
-        self._held = [held[clips * SAMPLE_RATE_HZ :].numpy()]
+            self._keep(mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square()))
+        self._held = [held[clips * SAMPLE_RATE_HZ :].numpy().copy()]
         self._held_samples = len(self._held[0])
+
+    def _keep(self, power: Tensor) -> None:
+        end = self._frames + power.shape[1]
+        if end > len(self._power):
+            self._power.resize((end * 3 // 2, NUM_MELS), refcheck=False)
+        self._power[self._frames : end] = power.T.numpy()
+        self._frames = end
 
 
 def _reach(clips: int) -> int:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.slider [--moves 25]
 
-All pages are served by this process and shown by one browser, and show the candidates of the same answer, in a table and over time. A move is
-timed in the page, from the slider's event until the second animation frame after the page has changed: then the change has been painted. The
-frames alone take up to 33 ms at the usual sixty a second, of any page; the row without a change tells how long here.
+All pages are served by this process, shown by one browser, and show the candidates of the same answer, in a table and over time. A move
+is timed in the page, from the slider's event until the second animation frame after the page has changed: then the change has been
+painted. The frames alone take up to 33 ms of any page, at the usual sixty a second; the row without a change tells how long here.
 """
 
 from __future__ import annotations

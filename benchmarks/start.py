@@ -2,9 +2,9 @@
 
     python -m benchmarks.start [--repeats 5]
 
-Every run is a process of its own, as a user starts it. Of the app: until the page answers over HTTP, until it can be used in a browser, until
-an example is answered; beside it an empty gradio page. Kernels and bytecode are cached by a first run that does not count, except in the row
-that says so.
+Every run is a process of its own, as a user starts it. Of the app: until the page answers over HTTP, until it can be used in a browser,
+until an example is answered; beside it an empty gradio page. Kernels and bytecode are cached by a first run that does not count, except in
+the row that says so.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class DecoderLayer(nn.Module):
             anchor_sine: `(batch, moment_queries, dim)` sine embedding of the anchors, modulated by their width.
             memory: `(batch, clips, dim)`.
             memory_mask: `(batch, clips)` bool.
-            memory_position: `(batch, clips, dim)` sine positions of the clips.
+            memory_position: `(batch, clips, dim)` sine positions of the clips, or `(1, clips, dim)` where they are the same for all.
         """
         dropout = self.attention_dropout if self.training else 0.0
         queries = self.self_query(content) + self.self_query_position(anchor_position)
@@ -77,7 +77,7 @@ class DecoderLayer(nn.Module):
             keys = keys + key_position
         mixed = attend(
             self._side_by_side(queries, self.cross_query_sine(anchor_sine)),
-            self._side_by_side(keys, key_position),
+            self._side_by_side(keys, key_position.expand(keys.shape)),
             self.cross_value(memory),
             num_heads=self.num_heads,
             key_mask=memory_mask,
@@ -124,7 +124,7 @@ class MomentDecoder(nn.Module):
         Args:
             memory: `(batch, clips, dim)`.
             memory_mask: `(batch, clips)` bool.
-            memory_position: `(batch, clips, dim)`.
+            memory_position: `(batch, clips, dim)`, or `(1, clips, dim)`.
 
         Returns:
             Per layer: content `(batch, moment_queries, dim)`, normalised, and the logits `(batch, moment_queries, 2)` of the anchors

@@ -80,7 +80,8 @@ def peer_page(moments: Sequence[Moment], figure: Callable[[list[list[float]]], A
         rows.sort(key=lambda row: -row[2])
         return figure(rows), rows
 
-    with gr.Blocks() as demo:
+    demo: gr.Blocks = gr.Blocks()
+    with demo:
         beta = gr.Slider(0, 1, 0, step=0.05, elem_id="beta")
         plot, table = gr.Plot(elem_id="figure"), gr.Dataframe(headers=["Start", "End", "Score"])
         demo.load(show, beta, [plot, table])

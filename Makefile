@@ -27,13 +27,17 @@ format: .venv/.dev
 train-smoke: .venv/.dev
 	$(BIN)/python -m pytest tests/training -m slow
 
+# The tables of docs/performance.md, from the smallest part to the whole app; the slow ones last. Wants a machine with nothing else to do.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.scan
+	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.hour
-	$(BIN)/python -m benchmarks.evaluation
-	$(BIN)/python -m benchmarks.train_step
-	$(BIN)/python -m benchmarks.encoders
+	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.slider
+	$(BIN)/python -m benchmarks.train_step --repeats 5
+	$(BIN)/python -m benchmarks.encoders --repeats 5
+	@echo "All numbers lie in build/benchmarks:"; ls build/benchmarks/*.json
 
 # Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores), then measures.
 # docs/pocket.md explains the steps. REAL: folder with esc10, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach

@@ -1,11 +1,12 @@
-"""What the timing benchmarks share: interleaved medians, a table, a JSON file."""
+"""What the timing benchmarks share: interleaved medians, what was asked beside what was measured, a JSON file."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,31 @@ def median_seconds(runs: Mapping[str, Callable[[], object]], *, repeats: int, wa
             if repeat >= warm_ups:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was asked for, and what was measured."""
+
+    name: str
+    measured: float
+    limit: float
+    unit: str
+    at_least: bool = False  # whether more is better
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the measured value is on the right side of the limit."""
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+def print_targets(targets: Sequence[Target]) -> list[dict[str, Any]]:
+    """Print a line per target; returns them for the JSON file."""
+    print(f"  {'':<52}{'asked':>12}{'measured':>12}")
+    for target in targets:
+        asked = f"{'>=' if target.at_least else '<='} {target.limit:g} {target.unit}"
+        print(f"  {target.name:<52}{asked:>12}{target.measured:>9.3g} {target.unit:<3}{'met' if target.is_met else 'MISSED'}")
+    return [{**asdict(target), "is_met": target.is_met} for target in targets]
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ def prepare(audio: Sequence[Mapping[str, Tensor]], text: Sequence[Mapping[str, T
     """Make model input of encoded recordings and queries, item by item in the same order.
 
     Args:
-        audio: Per item: stream -> `(clips, dim_s)`, main stream first.
+        audio: Per item: stream -> `(clips, dim_s)`, main stream first; or one item, which all queries are asked of.
         text: Per item: stream -> features of the query, main stream first.
     """
     audio_streams = list(audio[0])

@@ -187,7 +187,9 @@ class MomentRetriever:
         saliency: list[Tensor] = []
         for begin in range(0, len(pairs), _PAIRS_PER_FORWARD):
             chunk = pairs[begin : begin + _PAIRS_PER_FORWARD]
-            batch = prepare([long_audio.section_streams(audio, section) for _, section in chunk], [text for text, _ in chunk])
+            # Where all pairs are of one section, its audio is prepared and projected once for all of them.
+            parts = sections if len(sections) == 1 else [section for _, section in chunk]
+            batch = prepare([long_audio.section_streams(audio, section) for section in parts], [text for text, _ in chunk])
             output = self.model(batch.to(self._device), bypass=bypass)
             durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
             lengths = [section.num_clips for _, section in chunk]

@@ -20,10 +20,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qamdetr.models.causal_conv import causal_conv_silu
 from qamdetr.models.layers import Dropout
+from qamdetr.models.linear import Linear, linear
 from qamdetr.models.scan import selective_scan_channels_last
 
 
@@ -38,13 +38,13 @@ class Mamba(nn.Module):
         inner = expand * dim
         self.state = state
         self.dt_rank = math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, conv, groups=inner, padding=conv - 1)
-        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.x_proj = Linear(inner, self.dt_rank + 2 * state, bias=False)
+        self.dt_proj = Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
         self._reset_step_size()
 
     def _reset_step_size(self, shortest: float = 1e-3, longest: float = 0.1, floor: float = 1e-4) -> None:
@@ -57,10 +57,10 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix each clip with the clips before it; `x` is `(batch, clips, dim)`."""
         # One product each for u and z, rather than one that is cut in two, leaves both contiguous: what the kernels take without a copy.
-        u, z = (functional.linear(x, weight) for weight in self.in_proj.weight.chunk(2))
+        u, z = (linear(x, weight) for weight in self.in_proj.weight.chunk(2))
         u = causal_conv_silu(u, self.conv1d.weight, cast("Tensor", self.conv1d.bias))
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.state, self.state], dim=-1)  # noqa: N806 - the paper's letters
-        delta = functional.linear(dt, self.dt_proj.weight)
+        delta = linear(dt, self.dt_proj.weight)
         y, _ = selective_scan_channels_last(
             u, delta, -torch.exp(self.A_log), B, C, self.D, z, delta_bias=self.dt_proj.bias, delta_softplus=True
         )  # fmt: skip
@@ -109,7 +109,7 @@ class BiMambaLayer(nn.Module):
         super().__init__()
         self.forward_branch = Mamba(dim, state=state, conv=conv, expand=expand)
         self.backward_branch = Mamba(dim, state=state, conv=conv, expand=expand)
-        self.merge = nn.Linear(2 * dim, dim)
+        self.merge = Linear(2 * dim, dim)
         self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 

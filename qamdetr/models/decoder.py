@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qamdetr.models.layers import Dropout, Mlp, attend, sine_embedding, split_heads, xavier_init
+from qamdetr.models.linear import Linear
 
 ANCHOR_EPSILON = 1e-3
 """Anchors stay this far from 0 and 1 when taken back to logits; 0.3 s of a 300 s recording."""
@@ -29,21 +30,21 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_dropout = dropout
-        self.self_query = nn.Linear(dim, dim)
-        self.self_query_position = nn.Linear(dim, dim)
-        self.self_key = nn.Linear(dim, dim, bias=False)
-        self.self_key_position = nn.Linear(dim, dim, bias=False)
-        self.self_value = nn.Linear(dim, dim)
-        self.self_out = nn.Linear(dim, dim)
-        self.cross_query = nn.Linear(dim, dim)
+        self.self_query = Linear(dim, dim)
+        self.self_query_position = Linear(dim, dim)
+        self.self_key = Linear(dim, dim, bias=False)
+        self.self_key_position = Linear(dim, dim, bias=False)
+        self.self_value = Linear(dim, dim)
+        self.self_out = Linear(dim, dim)
+        self.cross_query = Linear(dim, dim)
         # Only in the first layer, where the content says nothing yet, does the anchor also enter the content half.
-        self.cross_query_position = nn.Linear(dim, dim) if first else None
-        self.cross_query_sine = nn.Linear(dim, dim)
-        self.cross_key = nn.Linear(dim, dim, bias=False)
-        self.cross_key_position = nn.Linear(dim, dim, bias=False)
-        self.cross_value = nn.Linear(dim, dim)
-        self.cross_out = nn.Linear(dim, dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.PReLU(), Dropout(dropout), nn.Linear(ffn_dim, dim))
+        self.cross_query_position = Linear(dim, dim) if first else None
+        self.cross_query_sine = Linear(dim, dim)
+        self.cross_key = Linear(dim, dim, bias=False)
+        self.cross_key_position = Linear(dim, dim, bias=False)
+        self.cross_value = Linear(dim, dim)
+        self.cross_out = Linear(dim, dim)
+        self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.PReLU(), Dropout(dropout), Linear(ffn_dim, dim))
         self.norm_self = nn.LayerNorm(dim)
         self.norm_cross = nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)
@@ -60,7 +61,7 @@ class DecoderLayer(nn.Module):
             anchor_sine: `(batch, moment_queries, dim)` sine embedding of the anchors, modulated by their width.
             memory: `(batch, clips, dim)`.
             memory_mask: `(batch, clips)` bool.
-            memory_position: `(batch, clips, dim)` sine positions of the clips.
+            memory_position: `(batch, clips, dim)` sine positions of the clips, or `(1, clips, dim)` where they are the same for all.
         """
         dropout = self.attention_dropout if self.training else 0.0
         queries = self.self_query(content) + self.self_query_position(anchor_position)
@@ -76,7 +77,7 @@ class DecoderLayer(nn.Module):
             keys = keys + key_position
         mixed = attend(
             self._side_by_side(queries, self.cross_query_sine(anchor_sine)),
-            self._side_by_side(keys, key_position),
+            self._side_by_side(keys, key_position.expand(keys.shape)),
             self.cross_value(memory),
             num_heads=self.num_heads,
             key_mask=memory_mask,
@@ -123,7 +124,7 @@ class MomentDecoder(nn.Module):
         Args:
             memory: `(batch, clips, dim)`.
             memory_mask: `(batch, clips)` bool.
-            memory_position: `(batch, clips, dim)`.
+            memory_position: `(batch, clips, dim)`, or `(1, clips, dim)`.
 
         Returns:
             Per layer: content `(batch, moment_queries, dim)`, normalised, and the logits `(batch, moment_queries, 2)` of the anchors

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qamdetr.models.layers import Mlp
+from qamdetr.models.linear import Linear
 from qamdetr.types import DecoderOutput
 
 
@@ -16,7 +17,7 @@ class MomentHeads(nn.Module):
 
     def __init__(self, dim: int, *, quality: bool) -> None:
         super().__init__()
-        self.label = nn.Linear(dim, 2)
+        self.label = Linear(dim, 2)
         self.span = Mlp(dim, dim, 2, 3)
         self.quality = Mlp(dim, dim, 1, 3) if quality else None
 
@@ -40,8 +41,8 @@ class SaliencyHead(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.memory = nn.Linear(dim, dim)
-        self.query = nn.Linear(dim, dim)
+        self.memory = Linear(dim, dim)
+        self.query = Linear(dim, dim)
         self.scale = 1.0 / math.sqrt(dim)
 
     def forward(self, memory: Tensor, query: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
+from qamdetr.models.linear import Linear
+
 _SINE_TEMPERATURE = 10000.0
 
 _DRAWS = 1 << 16
@@ -116,7 +118,7 @@ class Mlp(nn.Module):
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int) -> None:
         super().__init__()
         sizes = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers; the last one has no ReLU."""
@@ -136,10 +138,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key = Linear(dim, dim, bias=False)
+        self.value = Linear(dim, dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
         """`(batch, queries, dim)` looks at `(batch, keys, dim)`; see `attend` for the mask."""
@@ -161,7 +163,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, norm: Literal["post", "pre"] = "post") -> None:
         super().__init__()
         self.attention = Attention(dim, num_heads, dropout)
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.PReLU(), Dropout(dropout), nn.Linear(ffn_dim, dim))
+        self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.PReLU(), Dropout(dropout), Linear(ffn_dim, dim))
         self.norm_attention = nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)
         # In a pre-norm block the source is a residual stream too and nothing else bounds its size.

@@ -85,7 +85,7 @@ class QamDetr(nn.Module):
 
         Args:
             batch: Audio `(batch, clips, dim_s)` and text `(batch, tokens, dim_s)` by stream, with masks; each item has at least one
-                valid clip and token.
+                valid clip and token. Audio of batch 1 is that of all texts: what does not depend on the text is then computed once.
             negative_index: `(batch,)` int64, the item whose text does not describe this item's audio, -1 for none. Such pairs run
                 through the encoder for `negative_saliency` (one row per index >= 0, in order) and never through the decoder.
             bypass: Residual components to leave out of a model that was trained with them: `three_way` (its second and third block),
@@ -99,7 +99,9 @@ class QamDetr(nn.Module):
         text = self.text(batch.text, bypass)
         audio_mask, text_mask = batch.audio_mask, batch.text_mask
         positions = clip_positions(audio_mask, self.config.dim)
-        num_items = audio.shape[0]
+        num_items = text.shape[0]
+        if audio.shape[0] != num_items:
+            audio, audio_mask = audio.expand(num_items, -1, -1), audio_mask.expand(num_items, -1)
         audio_rows, text_rows = _pair_rows(num_items, negative_index)
         if self.similarity is not None:
             column = self.similarity(self._cosine(batch, audio_rows, text_rows)[..., None])
@@ -109,7 +111,7 @@ class QamDetr(nn.Module):
         if audio_rows is not None:
             # True pairs and negative pairs share one pass through fusion and encoder.
             text, text_mask = text[text_rows], text_mask[text_rows]
-            audio_mask, positions = audio_mask[audio_rows], positions[audio_rows]
+            audio_mask, positions = audio_mask[audio_rows], positions.expand(num_items, -1, -1)[audio_rows]
 
         memory, query = self._encode(audio, text, audio_mask, text_mask, positions, bypass)
         saliency = self.saliency(memory, query, audio_mask)
@@ -135,7 +137,7 @@ class QamDetr(nn.Module):
             mask = torch.cat([audio_mask.new_ones(audio.shape[0], 1), audio_mask], dim=1)
         if isinstance(self.encoder, TransformerEncoder):
             if self.global_position is not None:
-                positions = torch.cat([self.global_position.expand(audio.shape[0], 1, -1), positions], dim=1)
+                positions = torch.cat([self.global_position.expand(positions.shape[0], 1, -1), positions], dim=1)
             memory = self.encoder(sequence, mask, positions)
         else:
             memory = self.encoder(sequence, mask)
@@ -163,7 +165,7 @@ class QamDetr(nn.Module):
                 f"{clips.shape[-1]}; set model.similarity=false."
             )
         if audio_rows is not None:
-            clips, pooled = clips[audio_rows], pooled[text_rows]
+            clips, pooled = clips.expand(pooled.shape[0], -1, -1)[audio_rows], pooled[text_rows]
         return torch.einsum("btd,bd->bt", clips, pooled)
 
     def _check_bypass(self, bypass: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qamdetr.errors import ConfigError
 from qamdetr.models.layers import Dropout
+from qamdetr.models.linear import Linear
 
 
 class StreamProjection(nn.Sequential):
@@ -21,11 +22,11 @@ class StreamProjection(nn.Sequential):
         super().__init__(
             nn.LayerNorm(dim_in),
             Dropout(dropout),
-            nn.Linear(dim_in, dim),
+            Linear(dim_in, dim),
             nn.ReLU(),
             nn.LayerNorm(dim),
             Dropout(dropout),
-            nn.Linear(dim, dim),
+            Linear(dim, dim),
         )
 
 

@@ -2,10 +2,10 @@
 
 const MOMENT_PIXELS = 24; // least width of a moment's button: a finger's or a pointer's target
 
-/** Heights that grow with the visitor's text, in pixels: of a row of moments, and of the lane's words above it. */
-function laneHeights() {
+/** In pixels: the plot's width, and heights that grow with the visitor's text: of a row of moments, and of the lane's words above it. */
+function laneSizes() {
   const text = textScale();
-  return { row: Math.max(30, 20 * text + 4), top: 18 * text };
+  return { width: plot.clientWidth, row: Math.max(30, 20 * text + 4), top: 18 * text };
 }
 
 /** A drawing over the whole recording, x in seconds and y from 0 (top) to 100; `drawRange` moves its viewBox. */
@@ -30,13 +30,14 @@ const several = () => answers.length > 1;
 
 /** Build the lanes anew: after an answer, and when ranks or the rows shown change. */
 function drawLanes() {
+  const sizes = laneSizes(); // asked for before anything changes: after a change the browser would have to lay out the page to tell
   lanes.replaceChildren();
   for (const lane of answers) {
     lanes.append(answerBlock(lane));
     if (!view.shared_truth && lane.truth !== null) lanes.append(truthBlock(lane, several() ? `True moments of “${lane.label}”` : "True moments"));
   }
   if (view.shared_truth && answers[0]?.truth) lanes.append(truthBlock(answers[0], "True moments"));
-  placeLanes();
+  placeLanes(sizes);
   drawOverviewMarks();
 }
 
@@ -96,13 +97,13 @@ function momentLane(items, className, words, decorate) {
 
 // ---- where moments stand: rows are settled for the whole recording, so that nothing jumps while one zooms ----
 
-function rowsOfLane(items) {
+function rowsOfLane(items, pixels) {
   // Better moments take the upper rows; a moment goes to the first row where its button (never narrower than a finger) has room.
-  const scale = plot.clientWidth / view.duration;
+  const scale = pixels / view.duration;
   const rows = [];
   return items.map((item) => {
     const width = Math.max((item.end - item.start) * scale, MOMENT_PIXELS);
-    const left = Math.min(item.start * scale, plot.clientWidth - width);
+    const left = Math.min(item.start * scale, pixels - width);
     let row = rows.findIndex((taken) => taken.every(([from, to]) => left >= to + 2 || left + width + 2 <= from));
     if (row < 0) row = rows.push([]) - 1;
     rows[row].push([left, left + width]);
@@ -110,20 +111,19 @@ function rowsOfLane(items) {
   });
 }
 
-function placeLanes() {
+function placeLanes(sizes = laneSizes()) {
   const focused = document.activeElement;
-  const { row, top } = laneHeights();
+  const { width, row, top } = sizes;
   for (const target of lanes.querySelectorAll(".qd-lane")) {
-    const rows = rowsOfLane(target.moments.map(({ item }) => item));
+    const rows = rowsOfLane(target.moments.map(({ item }) => item), width);
     const count = target.moments.length ? Math.max(...rows) + 1 : 0;
     target.style.height = `${top + (count ? 2 + row * count : 4)}px`;
-    target.moments.forEach((moment, index) => placeMoment(moment, top + row * rows[index]));
+    target.moments.forEach((moment, index) => placeMoment(moment, top + row * rows[index], width));
   }
   if (focused?.hidden && root.contains(focused)) wave.focus({ preventScroll: true }); // the keys stay with the player
 }
 
-function placeMoment({ item, bar, button }, top) {
-  const pixels = plot.clientWidth;
+function placeMoment({ item, bar, button }, top, pixels) {
   const scale = pixels / span();
   const width = Math.max((item.end - item.start) * scale, MOMENT_PIXELS);
   const left = Math.min((item.start - range.from) * scale, (view.duration - range.from) * scale - width);

@@ -298,3 +298,26 @@ def test_training_finds_the_moments_of_three_items(name):
         outside = ~inside[item] & batch.audio_mask[item]
         assert float(output.saliency[item][inside[item]].min()) > float(output.saliency[item][outside].max())
     assert float(foreground[2].max()) < 0.5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_recording_asked_several_queries_gives_what_each_pair_gives(name):
+    torch.manual_seed(0)
+    model = QamDetr(CONFIGS[name]).eval()
+    audio, text = make_items([21], [3, 6, 4])
+    with torch.no_grad():
+        shared, pairs = model(prepare(audio, text)), model(prepare(audio * 3, text))
+    torch.testing.assert_close(shared.decoder.spans_cxw, pairs.decoder.spans_cxw, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shared.decoder.logits, pairs.decoder.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shared.saliency, pairs.saliency, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(pairs.saliency[0], pairs.saliency[1], atol=1e-3)  # the queries do say different things
+
+
+def test_negative_pairs_of_one_recording():
+    torch.manual_seed(0)
+    model = QamDetr(CONFIGS["similarity"]).eval()
+    audio, text = make_items([21], [3, 6, 4])
+    negative_index = torch.tensor([2, -1, 0])
+    with torch.no_grad():
+        shared, pairs = model(prepare(audio, text), negative_index), model(prepare(audio * 3, text), negative_index)
+    torch.testing.assert_close(shared.negative_saliency, pairs.negative_saliency, rtol=1e-4, atol=1e-5)

@@ -66,8 +66,8 @@ def decode(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> Waveform:
     _check_file(path)
     try:
         file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        waveform = _decode_with_ffmpeg(path, max_seconds, reason=str(error))
+    except (soundfile.LibsndfileError, TypeError, ValueError):
+        waveform = _decode_with_ffmpeg(path, max_seconds)
     else:
         with file:
             waveform = _decode_with_libsndfile(path, file, max_seconds)
@@ -241,7 +241,7 @@ def _decode_with_libsndfile(path: Path, file: soundfile.SoundFile, max_seconds: 
     return Waveform(buffer.finish(), rate)
 
 
-def _decode_with_ffmpeg(path: Path, max_seconds: float, reason: str) -> Waveform:
+def _decode_with_ffmpeg(path: Path, max_seconds: float) -> Waveform:
     """Decode through ffmpeg as an AU stream, whose 24-byte header carries rate and channels and needs no length."""
     command = ffmpeg_command(path, "-c:a", "pcm_f32be", "-f", "au", "-")
     with tempfile.TemporaryFile() as messages:
@@ -260,8 +260,8 @@ def _decode_with_ffmpeg(path: Path, max_seconds: float, reason: str) -> Waveform
         lines = messages.read().decode("utf-8", errors="replace").strip().splitlines()
     if any("matches no streams" in line for line in lines):
         raise AudioError(f"{path} has no audio track; give a file with sound.")
-    told = " ".join(lines[-1].split())[:160] if lines else " ".join(reason.split())[:160]
-    raise AudioError(f"{path} cannot be decoded as audio ({told}); check that it plays, or {_SHOWN_HINT}.")
+    # What ffmpeg says of noise is about its own parts, such as a filter graph.
+    raise AudioError(f"{path} cannot be decoded as audio: it is damaged, or something else; check that it plays, or {_SHOWN_HINT}.")
 
 
 def _read_au(path: Path, stream: IO[bytes], max_seconds: float) -> Waveform | None:

@@ -2,30 +2,83 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+from typing import TYPE_CHECKING
+
+from qamdetr.errors import QamDetrError
+from qamdetr.ui.ending import end_now, end_on_signals
+from qamdetr.ui.start_checks import check_start, port_taken
+from qamdetr.ui.upload_folder import UploadFolder
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from qamdetr.ui.settings import AppSettings
+    from qamdetr.ui.shared_retriever import SharedRetriever
 
 # Before gradio is imported: neither it nor the hub client may report home.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import qamdetr.ui.gpu  # noqa: F401 - registers the function without which a Space on ZeroGPU does not start
-from qamdetr.errors import QamDetrError
-from qamdetr.ui.demo import build_demo, launch_options
-from qamdetr.ui.settings import AppSettings
-from qamdetr.ui.shared_retriever import SharedRetriever
-from qamdetr.ui.training_plans import runs_folder
 
-try:
-    settings = AppSettings.from_environment()
-except QamDetrError as error:
-    sys.stderr.write(f"app.py: {error}\n")
-    sys.exit(error.exit_status)
+def _say(line: object) -> None:
+    sys.stderr.write(f"app.py: {line}\n")
 
-model = SharedRetriever(settings=settings, runs=runs_folder() if settings.training else None)
-demo = build_demo(model, settings)
 
-if __name__ == "__main__":
+def _prepare(uploads: UploadFolder) -> AppSettings:
+    """Do what must be done before gradio is imported, and read the settings.
+
+    Raises:
+        QamDetrError: A setting that cannot be used.
+    """
+    atexit.register(uploads.remove)
+    if __name__ == "__main__":
+        end_on_signals(uploads.remove)
+    uploads.use()
+    import qamdetr.ui.gpu  # noqa: F401 - registers the function without which a Space on ZeroGPU does not start
+    from qamdetr.ui.settings import AppSettings
+
+    return AppSettings.from_environment()
+
+
+def _build(settings: AppSettings) -> tuple[SharedRetriever, gr.Blocks]:
+    from qamdetr.ui.demo import build_demo
+    from qamdetr.ui.shared_retriever import SharedRetriever
+    from qamdetr.ui.training_plans import runs_folder
+
+    model = SharedRetriever(settings=settings, runs=runs_folder() if settings.training else None)
+    return model, build_demo(model, settings)
+
+
+def _serve() -> None:
+    from qamdetr.ui.demo import launch_options
+
     if settings.warm_up:
         model.warm_up_in_background()
-    demo.launch(**launch_options(settings))
+    try:
+        demo.launch(**launch_options(settings))
+    except OSError:
+        if settings.server_port is None:
+            raise
+        # Somebody else was faster since `check_start`, and the model is warming up.
+        _say(port_taken(settings.server_port))
+        uploads.remove()
+        end_now(QamDetrError.exit_status)
+
+
+try:
+    note = check_start()
+    uploads = UploadFolder.make()
+    settings = _prepare(uploads)
+except QamDetrError as error:
+    _say(error)
+    sys.exit(error.exit_status)
+
+if note:
+    _say(note)
+model, demo = _build(settings)
+
+if __name__ == "__main__":
+    _serve()

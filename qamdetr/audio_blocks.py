@@ -64,8 +64,8 @@ def mono_blocks(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> Genera
     frames, rate = 0, 0
     try:
         file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        source = _ffmpeg_blocks(path, max_seconds, reason=str(error))
+    except (soundfile.LibsndfileError, TypeError, ValueError):
+        source = _ffmpeg_blocks(path, max_seconds)
     else:
         source = _libsndfile_blocks(path, file, max_seconds)
     with closing(source):
@@ -156,7 +156,7 @@ def _libsndfile_blocks(path: Path, file: soundfile.SoundFile, max_seconds: float
             raise AudioError(f"{path} breaks off after {frames / rate:.1f} s of {stated / rate:.1f} s; copy or export it again.")
 
 
-def _ffmpeg_blocks(path: Path, max_seconds: float, reason: str) -> Generator[Block, None, None]:
+def _ffmpeg_blocks(path: Path, max_seconds: float) -> Generator[Block, None, None]:
     """Decode through ffmpeg as an AU stream, whose 24-byte header carries rate and channels and needs no length."""
     command = ffmpeg_command(path, "-c:a", "pcm_f32be", "-f", "au", "-")
     with tempfile.TemporaryFile() as messages:
@@ -175,8 +175,8 @@ def _ffmpeg_blocks(path: Path, max_seconds: float, reason: str) -> Generator[Blo
         lines = messages.read().decode("utf-8", errors="replace").strip().splitlines()
     if any("matches no streams" in line for line in lines):
         raise AudioError(f"{path} has no audio track; give a file with sound.")
-    told = " ".join(lines[-1].split())[:160] if lines else " ".join(reason.split())[:160]
-    raise AudioError(f"{path} cannot be decoded as audio ({told}); check that it plays, or {_SHOWN_HINT}.")
+    # What ffmpeg says of noise is about its own parts, such as a filter graph.
+    raise AudioError(f"{path} cannot be decoded as audio: it is damaged, or something else; check that it plays, or {_SHOWN_HINT}.")
 
 
 def _au_blocks(path: Path, stream: IO[bytes], max_seconds: float) -> Generator[Block, None, bool]:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -24,7 +25,7 @@ from qamdetr.overview import BANDS, Overview, hz_to_mel, read_overview
 from qamdetr.safe_text import one_line
 
 if TYPE_CHECKING:
-    from qamdetr.types import Result
+    from qamdetr.types import Moment, Result
 
 FigureFormat = Literal["png", "svg"]
 
@@ -37,6 +38,7 @@ _WIDTH_INCHES, _SOUND_INCHES, _LANE_INCHES, _MARGIN_INCHES = 10.0, 2.6, 1.0, 0.7
 _MAX_TITLE_LETTERS = 90
 _RANGE_DB = (30.0, 80.0)  # least and most that lie between black and white
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart also by readers who see no red or green
+_FAINTEST = 0.15
 _TRUTH_COLOUR = "#444444"
 _MAX_ROWS = 3
 _TICK_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -84,7 +86,8 @@ def draw_figure(results: Sequence[Result | Answer], image_format: FigureFormat) 
     for lane, answer, colour in zip(axes[2:], answers, itertools.cycle(_COLOURS), strict=False):
         _draw_lane(lane, answer, colour)
         for _, moment in answer.moments():
-            axes[0].axvspan(moment.start_seconds, moment.end_seconds, color=colour, alpha=0.25, linewidth=0)
+            shade = {"color": colour, "alpha": 0.35 * _strength(moment, answer), "linewidth": 0}
+            axes[0].axvspan(moment.start_seconds, moment.end_seconds, zorder=0, **shade)  # behind the waveform
     _set_time_axis(axes[-1], result.duration_seconds)
     _add_legend(figure, answers)
     return _to_bytes(figure, image_format, Path(result.audio).name)
@@ -130,7 +133,8 @@ def _draw_lane(axes: Axes, answer: Answer, colour: str) -> None:
     for (rank, moment), row in zip(drawn, rows, strict=True):
         bottom = 1.08 + 0.4 * row
         box = Rectangle((moment.start_seconds, bottom), moment.end_seconds - moment.start_seconds, 0.34, linewidth=1.0, edgecolor=colour)
-        box.set(facecolor="none" if guess or not result.found else colour, linestyle="--" if guess or not result.found else "-")
+        face = "none" if guess or not result.found else to_rgba(colour, _strength(moment, answer))
+        box.set(facecolor=face, linestyle="--" if guess or not result.found else "-")
         axes.add_patch(box)
         # Beside the box, where it can be read however short the moment is; before it at the very end of the recording.
         late = moment.end_seconds > 0.97 * result.duration_seconds
@@ -145,6 +149,14 @@ def _draw_lane(axes: Axes, answer: Answer, colour: str) -> None:
     note = "" if result.found else "not in this recording" + ("; best guess dashed" if drawn else "")
     _set_title(axes, answer.title, size="small")
     axes.set_title(note, loc="right", size="small", style="italic")
+
+
+def _strength(moment: Moment, answer: Answer) -> float:
+    """How strong a moment's colour is, in [`_FAINTEST`, 1]: its score over the best one's of the answer; guesses are faint."""
+    if not answer.result.found:
+        return _FAINTEST
+    best = max(other.score for other in answer.result.moments)
+    return max(_FAINTEST, min(1.0, moment.score / best)) if best > 0 else 1.0
 
 
 def _column_seconds(columns: int, duration_seconds: float) -> np.ndarray:
@@ -187,7 +199,7 @@ def _clock(seconds: float, step: float) -> str:
 
 def _add_legend(figure: Figure, answers: Sequence[Answer]) -> None:
     result = answers[0].result
-    handles: list[Patch | Line2D] = [Patch(facecolor="0.75", edgecolor="0.3", label="moment with its rank")]
+    handles: list[Patch | Line2D] = [Patch(facecolor="0.75", edgecolor="0.3", label="moment with its rank (paler: lower score)")]
     handles.append(Line2D([], [], color="0.3", linewidth=0.9, label="relevance of each second"))
     if any(answer.truth for answer in answers):
         handles.append(Patch(facecolor=_TRUTH_COLOUR, label="true window"))

@@ -168,8 +168,8 @@ class Candidate:
 
     Attributes:
         start_seconds, end_seconds: Window inside the recording; never empty.
-        foreground, quality: In [0, 1]; from the decoder (quality is 1 without the quality head), or, where segments of the saliency are
-            pooled with its candidates, also from the saliency: see `inference.segments`.
+        foreground, quality: In [0, 1]; from the decoder, or, where segments of the saliency are pooled with its candidates, also from the
+            saliency: see `inference.segments`. Without the quality head, or with it bypassed, quality is 1 for all.
         decoder_score: `foreground * quality` (report, Eq. 2).
         verifier_score: Normalised probability of "Yes" in [0, 1], or None when no verifier looked at it.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,17 @@ def test_each_answer_has_a_lane_and_truth_changes_the_picture(result):
         draw_figure([Answer(result, name="Without 3-way fusion")], "svg"),
     ]
     assert len({plain, *variants}) == 5
+
+
+def test_a_moment_is_as_strong_as_its_score_and_lies_behind_the_waveform(result):
+    def drawn(score):
+        moments = (result.moments[0], replace(result.moments[1], score=score))
+        return draw_figure([replace(result, moments=moments)], "svg").decode()
+
+    weak, strong = drawn(0.2), drawn(0.8)
+    paler = set(re.findall(r"opacity: ([0-9.]+)", weak)) - set(re.findall(r"opacity: ([0-9.]+)", strong))
+    assert {"0.25", "0.0875"} <= paler  # of the box in its lane, and of the part of the waveform
+    assert weak.index("opacity: 0.0875") < weak.index("PolyCollection_")
 
 
 @pytest.mark.parametrize("image_format", ["png", "svg"])

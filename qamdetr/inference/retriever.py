@@ -195,8 +195,9 @@ class MomentRetriever:
             lengths = [section.num_clips for _, section in chunk]
             curves = [row[:length].sigmoid().cpu() for row, length in zip(output.saliency, lengths, strict=True)]
             found = candidates.decode(output, durations, lengths, nms_iou=nms_iou)
+            by_quality = output.decoder.quality_logits is not None
             decoded += [
-                pool_segments(windows, curve.numpy(), duration, settings, nms_iou=nms_iou)
+                pool_segments(windows, curve.numpy(), duration, settings, nms_iou=nms_iou, by_quality=by_quality)
                 for windows, curve, duration in zip(found, curves, durations, strict=True)
             ]
             saliency += curves

@@ -42,34 +42,45 @@ def segments_above(curve: ArrayLike, threshold: float, duration_seconds: float) 
     return sorted(runs, key=lambda run: -run[2])
 
 
-def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: float) -> list[Candidate]:
+def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: float, *, by_quality: bool = True) -> list[Candidate]:
     """Return the runs of clips whose saliency reaches `threshold` as candidates, best decoder score first.
 
     Args:
         saliency: `(clips,)` posterior per clip in [0, 1].
         duration_seconds: Length of the recording, or of the section that `saliency` belongs to.
         threshold: In (0, 1).
+        by_quality: Rank by quality, too; see `pool_segments`.
 
     Returns:
         Candidates (the one best clip when none reaches the threshold): `foreground` is the mean saliency inside, `quality` the overlap of
-        the segment with what the curve says.
+        the segment with what the curve says; 1 where quality does not rank.
     """
     values: Curve = np.asarray(saliency, dtype=np.float64)
     found = []
     for first, last in _runs(values, threshold):
         start, end = _soft_ends(values, first, last, duration_seconds)
-        foreground, quality = float(values[first:last].mean()), _agreement(values, (start, end))[1]
+        foreground = float(values[first:last].mean())
+        quality = _agreement(values, (start, end))[1] if by_quality else 1.0
         found.append(Candidate(start, end, foreground=foreground, quality=quality, decoder_score=foreground * quality))
     return sorted(found, key=lambda candidate: -candidate.decoder_score)
 
 
 def pool_segments(
-    candidates: Sequence[Candidate], saliency: ArrayLike, duration_seconds: float, config: InferenceConfig, *, nms_iou: float
+    candidates: Sequence[Candidate],
+    saliency: ArrayLike,
+    duration_seconds: float,
+    config: InferenceConfig,
+    *,
+    nms_iou: float,
+    by_quality: bool = True,
 ) -> list[Candidate]:
     """Pool the decoder's candidates with the saliency's segments, where `config.segment_threshold` asks for it; doubles are dropped.
 
     The two kinds are made comparable: a decoder candidate's foreground is multiplied by the mean saliency inside it, its quality by the
     overlap that the curve expects, so that it ranks high when both heads agree on it.
+
+    Without a quality head, or with it bypassed (`by_quality` false), there is no quality of either kind: it is 1 for all, and the score
+    is the foreground.
     """
     if config.segment_threshold <= 0:
         return list(candidates)
@@ -77,10 +88,10 @@ def pool_segments(
     weighed = []
     for candidate in candidates:
         mean, overlap = _agreement(values, candidate.window)
-        foreground, quality = candidate.foreground * mean, candidate.quality * overlap
+        foreground, quality = candidate.foreground * mean, candidate.quality * overlap if by_quality else 1.0
         weighed.append(replace(candidate, foreground=foreground, quality=quality, decoder_score=foreground * quality))
     threshold = min(config.segment_threshold, config.segment_peak_share * float(values.max()))
-    return suppress([*segment_candidates(values, duration_seconds, threshold), *weighed], nms_iou)
+    return suppress([*segment_candidates(values, duration_seconds, threshold, by_quality=by_quality), *weighed], nms_iou)
 
 
 def _runs(values: Curve, threshold: float) -> list[tuple[int, int]]:

@@ -105,6 +105,14 @@ def components(checkpoint: str, verifier: str = DEFAULT_VERIFIER) -> list[tuple[
     return [(label_of(name), name) for name in (*names, *((VERIFIER,) if verifier != DEFAULT_VERIFIER else ()))]
 
 
+def can_refuse(checkpoint: str) -> bool:
+    """Whether a model has a threshold for "not in this recording", which calibration sets; true where the checkpoint cannot be read."""
+    try:
+        return read_config(checkpoint).inference.found_threshold > 0
+    except CheckpointError:  # whoever opens the model says so
+        return True
+
+
 def bypassable(model: ModelConfig) -> tuple[str, ...]:
     """Names that a network of this configuration can bypass; the same as `QamDetr.bypassable`, without building it."""
     streams = [f"audio/{name}" for name in list(model.audio_streams)[1:]] + [f"text/{name}" for name in list(model.text_streams)[1:]]
@@ -145,6 +153,18 @@ def plan(checkpoint: str, verifier: str, off: Collection[str], rows: Collection[
         asks.append(Ask(checkpoint, bypass, checker, f"Without {names}", f"bypassed in the full model: {names}"))
     others = [row for row in TABLE_ROWS if row.number in rows and row.checkpoint != checkpoint]
     return asks + [Ask(row.checkpoint, (), verifier, f"Row {row.number}: {row.label}", _how_trained(row.checkpoint)) for row in others]
+
+
+def compared(asks: Sequence[Ask]) -> tuple[list[str], list[int]]:
+    """Return `off` and `rows` that `plan` made these of; the order is the page's."""
+    whole, *others = asks
+    off = [
+        name
+        for ask in others
+        if ask.checkpoint == whole.checkpoint
+        for name in (*ask.bypass, *((VERIFIER,) if ask.verifier != whole.verifier else ()))
+    ]
+    return off, [row.number for row in TABLE_ROWS if row.checkpoint in {ask.checkpoint for ask in others} - {whole.checkpoint}]
 
 
 def check_lanes(num_queries: int, num_asks: int) -> None:

@@ -20,7 +20,7 @@ import soundfile
 from qamdetr.errors import AudioError
 from qamdetr.overview import read_peaks
 from qamdetr.types import Recording
-from qamdetr.ui.presenters import display_gain, scaled_peaks
+from qamdetr.ui.peaks import display_gain, scaled_peaks
 
 MOST_COLUMNS = 2000
 """Columns of one answer: a wide screen's pixels, some 20 kB."""

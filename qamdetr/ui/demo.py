@@ -11,10 +11,10 @@ from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 from qamdetr.ui.choices import model_choices
 from qamdetr.ui.examples import Example, load_examples
+from qamdetr.ui.model_card import hearing_note
 from qamdetr.ui.page_blocks import PageBlocks
-from qamdetr.ui.presenters import hearing_note
 from qamdetr.ui.retrieve_tab import RetrieveTab, build_retrieve_tab
-from qamdetr.ui.settings import AppSettings
+from qamdetr.ui.settings import PASSING_REQUESTS, AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
 from qamdetr.ui.train_tab import build_train_tab
 
@@ -23,12 +23,6 @@ CACHE_SECONDS = (3600, 7200)
 
 MOST_SESSIONS = 200
 """Visitors whose open recordings are remembered, up to 12 MB each; beyond that the one who was away longest starts anew."""
-
-PASSING_REQUESTS = 40
-"""Requests besides those that wait for the model; as many threads as gradio has by itself."""
-
-MOST_THREADS = 200
-"""A request that waits keeps a thread, which sleeps."""
 
 SYSTEM_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 TEXT_SIZE = gr.themes.Size(
@@ -71,7 +65,7 @@ def build_demo(model: SharedRetriever, settings: AppSettings | None = None, exam
 def launch_options(settings: AppSettings | None = None) -> dict[str, Any]:
     """Arguments of `demo.launch`: system fonts, nothing fetched from outside, only uploads and the examples are served.
 
-    The address is gradio's default, 127.0.0.1:7860, unless GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise; behind a proxy,
+    The address is gradio's default, 127.0.0.1:7860, unless GRADIO_SERVER_NAME and `settings.server_port` say otherwise; behind a proxy,
     GRADIO_ROOT_PATH names the page's address there.
 
     Args:
@@ -83,7 +77,8 @@ def launch_options(settings: AppSettings | None = None) -> dict[str, Any]:
         "css": PAGE_CSS,
         "favicon_path": FAVICON,
         "max_file_size": settings.upload_bytes,
-        "max_threads": min(2 * settings.queue_length + PASSING_REQUESTS, MOST_THREADS),
+        "max_threads": 2 * settings.queue_length + PASSING_REQUESTS,
+        "server_port": settings.server_port,
         "mcp_server": settings.mcp,
         "allowed_paths": [],
         "state_session_capacity": MOST_SESSIONS,

@@ -9,32 +9,30 @@ import gradio as gr
 
 from qamdetr.export import to_json_object
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
+from qamdetr.progress import heard_by
+from qamdetr.types import Recording, Result
+from qamdetr.ui.caller import caller_waits
+from qamdetr.ui.encoding_progress import POLL_SECONDS, StoppedError
 from qamdetr.ui.endpoint_arguments import check_words, checked_top_k
 from qamdetr.ui.page_errors import page_error
 from qamdetr.ui.queries import checked_query
 from qamdetr.ui.recordings import Recordings
-from qamdetr.ui.session import Session
 from qamdetr.ui.settings import AppSettings
-from qamdetr.ui.shared_retriever import SharedRetriever
+from qamdetr.ui.shared_retriever import Retriever, SharedRetriever
 
 ENDPOINT = "retrieve"
 
 
 class Endpoint:
-    """Answers one query on one recording; a caller's features stay in the caller's own session."""
+    """Answers one query on one recording, and stops when its caller has left. Callers have no session, and push nobody out of theirs."""
 
     def __init__(self, model: SharedRetriever, recordings: Recordings, settings: AppSettings | None = None) -> None:
         self._model = model
         self._recordings = recordings
         self._settings = settings or AppSettings()
 
-    def build(self, session: gr.State, queue: dict[str, Any]) -> None:
-        """Add `/retrieve` to the current `gr.Blocks`; its components are never shown and only describe the arguments.
-
-        Args:
-            session: Holds the caller's `Session`.
-            queue: Which of gradio's queues the calls wait in.
-        """
+    def build(self) -> None:
+        """Add `/retrieve` to the current `gr.Blocks`; its components are never shown and only describe the arguments."""
         audio = gr.Audio(type="filepath", label="Recording", visible=False)
         query = gr.Textbox(label="Query", visible=False)
         top_k = gr.Number(10, precision=0, label="Most moments to return, 1 to 100", visible=False)
@@ -43,12 +41,13 @@ class Endpoint:
         checkpoint = gr.Textbox(None, label="Name of the model; left out: the one that the page starts with", visible=False)
         answer = gr.JSON(label="Moments", visible=False)
         trigger = gr.Button(visible=False)
-        inputs = [session, audio, query, top_k, verifier, beta, checkpoint]
-        trigger.click(self.retrieve, inputs, answer, api_name=ENDPOINT, **queue)
+        inputs = [audio, query, top_k, verifier, beta, checkpoint]
+        # Without `queue`, MCP calls this function itself and not over HTTP, through one client for all: only so it is seen who has left.
+        # Over HTTP it changes nothing; `PageBlocks` sees to gradio's clients.
+        trigger.click(self.retrieve, inputs, answer, api_name=ENDPOINT, queue=False, concurrency_limit=None)
 
     def retrieve(
         self,
-        session: Session,
         audio: str,
         query: str,
         top_k: float = 10,
@@ -70,7 +69,6 @@ class Endpoint:
         callers at once.
 
         Args:
-            session: The caller's own state; a second query on the same recording does not encode it again.
             audio: The recording (WAV, FLAC, OGG, MP3, anything ffmpeg reads): an uploaded file. In MCP: an address or `data:;base64,...`.
             query: What to look for, in words; at most 500 characters. English, unless the model's encoders know other languages.
             top_k: Most moments to return, 1 to 100.
@@ -85,13 +83,25 @@ class Endpoint:
             check_words((query, top_k, verifier, beta, checkpoint), self._settings.verifiers)
             name = checkpoint or self._model.first
             self._model.open_offered(name, f"pass checkpoint={DEFAULT_CHECKPOINT!r}")
-            recording = self._recordings.encode_now(session, name, Path(audio))
+            recording = self._recordings.encode_for_program(name, Path(audio), caller_waits)
             retriever = self._model.get(name)
-            chosen = self._model.verifier(verifier, retriever)
-            with self._model.answering.turn():
-                (result,) = retriever.retrieve_many(
-                    recording, [checked_query(query)], top_k=checked_top_k(top_k), verifier=chosen, beta=beta
-                )
+            result = self._answer(retriever, recording, query, checked_top_k(top_k), verifier, beta)
+        except StoppedError:
+            raise gr.Error("The caller has left.", print_exception=False) from None  # which nobody reads
         except Exception as error:
             raise page_error(error, shown=False) from error
         return {**to_json_object(result), "audio": Path(audio).name}
+
+    def _answer(self, retriever: Retriever, recording: Recording, query: str, top_k: int, verifier: str, beta: float | None) -> Result:
+        chosen = self._model.verifier(verifier, retriever)
+        with self._model.answering.ticket() as ticket:
+            for _ in ticket.until_turn(POLL_SECONDS):
+                _stop_if_left()
+            with heard_by(lambda _: _stop_if_left()):
+                (result,) = retriever.retrieve_many(recording, [checked_query(query)], top_k=top_k, verifier=chosen, beta=beta)
+        return result
+
+
+def _stop_if_left() -> None:
+    if not caller_waits():
+        raise StoppedError

@@ -140,12 +140,17 @@ def file_error(audio: Any) -> AudioError:  # noqa: ANN401
 
 def addresses(value: Any) -> list[str]:  # noqa: ANN401
     """List the web addresses that gradio would fetch if it was given a value, wherever in it they stand."""
+    return [path for path in paths(value) if path.lower().startswith(("http:", "https:"))]
+
+
+def paths(value: Any) -> list[str]:  # noqa: ANN401
+    """List what gradio would take for files if it was given a value, wherever in it they stand."""
     if isinstance(value, dict):
         path = value.get("path")
-        here = [path] if isinstance(path, str) and path.lower().startswith(("http:", "https:")) else []
-        return here + [found for inner in value.values() for found in addresses(inner)]
+        here = [path] if isinstance(path, str) else []
+        return here + [found for inner in value.values() for found in paths(inner)]
     if isinstance(value, list):
-        return [found for inner in value for found in addresses(inner)]
+        return [found for inner in value for found in paths(inner)]
     return []
 
 

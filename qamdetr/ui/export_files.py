@@ -10,7 +10,7 @@ from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.export import Answer, export
 from qamdetr.files import write_whole
 from qamdetr.safe_text import file_name_part
-from qamdetr.ui.presenters import LaneResult, default_choice, reranked
+from qamdetr.ui.lane_results import LaneResult, default_choice, reranked
 
 NOTHING_YET = "There is nothing to export yet: open a recording and look for a sound first."
 NOTHING_CHOSEN = "No moment is chosen: check the ones you want in the table of candidates."

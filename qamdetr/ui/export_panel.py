@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from qamdetr.ui.export_files import EXPORT_KINDS, make_export, what_is_missing
+from qamdetr.ui.lane_results import LaneResult
 from qamdetr.ui.page_errors import page_error
-from qamdetr.ui.presenters import LaneResult
 
 # A download button gives what it held before it was pressed, so a plain button makes the file and the page then takes it by itself.
 # What stays behind is a link, for browsers that stop a download that comes long after the press.

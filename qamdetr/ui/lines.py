@@ -74,17 +74,6 @@ class Line:
                 self._tickets.remove(mine)
                 self._moved.notify_all()
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for one's turn and keep it until the block ends, for callers that have nobody to tell.
-
-        Raises:
-            LineFullError: Too many wait.
-        """
-        with self.ticket() as ticket:
-            ticket.wait()
-            yield
-
     def wait(self, ticket: Ticket, seconds: float | None) -> int:
         """Do as `Ticket.wait`."""
         with self._moved:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs
 
 from qamdetr.errors import QamDetrError
@@ -25,6 +26,8 @@ _MOST_TOLD, _MAX_TOLD = 8, 60
 
 _QUERY, _MODEL, _VERIFIER, _BETA, _OFF, _ROW, _EXAMPLE = "q", "model", "verifier", "beta", "off", "row", "example"
 _NAMES = (_QUERY, _MODEL, _VERIFIER, _BETA, _OFF, _ROW, _EXAMPLE)
+
+_WEIGHT_OF = (Path(__file__).parent / "weight.js").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -125,15 +128,17 @@ def writing_script(first_model: str) -> str:
     """Make the browser's function that writes the settings into the address, without loading the page anew.
 
     It takes the queries, model, verifier, weight, components left out, rows and example. What is as on a fresh page stays out, and other
-    parameters of the address (such as the theme's) stay in.
+    parameters of the address (such as the theme's) stay in; so does the last weight while the box for it is empty.
 
     Args:
         first_model: The model that the page starts with.
     """
     return (
         """(queries, model, verifier, beta, off, rows, example) => {
+  WEIGHT_OF
   const address = new URL(window.location.href);
   const names = NAMES;
+  const weight = weightOf(beta, weightOf(address.searchParams.get(names[3]), null));
   for (const name of names) address.searchParams.delete(name);
   const add = (name, value) => address.searchParams.append(name, String(value));
   const text = String(queries ?? "");
@@ -141,16 +146,22 @@ def writing_script(first_model: str) -> str:
   if (model && model !== FIRST) add(names[1], model);
   if (verifier && verifier !== "none") {
     add(names[2], verifier);
-    add(names[3], Number(beta).toFixed(2));
+    if (weight !== null) add(names[3], weight.toFixed(2));
   }
   for (const name of off ?? []) add(names[4], name);
   for (const number of rows ?? []) add(names[5], number);
   if (example) add(names[6], example);
   window.history.replaceState(window.history.state, "", address);
-}""".replace("NAMES", json.dumps(_NAMES))
+}""".replace("WEIGHT_OF", _WEIGHT_OF)
+        .replace("NAMES", json.dumps(_NAMES))
         .replace("LONGEST", str(MAX_LINK_CHARACTERS))
         .replace("FIRST", json.dumps(first_model))
     )
+
+
+def weight_script() -> str:
+    """Make the browser's function that says what a box for the weight shows once it is left: what the address holds, where it is empty."""
+    return f"(beta) => {{ {_WEIGHT_OF} return weightOf(beta, weightOf(new URLSearchParams(window.location.search).get({_BETA!r}), 0)); }}"
 
 
 COPY_SCRIPT = """async () => {

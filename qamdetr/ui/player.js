@@ -57,8 +57,8 @@ function messageLine(lane) {
   line.type = "button";
   line.dataset.kind = lane.message.kind;
   line.append(oneLine("span", "qd-line-label", lane.label), make("strong", "", answerTitle(lane, lane.rows)));
-  const iou = bestIou(lane);
-  if (iou !== null) line.append(make("span", "qd-line-iou", `best IoU ${figure(iou)}`));
+  const overlap = iouWords(lane);
+  if (overlap) line.append(make("span", "qd-line-iou", overlap));
   line.addEventListener("click", () => {
     active = lane.number;
     lane.section.scrollIntoView({ block: "start", behavior: calm() ? "auto" : "smooth" });
@@ -141,7 +141,7 @@ function bringIntoSight() {
 
 function rerankAt(weight) {
   if (view.state !== "result" || !answers.some(isVerified)) return;
-  const titles = () => answers.map((lane) => `${answerTitle(lane, lane.rows)} ${bestIou(lane)}`).join();
+  const titles = () => answers.map((lane) => `${answerTitle(lane, lane.rows)} ${iouWords(lane)}`).join();
   const before = titles();
   beta = weight;
   rankAnswers();
@@ -152,7 +152,7 @@ function rerankAt(weight) {
   said.textContent = `β ${beta.toFixed(2)}: ${moved || "no"} ${noun} differently than by the decoder alone.`;
 }
 
-window.addEventListener("qamdetr-beta", (event) => rerankAt(Number(event.detail)));
+window.addEventListener("qamdetr-beta", (event) => rerankAt(weightOf(event.detail, beta)));
 window.addEventListener("qamdetr-busy", (event) => showWaiting(event.detail));
 busyCancel.addEventListener("click", () => {
   busyCancel.disabled = true;

@@ -13,6 +13,7 @@ from qamdetr.ui.presenters import empty_view
 _HERE = Path(__file__).parent
 
 PLAYER_SCRIPTS = (
+    "weight.js",
     "player_formula.js",
     "player_parts.js",
     "player_skeleton.js",
@@ -38,7 +39,7 @@ def build_player(closer: CloserLook) -> gr.HTML:
     Its value is a view (`presenters`). Once moments are chosen for export, it fires `select` with `chosen: [[lane, candidate], …]`;
     a handler takes it as `event: gr.EventData` and reads `presenters.checked_choice(event.chosen, lanes)`. Nothing is sent before the
     visitor has changed the choice, and nothing when the weight of the verifier changes: that comes to the player as the window's event
-    `qamdetr-beta`, whose `detail` is the weight in [0, 1].
+    `qamdetr-beta`, whose `detail` is the weight as it stands in its box: cut to [0, 1], and passed over where it is no number.
 
     Work that waits before the server can speak of it is told by the window's event `qamdetr-busy`: `detail` is the text, or
     `{text, cancel}`. The text stands in the busy strip until the next view arrives; an empty one brings back what the page showed.

@@ -40,10 +40,18 @@ function answerTitle(lane, rows) {
   return likely === 1 ? "1 likely moment" : `${likely} likely moments`;
 }
 
-/** Largest IoU of what a lane calls likely (or its best guess) with a true window; null where no true window is known. */
-function bestIou(lane) {
+/** Whether quality ranks: without that head, or with it bypassed, there is none. */
+const hasQuality = (lane) => lane.moments.some((row) => row.quality !== null);
+
+/**
+ * IoU with a true window of what a lane ranks first, and the largest of what it calls likely where that is another; empty where no true
+ * window is known. The largest alone would praise whoever calls much likely.
+ */
+function iouWords(lane) {
   const known = lane.truth?.length ? lane.rows.filter((row) => row.likely).map((row) => row.iou) : [];
-  return known.length ? Math.max(...known) : null;
+  if (!known.length) return "";
+  const [first, best] = [figure(known[0]), figure(Math.max(...known))];
+  return first === best ? `IoU ${first}` : `first: IoU ${first}, best: ${best}`;
 }
 
 /** Ends `[[x, y], [x, y]]` of the line (1 - beta) x + beta y = score inside the unit square, or null where it misses the square. */

@@ -1,6 +1,6 @@
 // Decoder against verifier: where the two agree, and which candidates the present weight prefers.
 
-const SCATTER = { width: 240, height: 212, left: 34, right: 10, top: 10, bottom: 34 };
+const SCATTER = { width: 240, height: 214, left: 42, right: 10, top: 10, bottom: 42 };
 
 function scatter(lane) {
   const box = SCATTER;
@@ -9,7 +9,7 @@ function scatter(lane) {
   const svg = draw("svg", { viewBox: `0 0 ${box.width} ${box.height}`, role: "group", "aria-label": `Decoder and verifier scores for ${lane.label}` });
   svg.append(draw("rect", { class: "qd-frame", x: x(0), y: y(1), width: x(1) - x(0), height: y(0) - y(1) }));
   for (const value of [0, 0.5, 1]) {
-    svg.append(label(String(value), x(value), y(0) + 13, "middle"), label(String(value), x(0) - 5, y(value) + 4, "end"));
+    svg.append(label(String(value), x(value), y(0) + 20, "middle"), label(String(value), x(0) - 11, y(value) + 4, "end"));
   }
   const across = label("Decoder score", x(0.5), box.height - 5, "middle");
   const up = label("Verifier score", 0, 0, "middle");

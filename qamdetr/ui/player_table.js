@@ -13,9 +13,9 @@ function columns(lane) {
     { head: "End", cell: (row) => clock(row.end, 1) },
     { head: "Score", help: isVerified(lane) ? "Decoder and verifier, blended" : "The decoder's score", cell: scoreCell },
     ...(lane.truth === null ? [] : [IOU_COLUMN]),
-    { head: "Decoder", help: "Foreground · quality", cell: (row) => figure(row.decoder_score) },
+    { head: "Decoder", help: decoderFormula(lane), cell: (row) => figure(row.decoder_score) },
     { head: "Foreground", help: "How likely the window holds the sound", cell: (row) => figure(row.foreground) },
-    { head: "Quality", help: "How well the model thinks the window fits (predicted IoU)", cell: (row) => figure(row.quality) },
+    { head: "Quality", help: hasQuality(lane) ? "How well the model thinks the window fits (predicted IoU)" : "Not in this ranking", cell: (row) => figure(row.quality) },
     ...(isVerified(lane) ? VERIFIER_COLUMNS : []),
   ];
 }
@@ -50,8 +50,12 @@ function drawSections() {
   else for (const lane of answers) lane.section.querySelector(".qd-table")?.append(make("p", "qd-caption", captionOf(lane)));
 }
 
+const decoderFormula = (lane) => (hasQuality(lane) ? "Foreground · quality" : "Foreground");
+
 function captionOf(lane) {
-  const formula = isVerified(lane) ? `Score = ${(1 - beta).toFixed(2)} · decoder + ${beta.toFixed(2)} · verifier` : "Score = foreground · quality";
+  const formula = isVerified(lane)
+    ? `Score = ${(1 - beta).toFixed(2)} · decoder + ${beta.toFixed(2)} · verifier`
+    : `Score = ${decoderFormula(lane).toLowerCase()}`;
   return `Encoder: ${lane.encoder}. Verifier: ${lane.verifier}. ${formula}.`;
 }
 

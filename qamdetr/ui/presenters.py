@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
-from qamdetr.inference.rerank import rerank
-from qamdetr.spans import pairwise_iou
 from qamdetr.types import Moment, Recording, Result, Window
+from qamdetr.ui.lane_results import LIKELY_SHARE, LaneResult, best_ious, is_likely
+from qamdetr.ui.peaks import display_peaks
+
+NEVER_REFUSES = (
+    "This model names something for any sound, however low the score: it was not calibrated, so it has no threshold for “not here”."
+)
 
 View = dict[str, Any]
 """What `player.js` draws; its keys are documented in `empty_view`, `recording_view` and `result_view`."""
 
-MAX_COLUMNS = 4000
-"""Columns of the drawn waveform: enough to zoom into, and still only some 40 kB."""
-
-MAX_GAIN = 20.0
-"""Quiet recordings are drawn larger, up to this factor, so that their shape can be seen; noise floors stay flat."""
-
-LIKELY_SHARE = 0.5
-"""Moments under this share of the best score are shown as "less likely": the decoder always fills all its slots."""
-
 TRAINED = "trained this way: "
 """How the description of a model begins that was trained as it answers, and not bypassed."""
-
-CARD_SECTION = "What it can and cannot hear"
-"""Heading of the checkpoint card's section that the page quotes."""
-
-HEARING_FALLBACK = (
-    "The *pocket* encoder is small, made by this project and runs offline. It knows everyday sounds (animals, weather, water, "
-    "machines, speech, instruments, alarms) better than rare ones. It does not understand what is said, who says it, or music by name."
-)
 
 
 def empty_view() -> View:
@@ -99,23 +81,6 @@ def recording_view(recording: Recording, audio: dict[str, Any], title: str, look
     }
 
 
-@dataclass(frozen=True)
-class LaneResult:
-    """One answer and how it is shown: one lane of the player.
-
-    Attributes:
-        label: What the lane is called, such as "a dog barks" or "Without 3-way fusion".
-        how: What kind of model answered: empty, "trained this way: …" or "bypassed in the full model: …".
-        result: The answer.
-        truth: True windows in seconds when they are known (examples); empty when the sound is known to be absent.
-    """
-
-    label: str
-    how: str
-    result: Result
-    truth: Sequence[Window] | None
-
-
 def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
     """Show a recording with its answers, one lane each.
 
@@ -171,7 +136,7 @@ def _lane_view(lane: LaneResult, how: str) -> dict[str, Any]:
         "how": how,
         "query": result.query,
         "found": result.found,
-        "message": answer_message(result, truth),
+        "message": answer_message(result, truth, can_refuse=lane.can_refuse),
         "notes": list(result.notes),
         "encoder": result.encoder,
         "verifier": result.verifier,
@@ -182,66 +147,13 @@ def _lane_view(lane: LaneResult, how: str) -> dict[str, Any]:
     }
 
 
-def reranked(result: Result, beta: float) -> Result:
-    """Return an answer as the player shows it at another weight of the verifier; the same one where no verifier looked.
-
-    Args:
-        result: The answer as the server gave it.
-        beta: Weight of the verifier, in [0, 1].
-
-    Raises:
-        QamDetrError: `beta` out of range.
-    """
-    verified = [moment.verifier_score for moment in result.moments if moment.verifier_score is not None]
-    if result.verifier == "none" or len(verified) < len(result.moments):
-        return result
-    by_decoder = sorted(result.moments, key=lambda moment: -moment.decoder_score)
-    scores = [moment.verifier_score for moment in by_decoder if moment.verifier_score is not None]
-    return replace(result, beta=beta, moments=rerank(by_decoder, scores, beta))
-
-
-def default_choice(lanes: Sequence[LaneResult], beta: float) -> list[tuple[int, int]]:
-    """Choose for export what the player has checked at first: the likely moments of every lane whose sound was found.
-
-    Args:
-        lanes: The answers on the page.
-        beta: The weight of the verifier that the page shows, in [0, 1].
-
-    Returns:
-        `(lane, candidate)`; `candidate` is the index in the moments of the lane's result.
-    """
-    chosen = []
-    for number, lane in enumerate(lanes):
-        moments = lane.result.moments
-        shown = reranked(lane.result, beta).moments
-        windows = {moment.window for moment in shown if lane.result.found and is_likely(moment, shown[0])}
-        chosen += [(number, candidate) for candidate, moment in enumerate(moments) if moment.window in windows]
-    return chosen
-
-
-def checked_choice(sent: object, lanes: Sequence[LaneResult]) -> list[tuple[int, int]]:
-    """Read the `chosen` of the player's event `select`; pairs that name no moment are left out, as anyone may send anything.
-
-    Args:
-        sent: What the browser sent: `[[lane, candidate], …]`.
-        lanes: The answers on the page.
-
-    Returns:
-        `(lane, candidate)`, each once, in order.
-    """
-    every = [(number, candidate) for number, lane in enumerate(lanes) for candidate in range(len(lane.result.moments))]
-    pairs = sent if isinstance(sent, list) else []
-    wanted = {tuple(pair) for pair in pairs if isinstance(pair, list) and all(isinstance(index, int) for index in pair)}
-    return [pair for pair in every if pair in wanted]
-
-
-def is_likely(moment: Moment, best: Moment) -> bool:
-    """Whether a moment is shown at once: its score is at least `LIKELY_SHARE` of the best one's."""
-    return moment.score >= LIKELY_SHARE * best.score
-
-
 def moment_rows(moments: Sequence[Moment], truth: Sequence[Window] | None) -> list[dict[str, Any]]:
-    """Rows of the candidates table, in the given order (best first); `iou` is against the best true window, None when unknown."""
+    """Rows of the candidates table, in the given order (best first).
+
+    `iou` is against the best true window, None when unknown; `quality` is None where it does not rank: without the head, or with it
+    bypassed, it is 1 for all.
+    """
+    by_quality = any(moment.quality != 1 for moment in moments)
     overlaps = best_ious([moment.window for moment in moments], truth)
     return [
         {
@@ -251,7 +163,7 @@ def moment_rows(moments: Sequence[Moment], truth: Sequence[Window] | None) -> li
             "score": moment.score,
             "decoder_score": moment.decoder_score,
             "foreground": moment.foreground,
-            "quality": moment.quality,
+            "quality": moment.quality if by_quality else None,
             "verifier_score": moment.verifier_score,
             "iou": None if iou is None else round(iou, 3),
         }
@@ -259,18 +171,8 @@ def moment_rows(moments: Sequence[Moment], truth: Sequence[Window] | None) -> li
     ]
 
 
-def best_ious(windows: Sequence[Window], truth: Sequence[Window] | None) -> list[float | None]:
-    """For each window its largest IoU with a true window; 0 when nothing is true, None when the truth is unknown."""
-    if truth is None:
-        return [None] * len(windows)
-    if not truth or not windows:
-        return [0.0] * len(windows)
-    iou = pairwise_iou(torch.tensor(windows, dtype=torch.float64), torch.tensor(truth, dtype=torch.float64))
-    return [float(value) for value in iou.max(dim=1).values]
-
-
-def answer_message(result: Result, truth: Sequence[Window] | None) -> dict[str, str]:
-    """Say in words what was found: `kind` (found, absent or none), `title` and `detail`."""
+def answer_message(result: Result, truth: Sequence[Window] | None, *, can_refuse: bool = True) -> dict[str, str]:
+    """Say in words what was found: `kind` (found, absent or none), `title` and `detail`; `can_refuse` is that of `LaneResult`."""
     if not result.moments:
         return {"kind": "none", "title": "Nothing to show", "detail": "The model proposed no moment. Try other words for the same sound."}
     known_absent = truth is not None and not truth
@@ -282,45 +184,8 @@ def answer_message(result: Result, truth: Sequence[Window] | None) -> dict[str, 
     likely = sum(is_likely(moment, result.moments[0]) for moment in result.moments)
     title = "1 likely moment" if likely == 1 else f"{likely} likely moments"
     detail = f"for “{result.query}”, best first. Press one to hear it."
+    if not can_refuse:
+        detail += f" {NEVER_REFUSES}"
     if known_absent:
         detail += " Beware: the sound is not in this example, so this is a mistake of the model."
     return {"kind": "found", "title": title, "detail": detail}
-
-
-def display_peaks(peaks: np.ndarray, max_columns: int = MAX_COLUMNS) -> list[list[float]]:
-    """Thin out and scale a waveform overview for drawing.
-
-    Args:
-        peaks: `(2, columns)` minimum and maximum per column, in [-1, 1].
-        max_columns: Most columns to return; neighbours are merged by minimum and maximum, so no peak is lost.
-
-    Returns:
-        `[low, high]`, two decimals, scaled so that the loudest peak is 1 or the gain is `MAX_GAIN`.
-    """
-    low, high = np.asarray(peaks, dtype=np.float64)
-    if low.size > max_columns:
-        starts = np.linspace(0, low.size, max_columns, endpoint=False).astype(int)
-        low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
-    return scaled_peaks(np.stack([low, high]), display_gain(peaks))
-
-
-def display_gain(peaks: np.ndarray) -> float:
-    """Factor by which a recording with these peaks is drawn larger: the loudest reaches 1, at most by `MAX_GAIN`."""
-    loudest = float(np.abs(peaks).max(initial=0.0))
-    return min(MAX_GAIN, 1.0 / loudest) if loudest > 0 else 1.0
-
-
-def scaled_peaks(peaks: np.ndarray, gain: float) -> list[list[float]]:
-    """Peaks `(2, columns)` as `[low, high]` for drawing: times the gain, cut to [-1, 1], two decimals."""
-    low, high = np.round(np.clip(np.asarray(peaks, dtype=np.float64) * gain, -1.0, 1.0), 2).tolist()
-    return [low, high]
-
-
-def hearing_note(cards: Iterable[str]) -> str:
-    """Body of the section `CARD_SECTION` of the first checkpoint card that has one, or a general note."""
-    for card in cards:
-        heading = re.search(rf"^(#+)\s*{re.escape(CARD_SECTION)}\s*$", card, flags=re.MULTILINE | re.IGNORECASE)
-        if heading:
-            next_heading = rf"^#{{1,{len(heading[1])}}}\s"  # of the same or a higher level: subsections belong to it
-            return re.split(next_heading, card[heading.end() :], maxsplit=1, flags=re.MULTILINE)[0].strip()
-    return HEARING_FALLBACK

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Generator
+from contextlib import closing
+from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 
 from qamdetr.audio import stated_seconds
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.types import Recording
 from qamdetr.ui.encoding_progress import EncodingRun, StoppedError
+from qamdetr.ui.lines import Line
 from qamdetr.ui.presenters import View
-from qamdetr.ui.session import Session
+from qamdetr.ui.session import Encoded, Session
 from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import Retriever, SharedRetriever
 
+KEPT_FOR_PROGRAMS = 8
+"""Encoded recordings that are kept for all programs together: a second query on one of them costs nothing."""
+
+_BLOCK_BYTES = 1024**2
+
 
 class Recordings:
-    """Encodes files with the models' encoders. What is a visitor's is kept in the visitor's session, examples are kept for all."""
+    """Encodes files with the models' encoders.
+
+    What is a visitor's is kept in the visitor's session, examples are kept for all. What programs sent is kept for programs, few at a time:
+    it is found by its content, so nobody finds it who does not have the file.
+    """
 
     def __init__(self, model: SharedRetriever, settings: AppSettings, examples: Collection[Path] = ()) -> None:
         self._model = model
         self._settings = settings
         self._examples = {str(path) for path in examples}
         self._encoded_examples: dict[tuple[str, str], Recording] = {}
+        self._for_programs = Encoded(KEPT_FOR_PROGRAMS)
+        self._keeping = threading.Lock()
+        # Programs that sent the same file share one place in the line for encoding, but each keeps a thread.
+        self._programs = Line(1, settings.queue_length)
 
     def encode(self, session: Session, checkpoint: str, path: Path, title: str) -> Generator[tuple[Session, View], None, Recording]:
         """Encode a file, or take what is encoded of it; yields meanwhile how far it is, and returns the recording.
@@ -39,49 +57,73 @@ class Recordings:
             QamDetrError: The file is too large, too long or no audio, the model cannot be loaded, or too many others wait.
         """
         retriever = self._model.get(checkpoint)
-        key = retriever.encoder.fingerprint, str(path)
-        known = self._known(session, key)
+        steps = self._encode(session, (retriever.encoder.fingerprint, str(path)), retriever, path, title)
+        with closing(steps):
+            while True:
+                try:
+                    view = next(steps)
+                except StopIteration as end:
+                    return cast("Recording", end.value)
+                yield session, view
+
+    def encode_for_program(self, checkpoint: str, path: Path, wanted: Callable[[], bool]) -> Recording:
+        """Encode a file that a program sent, or take what is encoded of it.
+
+        Args:
+            checkpoint: The model whose encoders are wanted.
+            path: The file.
+            wanted: Whether the program still waits; asked every `encoding_progress.POLL_SECONDS`.
+
+        Raises:
+            QamDetrError: As `encode`.
+            StoppedError: The program has left, and the work was stopped unless another program waits for it.
+        """
+        retriever = self._model.get(checkpoint)
+        self._check_file(path)
+        # What is fetched anew from the same address lies in the same place, and may be another file.
+        key = retriever.encoder.fingerprint, f"{path} {_digest(path)}"
+        steps = self._encode(self._for_programs, key, retriever, path, path.name)
+        with self._programs.ticket(), closing(steps):
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    return cast("Recording", end.value)
+                if not wanted():
+                    raise StoppedError
+
+    def _encode(
+        self, store: Encoded, key: tuple[str, str], retriever: Retriever, path: Path, title: str
+    ) -> Generator[View, None, Recording]:
+        known = self._known(store, key)
         while known is None:
             self._check_file(path)
-            run = session.runs.get(key)
-            if run is None or run.over:
-                run = session.runs[key] = EncodingRun(retriever, path, self._model.pace, self._model.encoding)
+            run = self._run(store, key, retriever, path)
             try:
-                for view in run.views(title):
-                    yield session, view
+                yield from run.views(title)
                 known = self._checked(run.result, path)
             except StoppedError:
                 continue  # whoever waited for it first has left just now
             finally:
-                if session.runs.get(key) is run and run.over:
-                    del session.runs[key]
-        self._keep(session, key, known)
+                with self._keeping:
+                    if store.runs.get(key) is run and run.over:
+                        del store.runs[key]
+        self._keep(store, key, known)
         return known
 
-    def encode_now(self, session: Session, checkpoint: str, path: Path) -> Recording:
-        """Do as `encode`, for callers that want no news on the way.
+    def _run(self, store: Encoded, key: tuple[str, str], retriever: Retriever, path: Path) -> EncodingRun:
+        with self._keeping:
+            run = store.runs.get(key)
+            if run is None or run.over:
+                run = store.runs[key] = EncodingRun(retriever, path, self._model.pace, self._model.encoding)
+            return run
 
-        Raises:
-            QamDetrError: As `encode`.
-        """
-        retriever = self._model.get(checkpoint)
-        key = retriever.encoder.fingerprint, str(path)
-        known = self._known(session, key)
-        if known is None:
-            self._check_file(path)
-            known = self._checked(lambda: self._encode_in_turn(retriever, path), path)
-        self._keep(session, key, known)
-        return known
+    def _known(self, store: Encoded, key: tuple[str, str]) -> Recording | None:
+        return store.recordings.get(key) or self._encoded_examples.get(key)
 
-    def _encode_in_turn(self, retriever: Retriever, path: Path) -> Recording:
-        with self._model.encoding.turn():
-            return EncodingRun(retriever, path, self._model.pace).run()
-
-    def _known(self, session: Session, key: tuple[str, str]) -> Recording | None:
-        return session.recordings.get(key) or self._encoded_examples.get(key)
-
-    def _keep(self, session: Session, key: tuple[str, str], recording: Recording) -> None:
-        session.keep(*key, recording)
+    def _keep(self, store: Encoded, key: tuple[str, str], recording: Recording) -> None:
+        with self._keeping:
+            store.keep(*key, recording)
         if key[1] in self._examples:
             self._encoded_examples[key] = recording
 
@@ -110,3 +152,11 @@ class Recordings:
             raise type(error)(str(error).replace(str(path), path.name)) from error
         self._check_length(path, recording.duration_seconds)
         return recording
+
+
+def _digest(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

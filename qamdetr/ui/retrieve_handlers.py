@@ -12,14 +12,15 @@ import gradio as gr
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 from qamdetr.types import Recording, Result
-from qamdetr.ui.ablations import Ask, check_lanes, lane_label, plan
+from qamdetr.ui.ablations import Ask, can_refuse, check_lanes, compared, lane_label, plan
 from qamdetr.ui.choices import combo_of, how_to_get_encoder, models_with
 from qamdetr.ui.closer_look import CloserLook
 from qamdetr.ui.encoding_progress import POLL_SECONDS
 from qamdetr.ui.examples import Example
+from qamdetr.ui.lane_results import LaneResult, checked_choice
 from qamdetr.ui.page_errors import as_text, page_error
 from qamdetr.ui.page_link import Offers, PageSettings, read_link
-from qamdetr.ui.presenters import LaneResult, View, busy_view, checked_choice, empty_view, recording_view
+from qamdetr.ui.presenters import View, busy_view, empty_view, recording_view
 from qamdetr.ui.queries import checked_queries
 from qamdetr.ui.recordings import Recordings
 from qamdetr.ui.session import Session
@@ -27,6 +28,7 @@ from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
 
 NO_RECORDING = "No recording yet: upload or record one, or press an example."
+LOST_RECORDING = "This page was idle for so long that its recording is no longer kept; open the recording again."
 NO_WORDS = "No words yet: describe the sound, such as “a dog barks twice”."
 MICROPHONE_TITLE = "Your recording"
 
@@ -142,13 +144,14 @@ class RetrieveHandlers:
         if session.lanes and session.asks != self._plan(session, verifier, off, rows):
             yield from self.find(session, "\n".join(session.queries), verifier, beta, off, rows)
         else:
-            yield session, _nothing_new(session)
+            # A page that lost its session keeps what it shows, until it is asked for more than that.
+            yield session, _nothing_new(session if session.greeted or session.recording else None)
 
     def _find(
         self, session: Session, mine: object, text: str, verifier: str, beta: float, off: Collection[str], rows: Collection[int]
     ) -> Steps:
         if session.recording is None or not (text or "").strip():
-            gr.Warning(NO_RECORDING if session.recording is None else NO_WORDS)
+            gr.Warning(_no_recording(session) if session.recording is None else NO_WORDS)
             yield session, session.view
             return
         try:
@@ -167,6 +170,10 @@ class RetrieveHandlers:
             return
         session.answer(queries, lanes, asks, beta)
         yield session, session.view
+
+    def shown_comparison(self, session: Session) -> tuple[list[str], list[int]] | None:
+        """Return the components left out and the rows that the answers on the page were asked with; None without answers."""
+        return compared(session.asks) if session.asks else None
 
     def choose_moments(self, session: Session, event: gr.EventData) -> Session:
         """Remember which moments are chosen for export."""
@@ -260,9 +267,12 @@ class RetrieveHandlers:
                 if len(asks) > 1:
                     yield session, busy_view(f"Looking for {_words(queries)}: {ask.label} …", number / len(asks), cancel=True)
                 answers.append(self._ask(ask, encoded[number], queries, beta))
+        refusing = {ask.checkpoint: can_refuse(self._model.folder(ask.checkpoint)) for ask in asks}
         truth = session.example.windows_of if session.example else lambda _: None
         return [
-            LaneResult(lane_label(query, ask, len(queries), len(asks)), ask.how, answers[number][index], truth(query))
+            LaneResult(
+                lane_label(query, ask, len(queries), len(asks)), ask.how, answers[number][index], truth(query), refusing[ask.checkpoint]
+            )
             for index, query in enumerate(queries)
             for number, ask in enumerate(asks)
         ]
@@ -284,6 +294,12 @@ def _while(wanted: Callable[[], bool], steps: _Work[_End]) -> _Work[_End | None]
             if wanted():  # else a view that says "busy" would come after the one that ended it
                 yield step
     return None
+
+
+def _no_recording(session: Session) -> str:
+    """Say that no recording is open, and why where the page still shows one: gradio gave it a new session in place of one long unused."""
+    lost, session.greeted = not session.greeted, True
+    return LOST_RECORDING if lost else NO_RECORDING
 
 
 def _nothing_new(session: Session | None = None) -> View:

@@ -14,7 +14,7 @@ from qamdetr.ui.endpoint import Endpoint
 from qamdetr.ui.examples import Example
 from qamdetr.ui.export_panel import build_export_panel
 from qamdetr.ui.page_errors import as_text
-from qamdetr.ui.page_link import COPY_SCRIPT, pause_script, writing_script
+from qamdetr.ui.page_link import COPY_SCRIPT, pause_script, weight_script, writing_script
 from qamdetr.ui.player import build_player
 from qamdetr.ui.retrieve_handlers import RetrieveHandlers
 from qamdetr.ui.retrieve_inputs import COPY_LABEL, Inputs, build_inputs, off_update
@@ -74,7 +74,7 @@ class _Wiring:
     def __init__(self, model: SharedRetriever, handlers: RetrieveHandlers, examples: list[Example], settings: AppSettings) -> None:
         self.model = model
         self.handlers = handlers
-        self.session = gr.State(Session(model.first))
+        self.session = gr.State(Session(model.first, greeted=False))
         self.inputs: Inputs = build_inputs(model.shipped(), examples, settings)
         self.player = build_player(handlers.closer)
         build_export_panel(self.session, self.inputs.beta)
@@ -92,7 +92,7 @@ class _Wiring:
         self._wire_link()
         for example, choice in zip(examples, self.inputs.choices, strict=True):
             self._wire_example(example.path.stem, choice)
-        Endpoint(model, handlers.recordings, settings).build(self.session, LINED)
+        Endpoint(model, handlers.recordings, settings).build()
 
     def use(self, event: Callable[..., Any], checkpoint: gr.components.Component) -> Any:  # noqa: ANN401 - gradio's type is not public
         """Take a checkpoint that was trained from the page; see `RetrieveTab`."""
@@ -133,7 +133,9 @@ class _Wiring:
     def _wire_queries(self) -> None:
         inputs = self.inputs
         asking = [inputs.find.click, inputs.queries.submit]
-        self._show_model(gr.on(asking, self.handlers.find, [self.session, inputs.queries, *inputs.asked], **self.shown))
+        asked = gr.on(asking, self.handlers.find, [self.session, inputs.queries, *inputs.asked], **self.shown)
+        self._show_model(asked)
+        self._keep_promises(asked)
         inputs.another.click(fn=None, inputs=[inputs.queries], outputs=[inputs.queries], js=ANOTHER_LINE)
 
     def _wire_model(self) -> None:
@@ -150,14 +152,23 @@ class _Wiring:
         ):
             asked = chosen.then(self.handlers.find_again, [self.session, *inputs.asked], **self.shown)
             asked.then(**self._write_link)
+            self._keep_promises(asked)
         inputs.beta.input(fn=None, inputs=[inputs.beta], js=TELL_PLAYER)
+        inputs.beta.release(fn=None, inputs=[inputs.beta], outputs=[inputs.beta], js=weight_script())
 
     def _wire_comparison(self) -> None:
         inputs = self.inputs
         again = {**self.shown, "trigger_mode": "always_last"}  # quick fingers tick several boxes while the first is being answered
-        gr.on([inputs.off.input, inputs.rows.input], self.handlers.find_again, [self.session, *inputs.asked], **again)
+        self._keep_promises(gr.on([inputs.off.input, inputs.rows.input], self.handlers.find_again, [self.session, *inputs.asked], **again))
         ticked = inputs.encoder_rows.click(lambda: list(ENCODER_ROWS), None, inputs.rows, **QUICK)
-        ticked.then(self.handlers.find_again, [self.session, *inputs.asked], **again).then(**self._write_link)
+        asked = ticked.then(self.handlers.find_again, [self.session, *inputs.asked], **again)
+        asked.then(**self._write_link)
+        self._keep_promises(asked)
+
+    def _keep_promises(self, asked: Any) -> None:  # noqa: ANN401 - gradio's type is not public
+        """After a question that failed, boxes and address show what is answered."""
+        inputs = self.inputs
+        asked.failure(self._follow_answers, [self.session], [inputs.off, inputs.rows], **QUICK).then(**self._write_link)
 
     def _wire_example(self, name: str, choice: gr.Dataset) -> None:
         inputs = self.inputs
@@ -206,6 +217,7 @@ class _Wiring:
 
     def _restore(self, session: Session, search: str) -> tuple[Any, ...]:
         """Bring the settings of a link back; one line says what cannot be used."""
+        session.greeted = True
         link = self.handlers.read_link(search)
         if link.warning:
             gr.Warning(as_text(link.warning), title="Not all of this link could be used", duration=60)
@@ -229,6 +241,10 @@ class _Wiring:
             return self._no_updates()
         return self._model_updates(session, checkpoint, verifier, off)
 
+    def _follow_answers(self, session: Session) -> tuple[Any, Any]:
+        shown = self.handlers.shown_comparison(session)
+        return (gr.skip(), gr.skip()) if shown is None else shown
+
     def _no_updates(self) -> tuple[Any, ...]:
         return tuple(gr.skip() for _ in self._model_outputs)
 
@@ -239,7 +255,10 @@ class _Wiring:
 
     def _choose_trained(self, session: Session, checkpoint: str, verifier: str) -> tuple[Any, ...]:
         session.asks = []  # a run that went on has the same name and other weights
-        return self._model_updates(*self.handlers.choose_model(session, checkpoint), verifier, ())
+        session, used = self.handlers.choose_model(session, checkpoint)
+        if session.recording is None and used == checkpoint:
+            gr.Info(as_text(f"Find now uses {used}; open a recording."))
+        return self._model_updates(session, used, verifier, ())
 
     def _choose_verifier(self, session: Session, verifier: str, off: Collection[str]) -> tuple[Any, ...]:
         checkpoint = self.handlers.checkpoint(session)

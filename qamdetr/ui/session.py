@@ -10,20 +10,46 @@ from qamdetr.types import Recording
 from qamdetr.ui.ablations import Ask
 from qamdetr.ui.encoding_progress import EncodingRun
 from qamdetr.ui.examples import Example
-from qamdetr.ui.presenters import LaneResult, View, empty_view, result_view
+from qamdetr.ui.lane_results import LaneResult
+from qamdetr.ui.presenters import View, empty_view, result_view
 
 KEPT_RECORDINGS = 3
 """Encoded recordings that a session keeps: going back to an earlier one costs nothing, and an hour of features is some 4 MB."""
 
 
-class Session:
-    """What one visitor has opened; lives in `gr.State` and nowhere else.
+class Encoded:
+    """Recordings that are encoded or being encoded.
 
     Attributes:
         recordings: (version of the encoders, path) -> encoded recording, the one used last at the end.
+        runs: Key of `recordings` -> what is being encoded.
+    """
+
+    def __init__(self, most: int = KEPT_RECORDINGS) -> None:
+        """Begin with nothing.
+
+        Args:
+            most: Recordings to keep.
+        """
+        self._most = most
+        self.recordings: OrderedDict[tuple[str, str], Recording] = OrderedDict()
+        self.runs: dict[tuple[str, str], EncodingRun] = {}
+
+    def keep(self, encoder: str, path: str, recording: Recording) -> None:
+        """Remember an encoded recording and forget the one that was used longest ago."""
+        self.recordings[encoder, path] = recording
+        self.recordings.move_to_end((encoder, path))
+        while len(self.recordings) > self._most:
+            self.recordings.popitem(last=False)
+
+
+class Session(Encoded):
+    """What one visitor has opened; lives in `gr.State` and nowhere else.
+
+    Attributes:
+        greeted: The page has loaded with this session, or has been told that it lost an earlier one.
         recording: The open one, or None.
         waiting: Path, title and example of a recording that is being opened, or could not be for want of a model or a place; or None.
-        runs: Key of `recordings` -> what is being encoded.
         asking: Stands for the question that is being answered, or None; whoever takes it away ends the answering.
         checkpoint: The model in use; the visitor may choose another.
         example: The example that is open, or None.
@@ -36,11 +62,11 @@ class Session:
         view: What the page shows; put back when something fails.
     """
 
-    def __init__(self, checkpoint: str = "") -> None:
-        self.recordings: OrderedDict[tuple[str, str], Recording] = OrderedDict()
+    def __init__(self, checkpoint: str = "", *, greeted: bool = True) -> None:
+        super().__init__()
+        self.greeted = greeted
         self.recording: Recording | None = None
         self.waiting: tuple[Path, str, Example | None] | None = None
-        self.runs: dict[tuple[str, str], EncodingRun] = {}
         self.asking: object | None = None
         self.checkpoint = checkpoint
         self.example: Example | None = None
@@ -56,13 +82,6 @@ class Session:
     def idle(self) -> bool:
         """Whether nothing is going on, so that the page may show `view`."""
         return self.waiting is None and self.asking is None
-
-    def keep(self, encoder: str, path: str, recording: Recording) -> None:
-        """Remember an encoded recording and forget the one that was used longest ago."""
-        self.recordings[encoder, path] = recording
-        self.recordings.move_to_end((encoder, path))
-        while len(self.recordings) > KEPT_RECORDINGS:
-            self.recordings.popitem(last=False)
 
     def show(self, base: View) -> None:
         """Show a recording, or nothing, without an answer."""

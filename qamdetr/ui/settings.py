@@ -12,7 +12,9 @@ from qamdetr.audio_blocks import MAX_SECONDS
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, find_checkpoint
+from qamdetr.inference.verifiers.qwen_files import check_model
 from qamdetr.inference.verifiers.server import URL_VARIABLE, open_server
+from qamdetr.ui.start_checks import CHECKPOINTS_VARIABLE, server_port
 
 HOSTED_VARIABLE = "SPACE_ID"
 """Set by Hugging Face on every Space: strangers use the page, and the machine is not theirs."""
@@ -26,6 +28,15 @@ MODEL_VARIABLE = "QAMDETR_VERIFIER_MODEL"
 WARM_UP_VARIABLE = "QAMDETR_WARM_UP"
 MCP_VARIABLE = "QAMDETR_MCP"
 
+MOST_THREADS = 200
+"""A request that waits keeps a thread, which sleeps."""
+
+PASSING_REQUESTS = 40
+"""Requests besides those that wait for the model; as many threads as gradio has by itself."""
+
+MOST_WAITING = (MOST_THREADS - PASSING_REQUESTS) // 2
+"""In each of the two lines; were there more, nothing but waiting would be left, and buttons would not answer."""
+
 _YES_NO = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 
 
@@ -38,13 +49,14 @@ class AppSettings:
         training: Show the tab that trains; whoever sees it can use the machine's disk and processor for hours.
         upload_mb: Largest file that is taken, in MB of 1024 * 1024 bytes.
         longest_minutes: Longest recording that is encoded.
-        queue_length: Requests that may wait; later ones are told that the queue is full.
+        queue_length: Requests that may wait in each line, up to `MOST_WAITING`; later ones are told that the line is full.
         checkpoint: Name or folder of the model that the page starts with.
         verifiers: What is offered, `none` first.
         verifier_model: Hub id or folder for `qwen2.5-omni`; empty where it is not offered.
         verifier_url: Address for `server`; empty where it is not offered.
         warm_up: Load the model at start, so that the first visitor does not wait.
         mcp: Serve `/retrieve` as a tool of the Model Context Protocol as well.
+        server_port: Where it listens, and nowhere else; None for gradio's own, or the next one that is free.
     """
 
     hosted: bool = False
@@ -58,6 +70,7 @@ class AppSettings:
     verifier_url: str = ""
     warm_up: bool = True
     mcp: bool = False
+    server_port: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> AppSettings:
@@ -72,20 +85,21 @@ class AppSettings:
         given = {name: value.strip() for name, value in (os.environ if environment is None else environment).items() if value.strip()}
         hosted = HOSTED_VARIABLE in given
         usual = cls(hosted=True, training=False, upload_mb=200, longest_minutes=60.0) if hosted else cls()
-        model, url = given.get(MODEL_VARIABLE, ""), _server_address(given)
+        model, url = _verifier_model(given), _server_address(given)
         offered = (("qwen2.5-omni",) if model else ()) + (("server",) if url else ())
         return replace(
             usual,
             training=_switch(given, TRAINING_VARIABLE, usual.training),
             upload_mb=int(_number(given, UPLOAD_VARIABLE, usual.upload_mb, 1, 10_000, whole=True)),
             longest_minutes=_number(given, LONGEST_VARIABLE, usual.longest_minutes, 0.1, MAX_SECONDS / 60),
-            queue_length=int(_number(given, QUEUE_VARIABLE, usual.queue_length, 1, 10_000, whole=True)),
+            queue_length=int(_number(given, QUEUE_VARIABLE, usual.queue_length, 1, MOST_WAITING, whole=True)),
             checkpoint=_checkpoint(given),
             verifiers=(*usual.verifiers, *offered),
             verifier_model=model,
             verifier_url=url,
             warm_up=_switch(given, WARM_UP_VARIABLE, usual.warm_up),
             mcp=_mcp(given, usual.mcp),
+            server_port=server_port(given),
         )
 
     @property
@@ -140,14 +154,24 @@ def _number(given: Mapping[str, str], name: str, usual: float, least: float, mos
 
 
 def _checkpoint(given: Mapping[str, str]) -> str:
-    name = given.get(CHECKPOINT_VARIABLE)
-    if name is None:
-        return DEFAULT_CHECKPOINT
-    try:
-        find_checkpoint(name)
-    except CheckpointError as error:
-        raise ConfigError(f"{CHECKPOINT_VARIABLE} is {name!r} in the environment. {error}") from error
+    name = given.get(CHECKPOINT_VARIABLE, DEFAULT_CHECKPOINT)
+    variable = next((variable for variable in (CHECKPOINT_VARIABLE, CHECKPOINTS_VARIABLE) if variable in given), None)
+    if variable is not None:
+        try:
+            find_checkpoint(name)
+        except CheckpointError as error:
+            raise ConfigError(f"{variable} is {given[variable]!r} in the environment. {error}") from error
     return name
+
+
+def _verifier_model(given: Mapping[str, str]) -> str:
+    model = given.get(MODEL_VARIABLE, "")
+    if model:
+        try:
+            check_model(model)
+        except CheckpointError as error:
+            raise ConfigError(f"{MODEL_VARIABLE} is {model!r} in the environment. {error}") from error
+    return model
 
 
 def _server_address(given: Mapping[str, str]) -> str:

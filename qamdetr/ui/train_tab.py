@@ -148,11 +148,11 @@ def _build_scenes_form(handlers: TrainHandlers) -> _ScenesForm:
     with gr.Accordion("What the folder must hold", open=False):
         gr.Markdown(CLIPS_HELP)
     with gr.Row():
-        number = gr.Number(usual.num_scenes, label="Scenes to learn from", precision=0, minimum=1, min_width=140)
-        validation = gr.Number(usual.num_validation, label="Scenes to validate on", precision=0, minimum=1, min_width=140)
-        shortest = gr.Number(usual.shortest_seconds, label="Shortest (seconds)", minimum=5, min_width=140)
-        longest = gr.Number(usual.longest_seconds, label="Longest (seconds)", minimum=5, min_width=140)
-        seed = gr.Number(usual.seed, label="Seed", precision=0, minimum=0, min_width=100)
+        number = gr.Number(usual.num_scenes, label="Scenes to learn from", precision=0, min_width=140)
+        validation = gr.Number(usual.num_validation, label="Scenes to validate on", precision=0, min_width=140)
+        shortest = gr.Number(usual.shortest_seconds, label="Shortest (seconds)", min_width=140)
+        longest = gr.Number(usual.longest_seconds, label="Longest (seconds)", min_width=140)
+        seed = gr.Number(usual.seed, label="Seed", precision=0, min_width=100)
     with gr.Accordion("Backgrounds and validation clips", open=False), gr.Row():
         backgrounds = gr.Textbox(
             label="Folder of backgrounds",
@@ -198,8 +198,8 @@ def _build_train_form(handlers: TrainHandlers) -> _TrainForm:
             _stream_choices(streams_on), value=streams_on, label="Auxiliary streams", min_width=200, elem_id="qamdetr-train-streams"
         )
     with gr.Row():
-        epochs = gr.Number(epochs_on, label="Epochs", precision=0, minimum=1, min_width=100)
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        epochs = gr.Number(epochs_on, label="Epochs", precision=0, min_width=100)
+        seed = gr.Number(0, label="Seed", precision=0, min_width=100)
         init_from = gr.Dropdown([FRESH], value=FRESH, label="Begin with", min_width=200)
         name = gr.Textbox(label="Name of the run", placeholder="automatic", max_lines=1, min_width=200)
     start = gr.Button("Start training", variant="primary", elem_id="qamdetr-start-training")

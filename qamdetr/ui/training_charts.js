@@ -1,7 +1,7 @@
 // Curves of a run, drawn as SVG from small JSON. Words reach the page through textContent alone.
 
 const SVG_NS = "http://www.w3.org/2000/svg";
-const CHART = { width: 520, height: 210, left: 46, right: 12, top: 10, bottom: 26 };
+const CHART = { width: 520, height: 210, left: 46, right: 12, top: 20, bottom: 26 };
 
 function make(tag, name = "", text = null) {
   const node = document.createElement(tag);
@@ -65,8 +65,9 @@ function drawChart(chart) {
   drawAxes(picture, { low, high, step, x, y, epochs: chart.epochs });
   if (chart.best) {
     picture.append(svg("line", { class: "qt-best", x1: x(chart.best), x2: x(chart.best), y1: top, y2: height - bottom }));
-    const late = x(chart.best) > width - 70;
-    picture.append(svg("text", { class: "qt-best-text", x: x(chart.best) + (late ? -5 : 5), y: top + 11, "text-anchor": late ? "end" : "start" }, "best"));
+    const late = x(chart.best) > width - 30;
+    // Above the curves: the best of them reaches the top.
+    picture.append(svg("text", { class: "qt-best-text", x: x(chart.best), y: top - 7, "text-anchor": late ? "end" : "middle" }, "best"));
   }
   known.forEach((one) => drawCurve(picture, one, chart.series.indexOf(one), x, y));
   const pointer = svg("line", { class: "qt-pointer", y1: top, y2: height - bottom, x1: 0, x2: 0, visibility: "hidden" });

@@ -218,7 +218,7 @@ def test_many_answers_are_summed_up_with_their_best_overlap(open_page, examples,
     page.locator(".qd-line").nth(1).wait_for()
     for line, query in zip(page.locator(".qd-line").all(), (first, second), strict=True):
         if examples[0].truth[query]:
-            assert re.search(r"best IoU \d\.\d\d", line.inner_text())
+            assert re.search(r"IoU \d\.\d\d", line.inner_text())
     told = page.locator(".qd-player").inner_text()
     assert told.count("trained this way") <= 1  # a fake model says nothing of itself
     shoot(page, "two-answers-desktop")
@@ -364,9 +364,12 @@ def test_phone_has_room_for_everything(open_page, examples, shoot, dark):
     shoot(page, f"empty-phone-{'dark' if dark else 'light'}")
     press_example(page, examples)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    targets = page.locator("#qamdetr-player button:visible, #qamdetr-player label:visible")
+    assert [
+        target.get_attribute("class") for target in targets.all() if min(target.bounding_box()[side] for side in ("width", "height")) < 24
+    ] == []
     for button in page.locator(".qd-moment").element_handles():
         box = button.bounding_box()
-        assert min(box["width"], box["height"]) >= 24
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
     page.wait_for_timeout(600)
@@ -424,4 +427,7 @@ def test_text_twice_as_large_has_room(open_page, examples, shoot, width, height)
         "['.qd-title', '#qamdetr-find', '.qd-table td'].map(one => parseFloat(getComputedStyle(document.querySelector(one)).fontSize))"
     )
     assert min(sizes) >= 28
+    for title in page.locator(".label-wrap:visible").all():
+        arrow, frame = title.locator(".icon").bounding_box(), title.locator("..").bounding_box()  # which cuts what lies outside
+        assert arrow["x"] + arrow["width"] <= frame["x"] + frame["width"]
     shoot(page, f"large-text-{width}")

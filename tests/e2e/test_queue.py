@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from fake import FakeRetriever
+from fake import HeldRetriever
 
-from qamdetr.progress import tell
 from qamdetr.ui.examples import Example
 
 pytestmark = pytest.mark.slow
 
 # The thread of a test also lets the browser's requests through: it waits for the page first, and for the model only then.
-
-
-class HeldRetriever(FakeRetriever):
-    """Reads files called "long…" and answers queries with "slow" in them until it is let go."""
-
-    def __init__(self):
-        super().__init__()
-        self.let_go = threading.Event()
-        self.begun = threading.Semaphore(0)
-        self.ended = threading.Semaphore(0)
-
-    def encode(self, path, on_stage=None):
-        if Path(path).name.startswith("long"):
-            self.begun.release()
-            try:
-                while not self.let_go.wait(0.02):
-                    tell(0.5)
-            finally:
-                self.ended.release()
-        return super().encode(path, on_stage)
-
-    def retrieve_many(self, recording, queries, **options):
-        if "slow" in queries[0]:
-            self.begun.release()
-            assert self.let_go.wait(60)
-        return super().retrieve_many(recording, queries, **options)
 
 
 @pytest.fixture(scope="module")

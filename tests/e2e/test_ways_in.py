@@ -60,6 +60,54 @@ def test_full_and_ablated_answers_stand_side_by_side(open_page, examples, shoot)
     shoot(page, "ablation-desktop")
 
 
+def test_without_quality_in_the_ranking_the_score_is_the_foreground(open_page, examples):
+    page = open_page()
+    ask_first_example(page, examples)
+    page.get_by_role("button", name="Look inside").click()
+    page.get_by_label("quality in the ranking", exact=True).check()
+    page.locator(".qd-section", has_text="bypassed in the full model: quality").wait_for()
+    captions = [lane.locator(".qd-caption").inner_text() for lane in lanes(page).all()]
+    assert [caption.rpartition("Score = ")[2] for caption in captions] == ["foreground · quality.", "foreground."]
+    bypassed = lanes(page).nth(1).locator("tbody tr").first
+    cells = dict(zip(lanes(page).nth(1).locator("th").all_inner_texts(), bypassed.locator("td").all_inner_texts(), strict=True))
+    assert cells["Quality"] == "\u2013"
+    assert cells["Score"] == cells["Decoder"] == cells["Foreground"]
+
+
+def test_after_a_refused_comparison_boxes_and_address_say_what_is_answered(open_page, examples):
+    page = open_page()
+    ask_first_example(page, examples)
+    page.get_by_label("Describe the sound").fill("\n".join(f"sound {number}" for number in range(8)))
+    page.get_by_role("button", name="Find").click()
+    page.locator(".qd-section", has_text="sound 7").wait_for()
+    page.get_by_role("button", name="Look inside").click()
+    page.get_by_label("3-way fusion", exact=True).check()
+    page.wait_for_function("document.querySelectorAll('.qd-section').length === 16")
+    page.get_by_role("button", name="Transformer against BiMamba").click()
+    page.get_by_text("32 answers; the limit is 16").first.wait_for()
+    page.wait_for_function("document.querySelectorAll('#qamdetr-rows input:checked').length === 0")
+    page.wait_for_function("!new URLSearchParams(location.search).has('row')")
+    assert page.get_by_label("3-way fusion", exact=True).is_checked()
+    assert settings_in(page)["off"] == ["three_way"]
+    assert lanes(page).count() == 16
+
+
+def test_a_weight_out_of_range_is_cut_and_an_empty_box_keeps_the_last(open_page, app_url, examples):
+    page = open_page()
+    go(page, app_url, ("verifier", "pocket"), ("q", "thunder"), ("beta", "0.35"), ("example", examples[0].path.stem))
+    page.locator(".qd-message", has_text="thunder").wait_for()
+    page.get_by_role("button", name="Model and ranking").click()
+    box = page.locator("#qamdetr-beta input[type=number]")
+    for typed, weight, shown in (("5", "1.00", "1"), ("", "1.00", "1"), ("-2", "0.00", "0"), ("0.6", "0.60", "0.6"), ("", "0.60", "0.6")):
+        box.fill(typed)
+        page.locator(".qd-caption", has_text=f"decoder + {weight} · verifier").wait_for()
+        page.wait_for_function("beta => new URLSearchParams(location.search).get('beta') === beta", arg=weight)
+        box.blur()
+        page.wait_for_function("shown => document.querySelector('#qamdetr-beta input[type=number]').value === shown", arg=shown)
+        assert settings_in(page)["beta"] == [weight]
+        assert f"{weight} · verifier" in page.locator(".qd-caption").inner_text()
+
+
 def test_a_link_brings_the_settings_back(open_page, app_url, examples):
     page = open_page()
     query = next(iter(examples[0].truth))

@@ -78,3 +78,16 @@ def test_a_faint_curve_still_gives_its_whole_segment() -> None:
     assert best.end_seconds - best.start_seconds > 1.0
     alone = pool_segments([], faint, 7.0, InferenceConfig(segment_threshold=0.3, segment_peak_share=1.0), nms_iou=0.7)[0]
     assert alone.end_seconds - alone.start_seconds <= 2.0
+
+
+def test_without_quality_the_score_is_the_foreground_of_segments_and_candidates_alike() -> None:
+    tight = Candidate(2.0, 5.0, foreground=0.5, quality=1.0, decoder_score=0.5)
+    loose = Candidate(1.0, 8.0, foreground=0.9, quality=1.0, decoder_score=0.9)
+    saliency = [0.0, 0.1, 0.8, 0.9, 0.8, 0.1, 0.0, 0.2, 0.6, 0.0]
+    config = InferenceConfig(segment_threshold=0.3)
+    ranked = pool_segments([loose, tight], saliency, 10.0, config, nms_iou=1.0)
+    pooled = pool_segments([loose, tight], saliency, 10.0, config, nms_iou=1.0, by_quality=False)
+    assert {c.quality for c in pooled} == {1.0}
+    assert all(c.decoder_score == c.foreground for c in pooled)
+    assert sorted(c.foreground for c in pooled) == sorted(c.foreground for c in ranked)
+    assert [c.window for c in pooled] != [c.window for c in ranked]

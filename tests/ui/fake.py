@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from qamdetr.config import Config
 from qamdetr.errors import AudioError, ConfigError
+from qamdetr.progress import tell
 from qamdetr.types import Moment, Recording, Result
 
 DECODER_SCORES = (0.82, 0.64, 0.21, 0.08)
@@ -85,3 +87,29 @@ class FakeRetriever:
             moments=tuple(moments),
             saliency=tuple(float(v) for v in np.max(bumps, axis=0)),
         )
+
+
+class HeldRetriever(FakeRetriever):
+    """Reads files called "long…" and answers queries with "slow" in them until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.let_go = threading.Event()
+        self.begun = threading.Semaphore(0)
+        self.ended = threading.Semaphore(0)
+
+    def encode(self, path, on_stage=None):
+        if Path(path).name.startswith("long"):
+            self.begun.release()
+            try:
+                while not self.let_go.wait(0.02):
+                    tell(0.5)
+            finally:
+                self.ended.release()
+        return super().encode(path, on_stage)
+
+    def retrieve_many(self, recording, queries, **options):
+        if "slow" in queries[0]:
+            self.begun.release()
+            assert self.let_go.wait(60)
+        return super().retrieve_many(recording, queries, **options)

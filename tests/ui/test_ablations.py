@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from qamdetr.config import Config, ModelConfig, save_config
+from qamdetr.config import Config, InferenceConfig, ModelConfig, save_config
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.inference.pretrained import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_pretrained
 from qamdetr.models.qam_detr import QamDetr
@@ -96,3 +96,20 @@ def test_a_configuration_that_changed_is_read_again(checkpoint):
     assert not ablations.read_config(name).model.quality
     with pytest.raises(CheckpointError, match="No checkpoint"):
         ablations.read_config("no such checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("off", "rows"), [([], []), (["quality"], []), (["quality", "verifier"], [1, 2]), (["verifier"], [6]), (["audio/mel_stats"], [])]
+)
+def test_a_plan_tells_what_it_was_made_of(monkeypatch, off, rows):
+    monkeypatch.setattr(ablations, "read_config", lambda _: Config(model=FULL))
+    left_out, compared_with = ablations.compared(ablations.plan("mine", "pocket", off, rows))
+    assert (sorted(left_out), compared_with) == (sorted(off), rows)
+
+
+def test_only_a_calibrated_model_can_refuse(tmp_path, checkpoint):
+    folder = checkpoint("fresh", FULL)
+    assert not ablations.can_refuse(folder)
+    save_config(Config(model=FULL, inference=InferenceConfig(found_threshold=0.14)), tmp_path / "fresh" / CONFIG_FILE)
+    assert ablations.can_refuse(folder)
+    assert ablations.can_refuse("no such checkpoint")

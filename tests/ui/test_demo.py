@@ -10,7 +10,7 @@ from qamdetr.ui import demo as demo_module
 from qamdetr.ui import player
 from qamdetr.ui.demo import build_demo, launch_options
 from qamdetr.ui.examples import Example
-from qamdetr.ui.settings import AppSettings
+from qamdetr.ui.settings import MOST_THREADS, MOST_WAITING, PASSING_REQUESTS, AppSettings
 from qamdetr.ui.shared_retriever import SharedRetriever
 
 UI_DIR = Path(demo_module.__file__).parent
@@ -52,8 +52,20 @@ def test_models_are_loaded_one_at_a_time_and_the_queue_is_bounded(page):
     groups = {fn.api_name: fn.concurrency_id for fn in page.fns.values() if fn.concurrency_id == "model"}
     assert len(groups) >= 2
     assert all(fn.concurrency_limit == 1 for fn in page.fns.values() if fn.concurrency_id == "model")
-    assert page._queue.max_size == 7 + demo_module.PASSING_REQUESTS
+    assert page._queue.max_size == 7 + PASSING_REQUESTS
     assert page.delete_cache == demo_module.CACHE_SECONDS
+
+
+def test_threads_are_left_when_both_lines_are_full():
+    fullest = launch_options(AppSettings(queue_length=MOST_WAITING))["max_threads"]
+    in_the_lines = 2 * (MOST_WAITING + 1)
+    assert fullest == MOST_THREADS
+    assert fullest - in_the_lines > PASSING_REQUESTS / 2
+
+
+def test_a_port_that_was_named_is_the_only_one_tried():
+    assert launch_options(AppSettings(server_port=8080))["server_port"] == 8080
+    assert launch_options(AppSettings())["server_port"] is None
 
 
 def test_no_session_and_no_path_of_the_server_is_sent_with_the_page(page):

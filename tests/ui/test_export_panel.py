@@ -26,7 +26,7 @@ from qamdetr.ui.export_files import (
     picked_answers,
     what_is_missing,
 )
-from qamdetr.ui.presenters import LaneResult, reranked
+from qamdetr.ui.lane_results import LaneResult, reranked
 from qamdetr.ui.session import Session
 
 BETA = 0.35

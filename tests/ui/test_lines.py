@@ -51,7 +51,8 @@ def test_whoever_waits_goes_on_when_the_one_before_ends_even_by_a_failure():
             through.set()
 
     thread = threading.Thread(target=wait)
-    with pytest.raises(RuntimeError), line.turn():
+    with pytest.raises(RuntimeError), line.ticket() as first:
+        assert first.wait() == 0
         thread.start()
         assert waiting.wait(5)
         assert not through.is_set()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from dataclasses import replace
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 import pytest
 
@@ -97,3 +100,28 @@ def test_the_browser_is_told_names_that_are_read():
         assert f'"{name}"' in script
     assert '"first \\"quoted\\" </script>"' in script
     assert not any(word in script for word in ("NAMES;", "LONGEST", "FIRST"))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node (Debian: apt-get install nodejs)")
+@pytest.mark.parametrize(
+    ("before", "typed", "written"),
+    [
+        ("", 0.35, "0.35"),
+        ("", 5, "1.00"),
+        ("", -1, "0.00"),
+        ("?beta=0.55", None, "0.55"),
+        ("?beta=nan", None, None),
+        ("?beta=7", None, "1.00"),
+    ],
+)
+def test_the_address_never_holds_a_weight_that_would_be_refused(before, typed, written):
+    script = (
+        f"let now = 'http://page/{before}'; global.window = {{ location: {{ get href() {{ return now; }} }},"
+        " history: { replaceState: (state, title, address) => { now = String(address); } } };"
+        f"({writing_script('first')})('rain', 'first', 'pocket', {json.dumps(typed)}, [], [], ''); console.log(new URL(now).search);"
+    )
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True, timeout=60)
+    assert parse_qs(done.stdout.strip().lstrip("?")).get("beta") == (None if written is None else [written])
+    link = read_link(done.stdout.strip(), OFFERS)
+    assert link.passed_over == ()
+    assert link.beta == (None if written is None else float(written))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from qamdetr.inference.rerank import rerank
-from qamdetr.types import Candidate, Result
-from qamdetr.ui import presenters
+from qamdetr.types import Candidate, Moment, Result
+from qamdetr.ui import lane_results, presenters
 from qamdetr.ui.closer_look import MOST_COLUMNS, MOST_SECONDS
+from qamdetr.ui.lane_results import LaneResult
 from qamdetr.ui.player import PLAYER_SCRIPTS
-from qamdetr.ui.presenters import LaneResult
 
 UI_DIR = Path(presenters.__file__).parent
 BETAS = (0.0, 0.05, 0.3, 0.35, 0.5, 0.95, 1.0)
@@ -24,7 +24,7 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node
 
 def run_js(expression, given):
     """Evaluate a JavaScript expression of `given` after the player's formulas."""
-    formula = (UI_DIR / "player_formula.js").read_text(encoding="utf-8")
+    formula = "".join((UI_DIR / name).read_text(encoding="utf-8") for name in ("weight.js", "player_formula.js"))
     script = f"{formula}\nconst given = JSON.parse(require('fs').readFileSync(0, 'utf-8'));\nconsole.log(JSON.stringify({expression}));"
     done = subprocess.run(["node", "-e", script], input=json.dumps(given), capture_output=True, text=True, check=True, timeout=60)
     return json.loads(done.stdout)
@@ -66,7 +66,7 @@ def test_the_browser_ranks_and_scores_exactly_as_python(answers, lanes):
     shown = run_js("given.betas.map((beta) => given.lanes.map((lane) => ranked(lane, beta)))", {"betas": BETAS, "lanes": view["lanes"]})
     for beta, of_beta in zip(BETAS, shown, strict=True):
         for result, rows in zip(answers, of_beta, strict=True):
-            expected = presenters.reranked(result, beta).moments
+            expected = lane_results.reranked(result, beta).moments
             assert [(row["start"], row["score"], row["rank"]) for row in rows] == [
                 (moment.start_seconds, moment.score, rank) for rank, moment in enumerate(expected, start=1)
             ]
@@ -78,8 +78,8 @@ def test_moved_counts_places_against_the_decoder_alone(answers, lanes):
     view = presenters.result_view({}, lanes)
     shown = run_js("given.map((lane) => ranked(lane, 0.6))", view["lanes"])
     for result, rows in zip(answers, shown, strict=True):
-        before = [moment.window for moment in presenters.reranked(result, 0.0).moments]
-        after = [moment.window for moment in presenters.reranked(result, 0.6).moments]
+        before = [moment.window for moment in lane_results.reranked(result, 0.0).moments]
+        after = [moment.window for moment in lane_results.reranked(result, 0.6).moments]
         if result.verifier != "none" and len({moment.decoder_score for moment in result.moments}) == len(before):
             assert [row["moved"] for row in rows] == [before.index(window) - place for place, window in enumerate(after)]
         if result.verifier == "none":
@@ -97,9 +97,9 @@ def test_the_same_moments_are_likely_and_chosen_at_first(answers, lanes, beta):
         for row in sorted(rows, key=lambda row: row["candidate"])
         if lane.result.found and row["likely"]
     ]
-    assert [list(pair) for pair in presenters.default_choice(lanes, beta)] == chosen
+    assert [list(pair) for pair in lane_results.default_choice(lanes, beta)] == chosen
     titles = run_js("given.lanes.map((lane) => answerTitle(lane, ranked(lane, given.beta)))", {"beta": beta, "lanes": view["lanes"]})
-    expected = [presenters.answer_message(presenters.reranked(result, beta), None)["title"] for result in answers]
+    expected = [presenters.answer_message(lane_results.reranked(result, beta), None)["title"] for result in answers]
     assert titles == expected
 
 
@@ -155,7 +155,7 @@ def test_the_scripts_are_one_sound_function_body(tmp_path):
 
 
 def test_every_script_of_the_player_is_loaded():
-    assert sorted(PLAYER_SCRIPTS) == sorted(path.name for path in UI_DIR.glob("player*.js"))
+    assert sorted(PLAYER_SCRIPTS) == sorted(["weight.js", *(path.name for path in UI_DIR.glob("player*.js"))])
 
 
 PART = {"from": 100.0, "to": 160.0}
@@ -197,7 +197,28 @@ def test_the_part_that_is_asked_for_is_one_that_the_server_gives(view, pixels):
 
 
 @needs_node
-def test_best_iou_is_that_of_the_likely_rows_and_of_none_where_nothing_is_true():
+def test_the_overlap_is_told_of_the_first_and_of_the_best_likely_row_and_of_none_where_nothing_is_true():
     rows = [{"iou": 0.4, "likely": True}, {"iou": 0.8, "likely": True}, {"iou": 0.9, "likely": False}]
     lanes = [{"truth": truth, "rows": rows} for truth in ([[1, 2]], [], None)]
-    assert run_js("given.map(bestIou)", lanes) == [0.8, None, None]
+    assert run_js("given.map(iouWords)", lanes) == ["first: IoU 0.40, best: 0.80", "", ""]
+    assert run_js("iouWords(given)", {"truth": [[1, 2]], "rows": [{"iou": 0.801, "likely": True}, rows[1]]}) == "IoU 0.80"
+
+
+@needs_node
+def test_a_typed_weight_is_cut_to_its_range_and_no_number_keeps_the_last():
+    typed = [5, -3, 1, 0, 0.35, "0.4", None, "", "abc", [], {}]
+    expected = [1, 0, 1, 0, 0.35, 0.4, 0.6, 0.6, 0.6, 0, 0.6]
+    assert run_js("given.map((value) => weightOf(value, 0.6))", typed) == expected
+    assert run_js("weightOf(NaN, given)", 0.6) == 0.6
+    assert run_js("weightOf(undefined, given)", None) is None
+
+
+@needs_node
+def test_without_quality_there_is_none_to_show():
+    qualities = {"bypassed": (1.0, 1.0), "ranks": (0.9, 1.0)}
+    views = []
+    for given in qualities.values():
+        moments = [Moment(float(i), i + 1.0, 0.5, quality, 0.5 * quality, None, 0.5 * quality) for i, quality in enumerate(given)]
+        views += presenters.result_view({}, [LaneResult("a dog", "", answer(moments, beta=0.0, verifier="none"), None)])["lanes"]
+    assert [[row["quality"] for row in lane["moments"]] for lane in views] == [[None, None], [0.9, 1.0]]
+    assert run_js("given.map(hasQuality)", views) == [False, True]

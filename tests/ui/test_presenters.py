@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from qamdetr.inference.rerank import rerank
-from qamdetr.types import Candidate, Moment, Recording, Result
+from qamdetr.types import Moment, Recording, Result
 from qamdetr.ui import presenters
-from qamdetr.ui.presenters import LaneResult
+from qamdetr.ui.lane_results import LaneResult
 
 
 def moment(start, end, score, verifier_score=None):
@@ -22,38 +21,6 @@ def result(*moments, found=True, query="a dog barks"):
 
 def verified_result(*moments, found=True):
     return Result("yard.wav", 60.0, "a dog barks", found, "pocket", "pocket", 0.35, moments, tuple([0.25] * 60))
-
-
-def test_display_peaks_keeps_every_peak_when_thinning():
-    low, high = np.full(5000, -0.1), np.full(5000, 0.1)
-    high[3333], low[17] = 1.0, -0.8
-    shown_low, shown_high = presenters.display_peaks(np.stack([low, high]))
-    assert len(shown_low) == len(shown_high) == presenters.MAX_COLUMNS
-    assert max(shown_high) == 1.0
-    assert min(shown_low) == -0.8
-    assert shown_high.index(1.0) == pytest.approx(3333 / 5000 * presenters.MAX_COLUMNS, abs=1)
-
-
-def test_display_peaks_enlarges_quiet_recordings_but_only_so_far():
-    quiet = np.array([[-0.1, -0.05], [0.1, 0.05]])
-    assert presenters.display_peaks(quiet) == [[-1.0, -0.5], [1.0, 0.5]]
-    noise_floor = quiet / 1000
-    assert max(presenters.display_peaks(noise_floor)[1]) == pytest.approx(1e-4 * presenters.MAX_GAIN, abs=0.005)
-    assert presenters.display_peaks(np.zeros((2, 3))) == [[0.0] * 3, [0.0] * 3]
-
-
-def test_finer_peaks_are_on_the_scale_of_the_overview_and_never_beyond_it():
-    overview = np.array([[-0.1, -0.05], [0.1, 0.05]])
-    gain = presenters.display_gain(overview)
-    assert presenters.scaled_peaks(overview, gain) == presenters.display_peaks(overview)
-    assert presenters.scaled_peaks(np.array([[-0.2], [0.03]]), gain) == [[-1.0], [0.3]]
-
-
-def test_iou_is_against_the_best_true_window():
-    windows = [(0.0, 10.0), (20.0, 30.0), (50.0, 51.0)]
-    assert presenters.best_ious(windows, [(5.0, 10.0), (20.0, 30.0)]) == pytest.approx([0.5, 1.0, 0.0])
-    assert presenters.best_ious(windows, []) == [0.0, 0.0, 0.0]
-    assert presenters.best_ious(windows, None) == [None, None, None]
 
 
 def test_message_counts_likely_moments_only():
@@ -76,6 +43,14 @@ def test_message_tells_when_an_example_is_known_to_lack_the_sound():
     wrong = presenters.answer_message(result(moment(1, 2, 0.9)), [])
     assert "And indeed" in right["detail"]
     assert "mistake" in wrong["detail"]
+
+
+def test_a_model_without_a_threshold_says_so_where_it_names_something():
+    answer = result(moment(1, 2, 0.01))
+    assert "no threshold" in presenters.answer_message(answer, None, can_refuse=False)["detail"]
+    assert "no threshold" not in presenters.answer_message(answer, None)["detail"]
+    shown = presenters.result_view({}, [LaneResult("a dog", "", answer, None, can_refuse=False)])
+    assert presenters.NEVER_REFUSES in shown["lanes"][0]["message"]["detail"]
 
 
 def test_message_without_any_moment():
@@ -141,43 +116,6 @@ def test_truth_is_one_lane_only_where_all_answers_share_query_and_windows():
     assert shared == {"same": True, "queries": False, "half known": False, "unknown": True, "absent": False}
 
 
-def test_reranked_is_the_servers_own_ranking_at_another_weight():
-    rng = np.random.default_rng(0)
-    candidates = [Candidate(float(i), i + 1.0, s, 1.0, s) for i, s in enumerate(sorted(rng.random(10).tolist(), reverse=True))]
-    verified = rng.random(10).tolist()
-    for beta in (0.0, 0.35, 1.0):
-        shown = presenters.reranked(verified_result(*rerank(candidates, verified, 0.6)), beta)
-        assert shown.moments == rerank(candidates, verified, beta)
-        assert shown.beta == beta
-    plain = result(moment(1, 2, 0.8))
-    assert presenters.reranked(plain, 0.7) is plain
-
-
-def test_chosen_at_first_is_what_is_likely_at_the_shown_weight_and_nothing_of_an_absent_sound():
-    moments = (moment(1, 2, 0.9, 0.1), moment(3, 4, 0.5, 0.9), moment(5, 6, 0.1, 0.1))
-    lanes = [
-        LaneResult("found", "", verified_result(*moments), None),
-        LaneResult("absent", "", verified_result(*moments, found=False), None),
-    ]
-    assert presenters.default_choice(lanes, 0.0) == [(0, 0), (0, 1)]
-    assert presenters.default_choice(lanes, 1.0) == [(0, 1)]
-
-
-@pytest.mark.parametrize(
-    ("sent", "read"),
-    [
-        ([[0, 1], [0, 0], [0, 1]], [(0, 0), (0, 1)]),
-        ([], []),
-        ([[5, 0], [0, 9], [-1, 0], ["0", "1"], [0], [0, [1]], None, {"a": 1}], []),
-        ("[[0, 1]]", []),
-        (None, []),
-    ],
-)
-def test_what_the_browser_sends_as_chosen_is_checked(sent, read):
-    lanes = [LaneResult("a dog barks", "", result(moment(1, 2, 0.9), moment(3, 4, 0.5)), None)]
-    assert presenters.checked_choice(sent, lanes) == read
-
-
 def test_busy_says_stage_share_and_time_left():
     assert presenters.busy_view("Listening …") == {"state": "busy", "busy": "Listening …", "share": None, "left": "", "cancel": False}
     assert presenters.busy_view("Listening …", cancel=True)["cancel"] is True
@@ -198,13 +136,3 @@ def test_busy_says_stage_share_and_time_left():
 )
 def test_time_left_is_no_finer_than_it_can_be_known(seconds, words):
     assert presenters.time_left(seconds) == words
-
-
-def test_hearing_note_is_the_section_of_the_first_card_that_has_one():
-    without = "# Card\n\nnothing of the kind\n"
-    card = "# Card\n\n## What it can and cannot hear\n\nDogs.\n\n### Not\nBats.\n\n## Licence\nCC0\n"
-    note = presenters.hearing_note([without, card])
-    assert note.startswith("Dogs.")
-    assert "Bats." in note
-    assert "CC0" not in note
-    assert presenters.hearing_note([without]) == presenters.HEARING_FALLBACK

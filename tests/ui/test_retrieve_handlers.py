@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from fake import FakeRetriever
 
-from qamdetr.config import Config
+from qamdetr.config import Config, InferenceConfig
 from qamdetr.errors import CheckpointError
 from qamdetr.progress import tell
 from qamdetr.ui import ablations, encoding_progress, offered_models, recordings, retrieve_handlers
@@ -154,6 +154,26 @@ def test_more_answers_than_can_be_compared_are_refused(ladder, handlers, make_au
     list(handlers.open_upload(session, str(make_audio())))
     with pytest.raises(gr.Error, match="4 queries to 7 models are 28 answers; the limit is 16"):
         list(handlers.find(session, "a\nb\nc\nd", "none", 0.35, [], [1, 2, 3, 4, 5, 6]))
+
+
+def test_after_a_refusal_the_comparison_is_the_one_that_is_answered(ladder, handlers, make_audio):
+    session = Session()
+    assert handlers.shown_comparison(session) is None
+    views(handlers.open_upload(session, str(make_audio())))
+    views(handlers.find(session, "dog\ncat\nrain\nwind", "none", 0.35, ["quality"], [3]))
+    with pytest.raises(gr.Error, match="the limit is 16"):
+        views(handlers.find_again(session, "none", 0.35, ["quality"], [1, 2, 3, 4]))
+    assert handlers.shown_comparison(session) == (["quality"], [3])
+
+
+def test_a_model_that_was_not_calibrated_says_that_it_names_anything(ladder, handlers, make_audio, monkeypatch):
+    session = Session()
+    views(handlers.open_upload(session, str(make_audio())))
+    views(handlers.find(session, "dog", "none", 0.35))
+    assert not session.lanes[0].can_refuse
+    monkeypatch.setattr(ablations, "read_config", lambda _: Config(inference=InferenceConfig(found_threshold=0.1)))
+    views(handlers.find(session, "dog", "none", 0.35))
+    assert session.lanes[0].can_refuse
 
 
 def test_what_is_chosen_for_export_is_checked(handlers, make_audio):
@@ -556,3 +576,14 @@ def test_an_example_is_encoded_once_for_all_visitors(handlers, retriever):
     for _ in range(2):
         list(handlers.open_example(Session(), "example", "a dog barks", "none", 0.35))
     assert retriever.encoded == ["example.wav"]
+
+
+def test_a_page_that_lost_its_session_is_told_once_what_to_do(handlers, monkeypatch):
+    told = []
+    monkeypatch.setattr(retrieve_handlers.gr, "Warning", lambda text, **_: told.append(text))
+    session = Session(greeted=False)
+    assert views(handlers.find_again(session, "none", 0.35)) == [gr.skip()], "what the page shows stays"
+    for _ in range(2):
+        views(handlers.find(session, "a dog", "none", 0.35))
+    assert told[0].endswith("no longer kept; open the recording again.")
+    assert told[1].startswith("No recording yet")

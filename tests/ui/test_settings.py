@@ -47,6 +47,7 @@ def test_every_variable_is_read_and_blanks_count_as_unset():
             "QAMDETR_VERIFIER_URL": "http://localhost:8000/v1",
             "QAMDETR_WARM_UP": "No",
             "QAMDETR_MCP": "",
+            "GRADIO_SERVER_PORT": "8080",
         }
     )
     assert settings == AppSettings(
@@ -59,7 +60,20 @@ def test_every_variable_is_read_and_blanks_count_as_unset():
         verifier_model="Qwen/Qwen2.5-Omni-3B",
         verifier_url="http://localhost:8000/v1",
         warm_up=False,
+        server_port=8080,
     )
+
+
+def test_a_folder_of_checkpoints_without_the_first_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("qamdetr.config.CHECKPOINT_DIR", tmp_path)
+    with pytest.raises(ConfigError, match=r"QAMDETR_CHECKPOINTS is .* No checkpoint 'qam-detr-pocket'"):
+        AppSettings.from_environment({"QAMDETR_CHECKPOINTS": str(tmp_path)})
+
+
+def test_an_incomplete_folder_of_a_verifier_is_refused_and_a_hub_id_is_not_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match=r"QAMDETR_VERIFIER_MODEL is .* has no "):
+        AppSettings.from_environment({"QAMDETR_VERIFIER_MODEL": str(tmp_path)})
+    assert AppSettings.from_environment({"QAMDETR_VERIFIER_MODEL": "nobody/nothing"}).verifier_model == "nobody/nothing"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +85,9 @@ def test_every_variable_is_read_and_blanks_count_as_unset():
         ("QAMDETR_LONGEST_MINUTES", "121", "to 120"),
         ("QAMDETR_LONGEST_MINUTES", "nan", "from 0.1"),
         ("QAMDETR_QUEUE_LENGTH", "many", "whole number from 1"),
+        ("QAMDETR_QUEUE_LENGTH", "81", "from 1 to 80"),
+        ("QAMDETR_VERIFIER_MODEL", "/nonexistent", "hub id"),
+        ("GRADIO_SERVER_PORT", "0", "from 1 to 65535"),
         ("QAMDETR_CHECKPOINT", "no-such-model", "qam-detr-pocket"),
         ("QAMDETR_VERIFIER_URL", "localhost:8000", "http://"),
         ("QAMDETR_WARM_UP", "2", "1 (on) or 0 (off)"),
@@ -115,5 +132,5 @@ def test_the_app_does_not_start_half_configured():
     environment = {**os.environ, "QAMDETR_QUEUE_LENGTH": "-1", "PYTHONPATH": str(REPOSITORY)}
     run = subprocess.run([sys.executable, REPOSITORY / "app.py"], env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 2
-    assert run.stderr.strip() == "app.py: QAMDETR_QUEUE_LENGTH is '-1' in the environment; it must be a whole number from 1 to 10000."
+    assert run.stderr.strip() == "app.py: QAMDETR_QUEUE_LENGTH is '-1' in the environment; it must be a whole number from 1 to 80."
     assert run.stdout == ""

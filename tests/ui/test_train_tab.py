@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
+from own_sounds import make_clips
 from run_folders import row, write_run
 
 from qamdetr.ui import evaluation_tab, page_errors, train_tab
@@ -43,6 +44,28 @@ def test_a_refused_start_is_a_toast_and_a_line_and_no_error(tmp_path, monkeypatc
     view = press(page, "Start training", ("new", "", "pocket", "bimamba", [], [], 0, 1, "run: gone"))
     assert "no 'run: gone' to begin with" in view["message"]
     assert len(told) == 2
+
+
+def test_numbers_out_of_range_are_told_by_the_page_itself_and_not_by_the_field(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_errors.gr, "Warning", lambda *_, **__: None)
+    with gr.Blocks() as page:
+        train_tab.build_train_tab(AppSettings(), print, tmp_path)
+    fields = [block for block in page.blocks.values() if isinstance(block, gr.Number)]
+    assert [field.preprocess(-3) for field in fields] == [-3] * len(fields)
+    make_clips(tmp_path / "clips", {"bell": 440.0, "horn": 660.0})
+    for numbers, told in (
+        ((-3, 1, 12, 16, 0), "training scenes is -3; it must be from 1"),
+        ((1, 1, -12, 16, 0), "-12"),
+        ((1, 1, 12, 16, -1), "-1"),
+    ):
+        view = press(page, "Make scenes", ("mine", str(tmp_path / "clips"), "", "", *numbers))
+        assert told in view["message"]
+    for part in ("train", "val"):
+        (tmp_path / "scenes" / part).mkdir(parents=True)
+        (tmp_path / "scenes" / part / "manifest.jsonl").touch()
+    for seed, epochs, told in ((0, -3, "number of epochs is -3; it must be from 1"), (-1, 1, "-1")):
+        view = press(page, "Start training", ("new", str(tmp_path / "scenes"), "pocket", "bimamba", [], [], seed, epochs, train_tab.FRESH))
+        assert told in view["message"]
 
 
 def test_what_cannot_be_evaluated_is_said_where_the_table_would_be(tmp_path):

@@ -39,6 +39,25 @@ def locate_model(model: str) -> Path:
         CheckpointError: It is not here and cannot be downloaded; one line says how to get it.
     """
     model = model or DEFAULT_MODEL
+    folder = check_model(model)
+    if folder is not None:
+        return folder
+    repo, _, revision = model.partition("@")
+    return _cached(repo, revision or None) or _download(repo, revision or None)
+
+
+def check_model(model: str) -> Path | None:
+    """Say whether a name can be that of a model, without asking any network.
+
+    Args:
+        model: Folder, hub id, or `id@revision`.
+
+    Returns:
+        The folder where it is one; None for a hub id.
+
+    Raises:
+        CheckpointError: Neither, or a folder that lacks a file.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if missing := _missing_file(folder):
@@ -48,8 +67,7 @@ def locate_model(model: str) -> Path:
         raise CheckpointError(
             f"verifier.model is {model!r}, which is no folder here; correct the path, or give a hub id such as {DEFAULT_MODEL}."
         )
-    repo, _, revision = model.partition("@")
-    return _cached(repo, revision or None) or _download(repo, revision or None)
+    return None
 
 
 def is_here(model: str) -> bool:

@@ -150,6 +150,7 @@ def test_the_whole_story(open_train, start_app, clips, runs_dir, shoot):
     page.locator(".qt-evaluation caption", has_text="side by side").wait_for()
 
     page.locator(".qt-use").click()
+    page.get_by_text("Find now uses run: tones; open a recording.").wait_for()
     page.get_by_label("Describe the sound").wait_for()
     page.get_by_role("button", name="Model and ranking").click()
     page.wait_for_function("document.querySelector('#qamdetr-model input')?.value.startsWith('run: tones ')")

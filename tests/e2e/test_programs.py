@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import base64
 import csv
@@ -16,6 +15,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fake import HeldRetriever
+
+from qamdetr.ui.settings import AppSettings
 
 pytestmark = pytest.mark.slow
 gradio_client = pytest.importorskip("gradio_client")
@@ -188,20 +190,98 @@ def test_the_readme_tells_every_argument_and_its_default(client):
 
 
 @pytest.fixture(scope="module")
+def held():
+    """Address, retriever and page of an app that nobody else uses."""
+    url, retriever, demo = launch_held(AppSettings(mcp=True, training=False))
+    yield url, retriever, demo
+    retriever.let_go.set()
+    demo.close()
+
+
+def upload(url, sound):
+    with sound.open("rb") as file:
+        (path,) = httpx.post(f"{url}/gradio_api/upload", files={"files": (sound.name, file)}).json()
+    return path
+
+
+def values(path):
+    return {"data": [reference(path), "a bell rings", 3, "none", None, None]}
+
+
+def stream_and_leave(url, sound, begun):
+    path = upload(url, sound)
+    event = httpx.post(f"{url}/gradio_api/call/retrieve", json=values(path)).json()["event_id"]
+    with httpx.stream("GET", f"{url}/gradio_api/call/retrieve/{event}", timeout=60):
+        begun()
+
+
+def post_and_leave(url, sound, begun):
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/gradio_api/run/retrieve", json=values(upload(url, sound)), timeout=2)
+    begun()
+
+
+def cancel_the_job(url, sound, begun):
+    client = gradio_client.Client(url, verbose=False)
+    job = client.submit(gradio_client.handle_file(sound), "a bell rings", api_name="/retrieve")
+    begun()
+    job.cancel()
+
+
+def close_the_tools_connection(url, sound, begun):
+    path = upload(url, sound)
+
+    async def ask(session):
+        asked = asyncio.create_task(session.call_tool("retrieve", {"audio": f"{url}/gradio_api/file={path}", "query": "a bell rings"}))
+        await asyncio.to_thread(begun)
+        return asked
+
+    with_tools(url, ask)
+
+
+@pytest.mark.parametrize("leave", [stream_and_leave, post_and_leave, cancel_the_job, close_the_tools_connection])
+def test_the_work_for_a_caller_who_left_stops_and_the_place_is_free(held, recordings, leave, tmp_path):
+    url, retriever, _ = held
+    sound = Path(shutil.copy(recordings["walk.wav"], tmp_path / "long.wav"))
+    leave(url, sound, lambda: retriever.begun.acquire(timeout=20) or pytest.fail("nothing began"))
+    assert retriever.ended.acquire(timeout=10), "it goes on for nobody"
+    answer = httpx.post(f"{url}/gradio_api/run/retrieve", json=values(upload(url, recordings["walk.wav"])), timeout=10).json()
+    assert answer["data"][0]["audio"] == "walk.wav"
+
+
+def test_programs_push_no_visitor_out(held, recordings):
+    url, _, demo = held
+    sessions = demo.app.state_holder.session_data
+    visitor = gradio_client.Client(url, verbose=False)
+    body = {"fn_index": next(i for i, fn in demo.fns.items() if fn.targets[0][1] == "load"), "data": [None, ""], "session_hash": "visitor"}
+    httpx.post(f"{url}/gradio_api/run/load", json=body).raise_for_status()
+    before = list(sessions)
+    assert "visitor" in before
+    path = upload(url, recordings["walk.wav"])
+    for _ in range(5):
+        event = httpx.post(f"{url}/gradio_api/call/retrieve", json=values(path)).json()["event_id"]
+        assert httpx.get(f"{url}/gradio_api/call/retrieve/{event}", timeout=60).text.startswith("event: complete")
+    visitor.predict(gradio_client.handle_file(recordings["walk.wav"]), "rain", api_name="/retrieve")
+    assert list(sessions) == before
+
+
+@pytest.fixture(scope="module")
 def tool_url():
     """Address of a page that serves MCP, with a retriever that costs nothing."""
-    from fake import FakeRetriever
+    url, _, demo = launch_held(AppSettings(mcp=True, training=False))
+    yield url
+    demo.close()
 
+
+def launch_held(settings):
+    """Launch a page whose retriever reads files called "long…" for ever; returns its address, the retriever and the page."""
     from qamdetr.ui.demo import build_demo, launch_options
-    from qamdetr.ui.settings import AppSettings
     from qamdetr.ui.shared_retriever import SharedRetriever
 
-    settings = AppSettings(mcp=True, training=False)
-    demo = build_demo(SharedRetriever(lambda _: FakeRetriever(), settings), settings, [])
-    with pytest.warns(UserWarning, match="State"):  # each call of a tool starts with an empty session, which is what we want
-        _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(settings))
-    yield url.rstrip("/")
-    demo.close()
+    retriever = HeldRetriever()
+    demo = build_demo(SharedRetriever(lambda _: retriever, settings), settings, [])
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(settings))
+    return url.rstrip("/"), retriever, demo
 
 
 def with_tools(url, use):
@@ -244,7 +324,7 @@ def test_a_tool_takes_the_file_itself_and_the_address_of_an_upload(tool_url, rec
 
     for answer in with_tools(tool_url, asked):
         assert not answer.isError
-        told = ast.literal_eval(answer.content[0].text)
+        told = json.loads(answer.content[0].text)
         assert told["duration"] == 40.0
         assert len(told["moments"]) == 2
 
@@ -265,7 +345,7 @@ def test_gradios_own_uploader_hands_files_to_the_tool(tool_url, recordings):
 
     address = asyncio.run(uploaded())
     answer = with_tools(tool_url, lambda session: session.call_tool("retrieve", {"audio": address, "query": "a bell rings"}))
-    assert ast.literal_eval(answer.content[0].text)["audio"] == "walk.wav"
+    assert json.loads(answer.content[0].text)["audio"] == "walk.wav"
 
 
 MISTAKES = [

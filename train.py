@@ -19,6 +19,7 @@ from qamdetr.data.report import data_report
 from qamdetr.errors import QamDetrError
 from qamdetr.training.checkpoint import Run
 from qamdetr.training.data import check_manifests
+from qamdetr.training.allocator import keep_freed_memory
 from qamdetr.training.loop import train
 from qamdetr.training.seeds import seeds_table, train_seeds
 
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     command = shlex.join(["python", "train.py", *argv])
     try:
         if arguments.resume:

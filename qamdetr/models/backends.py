@@ -49,7 +49,7 @@ def choose_backend(backend: Backend | None, tensors: Sequence[Tensor | None]) ->
     return wanted
 
 
-def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | bool], outputs: Sequence[Tensor]) -> None:
+def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | float], outputs: Sequence[Tensor]) -> None:
     """Call `kernel(first, last, *inputs, *outputs)` on ranges that cover `tasks`, in as many threads as PyTorch may use.
 
     Plain threads, because the kernels release the GIL: unlike Numba's own parallel loops they add nothing to compile time, can be called

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qamdetr.models.causal_conv import causal_conv_silu
-from qamdetr.models.layers import Dropout
+from qamdetr.models.dropout import Dropout
 from qamdetr.models.scan import selective_scan_channels_last
 
 

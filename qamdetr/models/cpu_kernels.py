@@ -40,7 +40,7 @@ def num_blocks(channels: int) -> int:
     return -(-channels // BLOCK_CHANNELS)
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first call, to run without the GIL; cache on disk where a folder is writable."""
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST_MATH)(function)
@@ -48,7 +48,7 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy", fastmath=_FAST_MATH)(function)
 
 
-@_jit
+@jit
 def exp2(x):
     """2**x for x in [-126, 126], clamped outside; relative error below 2.5e-7.
 
@@ -68,13 +68,13 @@ def exp2(x):
     return power * bits.view(np.float32)
 
 
-@_jit
+@jit
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return _f(1.0) / (_f(1.0) + exp2(-x * _LOG2_E))
 
 
-@_jit
+@jit
 def softplus(x):
     """log(1 + exp(x)), accurate relative to its own size also where it is tiny.
 
@@ -94,7 +94,7 @@ def softplus(x):
     return max(x, _f(0.0)) + _f(2.0) * s * series
 
 
-@_jit
+@jit
 def _prepare_step(u_row, delta_row, D, bias, use_softplus, dt, dt_u, y):
     """Start one time step: `dt = softplus(delta + bias)`, `dt * u` and `y = D * u`."""
     width = dt.shape[0]
@@ -109,7 +109,7 @@ def _prepare_step(u_row, delta_row, D, bias, use_softplus, dt, dt_u, y):
         y[j] = D[j] * u_row[j]
 
 
-@_jit
+@jit
 def scan_forward(first, last, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, out, checkpoints, last_state):
     """Run the scan.
 
@@ -147,7 +147,7 @@ def scan_forward(first, last, u, delta, A_log2, B, C, D, z, bias, use_softplus, 
         last_state[b, :, start:stop] = h
 
 
-@_jit
+@jit
 def _recompute_state(i, A, B_row, C_row, dt, dt_u, y, decay, h):
     """Step `i` of a chunk forward again, from `h[i]` to `h[i + 1]`, keeping `decay[i]` and completing `y`."""
     for n in range(A.shape[0]):
@@ -160,7 +160,7 @@ def _recompute_state(i, A, B_row, C_row, dt, dt_u, y, decay, h):
             y[j] += value * c_n
 
 
-@_jit
+@jit
 def _gate_backward(use_gate, grad_row, z_row, y, dz_row, dy):
     """Send the gradient of the output to the gate and to `y`."""
     if use_gate:
@@ -174,7 +174,7 @@ def _gate_backward(use_gate, grad_row, z_row, y, dz_row, dy):
             dy[j] = grad_row[j]
 
 
-@_jit
+@jit
 def _state_backward(i, A, B_row, C_row, dt, dt_u, decay, h, dy, dh, dA, d_dt, d_dt_u, dB_row, dC_row):
     """Step `i` of a chunk backward: `dh` goes from the state after the step to the state before it."""
     d_dt[:] = _f(0.0)
@@ -195,7 +195,7 @@ def _state_backward(i, A, B_row, C_row, dt, dt_u, decay, h, dy, dh, dA, d_dt, d_
         dB_row[n], dC_row[n] = dB, dC
 
 
-@_jit
+@jit
 def _input_backward(use_softplus, u_row, delta_row, D, bias, dt, dy, d_dt, d_dt_u, du_row, ddelta_row, dD, dbias):
     """Send the gradients of `y`, `dt` and `dt * u` on to u, delta, D and the bias."""
     for j in range(dt.shape[0]):
@@ -209,7 +209,7 @@ def _input_backward(use_softplus, u_row, delta_row, D, bias, dt, dy, d_dt, d_dt_
         dbias[j] += ddelta_row[j]
 
 
-@_jit
+@jit
 def scan_backward(
     first, last, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, checkpoints, grad_out, grad_last_state,
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias,
@@ -257,7 +257,7 @@ def scan_backward(
         grad_bias[b, start:stop] = dbias
 
 
-@_jit
+@jit
 def _convolve_step(x, weight, bias, b, t, start, stop, pre):
     """One step before SiLU: `bias + sum_k weight[k] * x[t - taps + 1 + k]`, with zeros before the start."""
     taps = weight.shape[0]
@@ -268,7 +268,7 @@ def _convolve_step(x, weight, bias, b, t, start, stop, pre):
             pre[j] += weight_row[j] * x_row[j]
 
 
-@_jit
+@jit
 def conv_forward(first, last, x, weight, bias, out):
     """Run the causal convolution per channel, then SiLU: x, out `(batch, steps, channels)`, weight `(taps, channels)`."""
     steps, channels = x.shape[1], x.shape[2]
@@ -284,7 +284,7 @@ def conv_forward(first, last, x, weight, bias, out):
                 out_row[j] = pre[j] * sigmoid(pre[j])
 
 
-@_jit
+@jit
 def conv_backward(first, last, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias):
     """Run its gradient: grad_x as x; to be summed over the batch, grad_weight `(batch, taps, channels)`, grad_bias `(batch, channels)`."""
     steps, channels, taps = x.shape[1], x.shape[2], weight.shape[0]

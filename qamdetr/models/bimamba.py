@@ -56,6 +56,11 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix each clip with the clips before it; `x` is `(batch, clips, dim)`."""
+        out: Tensor = self.out_proj(self.mix(x))
+        return out
+
+    def mix(self, x: Tensor) -> Tensor:
+        """Do all but the last projection: `(batch, clips, dim)` -> `(batch, clips, inner)`."""
         # One product each for u and z, rather than one that is cut in two, leaves both contiguous: what the kernels take without a copy.
         u, z = (functional.linear(x, weight) for weight in self.in_proj.weight.chunk(2))
         u = causal_conv_silu(u, self.conv1d.weight, cast("Tensor", self.conv1d.bias))
@@ -64,8 +69,7 @@ class Mamba(nn.Module):
         y, _ = selective_scan_channels_last(
             u, delta, -torch.exp(self.A_log), B, C, self.D, z, delta_bias=self.dt_proj.bias, delta_softplus=True
         )  # fmt: skip
-        out: Tensor = self.out_proj(y)
-        return out
+        return y
 
 
 class _Permute(torch.autograd.Function):
@@ -120,9 +124,15 @@ class BiMambaLayer(nn.Module):
             x: `(batch, clips, dim)`, finite everywhere.
             mask: `(batch, clips)` bool, valid clips first.
         """
-        ahead = self.forward_branch(x)
-        back = reverse_valid(self.backward_branch(reverse_valid(x, mask)), mask)
-        out: Tensor = self.norm(x + self.dropout(self.merge(torch.cat([ahead, back], dim=-1))))
+        # Nothing stands between a branch's last projection and the merge, so that the two are one product, of the two small matrices.
+        ahead_weight, back_weight = (
+            merge @ branch.out_proj.weight
+            for merge, branch in zip(self.merge.weight.chunk(2, dim=1), (self.forward_branch, self.backward_branch), strict=True)
+        )
+        back = reverse_valid(functional.linear(self.backward_branch.mix(reverse_valid(x, mask)), back_weight, self.merge.bias), mask)
+        ahead = self.forward_branch.mix(x)
+        merged = torch.addmm(back.flatten(0, 1), ahead.flatten(0, 1), ahead_weight.t()).view(x.shape)
+        out: Tensor = self.norm(x + self.dropout(merged))
         return out
 
 

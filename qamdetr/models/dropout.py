@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
@@ -43,13 +43,14 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__(nn.Linear(dim, hidden), nn.PReLU(), Dropout(dropout), nn.Linear(hidden, dim))
+        self.share = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it; in training PReLU and dropout are one operation."""
-        widen, bend, dropout, narrow = self
+        widen, bend, _, narrow = self
+        share = self.share if self.training else 0.0
         hidden = widen(x)
-        share = dropout.share if self.training else 0.0
-        hidden = prelu_drop(hidden, bend.weight, share) if share else bend(hidden)
+        hidden = prelu_drop(hidden, cast("Tensor", bend.weight), share) if share else bend(hidden)
         out: Tensor = narrow(hidden)
         return out
 

@@ -28,6 +28,9 @@ import triton.language as tl
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
+# Else the first recording whose length is a multiple of 16 would wait for all kernels to be compiled again.
+_kernel = triton.jit(do_not_specialize=("steps", "segments", "segment_steps"))
+
 
 @triton.jit
 def _exp(x):
@@ -96,7 +99,7 @@ def _cells(block, channels, state, BLOCK: tl.constexpr, STATE_PAD: tl.constexpr)
     return columns, n, n[:, None] * channels + columns[None, :], (n[:, None] < state) & (columns[None, :] < channels)
 
 
-@triton.jit
+@_kernel
 def segment_states(
     u, delta, A, B, bias, states, dt_sums, steps, channels, state, segments, segment_steps,
     SOFTPLUS: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -120,7 +123,7 @@ def segment_states(
     tl.store(dt_sums + here * channels + columns, dt_sum, mask=columns < channels)
 
 
-@triton.jit
+@_kernel
 def pass_states(
     A, states, dt_sums, initial, starts, channels, state, segments,
     REVERSE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr,
@@ -142,7 +145,7 @@ def pass_states(
         x = tl.exp2(dt_sum[None, :] * A_log2) * x + added
 
 
-@triton.jit
+@_kernel
 def scan_forward(
     u, delta, A, B, C, D, z, bias, starts, out, checkpoints, last_state, steps, channels, state, segments, segment_steps,
     SOFTPLUS: tl.constexpr, GATE: tl.constexpr, SAVE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -180,7 +183,7 @@ def scan_forward(
         tl.store(last_state + b * state * channels + cells, h, mask=cells_exist)
 
 
-@triton.jit
+@_kernel
 def segment_gradients(
     delta, A, C, z, bias, grad_out, states, steps, channels, state, segments, segment_steps,
     SOFTPLUS: tl.constexpr, GATE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -221,7 +224,7 @@ def _recompute(h, A_log2, u_rows, delta_rows, bias_row, B_rows, t, stop, SOFTPLU
     return dt_rows, decays, states
 
 
-@triton.jit
+@_kernel
 def scan_backward(
     u, delta, A, B, C, D, z, bias, checkpoints, grad_out, starts, grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias,
     steps, channels, state, segments, segment_steps,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scan_cases import NAMES, assert_close, check_padded_batch, random_inputs, run
 
@@ -27,7 +27,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered in exp2"),  # the infinity that a GPU takes without a word
 ]
 HALF_STEP = 2**-7  # of bfloat16: the interpreter cuts off bits where a GPU rounds
-few = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Interpreted kernels are slow: few cases, and a failing one is not shrunk.
+few = settings(
+    max_examples=6,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @pytest.fixture(autouse=True)

@@ -29,8 +29,8 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backen
     if x.dim() != 3 or weight.dim() != 3 or tuple(weight.shape[:2]) != (channels, 1) or tuple(bias.shape) != (channels,):
         raise ValueError(f"x {tuple(x.shape)} needs a weight ({channels}, 1, taps) and a bias ({channels},), not {tuple(weight.shape)}.")
     if choose_backend(backend, [x, weight, bias]) == "cpu":
-        out: Tensor = _CpuConvolution.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-        return out
+        out: Tensor = _CpuConvolution.apply(x.float(), weight.float(), bias.float())  # type: ignore[no-untyped-call]
+        return out.to(x.dtype)
     taps = weight.shape[2]
     padded = functional.pad(x.transpose(1, 2), (taps - 1, 0))
     return functional.silu(functional.conv1d(padded, weight, bias, groups=channels)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Selective scan, the recurrence at the heart of Mamba: one readable reference and one fast CPU backend behind the same two functions.
+"""Selective scan, the recurrence at the heart of Mamba: one readable reference and fast backends behind the same two functions.
 
 For each recording, channel and time step t, with the letters of the paper (and of mamba-ssm):
 
@@ -12,7 +12,8 @@ For each recording, channel and time step t, with the letters of the paper (and 
     z      gate, as u                           D, delta_bias   skip weight and bias of delta, (channels,)
 
 Backends: `reference` is a plain PyTorch loop that runs anywhere and differentiates itself; `cpu` is a Numba kernel with its own backward
-(`cpu_kernels.py`), hundreds of times faster for training. The choice is automatic; `use_backend` or `backend=` override it.
+(`cpu_kernels.py`), hundreds of times faster for training; `triton` is the same for GPUs (`triton_kernels.py`); `mamba_ssm` is the package
+of that name where it is installed. The choice is automatic (`backends.py`); `use_backend` or `backend=` override it.
 
 Source: Gu & Dao, "Mamba" (https://arxiv.org/abs/2312.00752), Algorithm 2; maths, shapes and names of `selective_scan_ref` in mamba-ssm.
 Deliberate differences: real numbers and input-dependent B and C in one group only, which is all that Mamba uses.
@@ -24,6 +25,7 @@ Deliberate differences: real numbers and input-dependent B and C in one group on
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from qamdetr.models.backends import Backend, choose_backend, run_kernel
+from qamdetr.models.backends import HALF_TYPES, Backend, choose_backend, run_kernel
+from qamdetr.models.mamba_ssm_scan import mamba_ssm_scan
 
 
 def selective_scan(
@@ -59,7 +62,7 @@ def selective_scan(
         z: Gate, as `u`; without it the output is not gated.
         delta_bias: `(channels,)`, or None for zero.
         delta_softplus: Whether `delta` still needs its softplus.
-        backend: Overrides the automatic choice, which is `cpu` for float32 on the CPU and `reference` elsewhere.
+        backend: Overrides the automatic choice (`backends.choose_backend`).
 
     Returns:
         Output `(batch, channels, steps)` and the state after the last step, `(batch, channels, state)`.
@@ -87,22 +90,22 @@ def selective_scan_channels_last(
     *,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scan with time before channels: what linear layers produce and the CPU kernel wants, so nothing is transposed.
+    """Scan with time before channels: what linear layers produce and our kernels want, so nothing is transposed.
 
     As `selective_scan`, but u, delta, z and the output are `(batch, steps, channels)`, and B and C are `(batch, steps, state)`.
-    Half precision is computed in float32 and cast back, as in mamba-ssm.
+    Half precision is computed in float32, as in mamba-ssm: GPU kernels convert as they read, for the others the tensors are cast. The last
+    state is float32 then.
     """
-    if u.dtype in (torch.float16, torch.bfloat16):
-        singles = (None if tensor is None else tensor.float() for tensor in (u, delta, A, B, C, D, z, delta_bias))
-        out, last_state = selective_scan_channels_last(*singles, delta_softplus=delta_softplus, backend=backend)  # type: ignore[arg-type, misc]
-        return out.to(u.dtype), last_state
     D = u.new_zeros(u.shape[-1]) if D is None else D
     delta_bias = u.new_zeros(u.shape[-1]) if delta_bias is None else delta_bias
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    if choose_backend(backend, [u, delta, A, B, C, D, z, delta_bias]) == "reference":
-        return _scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    results: tuple[Tensor, Tensor] = _CpuScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)  # type: ignore[no-untyped-call]
-    return results
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    _check_shapes(*tensors)
+    chosen = choose_backend(backend, tensors)
+    scan = _SCANS[chosen]
+    if chosen in ("triton", "mamba_ssm") or not any(tensor is not None and tensor.dtype in HALF_TYPES for tensor in tensors):
+        return scan(*tensors, delta_softplus)
+    out, last_state = scan(*(None if tensor is None else tensor.float() for tensor in tensors), delta_softplus)
+    return out.to(u.dtype), last_state
 
 
 def _scan_reference(
@@ -175,6 +178,25 @@ class _CpuScan(torch.autograd.Function):
             grad_u, grad_delta, grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1),
             grad_D.sum(dim=0), grad_z if ctx.flags[1] else None, grad_bias.sum(dim=0), None,
         )  # fmt: skip
+
+
+def _scan_cpu(*arguments: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+    results: tuple[Tensor, Tensor] = _CpuScan.apply(*arguments)  # type: ignore[no-untyped-call]
+    return results
+
+
+def _scan_triton(*arguments: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - as `triton_scan`, which is imported on first use only
+    from qamdetr.models.triton_scan import triton_scan
+
+    return triton_scan(*arguments)
+
+
+_SCANS: dict[Backend, Callable[..., tuple[Tensor, Tensor]]] = {
+    "reference": _scan_reference,
+    "cpu": _scan_cpu,
+    "triton": _scan_triton,
+    "mamba_ssm": mamba_ssm_scan,
+}
 
 
 def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, delta_bias: Tensor) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_cases import NAMES, assert_close, check_padded_batch, random_inputs, run
 
 from qamdetr.errors import ConfigError
 from qamdetr.models import cpu_kernels, scan
@@ -19,44 +20,6 @@ from qamdetr.models.backends import use_backend
 from qamdetr.models.scan import selective_scan, selective_scan_channels_last
 
 BACKENDS = ["reference", "cpu"]
-NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"]
-
-
-def random_inputs(batch, steps, channels, state, *, seed=0, step_scale=1.0):
-    """Channels-last inputs in the order of NAMES; `step_scale` spreads the raw step sizes."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    return [
-        normal(batch, steps, channels),
-        step_scale * normal(batch, steps, channels),
-        -torch.exp(normal(channels, state)),
-        normal(batch, steps, state),
-        normal(batch, steps, state),
-        normal(channels),
-        normal(batch, steps, channels),
-        normal(channels),
-    ]
-
-
-def run(inputs, backend, *, softplus=True, grad_state=True):
-    """Outputs and gradients of one scan, for an upstream gradient that differs at every element."""
-    leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
-    out, last_state = selective_scan_channels_last(*leaves, delta_softplus=softplus, backend=backend)
-    loss = (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum()
-    if grad_state:
-        loss = loss + (last_state * torch.linspace(-1, 1, last_state.numel()).view(last_state.shape)).sum()
-    loss.backward()
-    return [out.detach(), last_state.detach(), *[leaf.grad for leaf in leaves if leaf is not None]]
-
-
-def assert_close(actual, expected):
-    """Relative to the largest element, since float32 sums of large terms leave small elements with that error."""
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.isfinite(one).all()
-        assert (one - other).abs().max() <= 1e-4 * max(1.0, other.abs().max().item())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -105,9 +68,10 @@ def test_kernel_equals_reference_without_optional_inputs(missing):
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("steps", [1, 33])
 @pytest.mark.parametrize("delta", [-1e4, -60.0, 60.0, 1e4])
-def test_extreme_step_sizes(delta):
-    inputs = random_inputs(1, 33, 20, 16)
+def test_extreme_step_sizes(delta, steps):
+    inputs = random_inputs(1, steps, 20, 16)
     inputs[1] = torch.full_like(inputs[1], delta)
 
     assert_close(run(inputs, "cpu"), run(inputs, "reference"))
@@ -119,15 +83,10 @@ def test_reference_passes_gradient_check():
     assert torch.autograd.gradcheck(lambda *leaves: selective_scan_channels_last(*leaves, delta_softplus=True), inputs)
 
 
-def test_padding_changes_nothing_before_it():
-    short = random_inputs(1, 21, 8, 4, seed=1)
-    padded = [torch.cat([x, 100 * torch.ones(1, 30, x.shape[2])], dim=1) if x.dim() == 3 else x for x in short]
-
-    with torch.no_grad():
-        alone, _ = selective_scan_channels_last(*short, delta_softplus=True)
-        together, _ = selective_scan_channels_last(*padded, delta_softplus=True)
-
-    torch.testing.assert_close(together[:, :21], alone, rtol=1e-5, atol=1e-5)
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 37), min_size=1, max_size=3), channels=st.sampled_from([1, 8, 131]), seed=st.integers(0, 2**16))
+def test_padding_changes_nothing_before_it(lengths, channels, seed):
+    check_padded_batch(lengths, channels, 4, "cpu", seed=seed)
 
 
 def test_result_does_not_depend_on_threads():
@@ -223,10 +182,10 @@ def test_a_diverged_input_stays_visible():
     assert out[0, :3].isfinite().all()
 
 
-def test_backend_is_chosen_by_device_and_type_and_can_be_forced(monkeypatch):
+def test_every_call_runs_on_the_chosen_backend(monkeypatch):
     used = []
-    monkeypatch.setattr(scan, "_scan_reference", lambda u, *_: (used.append("reference") or u, u))
-    monkeypatch.setattr(scan._CpuScan, "apply", lambda u, *_: (used.append("cpu") or u, u))
+    for name in scan._SCANS:
+        monkeypatch.setitem(scan._SCANS, name, lambda u, *_, name=name: (used.append(name) or u, u))
     inputs = random_inputs(1, 2, 3, 2)
 
     selective_scan_channels_last(*inputs)

@@ -28,10 +28,10 @@ def random_inputs(batch, steps, channels, state, *, seed=0, step_scale=1.0):
     ]
 
 
-def run(inputs, backend, *, softplus=True, grad_state=True):
+def run(inputs, backend, *, softplus=True, grad_state=True, **walk):
     """Outputs and gradients of one scan, for an upstream gradient that differs at every element."""
     leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
-    out, last_state = selective_scan_channels_last(*leaves, delta_softplus=softplus, backend=backend)
+    out, last_state = selective_scan_channels_last(*leaves, delta_softplus=softplus, backend=backend, **walk)
     loss = (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum()
     if grad_state:
         loss = loss + (last_state * torch.linspace(-1, 1, last_state.numel()).view(last_state.shape)).sum()
@@ -75,3 +75,38 @@ def _weighted(inputs, weights, backend):
     out, _ = selective_scan_channels_last(*leaves, delta_softplus=True, backend=backend)
     (out * weights).sum().backward()
     return [out.detach(), *[leaf.grad for leaf in leaves]]
+
+
+def check_walk(lengths, channels, state, backend, *, reverse, softplus=True, seed=0):
+    """Each item of a padded batch comes out as its valid steps do alone, turned round by hand; NaN in padding reaches nothing."""
+    whole = random_inputs(len(lengths), max(lengths) + 2, channels, state, seed=seed)
+    if not softplus:  # without softplus a step size is positive as it stands
+        whole[1], whole[7] = whole[1].abs(), whole[7].abs()
+    within = (torch.arange(max(lengths) + 2) < torch.tensor(lengths)[:, None])[..., None]
+    leaves = [(torch.where(within, x, float("nan")) if x.dim() == 3 else x).requires_grad_() for x in whole]
+    weights = torch.linspace(-1, 1, whole[0].numel()).view(whole[0].shape)
+    state_weights = torch.linspace(-1, 1, len(lengths) * channels * state).view(len(lengths), channels, state)
+
+    out, last_state = selective_scan_channels_last(
+        *leaves, delta_softplus=softplus, backend=backend, lengths=torch.tensor(lengths), reverse=reverse
+    )
+    loss = (out * weights.masked_fill(~within, float("inf"))).where(within, 0.0).sum() + (last_state * state_weights).sum()
+    gradients = torch.autograd.grad(loss, leaves)
+
+    turn = (lambda x: x.flip(1)) if reverse else (lambda x: x)
+    sums = [torch.zeros_like(x) for x in whole]
+    for i, length in enumerate(lengths):
+        own = [(x[i : i + 1, :length] if x.dim() == 3 else x).clone().requires_grad_() for x in whole]
+        if length == 0:
+            assert not last_state[i].any()
+        else:
+            turned = [turn(x) if x.dim() == 3 else x for x in own]
+            own_out, own_state = selective_scan_channels_last(*turned, delta_softplus=softplus, backend="reference")
+            own_loss = (turn(own_out) * weights[i : i + 1, :length]).sum() + (own_state * state_weights[i]).sum()
+            assert_close([out[i : i + 1, :length], last_state[i : i + 1]], [turn(own_out), own_state])
+            for total, x, gradient in zip(sums, own, torch.autograd.grad(own_loss, own), strict=True):
+                (total[i : i + 1, :length] if x.dim() == 3 else total).add_(gradient)
+        assert not out[i, length:].any()
+    assert_close(gradients, sums)
+    for gradient in gradients:
+        assert gradient.dim() < 3 or not gradient[~within[..., 0]].any()

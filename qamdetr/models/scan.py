@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from torch.nn import functional
 
 from qamdetr.models.backends import HALF_TYPES, Backend, choose_backend, run_kernel
 from qamdetr.models.mamba_ssm_scan import mamba_ssm_scan
+from qamdetr.models.time_order import checked_lengths, in_walking_order
 
 
 def selective_scan(
@@ -48,6 +50,8 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scan in mamba-ssm's layout, as its `selective_scan_fn(..., return_last_state=True)`.
@@ -62,18 +66,22 @@ def selective_scan(
         z: Gate, as `u`; without it the output is not gated.
         delta_bias: `(channels,)`, or None for zero.
         delta_softplus: Whether `delta` still needs its softplus.
+        lengths: `(batch,)`, valid steps of each item, or None for all; with `reverse` it is explained in `time_order.py`.
+        reverse: Walk from the last valid step to the first.
         backend: Overrides the automatic choice (`backends.choose_backend`).
 
     Returns:
-        Output `(batch, channels, steps)` and the state after the last step, `(batch, channels, state)`.
+        Output `(batch, channels, steps)` and the state after the last step that is walked, `(batch, channels, state)`.
 
     Raises:
-        ValueError: Shapes that do not fit together.
+        ValueError: Shapes that do not fit together, or lengths that are not within the steps.
         ConfigError: A backend that does not exist or cannot take these tensors.
     """
     u, delta, B, C = (tensor.transpose(1, 2) for tensor in (u, delta, B, C))
     z = None if z is None else z.transpose(1, 2)
-    out, last_state = selective_scan_channels_last(u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend=backend)
+    out, last_state = selective_scan_channels_last(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths=lengths, reverse=reverse, backend=backend
+    )
     return out.transpose(1, 2), last_state
 
 
@@ -88,6 +96,8 @@ def selective_scan_channels_last(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
     backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scan with time before channels: what linear layers produce and our kernels want, so nothing is transposed.
@@ -102,6 +112,9 @@ def selective_scan_channels_last(
     _check_shapes(*tensors)
     chosen = choose_backend(backend, tensors)
     scan = _SCANS[chosen]
+    if lengths is not None or reverse or chosen == "cpu":
+        lengths = checked_lengths(lengths, u)
+        scan = partial(scan if chosen == "cpu" else partial(_scan_in_order, scan), lengths, reverse)
     if chosen in ("triton", "mamba_ssm") or not any(tensor is not None and tensor.dtype in HALF_TYPES for tensor in tensors):
         return scan(*tensors, delta_softplus)
     out, last_state = scan(*(None if tensor is None else tensor.float() for tensor in tensors), delta_softplus)
@@ -126,12 +139,43 @@ def _scan_reference(
     return (y if z is None else y * functional.silu(z)), h
 
 
+def _scan_in_order(
+    scan: Callable[..., tuple[Tensor, Tensor]],
+    lengths: Tensor,
+    reverse: bool,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """Do as `time_order.py` says with a scan that knows neither lengths nor direction: a step size of zero leaves the state as it is."""
+
+    def ordered(x: Tensor) -> Tensor:
+        return in_walking_order(x, lengths, reverse=reverse)
+
+    # Half precision would lose a small step size next to its bias. Zeroed before softplus too, whose gradient at NaN is NaN.
+    delta, bias = (x.float() if x.dtype in HALF_TYPES else x for x in (ordered(delta), delta_bias))
+    dt = functional.softplus(delta + bias) if delta_softplus else delta + bias
+    within = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
+    dt = dt.masked_fill(~within[..., None], 0.0)
+    z = None if z is None else ordered(z)
+    out, last_state = scan(ordered(u), dt, A, ordered(B), ordered(C), D, z, torch.zeros_like(delta_bias), False)
+    return ordered(out), last_state
+
+
 class _CpuScan(torch.autograd.Function):
     """The kernels as one differentiable operation; channels last, float32, on the CPU."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - torch gives the context no type
+        lengths: Tensor,
+        reverse: bool,
         u: Tensor,
         delta: Tensor,
         A: Tensor,
@@ -148,14 +192,16 @@ class _CpuScan(torch.autograd.Function):
         state = A.shape[1]
         A_log2 = A.t() / math.log(2.0)
         # The kernel does not read the gate when told so, but its compiled form wants an array.
-        inputs = [tensor.detach().contiguous() for tensor in (u, delta, A_log2, B, C, D, u if z is None else z, delta_bias)]
+        arrays = [tensor.detach().contiguous() for tensor in (u, delta, A_log2, B, C, D, u if z is None else z, delta_bias)]
         chunks = -(-steps // cpu_kernels.CHUNK_STEPS) if any(ctx.needs_input_grad) else 0
-        out, last_state = torch.empty_like(inputs[0]), u.new_empty(batch, state, channels)
+        out, last_state = torch.empty_like(arrays[0]), u.new_empty(batch, state, channels)
         checkpoints = u.new_empty(batch, chunks, state, channels)
-        ctx.flags = (delta_softplus, z is not None)
-        ctx.save_for_backward(*inputs, checkpoints)
         tasks = batch * cpu_kernels.num_blocks(channels)
-        run_kernel(cpu_kernels.scan_forward, tasks, [*inputs, *ctx.flags], [out, checkpoints, last_state])
+        run_kernel(
+            cpu_kernels.scan_forward, tasks, [lengths, reverse, *arrays, delta_softplus, z is not None], [out, checkpoints, last_state]
+        )
+        ctx.reverse, ctx.flags = reverse, (delta_softplus, z is not None)
+        ctx.save_for_backward(lengths, *arrays, checkpoints)
         return out, last_state.transpose(1, 2)
 
     @staticmethod
@@ -163,8 +209,8 @@ class _CpuScan(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor, grad_last_state: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         from qamdetr.models import cpu_kernels
 
-        *inputs, checkpoints = ctx.saved_tensors
-        u, state = inputs[0], checkpoints.shape[2]
+        lengths, *arrays, checkpoints = ctx.saved_tensors
+        u, state = arrays[0], checkpoints.shape[2]
         batch, steps, channels = u.shape
         blocks = cpu_kernels.num_blocks(channels)
         grad_u, grad_delta, grad_z = (torch.empty_like(u) for _ in range(3))
@@ -173,9 +219,9 @@ class _CpuScan(torch.autograd.Function):
         grad_D, grad_bias = (u.new_empty(batch, channels) for _ in range(2))
         upstream = [checkpoints, grad_out.contiguous(), grad_last_state.transpose(1, 2).contiguous()]
         outputs = [grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias]
-        run_kernel(cpu_kernels.scan_backward, batch * blocks, [*inputs, *ctx.flags, *upstream], outputs)
+        run_kernel(cpu_kernels.scan_backward, batch * blocks, [lengths, ctx.reverse, *arrays, *ctx.flags, *upstream], outputs)
         return (
-            grad_u, grad_delta, grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1),
+            None, None, grad_u, grad_delta, grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1),
             grad_D.sum(dim=0), grad_z if ctx.flags[1] else None, grad_bias.sum(dim=0), None,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import NAMES, assert_close, check_padded_batch, random_inputs, run
+from scan_cases import NAMES, assert_close, check_padded_batch, check_walk, random_inputs, run
 
 from qamdetr.errors import ConfigError
 from qamdetr.models import cpu_kernels, scan
@@ -89,14 +89,64 @@ def test_padding_changes_nothing_before_it(lengths, channels, seed):
     check_padded_batch(lengths, channels, 4, "cpu", seed=seed)
 
 
-def test_result_does_not_depend_on_threads():
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=3).filter(any),
+    channels=st.sampled_from([1, 8, 131]),
+    state=st.sampled_from([1, 3, 16]),
+    backend=st.sampled_from(BACKENDS),
+    reverse=st.booleans(),
+    softplus=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_lengths_and_direction(lengths, channels, state, backend, reverse, softplus, seed):
+    check_walk(lengths, channels, state, backend, reverse=reverse, softplus=softplus, seed=seed)
+
+
+@pytest.mark.parametrize("delta", [-1e4, 60.0, 1e4])
+def test_extreme_step_sizes_against_time(delta):
+    inputs = random_inputs(2, 33, 20, 16)
+    inputs[1] = torch.full_like(inputs[1], delta)
+    walk = {"lengths": torch.tensor([33, 1]), "reverse": True}
+
+    assert_close(run(inputs, "cpu", **walk), run(inputs, "reference", **walk))
+
+
+def test_both_layouts_take_lengths_and_direction():
+    u, delta, A, B, C = random_inputs(2, 9, 3, 4)[:5]  # noqa: N806 - the paper's letters
+    walk = {"lengths": torch.tensor([9, 5]), "reverse": True}
+
+    expected, last_state = selective_scan_channels_last(u, delta, A, B, C, **walk)
+    out, same_state = selective_scan(*(x.transpose(1, 2) for x in (u, delta)), A, *(x.transpose(1, 2) for x in (B, C)), **walk)
+
+    assert torch.equal(out.transpose(1, 2), expected)
+    assert torch.equal(same_state, last_state)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.tensor([3, 8]), r"within \[0, 7\].* from 3 to 8"),
+        (torch.tensor([-1, 7]), "from -1 to 7"),
+        (torch.tensor([7]), "2 whole numbers"),
+        (torch.tensor([7.0, 7.0]), "whole numbers"),
+        (torch.tensor([True, True]), "whole numbers"),
+    ],
+)
+def test_lengths_that_do_not_fit_never_reach_compiled_code(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        selective_scan_channels_last(*random_inputs(2, 7, 3, 4), lengths=lengths)
+
+
+@pytest.mark.parametrize("walk", [{}, {"lengths": torch.tensor([40, 23, 1]), "reverse": True}])
+def test_result_does_not_depend_on_threads(walk):
     inputs = random_inputs(3, 40, 300, 16)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = run(inputs, "cpu")
+        one = run(inputs, "cpu", **walk)
         torch.set_num_threads(3)
-        three = run(inputs, "cpu")
+        three = run(inputs, "cpu", **walk)
     finally:
         torch.set_num_threads(threads)
 
@@ -152,7 +202,6 @@ def test_kernels_compile_where_numba_may_not_write_its_cache(monkeypatch):
 
 
 def test_kernel_exponential_is_accurate():
-
     x = np.linspace(-126, 126, 20_001, dtype=np.float32)
 
     actual = np.array([cpu_kernels.exp2(value) for value in x])
@@ -163,7 +212,6 @@ def test_kernel_exponential_is_accurate():
 
 
 def test_kernel_softplus_is_accurate_relative_to_its_size():
-
     x = np.linspace(-30, 30, 6001, dtype=np.float32)
 
     actual = np.array([cpu_kernels.softplus(value) for value in x])
@@ -185,7 +233,7 @@ def test_a_diverged_input_stays_visible():
 def test_every_call_runs_on_the_chosen_backend(monkeypatch):
     used = []
     for name in scan._SCANS:
-        monkeypatch.setitem(scan._SCANS, name, lambda u, *_, name=name: (used.append(name) or u, u))
+        monkeypatch.setitem(scan._SCANS, name, lambda *_, name=name: (used.append(name), None))
     inputs = random_inputs(1, 2, 3, 2)
 
     selective_scan_channels_last(*inputs)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from scan_cases import NAMES, assert_close, check_padded_batch, random_inputs, run
+from scan_cases import NAMES, assert_close, check_padded_batch, check_walk, random_inputs, run
 
 pytest.importorskip("triton", reason="needs triton, which exists for Linux only")
 
@@ -110,6 +110,11 @@ def test_extreme_step_sizes(cut, delta):
 def test_padding_changes_nothing_before_it(cut):
     cut(2)
     check_padded_batch([9, 4, 1], 3, 4, "triton")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_and_direction(reverse):
+    check_walk([6, 1, 0], 3, 4, "triton", reverse=reverse)
 
 
 def test_small_step_sizes_keep_their_precision():

@@ -5,6 +5,8 @@ task is one recording of the batch and one block of `BLOCK_CHANNELS` channels, w
 the range of tasks it shall run, from `first` to `last` (exclusive); tasks share nothing, so ranges may run in different threads. What
 several tasks would have to add up (gradients of parameters, of B and of C) they leave in separate places for the caller to sum.
 
+Kernels walk the first `lengths[b]` clips of each recording, against time with `reverse`, and leave zeros in the rest (`time_order.py`).
+
 Memory: the scan's forward pass keeps the hidden state only every `CHUNK_STEPS` steps; the backward pass recomputes the states of one chunk
 at a time from there, as the GPU kernel does (Source: Gu & Dao, https://arxiv.org/abs/2312.00752, section 3.3.2).
 

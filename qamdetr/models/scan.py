@@ -16,6 +16,7 @@ Backends: `reference` is a plain PyTorch loop that runs anywhere and differentia
 of that name where it is installed. The choice is automatic (`backends.py`); `use_backend` or `backend=` override it.
 
 Source: Gu & Dao, "Mamba" (https://arxiv.org/abs/2312.00752), Algorithm 2; maths, shapes and names of `selective_scan_ref` in mamba-ssm.
+Beyond it: `lengths` and `reverse`, the clips and the direction that are walked (`time_order.py`).
 Deliberate differences: real numbers and input-dependent B and C in one group only, which is all that Mamba uses.
 """
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from qamdetr.config import Config, load_config
 from qamdetr.data.report import data_report
 from qamdetr.errors import QamDetrError
+from qamdetr.training.allocator import keep_freed_memory
 from qamdetr.training.checkpoint import Run
 from qamdetr.training.data import check_manifests
 from qamdetr.training.loop import train
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     command = shlex.join(["python", "train.py", *argv])
     try:
         if arguments.resume:

@@ -27,6 +27,7 @@ from qamdetr.data.manifest import QueryEntry
 from qamdetr.losses import compute_losses
 from qamdetr.models.bimamba import warm_up
 from qamdetr.models.qam_detr import QamDetr
+from qamdetr.training.allocator import keep_freed_memory
 from qamdetr.training.optimisation import make_optimizer
 from qamdetr.types import TextFeatures
 
@@ -99,6 +100,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     warm_up()
+    keep_freed_memory()
 
     rows = []
     print(f"float32 on {device}, {arguments.threads} threads, median of {arguments.repeats} steps")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Triton reads this where it is first imported: GPU kernels are tested on the CPU, step by step. With 0 they are tested on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED_DIR = Path(__file__).resolve().parents[2] / "shared"
 

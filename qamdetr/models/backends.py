@@ -1,8 +1,10 @@
-"""How the Mamba block's operations run: a readable PyTorch reference anywhere, compiled kernels on the CPU."""
+"""How the Mamba block's operations run: a readable PyTorch reference anywhere, compiled kernels on the CPU and on GPUs."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +17,11 @@ from torch import Tensor
 
 from qamdetr.errors import ConfigError
 
-Backend = Literal["reference", "cpu"]
+Backend = Literal["reference", "cpu", "triton", "mamba_ssm"]
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
+# Best first: the compiled kernels of mamba-ssm have been measured on many GPUs, ours on none yet.
+_GPU_BACKENDS: tuple[Backend, ...] = ("mamba_ssm", "triton")
 
 _forced_backend: ContextVar[Backend | None] = ContextVar("_forced_backend", default=None)
 
@@ -35,21 +41,62 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 
 def choose_backend(backend: Backend | None, tensors: Sequence[Tensor | None]) -> Backend:
-    """Return `backend`, else what `use_backend` says, else `cpu` where all tensors are float32 on the CPU and `reference` elsewhere.
+    """Return `backend`, else what `use_backend` says, else the fastest that can take these tensors.
+
+    That is `cpu` on the CPU; on a GPU `mamba_ssm` where it is installed, else `triton`; `reference` wherever these cannot run, as for
+    float64.
 
     Raises:
-        ConfigError: The wanted backend does not exist or cannot take these tensors.
+        ConfigError: The wanted backend does not exist, is not installed or cannot take these tensors.
     """
     wanted = _checked(backend) if backend is not None else _forced_backend.get()
-    fits = all(tensor is None or (tensor.device.type == "cpu" and tensor.dtype == torch.float32) for tensor in tensors)
+    present = [tensor for tensor in tensors if tensor is not None]
     if wanted is None:
-        return "cpu" if fits else "reference"
-    if wanted == "cpu" and not fits:
-        raise ConfigError("Backend 'cpu' takes float32 tensors on the CPU only; convert them or use backend 'reference'.")
+        return next((name for name in ("cpu", *_GPU_BACKENDS) if _misfit(name, present) is None), "reference")
+    misfit = _misfit(wanted, present)
+    if misfit is not None:
+        raise ConfigError(f"Backend {wanted!r} {misfit}; use another, or 'reference', which runs anywhere.")
     return wanted
 
 
-def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | bool], outputs: Sequence[Tensor]) -> None:
+def _misfit(backend: Backend, tensors: Sequence[Tensor]) -> str | None:
+    """Say why `backend` cannot take these tensors, or return None where it can."""
+    if backend == "reference":
+        return None
+    if any(tensor.dtype not in (torch.float32, *HALF_TYPES) for tensor in tensors):
+        return "takes float32, bfloat16 and float16 tensors only"
+    device = "cpu" if backend == "cpu" else "cuda"
+    others = {tensor.device.type for tensor in tensors} - {device}
+    if others and not (others == {"cpu"} and backend == "triton" and _triton_is_interpreted()):
+        return f"takes tensors on {device!r} only, not on {', '.join(map(repr, sorted(others)))}"
+    problem = _start_problem(backend) if backend in _GPU_BACKENDS else None
+    return None if problem is None else f"does not start ({problem})"
+
+
+@lru_cache
+def _start_problem(backend: Backend) -> str | None:
+    """Import what a GPU backend needs; return the error where that fails, and warn where it means a slower scan than one would expect."""
+    try:
+        if backend == "mamba_ssm":
+            importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+        elif not _triton_is_interpreted():
+            # Builds Triton's launcher, which takes a C compiler; better to find out here than in a kernel's first call.
+            importlib.import_module("triton").runtime.driver.active.get_current_target()
+    except Exception as error:  # a build for another CUDA may fail in any way, and there are other backends
+        if backend == "triton":
+            warnings.warn(f"The scan runs as a slow loop, since Triton, which needs gcc, does not start: {error}", stacklevel=2)
+        elif not isinstance(error, ModuleNotFoundError):
+            warnings.warn(f"The scan runs on Triton: mamba_ssm is installed but does not start: {error}", stacklevel=2)
+        return str(error)
+    return None
+
+
+def _triton_is_interpreted() -> bool:
+    """Return whether Triton runs its kernels on the CPU, step by step, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | float], outputs: Sequence[Tensor]) -> None:
     """Call `kernel(first, last, *inputs, *outputs)` on ranges that cover `tasks`, in as many threads as PyTorch may use.
 
     Plain threads, because the kernels release the GIL: unlike Numba's own parallel loops they add nothing to compile time, can be called

@@ -16,15 +16,17 @@ The scan itself and its letters are in `scan.py`. Masks are True = valid, and va
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from qamdetr.models.backends import choose_backend
 from qamdetr.models.causal_conv import causal_conv_silu
-from qamdetr.models.layers import Dropout
+from qamdetr.models.dropout import Dropout
 from qamdetr.models.linear import Linear, linear
 from qamdetr.models.scan import selective_scan_channels_last
+from qamdetr.models.time_order import reverse_valid
 
 
 class Mamba(nn.Module):
@@ -56,50 +58,21 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix each clip with the clips before it; `x` is `(batch, clips, dim)`."""
+        out: Tensor = self.out_proj(self.mix(x))
+        return out
+
+    def mix(self, x: Tensor, *, lengths: Tensor | None = None, reverse: bool = False) -> Tensor:
+        """Do all but the last projection: `(batch, clips, dim)` -> `(batch, clips, inner)`; `lengths`, `reverse` as in `time_order.py`."""
         # One product each for u and z, rather than one that is cut in two, leaves both contiguous: what the kernels take without a copy.
         u, z = (linear(x, weight) for weight in self.in_proj.weight.chunk(2))
-        u = causal_conv_silu(u, self.conv1d.weight, cast("Tensor", self.conv1d.bias))
+        u = causal_conv_silu(u, self.conv1d.weight, cast("Tensor", self.conv1d.bias), lengths=lengths, reverse=reverse)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.state, self.state], dim=-1)  # noqa: N806 - the paper's letters
         delta = linear(dt, self.dt_proj.weight)
         y, _ = selective_scan_channels_last(
-            u, delta, -torch.exp(self.A_log), B, C, self.D, z, delta_bias=self.dt_proj.bias, delta_softplus=True
+            u, delta, -torch.exp(self.A_log), B, C, self.D, z, delta_bias=self.dt_proj.bias, delta_softplus=True,
+            lengths=lengths, reverse=reverse,
         )  # fmt: skip
-        out: Tensor = self.out_proj(y)
-        return out
-
-
-class _Permute(torch.autograd.Function):
-    """Rows of each item in another order, for orders that are their own inverse, so that the gradient takes the same way back.
-
-    PyTorch's own gradient of indexing has to allow for repeated rows, which costs far more.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, flat_order: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(flat_order)
-        return x.reshape(-1, x.shape[-1]).index_select(0, flat_order).view(x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (flat_order,) = ctx.saved_tensors
-        reversed_grad: Tensor = _Permute.apply(grad, flat_order)  # type: ignore[no-untyped-call]
-        return reversed_grad, None
-
-
-def reverse_valid(x: Tensor, mask: Tensor) -> Tensor:
-    """Reverse each item's valid clips in time and leave its padding where it is; applying it twice gives `x` back.
-
-    Args:
-        x: `(batch, clips, dim)`.
-        mask: `(batch, clips)` bool, valid clips first.
-    """
-    batch, clips = mask.shape
-    position = torch.arange(clips, device=mask.device)
-    length = mask.sum(dim=1, keepdim=True)
-    order = torch.where(position < length, length - 1 - position, position)
-    flat_order = (order + clips * torch.arange(batch, device=mask.device)[:, None]).flatten()
-    reversed_x: Tensor = _Permute.apply(x, flat_order)  # type: ignore[no-untyped-call]
-    return reversed_x
+        return y
 
 
 class BiMambaLayer(nn.Module):
@@ -120,9 +93,20 @@ class BiMambaLayer(nn.Module):
             x: `(batch, clips, dim)`, finite everywhere.
             mask: `(batch, clips)` bool, valid clips first.
         """
-        ahead = self.forward_branch(x)
-        back = reverse_valid(self.backward_branch(reverse_valid(x, mask)), mask)
-        out: Tensor = self.norm(x + self.dropout(self.merge(torch.cat([ahead, back], dim=-1))))
+        # Nothing stands between a branch's last projection and the merge, so that the two are one product, of the two small matrices.
+        ahead_weight, back_weight = (
+            merge @ branch.out_proj.weight
+            for merge, branch in zip(self.merge.weight.chunk(2, dim=1), (self.forward_branch, self.backward_branch), strict=True)
+        )
+        if choose_backend(None, [x]) == "cpu":
+            lengths = mask.sum(dim=1)
+            back = linear(self.backward_branch.mix(x, lengths=lengths, reverse=True), back_weight, self.merge.bias)
+            ahead = self.forward_branch.mix(x, lengths=lengths)
+        else:
+            # Elsewhere a step against time has to move tensors, so the narrow ones at the branch's ends rather than those of its kernels.
+            back = reverse_valid(linear(self.backward_branch.mix(reverse_valid(x, mask)), back_weight, self.merge.bias), mask)
+            ahead = self.forward_branch.mix(x)
+        out: Tensor = self.norm(x + self.dropout(linear(ahead, ahead_weight) + back))
         return out
 
 

@@ -16,47 +16,67 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from qamdetr.models.backends import Backend, choose_backend, run_kernel
+from qamdetr.models.time_order import checked_lengths, in_walking_order
 
 
-def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend | None = None) -> Tensor:
+def causal_conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, *, lengths: Tensor | None = None, reverse: bool = False, backend: Backend | None = None
+) -> Tensor:
     """Convolve `x` `(batch, steps, channels)` with `weight` `(channels, 1, taps)` and `bias` `(channels,)`; the result has x's shape.
 
+    `lengths` `(batch,)` and `reverse` choose the clips and the direction, as in `time_order.py`.
+
     Raises:
-        ValueError: Shapes that do not fit together.
+        ValueError: Shapes that do not fit together, or lengths that are not within the steps.
         ConfigError: A backend that does not exist or cannot take these tensors.
     """
     channels = x.shape[-1]
     if x.dim() != 3 or weight.dim() != 3 or tuple(weight.shape[:2]) != (channels, 1) or tuple(bias.shape) != (channels,):
         raise ValueError(f"x {tuple(x.shape)} needs a weight ({channels}, 1, taps) and a bias ({channels},), not {tuple(weight.shape)}.")
+    walk = lengths is not None or reverse
+    lengths = checked_lengths(lengths, x)
     if choose_backend(backend, [x, weight, bias]) == "cpu":
-        out: Tensor = _CpuConvolution.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-        return out
-    taps = weight.shape[2]
-    padded = functional.pad(x.transpose(1, 2), (taps - 1, 0))
-    return functional.silu(functional.conv1d(padded, weight, bias, groups=channels)).transpose(1, 2)
+        out: Tensor = _CpuConvolution.apply(x.float(), weight.float(), bias.float(), lengths, reverse)  # type: ignore[no-untyped-call]
+        return out.to(x.dtype)
+    if not walk:
+        return _convolve(x, weight, bias)
+    return in_walking_order(_convolve(in_walking_order(x, lengths, reverse=reverse), weight, bias), lengths, reverse=reverse)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    padded = functional.pad(x.transpose(1, 2), (weight.shape[2] - 1, 0))
+    return functional.silu(functional.conv1d(padded, weight, bias, groups=x.shape[2])).transpose(1, 2)
 
 
 class _CpuConvolution(torch.autograd.Function):
     """The kernels as one differentiable operation; float32, on the CPU."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ANN401 - torch's untyped context
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch gives the context no type
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        lengths: Tensor,
+        reverse: bool,
+    ) -> Tensor:
         from qamdetr.models import cpu_kernels
 
         inputs = [tensor.detach().contiguous() for tensor in (x, weight[:, 0].t(), bias)]
         out = torch.empty_like(inputs[0])
-        run_kernel(cpu_kernels.conv_forward, x.shape[0] * cpu_kernels.num_blocks(x.shape[2]), inputs, [out])
-        ctx.save_for_backward(*inputs)
+        run_kernel(cpu_kernels.conv_forward, x.shape[0] * cpu_kernels.num_blocks(x.shape[2]), [lengths, reverse, *inputs], [out])
+        ctx.reverse = reverse
+        ctx.save_for_backward(lengths, *inputs)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         from qamdetr.models import cpu_kernels
 
-        x, weight, bias = ctx.saved_tensors
+        lengths, x, weight, bias = ctx.saved_tensors
         batch, _, channels = x.shape
         grad_x, grad_weight, grad_bias = torch.empty_like(x), x.new_empty(batch, *weight.shape), x.new_empty(batch, channels)
-        inputs, outputs = [x, weight, bias, grad_out.contiguous()], [grad_x, grad_weight, grad_bias]
+        inputs, outputs = [lengths, ctx.reverse, x, weight, bias, grad_out.contiguous()], [grad_x, grad_weight, grad_bias]
         run_kernel(cpu_kernels.conv_backward, batch * cpu_kernels.num_blocks(channels), inputs, outputs)
-        return grad_x, grad_weight.sum(dim=0).t()[:, None], grad_bias.sum(dim=0)
+        return grad_x, grad_weight.sum(dim=0).t()[:, None], grad_bias.sum(dim=0), None, None

@@ -5,6 +5,8 @@ task is one recording of the batch and one block of `BLOCK_CHANNELS` channels, w
 the range of tasks it shall run, from `first` to `last` (exclusive); tasks share nothing, so ranges may run in different threads. What
 several tasks would have to add up (gradients of parameters, of B and of C) they leave in separate places for the caller to sum.
 
+Kernels walk the first `lengths[b]` clips of each recording, against time with `reverse`, and leave zeros in the rest (`time_order.py`).
+
 Memory: the scan's forward pass keeps the hidden state only every `CHUNK_STEPS` steps; the backward pass recomputes the states of one chunk
 at a time from there, as the GPU kernel does (Source: Gu & Dao, https://arxiv.org/abs/2312.00752, section 3.3.2).
 
@@ -32,7 +34,7 @@ _FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 _f = np.float32
 _LOG2_E, _LN_2 = _f(1.4426950408889634), _f(0.6931471805599453)
 _EXP2_LIMIT = _f(126.0)  # 2**-126 is the smallest normal float32
-_EXPONENT_BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
+_ROUNDS, _MANTISSA_BITS = _f(1.5 * 2**23), np.int32(23)
 
 
 def num_blocks(channels: int) -> int:
@@ -40,41 +42,55 @@ def num_blocks(channels: int) -> int:
     return -(-channels // BLOCK_CHANNELS)
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], *, fastmath: set[str] = _FAST_MATH, **extra: bool) -> Callable[..., Any]:
     """Compile on first call, to run without the GIL; cache on disk where a folder is writable."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **extra}
+    compiled: Callable[..., Any]
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST_MATH)(function)
+        compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # Numba found no folder that it may write its cache to
-        return numba.njit(nogil=True, error_model="numpy", fastmath=_FAST_MATH)(function)
+        compiled = numba.njit(**options)(function)
+    return compiled
 
 
-@_jit
+def jit_in_order(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what depends on the order of its additions."""
+    return jit(function, fastmath=_FAST_MATH - {"reassoc"})
+
+
+def jit_uncounted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile what allocates nothing, without counting references: an atomic operation per slice took half of the kernels' time."""
+    return jit(function, _nrt=False)
+
+
+@jit_in_order
 def exp2(x):
     """2**x for x in [-126, 126], clamped outside; relative error below 2.5e-7.
 
-    x splits into a whole number, which goes straight into the exponent bits, and a rest in [-0.5, 0.5] for a polynomial (fitted for least
-    relative error, 1e-7). Unlike a call to the C library this has no branch, so it vectorises.
+    x splits into the nearest whole number and a rest in [-0.5, 0.5] for a polynomial (fitted for least relative error, 1e-7). Adding
+    1.5 * 2**23 rounds, since no float32 of that size has a fraction, and leaves the whole number in the lowest bits, from where it is
+    shifted into the exponent. Unlike a call to the C library this has no branch, so it vectorises.
     """
     x = min(max(x, -_EXP2_LIMIT), _EXP2_LIMIT)
-    whole = np.floor(x + _f(0.5))
-    rest = x - whole
+    shifted = _f(x + _ROUNDS)
+    rest = x - (shifted - _ROUNDS)
     power = _f(0.00132647)
     power = power * rest + _f(0.00967151)
     power = power * rest + _f(0.05550734)
     power = power * rest + _f(0.24022242)
     power = power * rest + _f(0.69314698)
     power = power * rest + _f(1.0)
-    bits = np.int32((np.int32(whole) + _EXPONENT_BIAS) << _MANTISSA_BITS)
-    return power * bits.view(np.float32)
+    bits = np.int32(_f(power).view(np.int32) + np.int32(shifted.view(np.int32) << _MANTISSA_BITS))
+    return bits.view(np.float32)
 
 
-@_jit
+@jit
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return _f(1.0) / (_f(1.0) + exp2(-x * _LOG2_E))
 
 
-@_jit
+@jit
 def softplus(x):
     """log(1 + exp(x)), accurate relative to its own size also where it is tiny.
 
@@ -94,10 +110,16 @@ def softplus(x):
     return max(x, _f(0.0)) + _f(2.0) * s * series
 
 
-@_jit
+@jit_uncounted
+def _row_of(step, length, reverse):
+    """Where the clip stands that is walked at `step`."""
+    return length - 1 - step if reverse else step
+
+
+@jit_uncounted
 def _prepare_step(u_row, delta_row, D, bias, use_softplus, dt, dt_u, y):
     """Start one time step: `dt = softplus(delta + bias)`, `dt * u` and `y = D * u`."""
-    width = dt.shape[0]
+    width = u_row.shape[0]
     if use_softplus:
         for j in range(width):
             dt[j] = softplus(delta_row[j] + bias[j])
@@ -109,109 +131,214 @@ def _prepare_step(u_row, delta_row, D, bias, use_softplus, dt, dt_u, y):
         y[j] = D[j] * u_row[j]
 
 
-@_jit
-def scan_forward(first, last, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, out, checkpoints, last_state):
+@jit
+def _scratch(rows, width):
+    """Zeros `(rows, width)` that begin with a cache line, since every access to vectors that straddle two costs two; width in 16s."""
+    whole = np.zeros(rows * width + 16, np.float32)
+    skipped = (-whole.ctypes.data % 64) // 4
+    return whole[skipped : skipped + rows * width].reshape(rows, width)
+
+
+@jit_uncounted
+def _flatten(rows, flat):
+    """Write rows `(state, width)` one after the other, `BLOCK_CHANNELS` apart."""
+    for n in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            flat[n * BLOCK_CHANNELS + j] = rows[n, j]
+
+
+@jit_uncounted
+def _unflatten(flat, rows):
+    """Undo `_flatten`."""
+    for n in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            rows[n, j] = flat[n * BLOCK_CHANNELS + j]
+
+
+@jit_uncounted
+def _pair(row, m):
+    """Elements 2m and 2m + 1, with zero for one that is beyond the end."""
+    return row[2 * m], (row[2 * m + 1] if 2 * m + 1 < row.shape[0] else _f(0.0))
+
+
+@jit_uncounted
+def _advance(width, A, B_row, C_row, dt, dt_u, h, y):
+    """Move the state `h` by one step and add its part to `y`."""
+    for m in range(h.shape[0] // (2 * BLOCK_CHANNELS)):
+        (b_0, b_1), (c_0, c_1) = _pair(B_row, m), _pair(C_row, m)
+        p = 2 * m * BLOCK_CHANNELS
+        q = p + BLOCK_CHANNELS
+        for j in range(width):
+            h_0 = exp2(dt[j] * A[p + j]) * h[p + j] + dt_u[j] * b_0
+            h_1 = exp2(dt[j] * A[q + j]) * h[q + j] + dt_u[j] * b_1
+            h[p + j] = h_0
+            h[q + j] = h_1
+            y[j] += h_0 * c_0 + h_1 * c_1
+
+
+@jit_uncounted
+def _scan_forward_task(
+    length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, out, checkpoints, last_state,
+    A, h, dt, dt_u, y,
+):  # fmt: skip
+    """Scan one recording's block of channels from `start` to `stop`; A, h, dt, dt_u and y are scratch."""
+    _flatten(A_log2[:, start:stop], A)
+    h[:] = _f(0.0)
+    for step in range(length):
+        t = _row_of(step, length, reverse)
+        if step % CHUNK_STEPS == 0 and checkpoints.shape[0] > 0:
+            _unflatten(h, checkpoints[step // CHUNK_STEPS, :, start:stop])
+        _prepare_step(u[t, start:stop], delta[t, start:stop], D[start:stop], bias[start:stop], use_softplus, dt, dt_u, y)
+        _advance(stop - start, A, B[t], C[t], dt, dt_u, h, y)
+        z_row, out_row = z[t, start:stop], out[t, start:stop]
+        if use_gate:
+            for j in range(stop - start):
+                out_row[j] = y[j] * z_row[j] * sigmoid(z_row[j])
+        else:
+            for j in range(stop - start):
+                out_row[j] = y[j]
+    out[length:, start:stop] = _f(0.0)
+    _unflatten(h, last_state[:, start:stop])
+
+
+@jit
+def scan_forward(
+    first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, out, checkpoints, last_state
+):  # fmt: skip
     """Run the scan.
 
     Shapes: u, delta, z, out `(batch, steps, channels)`; B, C `(batch, steps, state)`; A_log2 `(state, channels)`; D, bias `(channels,)`;
     last_state `(batch, state, channels)`; checkpoints `(batch, chunks, state, channels)`, the state before each chunk, or zero chunks
     when no gradient is wanted.
     """
-    steps, channels = u.shape[1], u.shape[2]
-    state = A_log2.shape[0]
+    channels, state = u.shape[2], A_log2.shape[0]
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
+    states, rows = _scratch(2, (state + state % 2) * BLOCK_CHANNELS), _scratch(3, BLOCK_CHANNELS)
     for task in range(first, last):
         b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
-        stop = min(start + BLOCK_CHANNELS, channels)
-        width = stop - start
-        A, D_block, bias_block = A_log2[:, start:stop].copy(), D[start:stop], bias[start:stop]
-        h = np.zeros((state, width), np.float32)
-        dt, dt_u, y = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-        for t in range(steps):
-            if t % CHUNK_STEPS == 0 and checkpoints.shape[1] > 0:
-                checkpoints[b, t // CHUNK_STEPS, :, start:stop] = h
-            _prepare_step(u[b, t, start:stop], delta[b, t, start:stop], D_block, bias_block, use_softplus, dt, dt_u, y)
-            for n in range(state):
-                b_n, c_n = B[b, t, n], C[b, t, n]
-                for j in range(width):
-                    value = exp2(dt[j] * A[n, j]) * h[n, j] + dt_u[j] * b_n
-                    h[n, j] = value
-                    y[j] += value * c_n
-            z_row, out_row = z[b, t, start:stop], out[b, t, start:stop]
-            if use_gate:
-                for j in range(width):
-                    out_row[j] = y[j] * z_row[j] * sigmoid(z_row[j])
-            else:
-                for j in range(width):
-                    out_row[j] = y[j]
-        last_state[b, :, start:stop] = h
+        _scan_forward_task(
+            lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), u[b], delta[b], A_log2, B[b], C[b], D, z[b], bias,
+            use_softplus, use_gate, out[b], checkpoints[b], last_state[b], states[0], states[1], rows[0], rows[1], rows[2],
+        )  # fmt: skip
 
 
-@_jit
-def _recompute_state(i, A, B_row, C_row, dt, dt_u, y, decay, h):
-    """Step `i` of a chunk forward again, from `h[i]` to `h[i + 1]`, keeping `decay[i]` and completing `y`."""
-    for n in range(A.shape[0]):
-        b_n, c_n = B_row[n], C_row[n]
-        for j in range(A.shape[1]):
-            a = exp2(dt[j] * A[n, j])
-            value = a * h[i, n, j] + dt_u[j] * b_n
-            decay[i, n, j] = a
-            h[i + 1, n, j] = value
-            y[j] += value * c_n
+@jit_uncounted
+def _advance_and_keep(width, A, B_row, C_row, dt, dt_u, before, after, decay, y):
+    """As `_advance`, from the state `before` to the state `after`, keeping `decay`."""
+    for m in range(A.shape[0] // (2 * BLOCK_CHANNELS)):
+        (b_0, b_1), (c_0, c_1) = _pair(B_row, m), _pair(C_row, m)
+        p = 2 * m * BLOCK_CHANNELS
+        q = p + BLOCK_CHANNELS
+        for j in range(width):
+            a_0, a_1 = exp2(dt[j] * A[p + j]), exp2(dt[j] * A[q + j])
+            h_0 = a_0 * before[p + j] + dt_u[j] * b_0
+            h_1 = a_1 * before[q + j] + dt_u[j] * b_1
+            decay[p + j] = a_0
+            decay[q + j] = a_1
+            after[p + j] = h_0
+            after[q + j] = h_1
+            y[j] += h_0 * c_0 + h_1 * c_1
 
 
-@_jit
+@jit_uncounted
 def _gate_backward(use_gate, grad_row, z_row, y, dz_row, dy):
     """Send the gradient of the output to the gate and to `y`."""
     if use_gate:
-        for j in range(dy.shape[0]):
+        for j in range(z_row.shape[0]):
             gate = sigmoid(z_row[j])
             silu = z_row[j] * gate
             dz_row[j] = grad_row[j] * y[j] * (gate + silu * (_f(1.0) - gate))
             dy[j] = grad_row[j] * silu
     else:
-        for j in range(dy.shape[0]):
+        for j in range(z_row.shape[0]):
             dy[j] = grad_row[j]
 
 
-@_jit
-def _state_backward(i, A, B_row, C_row, dt, dt_u, decay, h, dy, dh, dA, d_dt, d_dt_u, dB_row, dC_row):
-    """Step `i` of a chunk backward: `dh` goes from the state after the step to the state before it."""
+@jit_uncounted
+def _state_backward(width, A, B_row, C_row, dt, dt_u, before, after, decay, dy, dh, dA, d_dt, d_dt_u, dB_row, dC_row):
+    """One step backward: `dh` goes from the state after the step to the state before it."""
     d_dt[:] = _f(0.0)
     d_dt_u[:] = _f(0.0)
-    for n in range(A.shape[0]):
-        b_n, c_n = B_row[n], C_row[n]
-        dB, dC = _f(0.0), _f(0.0)
-        for j in range(A.shape[1]):
-            dh_now = dh[n, j] + dy[j] * c_n
-            dC += dy[j] * h[i + 1, n, j]
-            dB += dh_now * dt_u[j]
-            d_dt_u[j] += dh_now * b_n
-            dh_before = dh_now * decay[i, n, j]
-            d_exponent = dh_before * h[i, n, j]
-            d_dt[j] += d_exponent * A[n, j] * _LN_2
-            dA[n, j] += d_exponent * dt[j]
-            dh[n, j] = dh_before
-        dB_row[n], dC_row[n] = dB, dC
+    for m in range(A.shape[0] // (2 * BLOCK_CHANNELS)):
+        (b_0, b_1), (c_0, c_1) = _pair(B_row, m), _pair(C_row, m)
+        dB_0, dB_1, dC_0, dC_1 = _f(0.0), _f(0.0), _f(0.0), _f(0.0)
+        p = 2 * m * BLOCK_CHANNELS
+        q = p + BLOCK_CHANNELS
+        for j in range(width):
+            dh_0, dh_1 = dh[p + j] + dy[j] * c_0, dh[q + j] + dy[j] * c_1
+            dC_0 += dy[j] * after[p + j]
+            dC_1 += dy[j] * after[q + j]
+            dB_0 += dh_0 * dt_u[j]
+            dB_1 += dh_1 * dt_u[j]
+            d_dt_u[j] += dh_0 * b_0 + dh_1 * b_1
+            dh_0 = dh_0 * decay[p + j]
+            dh_1 = dh_1 * decay[q + j]
+            dh[p + j] = dh_0
+            dh[q + j] = dh_1
+            d_exponent_0, d_exponent_1 = dh_0 * before[p + j], dh_1 * before[q + j]
+            d_dt[j] += d_exponent_0 * A[p + j] + d_exponent_1 * A[q + j]
+            dA[p + j] += d_exponent_0 * dt[j]
+            dA[q + j] += d_exponent_1 * dt[j]
+        dB_row[2 * m], dC_row[2 * m] = dB_0, dC_0
+        if 2 * m + 1 < B_row.shape[0]:
+            dB_row[2 * m + 1], dC_row[2 * m + 1] = dB_1, dC_1
 
 
-@_jit
+@jit_uncounted
 def _input_backward(use_softplus, u_row, delta_row, D, bias, dt, dy, d_dt, d_dt_u, du_row, ddelta_row, dD, dbias):
     """Send the gradients of `y`, `dt` and `dt * u` on to u, delta, D and the bias."""
-    for j in range(dt.shape[0]):
+    width = u_row.shape[0]
+    for j in range(width):
         du_row[j] = dy[j] * D[j] + d_dt_u[j] * dt[j]
         dD[j] += dy[j] * u_row[j]
-        ddelta_row[j] = d_dt[j] + d_dt_u[j] * u_row[j]
+        ddelta_row[j] = d_dt[j] * _LN_2 + d_dt_u[j] * u_row[j]
     if use_softplus:
-        for j in range(dt.shape[0]):
+        for j in range(width):
             ddelta_row[j] *= sigmoid(delta_row[j] + bias[j])
-    for j in range(dt.shape[0]):
+    for j in range(width):
         dbias[j] += ddelta_row[j]
 
 
-@_jit
+@jit_uncounted
+def _scan_backward_task(
+    length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, checkpoints, grad_out, grad_last_state,
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, A, dh, dA, h, decay, dt, dt_u, y, dy, d_dt, d_dt_u,
+):  # fmt: skip
+    """Run one recording's block of channels; from A on, everything is scratch."""
+    width, D_block, bias_block = stop - start, D[start:stop], bias[start:stop]
+    dD, dbias = grad_D[start:stop], grad_bias[start:stop]
+    for sums in (dD, dbias, dA):
+        sums[:] = _f(0.0)
+    _flatten(A_log2[:, start:stop], A)
+    _flatten(grad_last_state[:, start:stop], dh)
+    for chunk in range((length + CHUNK_STEPS - 1) // CHUNK_STEPS - 1, -1, -1):
+        first_step = chunk * CHUNK_STEPS
+        chunk_length = min(CHUNK_STEPS, length - first_step)
+        _flatten(checkpoints[chunk, :, start:stop], h[0])
+        for i in range(chunk_length):
+            t = _row_of(first_step + i, length, reverse)
+            _prepare_step(u[t, start:stop], delta[t, start:stop], D_block, bias_block, use_softplus, dt[i], dt_u[i], y[i])
+            _advance_and_keep(width, A, B[t], C[t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], y[i])
+        for i in range(chunk_length - 1, -1, -1):
+            t = _row_of(first_step + i, length, reverse)
+            _gate_backward(use_gate, grad_out[t, start:stop], z[t, start:stop], y[i], grad_z[t, start:stop], dy)
+            _state_backward(
+                width, A, B[t], C[t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], dy, dh, dA, d_dt, d_dt_u, grad_B[t], grad_C[t]
+            )  # fmt: skip
+            _input_backward(
+                use_softplus, u[t, start:stop], delta[t, start:stop], D_block, bias_block, dt[i], dy, d_dt, d_dt_u,
+                grad_u[t, start:stop], grad_delta[t, start:stop], dD, dbias,
+            )  # fmt: skip
+    for grad in (grad_u, grad_delta, grad_z):
+        grad[length:, start:stop] = _f(0.0)
+    for grad in (grad_B, grad_C):
+        grad[length:] = _f(0.0)
+    _unflatten(dA, grad_A[:, start:stop])
+
+
+@jit
 def scan_backward(
-    first, last, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, checkpoints, grad_out, grad_last_state,
+    first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, checkpoints, grad_out, grad_last_state,
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias,
 ):  # fmt: skip
     """Run the scan's gradient.
@@ -219,95 +346,91 @@ def scan_backward(
     Inputs as in `scan_forward`. Results: grad_u, grad_delta, grad_z as u; to be summed over the batch, grad_A `(batch, state, channels)`,
     grad_D and grad_bias `(batch, channels)`; to be summed over blocks, grad_B and grad_C `(batch, blocks, steps, state)`.
     """
-    steps, channels = u.shape[1], u.shape[2]
-    state = A_log2.shape[0]
+    channels, state = u.shape[2], A_log2.shape[0]
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
+    flat = (state + state % 2) * BLOCK_CHANNELS
+    states, h, decay, rows = _scratch(3, flat), _scratch(CHUNK_STEPS + 1, flat), _scratch(CHUNK_STEPS, flat), _scratch(3, BLOCK_CHANNELS)
+    dt, dt_u, y = _scratch(CHUNK_STEPS, BLOCK_CHANNELS), _scratch(CHUNK_STEPS, BLOCK_CHANNELS), _scratch(CHUNK_STEPS, BLOCK_CHANNELS)
     for task in range(first, last):
         b, block = task // blocks, task % blocks
         start = block * BLOCK_CHANNELS
-        stop = min(start + BLOCK_CHANNELS, channels)
-        width = stop - start
-        A, D_block, bias_block = A_log2[:, start:stop].copy(), D[start:stop], bias[start:stop]
-        h, decay = np.empty((CHUNK_STEPS + 1, state, width), np.float32), np.empty((CHUNK_STEPS, state, width), np.float32)
-        dt, dt_u = np.empty((CHUNK_STEPS, width), np.float32), np.empty((CHUNK_STEPS, width), np.float32)
-        y = np.empty((CHUNK_STEPS, width), np.float32)
-        dy, d_dt, d_dt_u = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-        dh, dA = grad_last_state[b, :, start:stop].copy(), np.zeros((state, width), np.float32)
-        dD, dbias = np.zeros(width, np.float32), np.zeros(width, np.float32)
-        for chunk in range(checkpoints.shape[1] - 1, -1, -1):
-            t_first = chunk * CHUNK_STEPS
-            length = min(CHUNK_STEPS, steps - t_first)
-            h[0] = checkpoints[b, chunk, :, start:stop]
-            for i in range(length):
-                t = t_first + i
-                _prepare_step(u[b, t, start:stop], delta[b, t, start:stop], D_block, bias_block, use_softplus, dt[i], dt_u[i], y[i])
-                _recompute_state(i, A, B[b, t], C[b, t], dt[i], dt_u[i], y[i], decay, h)
-            for i in range(length - 1, -1, -1):
-                t = t_first + i
-                _gate_backward(use_gate, grad_out[b, t, start:stop], z[b, t, start:stop], y[i], grad_z[b, t, start:stop], dy)
-                _state_backward(
-                    i, A, B[b, t], C[b, t], dt[i], dt_u[i], decay, h, dy, dh, dA, d_dt, d_dt_u, grad_B[b, block, t], grad_C[b, block, t]
-                )  # fmt: skip
-                _input_backward(
-                    use_softplus, u[b, t, start:stop], delta[b, t, start:stop], D_block, bias_block, dt[i], dy, d_dt, d_dt_u,
-                    grad_u[b, t, start:stop], grad_delta[b, t, start:stop], dD, dbias,
-                )  # fmt: skip
-        grad_A[b, :, start:stop] = dA
-        grad_D[b, start:stop] = dD
-        grad_bias[b, start:stop] = dbias
+        _scan_backward_task(
+            lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), u[b], delta[b], A_log2, B[b], C[b], D, z[b], bias,
+            use_softplus, use_gate, checkpoints[b], grad_out[b], grad_last_state[b], grad_u[b], grad_delta[b], grad_A[b],
+            grad_B[b, block], grad_C[b, block], grad_D[b], grad_z[b], grad_bias[b],
+            states[0], states[1], states[2], h, decay, dt, dt_u, y, rows[0], rows[1], rows[2],
+        )  # fmt: skip
 
 
-@_jit
-def _convolve_step(x, weight, bias, b, t, start, stop, pre):
-    """One step before SiLU: `bias + sum_k weight[k] * x[t - taps + 1 + k]`, with zeros before the start."""
-    taps = weight.shape[0]
-    pre[:] = bias[start:stop]
-    for k in range(max(0, taps - 1 - t), taps):
-        x_row, weight_row = x[b, t - taps + 1 + k, start:stop], weight[k, start:stop]
-        for j in range(pre.shape[0]):
+@jit_uncounted
+def _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre):
+    """One step before SiLU: `bias + sum_k weight[k] * x[step - taps + 1 + k]`, with zeros before the start."""
+    taps, width = weight.shape[0], stop - start
+    bias_block = bias[start:stop]
+    for j in range(width):
+        pre[j] = bias_block[j]
+    for k in range(max(0, taps - 1 - step), taps):
+        x_row, weight_row = x[_row_of(step - taps + 1 + k, length, reverse), start:stop], weight[k, start:stop]
+        for j in range(width):
             pre[j] += weight_row[j] * x_row[j]
 
 
-@_jit
-def conv_forward(first, last, x, weight, bias, out):
+@jit_uncounted
+def _conv_forward_task(length, reverse, start, stop, x, weight, bias, out, pre):
+    """Convolve one recording's block of channels."""
+    for step in range(length):
+        out_row = out[_row_of(step, length, reverse), start:stop]
+        _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre)
+        for j in range(stop - start):
+            out_row[j] = pre[j] * sigmoid(pre[j])
+    out[length:, start:stop] = _f(0.0)
+
+
+@jit
+def conv_forward(first, last, lengths, reverse, x, weight, bias, out):
     """Run the causal convolution per channel, then SiLU: x, out `(batch, steps, channels)`, weight `(taps, channels)`."""
-    steps, channels = x.shape[1], x.shape[2]
+    channels = x.shape[2]
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
+    pre = _scratch(1, BLOCK_CHANNELS)[0]
     for task in range(first, last):
         b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
-        stop = min(start + BLOCK_CHANNELS, channels)
-        pre = np.empty(stop - start, np.float32)
-        for t in range(steps):
-            out_row = out[b, t, start:stop]
-            _convolve_step(x, weight, bias, b, t, start, stop, pre)
-            for j in range(stop - start):
-                out_row[j] = pre[j] * sigmoid(pre[j])
+        _conv_forward_task(lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), x[b], weight, bias, out[b], pre)
 
 
-@_jit
-def conv_backward(first, last, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias):
-    """Run its gradient: grad_x as x; to be summed over the batch, grad_weight `(batch, taps, channels)`, grad_bias `(batch, channels)`."""
-    steps, channels, taps = x.shape[1], x.shape[2], weight.shape[0]
-    blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    for task in range(first, last):
-        b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
-        stop = min(start + BLOCK_CHANNELS, channels)
-        width = stop - start
-        pre, dbias, dweight = np.empty(width, np.float32), np.zeros(width, np.float32), np.zeros((taps, width), np.float32)
-        for t in range(steps):
-            _convolve_step(x, weight, bias, b, t, start, stop, pre)
-            grad_row = grad_out[b, t, start:stop]
+@jit_uncounted
+def _conv_backward_task(length, reverse, start, stop, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias, pre):
+    """Run one recording's block of channels."""
+    width, taps, dbias = stop - start, weight.shape[0], grad_bias[start:stop]
+    dbias[:] = _f(0.0)
+    grad_weight[:, start:stop] = _f(0.0)
+    for step in range(length):
+        t = _row_of(step, length, reverse)
+        _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre)
+        grad_row = grad_out[t, start:stop]
+        for j in range(width):
+            gate = sigmoid(pre[j])
+            pre[j] = grad_row[j] * gate * (_f(1.0) + pre[j] * (_f(1.0) - gate))
+            dbias[j] += pre[j]
+        grad_x[t, start:stop] = _f(0.0)
+        for k in range(max(0, taps - 1 - step), taps):
+            source = _row_of(step - taps + 1 + k, length, reverse)
+            x_row, dx_row = x[source, start:stop], grad_x[source, start:stop]
+            weight_row, dweight_row = weight[k, start:stop], grad_weight[k, start:stop]
             for j in range(width):
-                gate = sigmoid(pre[j])
-                pre[j] = grad_row[j] * gate * (_f(1.0) + pre[j] * (_f(1.0) - gate))
-                dbias[j] += pre[j]
-            grad_x[b, t, start:stop] = _f(0.0)
-            for k in range(max(0, taps - 1 - t), taps):
-                source = t - taps + 1 + k
-                x_row, dx_row = x[b, source, start:stop], grad_x[b, source, start:stop]
-                weight_row, dweight_row = weight[k, start:stop], dweight[k]
-                for j in range(width):
-                    dx_row[j] += weight_row[j] * pre[j]
-                    dweight_row[j] += pre[j] * x_row[j]
-        grad_weight[b, :, start:stop] = dweight
-        grad_bias[b, start:stop] = dbias
+                dx_row[j] += weight_row[j] * pre[j]
+                dweight_row[j] += pre[j] * x_row[j]
+    grad_x[length:, start:stop] = _f(0.0)
+
+
+@jit
+def conv_backward(first, last, lengths, reverse, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias):
+    """Run its gradient: grad_x as x; to be summed over the batch, grad_weight `(batch, taps, channels)`, grad_bias `(batch, channels)`."""
+    channels = x.shape[2]
+    blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
+    pre = _scratch(1, BLOCK_CHANNELS)[0]
+    for task in range(first, last):
+        b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
+        _conv_backward_task(
+            lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), x[b], weight, bias, grad_out[b], grad_x[b],
+            grad_weight[b], grad_bias[b], pre,
+        )  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qamdetr.models.layers import Dropout, Mlp, attend, sine_embedding, split_heads, xavier_init
+from qamdetr.models.dropout import Dropout, FeedForward
+from qamdetr.models.layers import Mlp, attend, sine_embedding, split_heads, xavier_init
 from qamdetr.models.linear import Linear
 
 ANCHOR_EPSILON = 1e-3
@@ -44,7 +45,7 @@ class DecoderLayer(nn.Module):
         self.cross_key_position = Linear(dim, dim, bias=False)
         self.cross_value = Linear(dim, dim)
         self.cross_out = Linear(dim, dim)
-        self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.PReLU(), Dropout(dropout), Linear(ffn_dim, dim))
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
         self.norm_self = nn.LayerNorm(dim)
         self.norm_cross = nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)

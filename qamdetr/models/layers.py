@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
+from qamdetr.models.dropout import Dropout, FeedForward, drop
 from qamdetr.models.linear import Linear
 
 _SINE_TEMPERATURE = 10000.0
-
-_DRAWS = 1 << 16
-"""Values that 16 random bits can take."""
 
 
 def sine_embedding(values: Tensor, dim: int) -> Tensor:
@@ -78,40 +76,6 @@ def xavier_init(module: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-class Dropout(nn.Module):
-    """Zeroes a share of the values in training and scales up the rest; outside training it changes nothing.
-
-    On a CPU the decision takes 16 random bits per value, four values to one draw of the generator, where `nn.Dropout` takes a draw and a
-    logarithm each: that alone was a quarter of a training step. The share is therefore a multiple of 2^-16, and the scale fits it exactly.
-    """
-
-    def __init__(self, share: float) -> None:
-        """Drop `share` of the values, in [0, 1)."""
-        super().__init__()
-        self.share = share
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x`, of any shape, with some values dropped."""
-        if not self.training or self.share == 0.0:
-            return x
-        return drop(x, self.share)
-
-    def extra_repr(self) -> str:
-        """Show the share, as `nn.Dropout` does."""
-        return f"share={self.share}"
-
-
-def drop(x: Tensor, share: float) -> Tensor:
-    """Zero `share` of the values of `x` and scale up the rest; see `Dropout`."""
-    if x.device.type != "cpu":
-        return F.dropout(x, share)
-    threshold = round(share * _DRAWS)
-    # From the least int64 on, so that all 64 bits are random.
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - _DRAWS // 2
-    return x * kept.to(x.dtype).mul_(_DRAWS / (_DRAWS - threshold))
-
-
 class Mlp(nn.Module):
     """Linear layers with ReLU between them: `(..., dim_in)` -> `(..., dim_out)`."""
 
@@ -163,7 +127,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, norm: Literal["post", "pre"] = "post") -> None:
         super().__init__()
         self.attention = Attention(dim, num_heads, dropout)
-        self.ffn = nn.Sequential(Linear(dim, ffn_dim), nn.PReLU(), Dropout(dropout), Linear(ffn_dim, dim))
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
         self.norm_attention = nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)
         # In a pre-norm block the source is a residual stream too and nothing else bounds its size.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
-from qamdetr.models.layers import Dropout
+from qamdetr.models.dropout import Dropout
 
 INITIAL_SCALE = 0.1
 """The context starts as a faint addition, so that the encoder trains first and the scales grow where they help."""

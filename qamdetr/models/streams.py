@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qamdetr.errors import ConfigError
-from qamdetr.models.layers import Dropout
+from qamdetr.models.dropout import Dropout
 from qamdetr.models.linear import Linear
 
 

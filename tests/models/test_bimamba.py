@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qamdetr.models.backends import use_backend
-from qamdetr.models.bimamba import BiMambaEncoder, Mamba, reverse_valid
+from qamdetr.models.bimamba import BiMambaEncoder, BiMambaLayer, Mamba
+from qamdetr.models.time_order import reverse_valid
 
 
 def prefix_mask(lengths, clips):
@@ -146,3 +147,18 @@ def test_every_clip_sees_the_whole_recording():
         difference = (encoder(changed, mask) - encoder(x, mask)).abs().amax(dim=(0, 2))
 
     assert (difference > 0).all()
+
+
+def test_a_layer_joins_its_branches_as_the_report_writes_it():
+    torch.manual_seed(0)
+    layer = BiMambaLayer(8, dropout=0.0)
+    x, mask = torch.randn(3, 7, 8, requires_grad=True), prefix_mask([7, 4, 1], 7)
+    weight, inputs = torch.randn(3, 7, 8), [x, *layer.parameters()]
+
+    ahead, back = layer.forward_branch(x), reverse_valid(layer.backward_branch(reverse_valid(x, mask)), mask)
+    expected = layer.norm(x + layer.merge(torch.cat([ahead, back], dim=-1)))
+    got = layer(x, mask)
+
+    torch.testing.assert_close(got[mask], expected[mask])
+    gradients = [torch.autograd.grad((out * weight)[mask].sum(), inputs) for out in (got, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qamdetr.models.layers import AttentionBlock, Dropout, Mlp, attend, clip_positions, sine_embedding
+from qamdetr.models.layers import AttentionBlock, Mlp, attend, clip_positions, sine_embedding
 
 
 def test_sine_embedding_turns_once_over_the_range():
@@ -63,39 +63,6 @@ def test_positions_move_the_attention_and_not_the_values():
     torch.testing.assert_close(block(x, source, None, source_positions=positions), block(x, source, None))
     source, positions = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
     assert not torch.allclose(block(x, source, None, source_positions=positions), block(x, source, None), atol=1e-3)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-@pytest.mark.parametrize("shape", [(7,), (3, 5, 1001)])
-def test_dropout_zeroes_the_share_and_keeps_the_mean(share: float, shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    dropout = Dropout(share)
-    total = sum(dropout(torch.ones(shape)) for _ in range(20000 // math.prod(shape) + 20))
-    values = dropout(torch.ones(shape)).unique()
-    assert all(value == 0 or abs(float(value) - 1 / (1 - share)) < 1e-4 for value in values)
-    num_draws = 20000 // math.prod(shape) + 20
-    # Three standard errors of a mean of independent draws.
-    error = math.sqrt(share / (1 - share) / (num_draws * math.prod(shape)))
-    assert float(total.mean()) / num_draws == pytest.approx(1.0, abs=3 * error + 1e-4)
-
-
-def test_dropout_follows_the_seed_and_stops_outside_training() -> None:
-    x = torch.randn(33)
-    dropout = Dropout(0.5)
-    draws = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        draws.append(dropout(x))
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert torch.equal(dropout.eval()(x), x)
-
-
-def test_dropout_lets_gradients_through_where_it_keeps_values() -> None:
-    x = torch.ones(1000, requires_grad=True)
-    y = Dropout(0.25)(x)
-    y.sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad, y.detach())
 
 
 def test_attention_weights_are_dropped_in_training_and_right_on_average() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scan_cases import NAMES, assert_close, check_padded_batch, check_walk, random_inputs, run
 
 from qamdetr.errors import ConfigError
 from qamdetr.models import cpu_kernels, scan
@@ -19,44 +20,6 @@ from qamdetr.models.backends import use_backend
 from qamdetr.models.scan import selective_scan, selective_scan_channels_last
 
 BACKENDS = ["reference", "cpu"]
-NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"]
-
-
-def random_inputs(batch, steps, channels, state, *, seed=0, step_scale=1.0):
-    """Channels-last inputs in the order of NAMES; `step_scale` spreads the raw step sizes."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    return [
-        normal(batch, steps, channels),
-        step_scale * normal(batch, steps, channels),
-        -torch.exp(normal(channels, state)),
-        normal(batch, steps, state),
-        normal(batch, steps, state),
-        normal(channels),
-        normal(batch, steps, channels),
-        normal(channels),
-    ]
-
-
-def run(inputs, backend, *, softplus=True, grad_state=True):
-    """Outputs and gradients of one scan, for an upstream gradient that differs at every element."""
-    leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in inputs]
-    out, last_state = selective_scan_channels_last(*leaves, delta_softplus=softplus, backend=backend)
-    loss = (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum()
-    if grad_state:
-        loss = loss + (last_state * torch.linspace(-1, 1, last_state.numel()).view(last_state.shape)).sum()
-    loss.backward()
-    return [out.detach(), last_state.detach(), *[leaf.grad for leaf in leaves if leaf is not None]]
-
-
-def assert_close(actual, expected):
-    """Relative to the largest element, since float32 sums of large terms leave small elements with that error."""
-    for one, other in zip(actual, expected, strict=True):
-        assert torch.isfinite(one).all()
-        assert (one - other).abs().max() <= 1e-4 * max(1.0, other.abs().max().item())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -105,9 +68,10 @@ def test_kernel_equals_reference_without_optional_inputs(missing):
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("steps", [1, 33])
 @pytest.mark.parametrize("delta", [-1e4, -60.0, 60.0, 1e4])
-def test_extreme_step_sizes(delta):
-    inputs = random_inputs(1, 33, 20, 16)
+def test_extreme_step_sizes(delta, steps):
+    inputs = random_inputs(1, steps, 20, 16)
     inputs[1] = torch.full_like(inputs[1], delta)
 
     assert_close(run(inputs, "cpu"), run(inputs, "reference"))
@@ -119,25 +83,70 @@ def test_reference_passes_gradient_check():
     assert torch.autograd.gradcheck(lambda *leaves: selective_scan_channels_last(*leaves, delta_softplus=True), inputs)
 
 
-def test_padding_changes_nothing_before_it():
-    short = random_inputs(1, 21, 8, 4, seed=1)
-    padded = [torch.cat([x, 100 * torch.ones(1, 30, x.shape[2])], dim=1) if x.dim() == 3 else x for x in short]
-
-    with torch.no_grad():
-        alone, _ = selective_scan_channels_last(*short, delta_softplus=True)
-        together, _ = selective_scan_channels_last(*padded, delta_softplus=True)
-
-    torch.testing.assert_close(together[:, :21], alone, rtol=1e-5, atol=1e-5)
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 37), min_size=1, max_size=3), channels=st.sampled_from([1, 8, 131]), seed=st.integers(0, 2**16))
+def test_padding_changes_nothing_before_it(lengths, channels, seed):
+    check_padded_batch(lengths, channels, 4, "cpu", seed=seed)
 
 
-def test_result_does_not_depend_on_threads():
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=3).filter(any),
+    channels=st.sampled_from([1, 8, 131]),
+    state=st.sampled_from([1, 3, 16]),
+    backend=st.sampled_from(BACKENDS),
+    reverse=st.booleans(),
+    softplus=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_lengths_and_direction(lengths, channels, state, backend, reverse, softplus, seed):
+    check_walk(lengths, channels, state, backend, reverse=reverse, softplus=softplus, seed=seed)
+
+
+@pytest.mark.parametrize("delta", [-1e4, 60.0, 1e4])
+def test_extreme_step_sizes_against_time(delta):
+    inputs = random_inputs(2, 33, 20, 16)
+    inputs[1] = torch.full_like(inputs[1], delta)
+    walk = {"lengths": torch.tensor([33, 1]), "reverse": True}
+
+    assert_close(run(inputs, "cpu", **walk), run(inputs, "reference", **walk))
+
+
+def test_both_layouts_take_lengths_and_direction():
+    u, delta, A, B, C = random_inputs(2, 9, 3, 4)[:5]  # noqa: N806 - the paper's letters
+    walk = {"lengths": torch.tensor([9, 5]), "reverse": True}
+
+    expected, last_state = selective_scan_channels_last(u, delta, A, B, C, **walk)
+    out, same_state = selective_scan(*(x.transpose(1, 2) for x in (u, delta)), A, *(x.transpose(1, 2) for x in (B, C)), **walk)
+
+    assert torch.equal(out.transpose(1, 2), expected)
+    assert torch.equal(same_state, last_state)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.tensor([3, 8]), r"within \[0, 7\].* from 3 to 8"),
+        (torch.tensor([-1, 7]), "from -1 to 7"),
+        (torch.tensor([7]), "2 whole numbers"),
+        (torch.tensor([7.0, 7.0]), "whole numbers"),
+        (torch.tensor([True, True]), "whole numbers"),
+    ],
+)
+def test_lengths_that_do_not_fit_never_reach_compiled_code(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        selective_scan_channels_last(*random_inputs(2, 7, 3, 4), lengths=lengths)
+
+
+@pytest.mark.parametrize("walk", [{}, {"lengths": torch.tensor([40, 23, 1]), "reverse": True}])
+def test_result_does_not_depend_on_threads(walk):
     inputs = random_inputs(3, 40, 300, 16)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = run(inputs, "cpu")
+        one = run(inputs, "cpu", **walk)
         torch.set_num_threads(3)
-        three = run(inputs, "cpu")
+        three = run(inputs, "cpu", **walk)
     finally:
         torch.set_num_threads(threads)
 
@@ -189,11 +198,10 @@ def test_kernels_compile_where_numba_may_not_write_its_cache(monkeypatch):
 
     monkeypatch.setattr(numba, "njit", refuse_cache)
 
-    assert cpu_kernels._jit(lambda x: 2 * x + 1)(3) == 7
+    assert cpu_kernels.jit(lambda x: 2 * x + 1)(3) == 7
 
 
 def test_kernel_exponential_is_accurate():
-
     x = np.linspace(-126, 126, 20_001, dtype=np.float32)
 
     actual = np.array([cpu_kernels.exp2(value) for value in x])
@@ -204,7 +212,6 @@ def test_kernel_exponential_is_accurate():
 
 
 def test_kernel_softplus_is_accurate_relative_to_its_size():
-
     x = np.linspace(-30, 30, 6001, dtype=np.float32)
 
     actual = np.array([cpu_kernels.softplus(value) for value in x])
@@ -223,10 +230,10 @@ def test_a_diverged_input_stays_visible():
     assert out[0, :3].isfinite().all()
 
 
-def test_backend_is_chosen_by_device_and_type_and_can_be_forced(monkeypatch):
+def test_every_call_runs_on_the_chosen_backend(monkeypatch):
     used = []
-    monkeypatch.setattr(scan, "_scan_reference", lambda u, *_: (used.append("reference") or u, u))
-    monkeypatch.setattr(scan._CpuScan, "apply", lambda u, *_: (used.append("cpu") or u, u))
+    for name in scan._SCANS:
+        monkeypatch.setitem(scan._SCANS, name, lambda *_, name=name: (used.append(name), None))
     inputs = random_inputs(1, 2, 3, 2)
 
     selective_scan_channels_last(*inputs)

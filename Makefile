@@ -35,7 +35,7 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.hour
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.slider
-	$(BIN)/python -m benchmarks.train_step --repeats 5
+	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.encoders --repeats 5
 	@echo "All numbers lie in build/benchmarks:"; ls build/benchmarks/*.json
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from event_loops import run_apart
 from fake import HeldRetriever
 
 from qamdetr.ui.settings import AppSettings
@@ -294,7 +295,7 @@ def with_tools(url, use):
             await session.initialize()
             return await use(session)
 
-    return asyncio.run(connect())
+    return run_apart(connect())
 
 
 def test_the_same_function_is_the_only_tool_of_the_model_context_protocol(tool_url):
@@ -343,7 +344,7 @@ def test_gradios_own_uploader_hands_files_to_the_tool(tool_url, recordings):
             answer = await session.call_tool("upload_file_to_gradio", {"file": str(walk)})
             return answer.content[0].text
 
-    address = asyncio.run(uploaded())
+    address = run_apart(uploaded())
     answer = with_tools(tool_url, lambda session: session.call_tool("retrieve", {"audio": address, "query": "a bell rings"}))
     assert json.loads(answer.content[0].text)["audio"] == "walk.wav"
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 import contextlib
 
 import gradio as gr
 import pytest
+from event_loops import run_apart
 from fake import FakeRetriever
 from gradio.exceptions import InvalidPathError
 from gradio.state_holder import StateHolder
@@ -36,7 +36,7 @@ def send(settings, *values):
         file, text = gr.Audio(type="filepath"), gr.Textbox()
         gr.Button().click(lambda *_: None, [file, text], api_visibility="private")
     (event,) = page.fns.values()
-    return asyncio.run(page.preprocess_data(event, list(values), None))
+    return run_apart(page.preprocess_data(event, list(values), None))
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -77,7 +77,7 @@ def test_a_wrong_number_of_values_is_told_whatever_it_is(number):
     page = retrieve_page(AppSettings())
     values = [None, "a", 3, "none", None, None, 1][:number]
     with pytest.raises(gr.Error, match=f"{number} values came; /retrieve takes 6, in this order: audio, query"):
-        asyncio.run(page.preprocess_data(fn_named(page, ENDPOINT), values, None))
+        run_apart(page.preprocess_data(fn_named(page, ENDPOINT), values, None))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_only_what_is_the_files_fault_is_called_so(monkeypatch, caplog, error, t
     page = retrieve_page(AppSettings())
     values = [{"path": "/uploads/a.wav", "meta": FILE_MARK}, "a dog", 3, "none", None, None]
     with pytest.raises(gr.Error, match=told) as caught:
-        asyncio.run(page.preprocess_data(fn_named(page, ENDPOINT), values, None))
+        run_apart(page.preprocess_data(fn_named(page, ENDPOINT), values, None))
     assert "secret" not in str(caught.value)
     assert ("ZeroDivisionError" in caplog.text) == logged
 
@@ -107,7 +107,7 @@ def test_a_folder_is_no_upload(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "GRADIO_CACHE", str(tmp_path))
     values = [{"path": str(tmp_path / "abc"), "meta": FILE_MARK}, "a dog", 3, "none", None, None]
     with pytest.raises(gr.Error, match="was not uploaded to this page"):
-        asyncio.run(page.preprocess_data(fn_named(page, ENDPOINT), values, None))
+        run_apart(page.preprocess_data(fn_named(page, ENDPOINT), values, None))
 
 
 def test_a_call_of_the_endpoint_leaves_no_session_and_takes_none_that_holds_something():
@@ -117,9 +117,7 @@ def test_a_call_of_the_endpoint_leaves_no_session_and_takes_none_that_holds_some
 
     def call(name, session_hash, values):
         with contextlib.suppress(gr.Error):
-            asyncio.run(
-                page.process_api(block_fn=fn_named(page, name), inputs=values, state=holder[session_hash], session_hash=session_hash)
-            )
+            run_apart(page.process_api(block_fn=fn_named(page, name), inputs=values, state=holder[session_hash], session_hash=session_hash))
 
     call("greet", "visitor", [None])
     for session_hash in ("program", "visitor"):

@@ -151,7 +151,8 @@ def _libsndfile_blocks(path: Path, file: soundfile.SoundFile, max_seconds: float
         except soundfile.LibsndfileError as error:
             told = f"{path} is damaged after {frames / rate:.1f} s ({error.error_string}); export it again or {_SHOWN_HINT}."
             raise AudioError(told) from error
-        # MP3 headers only estimate the length; elsewhere fewer samples than stated mean that the file was cut off.
+        # MP3 headers only estimate the length. Of most other files that were cut off, libsndfile states the length that is left, which is
+        # then all there is to hear.
         if frames < stated and file.format not in {"MP3", "MPEG"}:
             raise AudioError(f"{path} breaks off after {frames / rate:.1f} s of {stated / rate:.1f} s; copy or export it again.")
 

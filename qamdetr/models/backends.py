@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import warnings
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor 
     """Call `kernel(first, last, *inputs, *outputs)` on ranges that cover `tasks`, in as many threads as PyTorch may use.
 
     Plain threads, because the kernels release the GIL: unlike Numba's own parallel loops they add nothing to compile time, can be called
-    from several threads of a web server at once, and survive a fork.
+    from several threads of a web server at once, and survive a fork (PyTorch's own threads, which products use, do not).
     """
     arguments = [value.detach().numpy() if isinstance(value, Tensor) else value for value in (*inputs, *outputs)]
     threads = min(torch.get_num_threads(), tasks)
@@ -113,6 +114,27 @@ def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor 
     futures = [pool.submit(kernel, tasks * i // ranges, tasks * (i + 1) // ranges, *arguments) for i in range(ranges)]
     for future in futures:
         future.result()
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark the backward of an operation whose gradient has none: as torch's own mark, but a second gradient is refused, never left out.
+
+    Torch's attaches its refusal to the gradient that comes in, where that wants one; a loss made of an output and a gradient of it then
+    loses the second part without a word.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Any) -> Any:  # noqa: ANN401 - torch gives neither a type
+        if torch.is_grad_enabled():  # only under `create_graph`
+            raise RuntimeError("A gradient of a gradient goes through this kernel, which has none; use_backend('reference') has it.")
+        return backward(ctx, *grads)
+
+    return checked
+
+
+def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a result of these tensors will be differentiated; inside an operation of one's own torch does not tell."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _checked(backend: str) -> Backend:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from qamdetr.models.backends import Backend, choose_backend, run_kernel
+from qamdetr.models.backends import Backend, choose_backend, differentiable_once, run_kernel
 from qamdetr.models.time_order import checked_lengths, in_walking_order
 
 
@@ -70,7 +69,7 @@ class _CpuConvolution(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         from qamdetr.models import cpu_kernels
 

@@ -7,9 +7,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from qamdetr.models.backends import run_kernel
+from qamdetr.models.backends import differentiable_once, run_kernel
 from qamdetr.models.linear import Linear
 
 _DRAWS = 1 << 16
@@ -24,8 +23,14 @@ class Dropout(nn.Module):
     """
 
     def __init__(self, share: float) -> None:
-        """Drop `share` of the values, in [0, 1)."""
+        """Drop `share` of the values.
+
+        Raises:
+            ValueError: `share` is not in [0, 1).
+        """
         super().__init__()
+        if not 0.0 <= share <= 1.0 - 1.0 / _DRAWS:
+            raise ValueError(f"The share to drop is {share}; it must be at least 0 and below 1.")
         self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,12 +49,12 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__(Linear(dim, hidden), nn.PReLU(), Dropout(dropout), Linear(hidden, dim))
-        self.share = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it; in training PReLU and dropout are one operation."""
         widen, bend, _, narrow = self
-        share = self.share if self.training else 0.0
+        dropout = cast("Dropout", self[2])
+        share = dropout.share if dropout.training else 0.0
         hidden = widen(x)
         hidden = prelu_drop(hidden, cast("Tensor", bend.weight), share) if share else bend(hidden)
         out: Tensor = narrow(hidden)
@@ -125,7 +130,7 @@ class _CpuPreluDrop(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
         from qamdetr.models import dropout_kernels
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 _LEAST_WORK = 1_000_000
@@ -51,7 +51,16 @@ def has_faster_product() -> bool:
     with_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not with_onednn:
         return False
-    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and _cpu_maker() != "GenuineIntel"
+    return _cpu_maker() != "GenuineIntel" and _operator_works()
+
+
+def _operator_works() -> bool:
+    """Try the operator, which is PyTorch's own business and may change with any version."""
+    rows, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(8.0)[::2]
+    try:
+        return torch.allclose(_product(rows, weight, bias), functional.linear(rows, weight, bias))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 def _cpu_maker() -> str:
@@ -70,26 +79,31 @@ class _Product(torch.autograd.Function):
         return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
+        product = _differentiable_product if torch.is_grad_enabled() else _product  # a gradient of this gradient is wanted
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            _product(grad_rows, weight.t()).view(x.shape) if wants_x else None,
-            _weight_gradient(rows, grad_rows) if wants_weight else None,
+            product(grad_rows, weight.t()).view(x.shape) if wants_x else None,
+            _weight_gradient(product, rows, grad_rows) if wants_weight else None,
             grad_rows.sum(dim=0) if wants_bias else None,
         )
 
 
-def _weight_gradient(rows: Tensor, grad_rows: Tensor) -> Tensor:
+def _weight_gradient(product: Callable[[Tensor, Tensor], Tensor], rows: Tensor, grad_rows: Tensor) -> Tensor:
     # oneDNN copies its second factor into an order of its own, so the narrower one goes there.
     if rows.shape[1] < grad_rows.shape[1]:
-        return _product(rows.t(), grad_rows.t()).t()
-    return _product(grad_rows.t(), rows.t())
+        return product(rows.t(), grad_rows.t()).t()
+    return product(grad_rows.t(), rows.t())
+
+
+def _differentiable_product(rows: Tensor, weight: Tensor) -> Tensor:
+    return functional.linear(rows, weight)
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # the operator reads it as if it was, whatever its strides say
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return out
 
@@ -99,6 +113,8 @@ def _is_large(x: Tensor, weight: Tensor) -> bool:
 
 
 def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether all are float32 on the CPU, and no autocast wants another type."""
+    """Whether the shapes are those of `linear`, all are float32 on the CPU, and no autocast wants another type."""
+    if x.dim() < 2 or weight.dim() != 2 or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        return False  # PyTorch broadcasts some of these, and has words for the others
     factors = (x, weight) if bias is None else (x, weight, bias)
     return all(part.dtype == torch.float32 and part.device.type == "cpu" for part in factors) and not torch.is_autocast_enabled("cpu")

@@ -32,10 +32,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from qamdetr.models.backends import HALF_TYPES, Backend, choose_backend, run_kernel
+from qamdetr.models.backends import HALF_TYPES, Backend, choose_backend, differentiable_once, run_kernel, wants_gradient
 from qamdetr.models.mamba_ssm_scan import mamba_ssm_scan
 from qamdetr.models.time_order import checked_lengths, in_walking_order
 
@@ -186,6 +185,7 @@ class _CpuScan(torch.autograd.Function):
         z: Tensor | None,
         delta_bias: Tensor,
         delta_softplus: bool,
+        keep_states: bool,
     ) -> tuple[Tensor, Tensor]:
         from qamdetr.models import cpu_kernels
 
@@ -194,7 +194,7 @@ class _CpuScan(torch.autograd.Function):
         A_log2 = A.t() / math.log(2.0)
         # The kernel does not read the gate when told so, but its compiled form wants an array.
         arrays = [tensor.detach().contiguous() for tensor in (u, delta, A_log2, B, C, D, u if z is None else z, delta_bias)]
-        chunks = -(-steps // cpu_kernels.CHUNK_STEPS) if any(ctx.needs_input_grad) else 0
+        chunks = -(-steps // cpu_kernels.CHUNK_STEPS) if keep_states else 0
         out, last_state = torch.empty_like(arrays[0]), u.new_empty(batch, state, channels)
         checkpoints = u.new_empty(batch, chunks, state, channels)
         tasks = batch * cpu_kernels.num_blocks(channels)
@@ -206,7 +206,7 @@ class _CpuScan(torch.autograd.Function):
         return out, last_state.transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_out: Tensor, grad_last_state: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         from qamdetr.models import cpu_kernels
 
@@ -223,12 +223,13 @@ class _CpuScan(torch.autograd.Function):
         run_kernel(cpu_kernels.scan_backward, batch * blocks, [lengths, ctx.reverse, *arrays, *ctx.flags, *upstream], outputs)
         return (
             None, None, grad_u, grad_delta, grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1),
-            grad_D.sum(dim=0), grad_z if ctx.flags[1] else None, grad_bias.sum(dim=0), None,
+            grad_D.sum(dim=0), grad_z if ctx.flags[1] else None, grad_bias.sum(dim=0), None, None,
         )  # fmt: skip
 
 
 def _scan_cpu(*arguments: Tensor | bool | None) -> tuple[Tensor, Tensor]:
-    results: tuple[Tensor, Tensor] = _CpuScan.apply(*arguments)  # type: ignore[no-untyped-call]
+    keep_states = wants_gradient([value for value in arguments if isinstance(value, Tensor)])
+    results: tuple[Tensor, Tensor] = _CpuScan.apply(*arguments, keep_states)  # type: ignore[no-untyped-call]
     return results
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qamdetr.models import triton_kernels
+from qamdetr.models.backends import differentiable_once, wants_gradient
 
 BLOCK_CHANNELS = 32
 CHUNK_STEPS = 4  # more do not fit into registers, fewer mean more states kept in memory
@@ -85,7 +85,8 @@ def triton_scan(
 
     The output has u's type, the last state is float32.
     """
-    results: tuple[Tensor, Tensor] = _TritonScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)  # type: ignore[no-untyped-call]
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    results: tuple[Tensor, Tensor] = _TritonScan.apply(*tensors, delta_softplus, wants_gradient(tensors))  # type: ignore[no-untyped-call]
     return results
 
 
@@ -104,6 +105,7 @@ class _TritonScan(torch.autograd.Function):
         z: Tensor | None,
         delta_bias: Tensor,
         delta_softplus: bool,
+        keep_states: bool,
     ) -> tuple[Tensor, Tensor]:
         A_rows = A.detach().float().t()
         parameters = [tensor.detach().float() for tensor in (D, delta_bias)]
@@ -111,7 +113,6 @@ class _TritonScan(torch.autograd.Function):
         inputs = [tensor.detach().contiguous() for tensor in (u, delta, A_rows, B, C, parameters[0], u if z is None else z, parameters[1])]
         u, delta, A_rows, B, _, _, _, bias = inputs
         launch = _Launch(u, A_rows, softplus=delta_softplus, gate=z is not None)
-        save = any(ctx.needs_input_grad)
 
         starts, dt_sums = launch.empty(u, launch.batch, launch.segments, launch.state, launch.channels), launch.empty(u, 0)
         initial = starts.new_zeros(launch.batch, launch.state, launch.channels)
@@ -122,14 +123,14 @@ class _TritonScan(torch.autograd.Function):
         else:
             starts = initial
         out, last_state = torch.empty_like(u), torch.empty_like(initial)
-        checkpoints = launch.empty(u, launch.batch, launch.chunks if save else 0, launch.state, launch.channels)
-        launch.scan(triton_kernels.scan_forward, *inputs, starts, out, checkpoints, last_state, GATE=launch.gate, SAVE=save)
+        checkpoints = launch.empty(u, launch.batch, launch.chunks if keep_states else 0, launch.state, launch.channels)
+        launch.scan(triton_kernels.scan_forward, *inputs, starts, out, checkpoints, last_state, GATE=launch.gate, SAVE=keep_states)
         ctx.launch, ctx.types = launch, [tensor.dtype for tensor in (A, D, delta_bias)]
         ctx.save_for_backward(*inputs, checkpoints, dt_sums)
         return out, last_state.transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad_out: Tensor, grad_last_state: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         *inputs, checkpoints, dt_sums = ctx.saved_tensors
         u, delta, A_rows, B, C, _, z, bias = inputs
@@ -149,5 +150,5 @@ class _TritonScan(torch.autograd.Function):
         A_type, D_type, bias_type = ctx.types
         return (
             grad_u, grad_delta, grad_A.sum(dim=0).t().to(A_type), grad_B.sum(dim=1).to(B.dtype), grad_C.sum(dim=1).to(C.dtype),
-            grad_D.sum(dim=0).to(D_type), grad_z if launch.gate else None, grad_bias.sum(dim=0).to(bias_type), None,
+            grad_D.sum(dim=0).to(D_type), grad_z if launch.gate else None, grad_bias.sum(dim=0).to(bias_type), None, None,
         )  # fmt: skip

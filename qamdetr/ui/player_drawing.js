@@ -32,11 +32,11 @@ const several = () => answers.length > 1;
 function drawLanes() {
   const sizes = laneSizes(); // asked for before anything changes: after a change the browser would have to lay out the page to tell
   lanes.replaceChildren();
-  for (const lane of answers) {
+  const truths = truthWords(answers);
+  answers.forEach((lane, index) => {
     lanes.append(answerBlock(lane));
-    if (!view.shared_truth && lane.truth !== null) lanes.append(truthBlock(lane, several() ? `True moments of “${lane.label}”` : "True moments"));
-  }
-  if (view.shared_truth && answers[0]?.truth) lanes.append(truthBlock(answers[0], "True moments"));
+    if (truths[index] !== null) lanes.append(truthBlock(lane, truths[index]));
+  });
   placeLanes(sizes);
   drawOverviewMarks();
 }

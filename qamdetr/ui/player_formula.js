@@ -54,6 +54,16 @@ function iouWords(lane) {
   return first === best ? `IoU ${first}` : `first: IoU ${first}, best: ${best}`;
 }
 
+/** For each lane what the lane of true moments below it is called; null where there is none: each query has one, below its last answer. */
+function truthWords(lanes) {
+  const several = new Set(lanes.map((lane) => lane.query)).size > 1;
+  return lanes.map((lane, index) => {
+    const follows = lanes.slice(index + 1).some((other) => other.query === lane.query && other.truth !== null);
+    if (lane.truth === null || follows) return null;
+    return several ? `True moments of “${lane.query}”` : "True moments";
+  });
+}
+
 /** Ends `[[x, y], [x, y]]` of the line (1 - beta) x + beta y = score inside the unit square, or null where it misses the square. */
 function blendLine(beta, score) {
   const slack = 1e-9;

@@ -89,19 +89,17 @@ def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
         lanes: The answers, in the order of the page.
 
     Returns:
-        `base` with `beta` and `verifier` (of the first lane that a verifier looked at; else 0 and `none`), `shared_truth` (all lanes have
-        the same true windows and query, so that one lane shows them), `shared_how` (what `shared_how` says of all lanes) and `lanes`, each
-        with `label, how, query, found, message, notes, encoder, verifier, likely_share, saliency, moments, truth`.
+        `base` with `beta` and `verifier` (of the first lane that a verifier looked at; else 0 and `none`), `shared_how` (what `shared_how`
+        says of all lanes) and `lanes`, each with `label, how, query, found, message, notes, encoder, verifier, likely_share, saliency,
+        moments, truth`.
     """
     shared, hows = shared_how([lane.how for lane in lanes])
     verified = next((lane.result for lane in lanes if lane.result.verifier != "none"), None)
-    first = lanes[0] if lanes else None
     return {
         **base,
         "state": "result",
         "beta": verified.beta if verified else 0.0,
         "verifier": verified.verifier if verified else "none",
-        "shared_truth": all(first is not None and _same_truth(lane, first) for lane in lanes),
         "shared_how": shared,
         "lanes": [_lane_view(lane, how) for lane, how in zip(lanes, hows, strict=True)],
     }
@@ -121,12 +119,6 @@ def shared_how(hows: Sequence[str]) -> tuple[str, list[str]]:
     if len(set(hows)) == 1:
         return f"All answers come from one model, {hows[0]}.", [""] * len(hows)
     return "Each model was trained this way; nothing is bypassed.", [how.removeprefix(TRAINED) for how in hows]
-
-
-def _same_truth(lane: LaneResult, other: LaneResult) -> bool:
-    if lane.truth is None or other.truth is None:
-        return lane.truth is other.truth
-    return lane.result.query == other.result.query and list(lane.truth) == list(other.truth)
 
 
 def _lane_view(lane: LaneResult, how: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -15,11 +16,14 @@ from pathlib import Path
 from qamdetr.errors import ConfigError
 
 NAME_VARIABLE, PORT_VARIABLE = "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"
+ROOT_VARIABLE = "GRADIO_ROOT_PATH"
 USUAL_NAME, USUAL_PORT = "127.0.0.1", 7860
 WRITTEN_FOLDERS = ("QAMDETR_RUNS", "QAMDETR_CACHE")
 CHECKPOINTS_VARIABLE = "QAMDETR_CHECKPOINTS"
 
 Environment = Mapping[str, str]
+
+_ROOT_PATH = re.compile(r"(/|https?://[^/\s])[^\s?#]*")
 
 
 def check_start(environment: Environment | None = None) -> str:
@@ -42,6 +46,7 @@ def check_start(environment: Environment | None = None) -> str:
     folder = given.get(CHECKPOINTS_VARIABLE)
     if folder is not None and not Path(folder).is_dir():
         raise ConfigError(f"{CHECKPOINTS_VARIABLE} is {folder!r} in the environment, which is no folder here; correct the path.")
+    _check_root_path(given.get(ROOT_VARIABLE, ""))
     port = server_port(given)
     return _check_address(given.get(NAME_VARIABLE, USUAL_NAME), port)
 
@@ -63,6 +68,14 @@ def server_port(given: Environment) -> int | None:
 def port_taken(port: int) -> ConfigError:
     """Return the error of a port that was asked for and is not free."""
     return ConfigError(f"{PORT_VARIABLE} is '{port}' in the environment, and another program listens there; end it, or name a free port.")
+
+
+def _check_root_path(path: str) -> None:
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ConfigError(
+            f"{ROOT_VARIABLE} is {path!r} in the environment; it must begin with a slash and have no spaces, such as /sounds, or be a "
+            "whole address, such as https://example.org/sounds."
+        )
 
 
 def _check_written(name: str, value: str) -> None:

@@ -84,3 +84,17 @@ def test_the_feed_forward_network_is_its_four_parts() -> None:
     torch.testing.assert_close(network(x), expected)
     network.train()
     assert not torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"^The share to drop is .*; it must be at least 0 and below 1\.$"):
+        Dropout(share)
+
+
+def test_the_networks_dropout_can_be_switched_off_by_itself() -> None:
+    torch.manual_seed(0)
+    network = FeedForward(6, 12, 0.5).train()
+    network[2].eval()
+    x = torch.randn(4, 6)
+    assert torch.equal(network(x), network(x))

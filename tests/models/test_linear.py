@@ -103,3 +103,21 @@ def test_the_processor_decides(monkeypatch, capability, maker, expected):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(room, "_cpu_maker", lambda: maker)
     assert room.has_faster_product.__wrapped__() is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+@pytest.mark.parametrize("bias", [torch.arange(16.0)[::2], torch.arange(24.0).view(8, 3)[:, 1], torch.ones(1).expand(8)])
+def test_a_bias_may_have_any_strides(always_faster, bias):
+    x, weight = torch.randn(5, 6), torch.randn(8, 6)
+    torch.testing.assert_close(linear(x, weight, bias), functional.linear(x, weight, bias))
+
+
+def test_a_gradient_of_a_gradient_is_that_of_pytorch(always_faster):
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, requires_grad=True)
+    ours = Linear(6, 8)
+    gradients = []
+    for product in (ours, lambda rows: functional.linear(rows, ours.weight, ours.bias)):
+        out = product(x)
+        (grad_x,) = torch.autograd.grad(out.pow(2).sum(), x, create_graph=True)
+        gradients.append(torch.autograd.grad(out.pow(2).mean() + grad_x.pow(2).sum(), [x, ours.weight]))
+    torch.testing.assert_close(*gradients)

@@ -274,3 +274,31 @@ def test_wrong_shapes_never_reach_compiled_code(name):
 
     with pytest.raises(ValueError, match=f"^{name} is"):
         selective_scan_channels_last(**inputs)
+
+
+def small_inputs():
+    return [torch.randn(1, 3, 4), torch.randn(1, 3, 4), -torch.ones(4, 2), torch.randn(1, 3, 2), torch.randn(1, 3, 2)]
+
+
+def test_a_second_gradient_is_refused_and_never_left_out():
+    u, *others = small_inputs()
+    u.requires_grad_()
+    out, _ = selective_scan_channels_last(u, *others, backend="cpu")
+    with pytest.raises(RuntimeError, match="gradient of a gradient"):
+        torch.autograd.grad(out.sum(), u, create_graph=True)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_states_are_kept_for_a_gradient_only(monkeypatch, wanted):
+    kept, run_kernel = [], scan.run_kernel
+
+    def watch(kernel, tasks, inputs, outputs):
+        kept.append(outputs[1].shape[1])
+        run_kernel(kernel, tasks, inputs, outputs)
+
+    monkeypatch.setattr(scan, "run_kernel", watch)
+    u, *others = small_inputs()
+    u.requires_grad_()
+    with torch.set_grad_enabled(wanted):
+        selective_scan_channels_last(u, *others, backend="cpu")
+    assert kept == [1 if wanted else 0]

@@ -222,3 +222,14 @@ def test_without_quality_there_is_none_to_show():
         views += presenters.result_view({}, [LaneResult("a dog", "", answer(moments, beta=0.0, verifier="none"), None)])["lanes"]
     assert [[row["quality"] for row in lane["moments"]] for lane in views] == [[None, None], [0.9, 1.0]]
     assert run_js("given.map(hasQuality)", views) == [False, True]
+
+
+@needs_node
+def test_each_query_has_one_lane_of_true_moments_below_its_last_answer():
+    def words(*lanes):
+        return run_js("truthWords(given)", [{"query": query, "truth": truth} for query, truth in lanes])
+
+    windows = [[1, 2]]
+    assert words(("a dog", windows), ("a dog", windows)) == [None, "True moments"]
+    assert words(("a dog", windows), ("a dog", windows), ("a cat", [])) == [None, "True moments of “a dog”", "True moments of “a cat”"]
+    assert words(("a dog", windows), ("a cow", None)) == ["True moments of “a dog”", None]

@@ -105,17 +105,6 @@ def test_a_view_says_it_once_too():
     assert presenters.result_view({}, lanes[:1])["lanes"][0]["how"] == "trained this way: BiMamba"
 
 
-def test_truth_is_one_lane_only_where_all_answers_share_query_and_windows():
-    truth = [(1.0, 2.0)]
-    dog, cat = (LaneResult(query, "", result(moment(1, 2, 0.8), query=query), truth) for query in ("a dog", "a cat"))
-    unknown = LaneResult("a dog", "", dog.result, None)
-    absent = LaneResult("a dog", "", dog.result, [])
-    shared = {name: presenters.result_view({}, lanes)["shared_truth"] for name, lanes in {
-        "same": [dog, dog], "queries": [dog, cat], "half known": [dog, unknown], "unknown": [unknown, unknown], "absent": [absent, dog],
-    }.items()}  # fmt: skip
-    assert shared == {"same": True, "queries": False, "half known": False, "unknown": True, "absent": False}
-
-
 def test_busy_says_stage_share_and_time_left():
     assert presenters.busy_view("Listening …") == {"state": "busy", "busy": "Listening …", "share": None, "left": "", "cancel": False}
     assert presenters.busy_view("Listening …", cancel=True)["cancel"] is True

@@ -48,3 +48,14 @@ def test_folders_that_will_be_written_are_made(tmp_path):
         port = other.getsockname()[1]
     assert check_start({"QAMDETR_RUNS": str(tmp_path / "a" / "runs"), "QAMDETR_CACHE": " ", "GRADIO_SERVER_PORT": str(port)}) == ""
     assert (tmp_path / "a" / "runs").is_dir()
+
+
+@pytest.mark.parametrize("path", ["sounds", "/no slash", "sounds here", "http://", "/sounds?x=1"])
+def test_a_root_path_that_gradio_would_fall_over_is_one_line(path):
+    with pytest.raises(ConfigError, match=r"^GRADIO_ROOT_PATH is .*; it must begin with a slash"):
+        check_start({"GRADIO_ROOT_PATH": path})
+
+
+@pytest.mark.parametrize("path", ["/", "/sounds", "/a/b", "https://example.org/sounds"])
+def test_a_root_path_may_be_a_path_or_an_address(path):
+    check_start({"GRADIO_ROOT_PATH": path})

@@ -64,7 +64,7 @@ class FeedForward(nn.Sequential):
 def drop(x: Tensor, share: float) -> Tensor:
     """Zero `share` of the values of `x` and scale up the rest; see `Dropout`."""
     if not _has_kernel(x):
-        return F.dropout(x, share)
+        return _drop_elsewhere(x, share)
     out: Tensor = _CpuDrop.apply(x, _random_draws(x.numel()), share)  # type: ignore[no-untyped-call]
     return out
 
@@ -72,13 +72,21 @@ def drop(x: Tensor, share: float) -> Tensor:
 def prelu_drop(x: Tensor, slope: Tensor, share: float) -> Tensor:
     """Apply a PReLU with one `slope` `(1,)` for negative values, then `drop`."""
     if not _has_kernel(x):
-        return F.dropout(F.prelu(x, slope), share)
+        return _drop_elsewhere(F.prelu(x, slope), share)
     out: Tensor = _CpuPreluDrop.apply(x, slope, _random_draws(x.numel()), share)  # type: ignore[no-untyped-call]
     return out
 
 
 def _has_kernel(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _drop_elsewhere(x: Tensor, share: float) -> Tensor:
+    """Drop without a kernel; in other types on the CPU by the same draws, so that half precision can be compared with single."""
+    if x.device.type != "cpu":
+        return F.dropout(x, share)
+    limit, scale = _limit_and_scale(share)
+    return x * (_random_draws(x.numel()) >= limit).view(x.shape).to(x.dtype).mul_(scale)
 
 
 def _random_draws(values: int) -> Tensor:

@@ -44,13 +44,18 @@ def prelu_drop(first, last, x, slope, draws, limit, scale, out):
 
 @jit
 def prelu_drop_backward(first, last, x, slope, draws, limit, scale, grad_out, grad_x, grad_slope):
-    """Run its gradient: grad_x as x; to be summed over tasks, grad_slope `(tasks,)`."""
+    """Run its gradient: grad_x as x; to be summed over tasks, grad_slope `(tasks,)`.
+
+    The sum has a loop of its own. In one that also writes, the compiler looks where the arrays lie before it sums several values at once, so
+    that the order of the sum, and with it the last bits, would change from run to run.
+    """
     limit, scale, negative = np.int16(limit), _f(scale), slope[0]
     for task in range(first, last):
-        total = _f(0.0)
-        for i in range(task * BLOCK_VALUES, min((task + 1) * BLOCK_VALUES, x.shape[0])):
+        start, stop = task * BLOCK_VALUES, min((task + 1) * BLOCK_VALUES, x.shape[0])
+        for i in range(start, stop):
             grad = grad_out[i] * scale if draws[i] >= limit else _f(0.0)
-            positive = x[i] > _f(0.0)
-            grad_x[i] = grad if positive else negative * grad
-            total += _f(0.0) if positive else x[i] * grad
+            grad_x[i] = grad if x[i] > _f(0.0) else negative * grad
+        total = _f(0.0)
+        for i in range(start, stop):
+            total += x[i] * grad_out[i] * scale if draws[i] >= limit and x[i] <= _f(0.0) else _f(0.0)
         grad_slope[task] = total

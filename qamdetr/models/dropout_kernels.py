@@ -46,8 +46,8 @@ def prelu_drop(first, last, x, slope, draws, limit, scale, out):
 def prelu_drop_backward(first, last, x, slope, draws, limit, scale, grad_out, grad_x, grad_slope):
     """Run its gradient: grad_x as x; to be summed over tasks, grad_slope `(tasks,)`.
 
-    The sum has a loop of its own. In one that also writes, the compiler looks where the arrays lie before it sums several values at once, so
-    that the order of the sum, and with it the last bits, would change from run to run.
+    The sum has a loop of its own. In one that also writes, the compiler looks where the arrays lie before it sums several values at
+    once, and the order of the sum, and with it the last bits, would change from run to run.
     """
     limit, scale, negative = np.int16(limit), _f(scale), slope[0]
     for task in range(first, last):

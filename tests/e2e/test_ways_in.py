@@ -166,6 +166,8 @@ def test_a_recording_of_the_microphone_is_opened_and_asked(open_page):
     page.get_by_role("tab", name="Record").click()
     microphone = page.locator("#qamdetr-microphone")
     microphone.get_by_role("button", name="Record", exact=True).click()
+    microphone.get_by_role("button", name="Stop").wait_for()
+    page.wait_for_timeout(1500)  # a second of sound, and some more for a busy machine
     microphone.get_by_role("button", name="Stop").click(delay=50)
     page.locator(".qd-title", has_text="Your recording").wait_for()
     page.locator(".qd-player[aria-busy='false']").wait_for()

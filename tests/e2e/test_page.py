@@ -390,9 +390,13 @@ def test_a_table_wider_than_the_phone_shows_that_there_is_more(open_page, exampl
     while table.get_attribute("data-more") != "before":
         left = scroller.evaluate("node => node.scrollLeft")
         more.click()
-        # The words on the button follow the scrolling a moment later, so that the last press may find the end reached.
+        # What the button does next follows the scrolling a moment later: a press before that would go back to the first columns.
         page.wait_for_function(
-            "left => document.querySelector('.qd-scroll').scrollLeft > left || document.querySelector('.qd-wide').dataset.more === 'before'",
+            """left => {
+              const scroller = document.querySelector(".qd-scroll");
+              const isAtEnd = scroller.scrollLeft >= scroller.scrollWidth - scroller.clientWidth - 2;
+              return scroller.scrollLeft > left && (document.querySelector(".qd-wide").dataset.more === "before") === isAtEnd;
+            }""",
             arg=left,
         )
     last = page.locator(".qd-table th").last.bounding_box()

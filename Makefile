@@ -49,10 +49,10 @@ SYNTHESIZE = $(BIN)/python -m qamdetr synthesize --clips build/sounds/scenes-$(1
 EXTRACT = $(BIN)/python -m qamdetr extract --manifest build/scenes/$(1)/manifest.jsonl --feature-dir build/features
 
 first-light: .venv/.train
-	$(BIN)/python -m qamdetr.training.sound_bank.build --real $(REAL) --output build/sounds
-	$(BIN)/python -m qamdetr.training.pocket_text --captions $(CAPTIONS) --held-out $(HELD_OUT) --output build/pocket-text --epochs 10
-	$(BIN)/python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-text --output build/pocket-first --steps 3000
-	$(BIN)/python -m qamdetr.training.pocket_audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first \
+	$(BIN)/python -m recipes.pocket.sound_bank.build --real $(REAL) --output build/sounds
+	$(BIN)/python -m recipes.pocket.text --captions $(CAPTIONS) --held-out $(HELD_OUT) --output build/pocket-text --epochs 10
+	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-text --output build/pocket-first --steps 3000
+	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first \
 		--output checkpoints/pocket-encoder --steps 2000 --learning-rate 1.2e-3 --warm-fraction 0
 	$(call SYNTHESIZE,train) --backgrounds build/sounds/backgrounds-train --num-scenes 400 --seed 1 --captions-per-target 2
 	$(call SYNTHESIZE,val) --backgrounds build/sounds/backgrounds-heldout --num-scenes 90 --seed 2
@@ -60,8 +60,8 @@ first-light: .venv/.train
 	$(call EXTRACT,train)
 	$(call EXTRACT,val)
 	$(BIN)/python train.py --config pocket --threads 2 --name qam-detr-pocket
-	$(BIN)/python -m qamdetr.training.publish runs/qam-detr-pocket --output checkpoints/qam-detr-pocket
-	$(BIN)/python -m qamdetr.training.sound_bank.examples --bank build/sounds --output assets
+	$(BIN)/python -m recipes.publish runs/qam-detr-pocket --output checkpoints/qam-detr-pocket
+	$(BIN)/python -m recipes.pocket.sound_bank.examples --bank build/sounds --output assets
 	$(BIN)/python -m benchmarks.first_light --esc10 $(REAL)/esc10
 
 # Scenes of the ablation ladder and their features; docs/ladder.md says what is run on them. Needs the sound bank (first lines above).

@@ -15,12 +15,12 @@ import torch
 from accelerate import PartialState
 
 from qamdetr.config import Config, load_config
-from qamdetr.data.report import data_report
 from qamdetr.errors import QamDetrError
+from qamdetr.evaluation.data_report import data_report
 from qamdetr.training.allocator import keep_freed_memory
-from qamdetr.training.checkpoint import Run
 from qamdetr.training.data import check_manifests
 from qamdetr.training.loop import train
+from qamdetr.training.run import Run
 from qamdetr.training.seeds import seeds_table, train_seeds
 
 

@@ -24,8 +24,8 @@ from qamdetr.evaluation.metrics import evaluate
 from qamdetr.features.encoders import load_combo
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.inference.segments import segments_above
-from qamdetr.training.sound_bank.build import ESC10_GROUPS, load_groups
 from qamdetr.types import Recording, Result
+from recipes.pocket.sound_bank.build import ESC10_GROUPS, load_groups
 
 Curve = NDArray[np.float64]
 Segments = Callable[[Curve, float], list[tuple[float, float, float]]]

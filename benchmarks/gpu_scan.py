@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks._timing import write_json
 from qamdetr.errors import ConfigError
-from qamdetr.models.backends import Backend, choose_backend
-from qamdetr.models.scan import selective_scan_channels_last
+from qamdetr.kernels.backends import Backend, choose_backend
+from qamdetr.kernels.scan import selective_scan_channels_last
 
 SHAPES = ((32, 300), (4, 7200))  # batch, clips
 CHANNELS, STATE = 512, 16

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks._timing import median_seconds, write_json
-from qamdetr.models.bimamba import BiMambaLayer, Mamba, warm_up
-from qamdetr.models.scan import selective_scan_channels_last
+from qamdetr.kernels.scan import selective_scan_channels_last
+from qamdetr.model.bimamba import BiMambaLayer, Mamba, warm_up
 
 BATCH, CLIPS, DIM, HEADS, FFN_DIM, STATE = 8, 300, 256, 8, 1024, 16
 INNER = 2 * DIM

@@ -25,7 +25,7 @@ from qamdetr.audio import decode
 from qamdetr.config import ModelConfig, load_config
 from qamdetr.features.pipeline import prepare
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Batch, TextFeatures
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"

@@ -28,7 +28,7 @@ from qamdetr.evaluation.resampling import compare
 from qamdetr.inference.pools import MergeMethod
 from qamdetr.inference.system import SystemConfig, load_system, open_stored_system
 from qamdetr.inference.verified import VerifiedAnswer, verify_manifest
-from qamdetr.inference.verifiers.registry import get_verifier
+from qamdetr.verifiers.registry import get_verifier
 
 STANDS_FOR = {"A": "6_multi_feature", "B": "5_three_way", "C": "4_multiscale"}
 """Combo of the report -> row of the ladder whose models take its place."""

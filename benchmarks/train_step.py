@@ -24,9 +24,9 @@ from qamdetr.config import Config, load_config
 from qamdetr.data.collate import Collator, LabelledBatch
 from qamdetr.data.dataset import MomentItem
 from qamdetr.data.manifest import QueryEntry
-from qamdetr.losses import compute_losses
-from qamdetr.models.bimamba import warm_up
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.bimamba import warm_up
+from qamdetr.model.losses import compute_losses
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.allocator import keep_freed_memory
 from qamdetr.training.optimisation import make_optimizer
 from qamdetr.types import TextFeatures

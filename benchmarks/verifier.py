@@ -20,11 +20,11 @@ from benchmarks._timing import median_seconds, write_json
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.encoders import load_combo
-from qamdetr.inference.verifiers.base import Verifier, crop_window
-from qamdetr.inference.verifiers.cache import CachedVerifier
-from qamdetr.inference.verifiers.crops import read_crops
-from qamdetr.inference.verifiers.registry import get_verifier, verifier_names
 from qamdetr.types import Candidate, Recording
+from qamdetr.verifiers.base import Verifier, crop_window
+from qamdetr.verifiers.cache import CachedVerifier
+from qamdetr.verifiers.crops import read_crops
+from qamdetr.verifiers.registry import get_verifier, verifier_names
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "street.ogg"
 QUERY = "a dog barks"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qamdetr.models.scan import selective_scan_channels_last
+from qamdetr.kernels.scan import selective_scan_channels_last
 
 NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"]
 

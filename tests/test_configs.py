@@ -19,7 +19,7 @@ from qamdetr.config import load_config as load_config_anew
 from qamdetr.data.manifest import read_manifest, write_manifest
 from qamdetr.evaluation.metrics import METRICS
 from qamdetr.features.base import COMBOS
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.qam_detr import QamDetr
 from train import main as train_main
 
 load_config = functools.cache(load_config_anew)

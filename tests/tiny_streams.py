@@ -12,8 +12,8 @@ from tiny_system import tiny_config
 
 from qamdetr import audio
 from qamdetr.features.encoders import ComboEncoder
-from qamdetr.inference.pretrained import save_pretrained
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.sample_stream import SampleStream
 from qamdetr.types import TextFeatures
 

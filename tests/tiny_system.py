@@ -12,8 +12,8 @@ import torch
 from qamdetr import audio
 from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.pretrained import save_pretrained
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.sample_stream import PeakEnvelope
 from qamdetr.types import Recording, TextFeatures
 

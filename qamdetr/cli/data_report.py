@@ -21,6 +21,6 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
-    from qamdetr.data.report import data_report
+    from qamdetr.evaluation.data_report import data_report
 
     print(data_report([Path(path) for path in args.manifests]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qamdetr.cli.common import note, raise_failures
 from qamdetr.cli.retrieval import add_options, check_options, open_retriever, open_verifier, retrieve
 from qamdetr.errors import QamDetrError
-from qamdetr.export import FORMATS, export
+from qamdetr.export.text import FORMATS, export
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _check_file_format(args: argparse.Namespace) -> None:
     if args.output is None:
         raise QamDetrError(f"--format {args.format} is no text for a terminal; say with --output PATH where the file goes.")
     if args.format in ("png", "svg"):
-        from qamdetr.result_figure import MAX_LANES
+        from qamdetr.export.figure import MAX_LANES
 
         recordings = len(set(args.audio))
         if recordings > 1:
@@ -134,11 +134,11 @@ def _write(results: list[Result], file_format: str, output: str | None) -> None:
         sys.stdout.write(export(results, file_format))
         sys.stdout.flush()
     elif file_format in ("zip", "zip-flac"):
-        from qamdetr.export_audio import write_clips
+        from qamdetr.export.clips import write_clips
 
         write_clips(results, Path(output), "flac" if file_format == "zip-flac" else "wav")
     elif file_format in FILE_FORMATS:
-        from qamdetr.result_figure import draw_figure
+        from qamdetr.export.figure import draw_figure
 
         write_whole(Path(output), draw_figure(results, "svg" if file_format == "svg" else "png"))
     else:

@@ -16,8 +16,8 @@ from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import PredictionEntry, QueryEntry
-    from qamdetr.inference.verifiers.base import Verifier
     from qamdetr.types import Result
+    from qamdetr.verifiers.base import Verifier
 
 _NOTES_SHOWN = 5
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from qamdetr.data.manifest import QueryEntry
     from qamdetr.inference.protocol import Retriever
     from qamdetr.inference.system import SystemConfig
-    from qamdetr.inference.verifiers.base import Verifier
     from qamdetr.types import Result
+    from qamdetr.verifiers.base import Verifier
 
 
 def add_options(parser: argparse.ArgumentParser, *, checkpoint_default: str = " (default: qam-detr-pocket)") -> None:
@@ -55,7 +55,7 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         QamDetrError: Options that do not go together, or values that nothing can be done with.
     """
-    from qamdetr.inference.verifiers.registry import check_verifier
+    from qamdetr.verifiers.registry import check_verifier
 
     if args.system is not None and args.checkpoint is not None:
         raise QamDetrError("--checkpoint and --system are two ways to answer; give one of them (--members changes a system's checkpoints).")
@@ -77,7 +77,7 @@ def open_retriever(args: argparse.Namespace) -> Retriever:
         from qamdetr.inference.system import open_system
 
         return open_system(_load_system(args), device=args.device, encoder_models=models)
-    from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
+    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
     from qamdetr.inference.retriever import MomentRetriever
 
     name = args.checkpoint or DEFAULT_CHECKPOINT
@@ -94,8 +94,8 @@ def open_stored_retriever(args: argparse.Namespace, entries: Sequence[QueryEntry
         from qamdetr.inference.system import open_stored_system
 
         return open_stored_system(_load_system(args), entries, audio_dir=audio_dir, device=args.device)
+    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
     from qamdetr.inference.from_features import open_stored
-    from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
 
     return open_stored(args.checkpoint or DEFAULT_CHECKPOINT, entries, args.overrides, audio_dir=audio_dir, device=args.device)
 
@@ -147,7 +147,7 @@ def open_verifier(args: argparse.Namespace, retriever: Retriever) -> Verifier | 
     Raises:
         QamDetrError: Settings that the verifier cannot use, or settings without a verifier.
     """
-    from qamdetr.inference.verifiers.registry import get_verifier
+    from qamdetr.verifiers.registry import get_verifier
 
     name = args.verifier or retriever.verifier
     settings: VerifierConfig = retriever.verifier_settings

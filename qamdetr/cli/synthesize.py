@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, get_type_hints
 
-from qamdetr.data.scene_recipe import SceneRecipe
+from qamdetr.synthesis.recipe import SceneRecipe
 
 if TYPE_CHECKING:
     from qamdetr.cli.common import Commands
@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Make the scenes and print where their manifest lies."""
-    from qamdetr.data.synthesis import synthesize
+    from qamdetr.synthesis.synthesize import synthesize
 
     recipe = SceneRecipe(**{field.name: getattr(args, field.name) for field in dataclasses.fields(SceneRecipe)})
     print(synthesize(args.clips, args.backgrounds, args.output, recipe))

@@ -127,7 +127,7 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
     """
     from qamdetr.errors import CheckpointError, ConfigError
     from qamdetr.features.encoders import load_streams
-    from qamdetr.inference.pretrained import load_pretrained
+    from qamdetr.inference.checkpoint import load_pretrained
 
     model, config = load_pretrained(name_or_dir)
     facts: dict[str, Any] = {

@@ -19,9 +19,9 @@ from qamdetr.inference.pools import MergeMethod, check_merge, merge_pools
 from qamdetr.inference.rerank import Decoded, Ranking, rank
 from qamdetr.inference.retriever import MomentRetriever, best_score, check_query
 from qamdetr.inference.trained_encoder import ComboEncoder, LoadedEncoder
-from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER, Verifier
-from qamdetr.inference.verifiers.registry import Verifiers
 from qamdetr.types import Recording, Result, TextFeatures
+from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
+from qamdetr.verifiers.registry import Verifiers
 
 Texts = Sequence[Mapping[str, TextFeatures]]
 """A query as each member reads it."""

@@ -9,12 +9,12 @@ import numpy as np
 
 from qamdetr.audio import find_recordings
 from qamdetr.data.dataset import MomentDataset
-from qamdetr.data.feature_store import FeatureStore, require_features
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import DataError
 from qamdetr.features.base import OnStage
 from qamdetr.features.encoder_record import describe_settings
-from qamdetr.inference.pretrained import load_changed
+from qamdetr.features.feature_store import FeatureStore, require_features
+from qamdetr.inference.checkpoint import load_changed
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.inference.trained_encoder import own_versions
 from qamdetr.types import Recording, TextFeatures

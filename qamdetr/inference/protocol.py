@@ -8,8 +8,8 @@ from typing import Protocol
 
 from qamdetr.config import VerifierConfig
 from qamdetr.inference.candidates import DecodeProtocol
-from qamdetr.inference.verifiers.base import Verifier
 from qamdetr.types import Recording, Result
+from qamdetr.verifiers.base import Verifier
 
 
 class QueryEncoder(Protocol):

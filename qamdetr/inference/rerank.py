@@ -14,8 +14,8 @@ from torch import Tensor
 from qamdetr.config import InferenceConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.inference.candidates import OFFICIAL_SCORE_DECIMALS, DecodeProtocol, round_officially
-from qamdetr.inference.verifiers.base import Verifier
 from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures
+from qamdetr.verifiers.base import Verifier
 
 
 class Decoded(NamedTuple):

@@ -14,16 +14,17 @@ from qamdetr.config import Config, InferenceConfig, VerifierConfig
 from qamdetr.errors import ConfigError, QamDetrError
 from qamdetr.features.base import OnStage
 from qamdetr.features.pipeline import prepare
-from qamdetr.inference import candidates, long_audio
+from qamdetr.inference import candidates
+from qamdetr.inference import sections as long_audio
 from qamdetr.inference.candidates import DecodeProtocol
-from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, load_changed
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, load_changed
 from qamdetr.inference.rerank import Decoded, Ranking, choose_beta, rank
 from qamdetr.inference.segments import pool_segments
 from qamdetr.inference.trained_encoder import ComboEncoder, open_encoder
-from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER, Verifier
-from qamdetr.inference.verifiers.registry import Verifiers
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording, Result, TextFeatures
+from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
+from qamdetr.verifiers.registry import Verifiers
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on

@@ -11,7 +11,7 @@ import yaml
 from qamdetr.config import load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.files import replacing, write_whole
-from qamdetr.inference.pretrained import CONFIG_FILE
+from qamdetr.inference.checkpoint import CONFIG_FILE
 
 _BETA_LINE = re.compile(r"^beta:[ \t]*[^#\s]+", re.MULTILINE)
 

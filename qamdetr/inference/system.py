@@ -16,14 +16,14 @@ from qamdetr import strict_yaml
 from qamdetr.config import CONFIG_DIR, SYSTEM_DIR, InferenceConfig, VerifierConfig
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.inference.checkpoint import find_checkpoint, load_changed
 from qamdetr.inference.ensemble import EnsembleRetriever, SeparateEncoders, SharedEncoders
 from qamdetr.inference.from_features import open_stored
 from qamdetr.inference.pools import MergeMethod, check_merge
-from qamdetr.inference.pretrained import find_checkpoint, load_changed
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.inference.trained_encoder import ComboEncoder, check_streams, open_encoder, streams_of
-from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER
-from qamdetr.inference.verifiers.registry import check_verifier
+from qamdetr.verifiers.base import DEFAULT_VERIFIER
+from qamdetr.verifiers.registry import check_verifier
 
 MEMBER_SECTIONS = ("data.", "inference.")
 """Overrides that begin so are no settings of a system; each member takes them."""

@@ -13,8 +13,8 @@ from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.errors import AudioError
 from qamdetr.inference.protocol import Retriever
 from qamdetr.inference.rerank import rerank
-from qamdetr.inference.verifiers.base import Verifier
 from qamdetr.types import Candidate, Result
+from qamdetr.verifiers.base import Verifier
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from qamdetr.audio import find_recordings
 from qamdetr.config import Config, DataConfig
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset, covered_windows
-from qamdetr.data.feature_store import FeatureStore, require_features
 from qamdetr.data.manifest import QueryEntry, read_manifest
 from qamdetr.data.sampler import LengthBucketSampler
 from qamdetr.errors import ConfigError, DataError
 from qamdetr.features.encoder_record import EncoderRecord
+from qamdetr.features.feature_store import FeatureStore, require_features
 
 _log = logging.getLogger(__name__)
 

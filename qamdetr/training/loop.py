@@ -20,14 +20,14 @@ from tqdm import tqdm
 from qamdetr.config import Config, TrainConfig
 from qamdetr.data.collate import LabelledBatch
 from qamdetr.errors import ConfigError, QamDetrError
-from qamdetr.losses import Normaliser, compute_losses
-from qamdetr.models.qam_detr import QamDetr
-from qamdetr.training.checkpoint import Progress, Run, saving
+from qamdetr.model.losses import Normaliser, compute_losses
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import TrainingData, load_data
 from qamdetr.training.model_card import model_card
 from qamdetr.training.optimisation import initialise, make_optimizer, make_schedule, update_average
 from qamdetr.training.parallel import batches_after, make_accelerator, make_normaliser, share_loader
 from qamdetr.training.precision import in_float32
+from qamdetr.training.run import Progress, Run, saving
 from qamdetr.training.tracking import end_tracker, epoch_line, start_tracker, track
 from qamdetr.training.validation import Validation, validate
 

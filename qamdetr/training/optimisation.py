@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from qamdetr.config import ModelConfig, TrainConfig
 from qamdetr.errors import CheckpointError
-from qamdetr.inference.pretrained import load_pretrained
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.model.qam_detr import QamDetr
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:

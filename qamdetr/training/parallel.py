@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from qamdetr.config import TrainConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.losses import Normaliser, own_count
+from qamdetr.model.losses import Normaliser, own_count
 from qamdetr.training.precision import choose_precision
 from qamdetr.training.tracking import check_tracker
 

@@ -14,8 +14,8 @@ from accelerate import PartialState
 
 from qamdetr.config import Config
 from qamdetr.errors import ConfigError
-from qamdetr.training.checkpoint import CONFIG_FILE, Run, replace_text
 from qamdetr.training.loop import train
+from qamdetr.training.run import CONFIG_FILE, Run, replace_text
 
 
 def train_seeds(config: Config, name: str, seeds: Sequence[int], *, command: str = "") -> dict[str, Any]:

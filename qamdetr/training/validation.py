@@ -17,7 +17,7 @@ from qamdetr.evaluation.calibration import calibrate_found_threshold
 from qamdetr.evaluation.metrics import evaluate
 from qamdetr.inference.candidates import decode
 from qamdetr.inference.segments import pool_segments
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.qam_detr import QamDetr
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qamdetr.config import Config, ModelConfig, load_config
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.inference.pretrained import CONFIG_FILE, find_checkpoint
-from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER
+from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
+from qamdetr.verifiers.base import DEFAULT_VERIFIER
 
 MAX_LANES = 16
 """Answers that the page shows at once."""

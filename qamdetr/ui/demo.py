@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from qamdetr.config import CHECKPOINT_DIR
-from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
 from qamdetr.ui.choices import model_choices
 from qamdetr.ui.examples import Example, load_examples
 from qamdetr.ui.model_card import hearing_note

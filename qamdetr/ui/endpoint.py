@@ -7,8 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from qamdetr.export import to_json_object
-from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
+from qamdetr.export.text import to_json_object
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
 from qamdetr.progress import heard_by
 from qamdetr.types import Recording, Result
 from qamdetr.ui.caller import caller_waits

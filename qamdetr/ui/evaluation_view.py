@@ -120,8 +120,8 @@ def _answer_validation(checkpoint: Path) -> tuple[list[QueryEntry], list[Predict
     """Answer every query of a checkpoint's validation set from stored features."""
     from qamdetr.config import load_config
     from qamdetr.data.manifest import PredictionEntry, read_manifest
+    from qamdetr.inference.checkpoint import CONFIG_FILE
     from qamdetr.inference.from_features import open_stored
-    from qamdetr.inference.pretrained import CONFIG_FILE
 
     config = load_config(checkpoint / CONFIG_FILE)
     manifest = Path(config.data.val_manifest)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qamdetr.errors import AudioError, QamDetrError
-from qamdetr.export import Answer, export
+from qamdetr.export.safe_text import file_name_part
+from qamdetr.export.text import Answer, export
 from qamdetr.files import write_whole
-from qamdetr.safe_text import file_name_part
 from qamdetr.ui.lane_results import LaneResult, default_choice, reranked
 
 NOTHING_YET = "There is nothing to export yet: open a recording and look for a sound first."
@@ -24,7 +24,7 @@ class ExportKind:
     Attributes:
         label: What it is called and what it is for, in plain words.
         ending: Follows the recording's name in that of the file.
-        file_format: Of `qamdetr.export`, or `wav`, `flac` (a ZIP of sounds), `png`, `svg` (a figure).
+        file_format: Of `qamdetr.export.text`, or `wav`, `flac` (a ZIP of sounds), `png`, `svg` (a figure).
     """
 
     label: str
@@ -128,7 +128,7 @@ def make_export(lanes: Sequence[LaneResult], chosen: Sequence[tuple[int, int]] |
 
 
 def _write_figure(answers: Sequence[Answer], kind: str, path: Path) -> None:
-    from qamdetr.result_figure import draw_figure
+    from qamdetr.export.figure import draw_figure
 
     # Without ranks, a lane whose sound was not found shows its best guess.
     shown = [answer if answer.ranks or answer.result.found else replace(answer, ranks=None) for answer in answers]
@@ -136,7 +136,7 @@ def _write_figure(answers: Sequence[Answer], kind: str, path: Path) -> None:
 
 
 def _write_sounds(answers: Sequence[Answer], kind: str, path: Path) -> None:
-    from qamdetr.export_audio import write_clips
+    from qamdetr.export.clips import write_clips
 
     write_clips(answers, path, "flac" if kind == "flac" else "wav")
 

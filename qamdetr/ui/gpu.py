@@ -20,16 +20,16 @@ from qamdetr.audio import stated_seconds
 from qamdetr.config import Config, VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import OnStage, get_combo
-from qamdetr.inference.pretrained import CONFIG_FILE, find_checkpoint
+from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.inference.trained_encoder import LoadedEncoder, open_encoder
-from qamdetr.inference.verifiers.base import Verifier, WrappedVerifier
-from qamdetr.inference.verifiers.registry import get_verifier
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.ui.settings import AppSettings
+from qamdetr.verifiers.base import Verifier, WrappedVerifier
+from qamdetr.verifiers.registry import get_verifier
 
 if TYPE_CHECKING:
-    from qamdetr.models.qam_detr import QamDetr
+    from qamdetr.model.qam_detr import QamDetr
 
 _Answer = TypeVar("_Answer")
 
@@ -148,8 +148,8 @@ def open_verifier(name: str, settings: AppSettings, trained: VerifierConfig) -> 
     config = settings.verifier_config(name, trained)
     if not (ON_LOAN and name == "qwen2.5-omni"):
         return get_verifier(name, config)
-    from qamdetr.inference.verifiers.cache import CachedVerifier, default_cache_dir
-    from qamdetr.inference.verifiers.qwen_omni import QwenOmniVerifier
+    from qamdetr.verifiers.cache import CachedVerifier, default_cache_dir
+    from qamdetr.verifiers.qwen_omni import QwenOmniVerifier
 
     folder = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
     return CachedVerifier(BorrowingVerifier(QwenOmniVerifier(config)), folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import qamdetr.config
 from qamdetr.errors import ConfigError
-from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, WEIGHTS_FILE, available_checkpoints
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, WEIGHTS_FILE, available_checkpoints
 from qamdetr.ui.training_runs import BEST, checkpoint_in, identity, run_folders
 
 OF_RUN = "run: "

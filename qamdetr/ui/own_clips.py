@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qamdetr.audio import AUDIO_SUFFIXES
-from qamdetr.data.scene_sources import COLUMN_ALIASES, SOURCE_COLUMNS
 from qamdetr.errors import DataError
 from qamdetr.files import write_whole
+from qamdetr.synthesis.sources import COLUMN_ALIASES, SOURCE_COLUMNS
 
 KEPT_BACK = 5
 """One clip in so many of a sound is kept back for validation."""

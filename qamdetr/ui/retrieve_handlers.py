@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import gradio as gr
 
 from qamdetr.errors import AudioError, QamDetrError
-from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
 from qamdetr.types import Recording, Result
 from qamdetr.ui.ablations import Ask, can_refuse, check_lanes, compared, lane_label, plan
 from qamdetr.ui.choices import combo_of, how_to_get_encoder, models_with

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import gradio as gr
 
 from qamdetr.config import InferenceConfig
-from qamdetr.inference.verifiers.base import DEFAULT_VERIFIER
 from qamdetr.ui.ablations import components, table_rows
 from qamdetr.ui.choices import combo_of, encoder_choices, model_choices, own_beta, verifier_choices
 from qamdetr.ui.examples import Example
 from qamdetr.ui.queries import MAX_QUERIES
 from qamdetr.ui.settings import AppSettings
+from qamdetr.verifiers.base import DEFAULT_VERIFIER
 
 AUDIO_SUFFIXES = [".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm", ".mp4", ".mov", ".mkv"]
 

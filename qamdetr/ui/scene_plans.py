@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from qamdetr.data.scene_recipe import SceneRecipe
 from qamdetr.errors import ConfigError, DataError
+from qamdetr.synthesis.recipe import SceneRecipe
 from qamdetr.ui.own_clips import divide, read_clips, write_clips
 from qamdetr.ui.training_jobs import Step, check_name
 

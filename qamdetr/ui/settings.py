@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from qamdetr.audio_blocks import MAX_SECONDS
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
-from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT, find_checkpoint
-from qamdetr.inference.verifiers.qwen_files import check_model
-from qamdetr.inference.verifiers.server import URL_VARIABLE, open_server
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint
 from qamdetr.ui.start_checks import CHECKPOINTS_VARIABLE, server_port
+from qamdetr.verifiers.qwen_files import check_model
+from qamdetr.verifiers.server import URL_VARIABLE, open_server
 
 HOSTED_VARIABLE = "SPACE_ID"
 """Set by Hugging Face on every Space: strangers use the page, and the machine is not theirs."""

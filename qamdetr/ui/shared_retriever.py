@@ -15,13 +15,13 @@ import soundfile
 
 from qamdetr.config import Config, VerifierConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.pretrained import WEIGHTS_FILE
-from qamdetr.inference.verifiers.base import Verifier
+from qamdetr.inference.checkpoint import WEIGHTS_FILE
 from qamdetr.types import Recording, Result
 from qamdetr.ui.encoding_progress import Encodes, EncodingPace, EncodingRun
 from qamdetr.ui.lines import Line
 from qamdetr.ui.offered_models import OfferedModels
 from qamdetr.ui.settings import AppSettings
+from qamdetr.verifiers.base import Verifier
 
 KEPT_MODELS = 8
 """Checkpoints that stay loaded: the six rows of Table 1 and two more, all of a few MB; the encoders are shared. The one used longest ago

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.pretrained import available_checkpoints
+from qamdetr.inference.checkpoint import available_checkpoints
 from qamdetr.ui.evaluation_tab import PRIVATE, TRAINING_CSS, build_evaluation, run_choices
 from qamdetr.ui.offered_models import OF_RUN, run_model
 from qamdetr.ui.page_errors import page_error, warn

@@ -213,7 +213,7 @@ def _chosen_streams(kind: str, offered: Mapping[str, int], chosen: Sequence[str]
 
 def _check_init(checkpoint: str, model: ModelConfig) -> None:
     """Refuse now what `train.py` would refuse in half a minute."""
-    from qamdetr.inference.pretrained import CONFIG_FILE, find_checkpoint
+    from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
 
     folder = Path(checkpoint)
     shown = folder.parent.name if folder.name == BEST else folder.name

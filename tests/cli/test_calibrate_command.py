@@ -16,10 +16,10 @@ from qamdetr.config import load_config
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.errors import QamDetrError
 from qamdetr.features.cache import FeatureCache
-from qamdetr.inference.pretrained import save_pretrained
+from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.inference.verifiers import registry
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.qam_detr import QamDetr
+from qamdetr.verifiers import registry
 
 QUERIES = ("a dog barks", "rain", "a bell rings", "someone speaks", "an engine", "wind")
 

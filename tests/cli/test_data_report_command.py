@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qamdetr import cli
 from qamdetr.data.manifest import QueryEntry, write_manifest
-from qamdetr.data.report import data_report
+from qamdetr.evaluation.data_report import data_report
 
 
 def test_the_report_of_all_files_is_printed(tmp_path, capsys):

@@ -15,7 +15,7 @@ from qamdetr.config import VerifierConfig
 from qamdetr.data.manifest import QueryEntry, read_manifest, read_predictions, write_manifest
 from qamdetr.evaluation.submission_check import check_output
 from qamdetr.features.extract import extract
-from qamdetr.inference.verifiers import registry
+from qamdetr.verifiers import registry
 
 ENTRIES = [
     QueryEntry("7", "a dog barks", "street", 12.0, None, numeric_qid=True),

@@ -15,11 +15,11 @@ from qamdetr.audio import find_recordings
 from qamdetr.config import Config
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
-from qamdetr.data.feature_store import FeatureStore
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.features.base import RAW_SCALE_STREAMS
 from qamdetr.features.cache import FeatureCache
 from qamdetr.features.extract import extract
+from qamdetr.features.feature_store import FeatureStore
 from qamdetr.inference import retriever as serving
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.types import Batch, Recording, TextFeatures

@@ -70,7 +70,7 @@ def app_url(examples):
     from fake import FakeRetriever
 
     from qamdetr.config import CHECKPOINT_DIR
-    from qamdetr.inference.pretrained import DEFAULT_CHECKPOINT
+    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
     from qamdetr.ui.demo import build_demo, launch_options
     from qamdetr.ui.shared_retriever import SharedRetriever
 

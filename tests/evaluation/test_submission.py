@@ -12,7 +12,7 @@ from tiny_system import save_tiny
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.errors import DataError
 from qamdetr.evaluation import submission
-from qamdetr.inference.pretrained import load_pretrained
+from qamdetr.inference.checkpoint import load_pretrained
 
 MANIFEST = [
     QueryEntry("1", "雨が降る", "b", 60.0, None, numeric_qid=True),

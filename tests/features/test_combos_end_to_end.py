@@ -18,13 +18,13 @@ from qamdetr.cli import main
 from qamdetr.config import Config, config_from_dict, load_config, save_config
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
-from qamdetr.data.feature_store import FeatureStore
 from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
 from qamdetr.errors import CheckpointError
 from qamdetr.features.base import COMBOS
 from qamdetr.features.cache import FeatureCache
 from qamdetr.features.encoders import load_combo
 from qamdetr.features.extract import extract
+from qamdetr.features.feature_store import FeatureStore
 from qamdetr.inference import retriever as serving
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.training.loop import train

@@ -11,9 +11,9 @@ from tiny_system import write_sound
 
 from qamdetr.errors import AudioError, ConfigError, QamDetrError
 from qamdetr.features.encoders import ComboEncoder
+from qamdetr.inference.checkpoint import load_pretrained
 from qamdetr.inference.ensemble import EnsembleRetriever, SeparateEncoders, SharedEncoders
 from qamdetr.inference.pools import merge_pools
-from qamdetr.inference.pretrained import load_pretrained
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.types import Recording
 

@@ -12,14 +12,14 @@ from qamdetr.cli import main
 from qamdetr.config import Config, config_from_dict
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
-from qamdetr.data.feature_store import FeatureStore
 from qamdetr.data.manifest import QueryEntry, read_predictions, write_manifest
 from qamdetr.errors import ConfigError, DataError, QamDetrError
 from qamdetr.features.cache import FeatureCache
+from qamdetr.features.feature_store import FeatureStore
 from qamdetr.inference.candidates import decode
+from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.inference.from_features import open_stored
-from qamdetr.inference.pretrained import save_pretrained
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import TextFeatures
 
 DIM = 6

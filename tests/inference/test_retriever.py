@@ -12,10 +12,10 @@ from tiny_system import JOINT_DIM, TinyEncoder, recording_of, save_tiny, tiny_co
 import qamdetr.features.encoders
 from qamdetr.errors import AudioError, CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference import retriever as module
-from qamdetr.inference.pretrained import save_pretrained
+from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.inference.verifiers import registry
 from qamdetr.types import Result
+from qamdetr.verifiers import registry
 
 
 def make_retriever(*, joint=True, **inference):

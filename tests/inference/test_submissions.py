@@ -24,9 +24,9 @@ from qamdetr.config import load_config
 from qamdetr.data.manifest import read_manifest
 from qamdetr.features.base import COMBOS
 from qamdetr.features.encoders import load_combo
-from qamdetr.inference.pretrained import save_pretrained
+from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.inference.system import load_system
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.qam_detr import QamDetr
 
 pytestmark = pytest.mark.slow
 

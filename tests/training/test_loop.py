@@ -19,12 +19,12 @@ from torch.optim import AdamW
 
 from qamdetr.config import Config, TrainConfig, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
-from qamdetr.inference.pretrained import save_pretrained
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import loop
-from qamdetr.training.checkpoint import Run
 from qamdetr.training.loop import train
 from qamdetr.training.optimisation import make_optimizer, make_schedule, update_average
+from qamdetr.training.run import Run
 from qamdetr.training.validation import Validation
 
 ToyConfig = Callable[..., Config]

@@ -20,8 +20,8 @@ from qamdetr.config import Config, config_from_dict
 from qamdetr.data.collate import LabelledBatch
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.features.cache import FeatureCache
-from qamdetr.losses import compute_losses
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.model.losses import compute_losses
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import TrainingData, load_data
 from qamdetr.training.parallel import ProcessShare, batches_after
 from qamdetr.types import TextFeatures

@@ -20,9 +20,9 @@ from toy import toy_settings
 
 from qamdetr.config import Config, config_to_dict
 from qamdetr.errors import CheckpointError
-from qamdetr.inference.pretrained import load_pretrained
-from qamdetr.training.checkpoint import Run
+from qamdetr.inference.checkpoint import load_pretrained
 from qamdetr.training.loop import train
+from qamdetr.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 

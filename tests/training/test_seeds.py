@@ -12,8 +12,8 @@ import pytest
 
 from qamdetr.config import Config
 from qamdetr.errors import ConfigError
-from qamdetr.training.checkpoint import Run
 from qamdetr.training.loop import train
+from qamdetr.training.run import Run
 from qamdetr.training.seeds import seeds_table, train_seeds
 
 ToyConfig = Callable[..., Config]

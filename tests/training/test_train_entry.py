@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from qamdetr.config import Config, load_config, save_config
-from qamdetr.inference.pretrained import save_pretrained
-from qamdetr.models.qam_detr import QamDetr
-from qamdetr.training.checkpoint import Run
+from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.model.qam_detr import QamDetr
+from qamdetr.training.run import Run
 from train import main
 
 ToyConfig = Callable[..., Config]

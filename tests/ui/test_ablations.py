@@ -4,10 +4,10 @@ import pytest
 
 from qamdetr.config import Config, InferenceConfig, ModelConfig, save_config
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.inference.pretrained import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_pretrained
-from qamdetr.models.qam_detr import QamDetr
-from qamdetr.training.ablation import LADDER
+from qamdetr.inference.checkpoint import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_pretrained
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.ui import ablations
+from recipes.ladder import LADDER
 
 BASELINE = ModelConfig(fusion="text_to_audio", encoder="transformer", multiscale=False, quality=False, audio_streams={"pocket": 8})
 FULL = ModelConfig(audio_streams={"pocket": 8, "mel_stats": 4}, text_streams={"pocket": 8, "roberta": 4}, dim=16, ffn_dim=16)

@@ -5,9 +5,9 @@ import pytest
 from qamdetr.config import Config, DataConfig, InferenceConfig
 from qamdetr.errors import CheckpointError
 from qamdetr.features import hub
-from qamdetr.inference.verifiers import qwen_files
 from qamdetr.ui import choices
 from qamdetr.ui.settings import AppSettings
+from qamdetr.verifiers import qwen_files
 
 
 @pytest.fixture(autouse=True)

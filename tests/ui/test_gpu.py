@@ -16,12 +16,12 @@ from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
 
 from qamdetr.config import VerifierConfig, config_from_dict
 from qamdetr.errors import AudioError
-from qamdetr.inference.pretrained import save_pretrained
-from qamdetr.inference.verifiers.qwen_omni import QwenOmniVerifier
-from qamdetr.models.qam_detr import QamDetr
+from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording
 from qamdetr.ui import gpu
 from qamdetr.ui.settings import AppSettings
+from qamdetr.verifiers.qwen_omni import QwenOmniVerifier
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ import csv
 import pytest
 from own_sounds import make_clips
 
-from qamdetr.data.scene_sources import read_library
 from qamdetr.errors import DataError
+from qamdetr.synthesis.sources import read_library
 from qamdetr.ui.own_clips import divide, read_clips, spoken, write_clips
 
 

@@ -1,0 +1,1 @@
+"""Answers as files: labels and tables, cut sounds, figures."""

@@ -1,0 +1,154 @@
+"""The DAB-style moment decoder: moment queries that carry an anchor and move it layer by layer (report, section 2; QD-DETR)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qamdetr.kernels.dropout import Dropout, FeedForward
+from qamdetr.kernels.linear import Linear
+from qamdetr.model.layers import Mlp, attend, sine_embedding, split_heads, xavier_init
+
+ANCHOR_EPSILON = 1e-3
+"""Anchors stay this far from 0 and 1 when taken back to logits; 0.3 s of a 300 s recording."""
+
+
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Logits of shares in [0, 1], bounded by `ANCHOR_EPSILON`."""
+    return torch.log(x.clamp(min=ANCHOR_EPSILON)) - torch.log((1.0 - x).clamp(min=ANCHOR_EPSILON))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among moment queries, attention to the memory, feed-forward; post-norm.
+
+    Content and position stay apart in the attention to the memory: each head compares content with content and anchor with clip
+    position, side by side. Projections of keys have no bias (see `layers.Attention`).
+
+    Source: DAB-DETR (Liu et al., ICLR 2022) as QD-DETR uses it in one dimension.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, *, first: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_dropout = dropout
+        self.self_query = Linear(dim, dim)
+        self.self_query_position = Linear(dim, dim)
+        self.self_key = Linear(dim, dim, bias=False)
+        self.self_key_position = Linear(dim, dim, bias=False)
+        self.self_value = Linear(dim, dim)
+        self.self_out = Linear(dim, dim)
+        self.cross_query = Linear(dim, dim)
+        # Only in the first layer, where the content says nothing yet, does the anchor also enter the content half.
+        self.cross_query_position = Linear(dim, dim) if first else None
+        self.cross_query_sine = Linear(dim, dim)
+        self.cross_key = Linear(dim, dim, bias=False)
+        self.cross_key_position = Linear(dim, dim, bias=False)
+        self.cross_value = Linear(dim, dim)
+        self.cross_out = Linear(dim, dim)
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.norm_self = nn.LayerNorm(dim)
+        self.norm_cross = nn.LayerNorm(dim)
+        self.norm_ffn = nn.LayerNorm(dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, content: Tensor, anchor_position: Tensor, anchor_sine: Tensor, memory: Tensor, memory_mask: Tensor, memory_position: Tensor
+    ) -> Tensor:
+        """Update the content of the moment queries.
+
+        Args:
+            content: `(batch, moment_queries, dim)`.
+            anchor_position: `(batch, moment_queries, dim)` learned embedding of the anchors.
+            anchor_sine: `(batch, moment_queries, dim)` sine embedding of the anchors, modulated by their width.
+            memory: `(batch, clips, dim)`.
+            memory_mask: `(batch, clips)` bool.
+            memory_position: `(batch, clips, dim)` sine positions of the clips, or `(1, clips, dim)` where they are the same for all.
+        """
+        dropout = self.attention_dropout if self.training else 0.0
+        queries = self.self_query(content) + self.self_query_position(anchor_position)
+        keys = self.self_key(content) + self.self_key_position(anchor_position)
+        mixed = attend(queries, keys, self.self_value(content), num_heads=self.num_heads, key_mask=None, dropout=dropout)
+        content = self.norm_self(content + self.dropout(self.self_out(mixed)))
+
+        queries = self.cross_query(content)
+        keys = self.cross_key(memory)
+        key_position = self.cross_key_position(memory_position)
+        if self.cross_query_position is not None:
+            queries = queries + self.cross_query_position(anchor_position)
+            keys = keys + key_position
+        mixed = attend(
+            self._side_by_side(queries, self.cross_query_sine(anchor_sine)),
+            self._side_by_side(keys, key_position.expand(keys.shape)),
+            self.cross_value(memory),
+            num_heads=self.num_heads,
+            key_mask=memory_mask,
+            dropout=dropout,
+        )
+        content = self.norm_cross(content + self.dropout(self.cross_out(mixed)))
+        out: Tensor = self.norm_ffn(content + self.dropout(self.ffn(content)))
+        return out
+
+    def _side_by_side(self, content: Tensor, position: Tensor) -> Tensor:
+        """Give each head its slice of content followed by its slice of position: `(batch, n, 2 * dim)`."""
+        halves = [split_heads(part, self.num_heads) for part in (content, position)]
+        return torch.cat(halves, dim=-1).flatten(-2)
+
+
+class MomentDecoder(nn.Module):
+    """Moment queries with learned (centre, width) anchors, refined after every layer.
+
+    Source: QD-DETR. Deliberate differences: the content of a moment query starts at a learned vector (zero at first) instead of a
+    fixed zero, under which the first self-attention has nothing to mix; the width that divides the sine embedding is bounded below.
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, *, num_layers: int, num_moment_queries: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.ModuleList(DecoderLayer(dim, num_heads, ffn_dim, dropout, first=index == 0) for index in range(num_layers))
+        self.norm = nn.LayerNorm(dim)
+        self.anchor_position = Mlp(dim, dim, dim, 2)
+        self.width_condition = Mlp(dim, dim, 1, 2)
+        # With one layer there is no later one to scale or to move anchors for.
+        self.sine_scale = Mlp(dim, dim, dim, 2) if num_layers > 1 else None
+        self.refine = Mlp(dim, dim, 2, 3) if num_layers > 1 else None
+        xavier_init(self)
+        self.anchor_logits = nn.Parameter(torch.randn(num_moment_queries, 2))
+        self.content = nn.Parameter(torch.zeros(num_moment_queries, dim))
+        if self.refine is not None:
+            # Anchors move only once there is a reason to.
+            for parameter in self.refine.layers[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, memory: Tensor, memory_mask: Tensor, memory_position: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Decode.
+
+        Args:
+            memory: `(batch, clips, dim)`.
+            memory_mask: `(batch, clips)` bool.
+            memory_position: `(batch, clips, dim)`, or `(1, clips, dim)`.
+
+        Returns:
+            Per layer: content `(batch, moment_queries, dim)`, normalised, and the logits `(batch, moment_queries, 2)` of the anchors
+            (centre, width) that the layer started from; the span head predicts an offset to them.
+        """
+        batch = memory.shape[0]
+        content = self.content.expand(batch, -1, -1)
+        logits = self.anchor_logits.expand(batch, -1, -1)
+        anchors = logits.sigmoid()
+        outputs: list[tuple[Tensor, Tensor]] = []
+        for index, layer in enumerate(self.layers):
+            sine = sine_embedding(anchors, self.dim // 2).flatten(-2)
+            position = self.anchor_position(sine)
+            if self.sine_scale is not None and index > 0:
+                sine = sine * self.sine_scale(content)
+            # A wide anchor looks widely: the position half of the attention flattens as the width grows.
+            width = anchors[..., 1:].clamp(min=ANCHOR_EPSILON)
+            sine = sine * (self.width_condition(content).sigmoid() / width)
+            content = layer(content, position, sine, memory, memory_mask, memory_position)
+            outputs.append((self.norm(content), logits))
+            if self.refine is not None and index + 1 < len(self.layers):
+                refined = (self.refine(content) + inverse_sigmoid(anchors)).sigmoid()
+                logits = inverse_sigmoid(refined)
+                # The next layer's prediction may move this offset, its attention may not (look forward once).
+                anchors = refined.detach()
+        return outputs

@@ -1,0 +1,169 @@
+"""Small layers that the rooms of the model share: attention, feed-forward, MLP, sine embedding."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor, nn
+
+from qamdetr.kernels.dropout import Dropout, FeedForward, drop
+from qamdetr.kernels.linear import Linear
+
+_SINE_TEMPERATURE = 10000.0
+
+
+def sine_embedding(values: Tensor, dim: int) -> Tensor:
+    """Embed numbers in [0, 1] as sines and cosines, from one turn over the range to almost none.
+
+    Args:
+        values: Any shape.
+        dim: Even number of columns; sines at even columns, cosines at odd ones.
+
+    Returns:
+        `values.shape + (dim,)`.
+
+    Source: QD-DETR's position and anchor embeddings (scale 2 pi, temperature 10000).
+    """
+    pair = torch.arange(dim // 2, dtype=torch.float32, device=values.device)
+    angle = values[..., None] * (2.0 * math.pi) / _SINE_TEMPERATURE ** (2.0 * pair / dim)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+
+def clip_positions(mask: Tensor, dim: int) -> Tensor:
+    """Sine positions of clips, normalised over each recording's valid clips: `(batch, clips)` bool -> `(batch, clips, dim)`."""
+    order = mask.cumsum(dim=1, dtype=torch.float32)
+    return sine_embedding(order / order[:, -1:].clamp(min=1.0), dim)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, key_mask: Tensor | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention over `num_heads` slices of the last dimension.
+
+    Args:
+        queries: `(batch, queries, dim_k)`.
+        keys: `(batch, keys, dim_k)`.
+        values: `(batch, keys, dim_v)`.
+        num_heads: Divides `dim_k` and `dim_v`.
+        key_mask: `(batch, keys)` bool, True = may be looked at, at least one per item; None for all.
+        dropout: Probability of dropping an attention weight; 0 outside training.
+
+    Returns:
+        `(batch, queries, dim_v)`.
+    """
+    q, k, v = (split_heads(part, num_heads).transpose(1, 2) for part in (queries, keys, values))
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    if dropout > 0.0 and q.device.type == "cpu":
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+        weights = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(dim=-1)
+        out = drop(weights, dropout) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """`(batch, n, dim)` -> `(batch, n, num_heads, dim / num_heads)`."""
+    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
+
+
+def xavier_init(module: nn.Module) -> None:
+    """Initialise every matrix inside `module` with Xavier's uniform rule, as DETR does for its transformer."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them: `(..., dim_in)` -> `(..., dim_out)`."""
+
+    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int) -> None:
+        super().__init__()
+        sizes = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers; the last one has no ReLU."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        out: Tensor = self.layers[-1](x)
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its projections.
+
+    The key projection has no bias: it would add the same amount to all scores of a query, which softmax takes away again.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = Linear(dim, dim)
+        self.key = Linear(dim, dim, bias=False)
+        self.value = Linear(dim, dim)
+        self.out = Linear(dim, dim)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
+        """`(batch, queries, dim)` looks at `(batch, keys, dim)`; see `attend` for the mask."""
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(
+            self.query(queries), self.key(keys), self.value(values), num_heads=self.num_heads, key_mask=key_mask, dropout=dropout
+        )
+        out: Tensor = self.out(mixed)
+        return out
+
+
+class AttentionBlock(nn.Module):
+    """Attention and feed-forward network (PReLU between its two layers), each with dropout, residual and LayerNorm.
+
+    Source: the official baseline's encoder layer. Deliberate difference: where its text-to-audio layer adds the feed-forward
+    output to the values before the first norm, this one is the usual post-norm block (or pre-norm, by argument).
+    """
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, norm: Literal["post", "pre"] = "post") -> None:
+        super().__init__()
+        self.attention = Attention(dim, num_heads, dropout)
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.norm_attention = nn.LayerNorm(dim)
+        self.norm_ffn = nn.LayerNorm(dim)
+        # In a pre-norm block the source is a residual stream too and nothing else bounds its size.
+        self.norm_source = nn.LayerNorm(dim) if norm == "pre" else None
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        source_mask: Tensor | None,
+        *,
+        x_positions: Tensor | None = None,
+        source_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Update `x` `(batch, n, dim)` with what it finds in `source` `(batch, m, dim)`.
+
+        Args:
+            x: The sequence to update.
+            source: Where it looks; `x` itself for self-attention.
+            source_mask: `(batch, m)` bool, True = valid.
+            x_positions: Added to the attention's queries.
+            source_positions: Added to its keys, not to its values.
+        """
+        if self.norm_source is None:
+            x = self.norm_attention(x + self._attend(x, source, source_mask, x_positions, source_positions))
+            out: Tensor = self.norm_ffn(x + self.dropout(self.ffn(x)))
+            return out
+        x = x + self._attend(self.norm_attention(x), self.norm_source(source), source_mask, x_positions, source_positions)
+        updated: Tensor = x + self.dropout(self.ffn(self.norm_ffn(x)))
+        return updated
+
+    def _attend(
+        self, x: Tensor, source: Tensor, source_mask: Tensor | None, x_positions: Tensor | None, source_positions: Tensor | None
+    ) -> Tensor:
+        queries = x if x_positions is None else x + x_positions
+        keys = source if source_positions is None else source + source_positions
+        attended: Tensor = self.dropout(self.attention(queries, keys, source, source_mask))
+        return attended

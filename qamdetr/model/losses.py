@@ -1,0 +1,324 @@
+"""The training objective: label, span, gIoU, quality and saliency losses (report, section 2.3; DESIGN section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor
+
+from qamdetr.config import LossConfig
+from qamdetr.model.matcher import Assignment, match_layers
+from qamdetr.spans import giou, iou, pairwise_iou, span_cxw_to_xx
+from qamdetr.types import Batch, DecoderOutput, ModelOutput, Targets
+
+FOREGROUND, BACKGROUND = 0, 1
+"""Columns of `DecoderOutput.logits`."""
+
+Normaliser = Callable[[int], "float | Tensor"]
+"""Gives what a sum over `count` values of this process is divided by: the mean count of all processes.
+
+Data-parallel training averages over the processes, so what comes out is the sum over all values divided by their number, as one process
+with the whole batch would have it. Every process calls it equally often and in the same order, also where it holds no value.
+"""
+
+
+def own_count(count: int) -> float:
+    """Divide by the count itself: one process holds all values (`Normaliser`)."""
+    return float(max(count, 1))
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Matched pairs of a batch: `(item[i], moment_query[i])` predicts row `span[i]` of `Targets.spans_cxw`; all `(pairs,)` int64."""
+
+    item: Tensor
+    moment_query: Tensor
+    span: Tensor
+
+
+def compute_losses(
+    output: ModelOutput, batch: Batch, targets: Targets, config: LossConfig, normaliser: Normaliser = own_count
+) -> dict[str, Tensor]:
+    """Match, then compute every part.
+
+    Args:
+        output: What the model returned for `batch`, with negatives where `targets.negative_index` names them.
+        batch: Only its audio mask is read.
+        targets: Ground truth.
+        config: Weights.
+        normaliser: Divides the sums; several processes that share a batch give one that joins their counts.
+
+    Returns:
+        Unweighted parts `label, span, giou, saliency`, `quality` with that head, and per earlier decoder layer `label_aux0, span_aux0,
+        giou_aux0, ...` (class and span losses only, as in the baseline; the quality head learns from the last layer, which ranks);
+        their weighted sum `total`; and `class_error`, the percentage of matched moment queries taken for background, detached.
+    """
+    auxiliary = output.auxiliary if config.auxiliary else ()
+    *early, last = match_layers([*auxiliary, output.decoder], targets, config)
+    parts: dict[str, Tensor] = {}
+    pairs = _flatten(last, targets)
+    parts["label"] = _label_part(output.decoder, pairs, targets, config, normaliser)
+    parts["span"], parts["giou"] = span_losses(output.decoder, pairs, targets, normaliser)
+    if output.decoder.quality_logits is not None:
+        to_all = config.quality_targets == "all"
+        parts["quality"] = quality_loss(output.decoder, pairs, targets, normaliser, all_moment_queries=to_all)
+    parts["saliency"] = saliency_loss(output, batch.audio_mask, targets, config, normaliser)
+    for index, (layer, assignment) in enumerate(zip(auxiliary, early, strict=True)):
+        aux_pairs = _flatten(assignment, targets)
+        parts[f"label_aux{index}"] = _label_part(layer, aux_pairs, targets, config, normaliser)
+        parts[f"span_aux{index}"], parts[f"giou_aux{index}"] = span_losses(layer, aux_pairs, targets, normaliser)
+    weights = {
+        "label": config.label,
+        "span": config.span,
+        "giou": config.giou,
+        "quality": config.quality,
+        "saliency": config.saliency,
+    }
+    total = torch.stack([weights[name.split("_aux")[0]] * part for name, part in parts.items()]).sum()
+    return {**parts, "total": total, "class_error": _class_error(output.decoder, pairs, normaliser)}
+
+
+def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float, normaliser: Normaliser = own_count) -> Tensor:
+    """Cross-entropy of foreground (matched) against background (all other moment queries), background weighted down.
+
+    Source: the baseline; the mean is over all moment queries, not over their weights.
+    """
+    labels = torch.full(layer.logits.shape[:2], BACKGROUND, device=layer.logits.device)
+    labels[pairs.item, pairs.moment_query] = FOREGROUND
+    weight = layer.logits.new_tensor([1.0, background_weight])
+    loss = F.cross_entropy(layer.logits.flatten(0, 1), labels.flatten(), weight, reduction="none").mean()
+    return loss * _share(labels.numel(), normaliser)
+
+
+def varifocal_loss(
+    layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count, *, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """Label loss that teaches the foreground probability the IoU: matched moment queries count by their IoU, others by their mistake.
+
+    A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The mean
+    is over all moment queries, as in `label_loss`, so that the two have the same scale.
+
+    Args:
+        layer: Its logits are read; its spans, detached, give the IoU.
+        pairs: Matched pairs.
+        targets: Ground truth.
+        normaliser: See `compute_losses`.
+        alpha: Weight of the unmatched.
+        gamma: How much the easy ones among the unmatched are played down.
+
+    Source: Zhang et al., VarifocalNet, CVPR 2021, Eq. 2, whose values of alpha and gamma these are. Here `p_fg` is the softmax over
+        foreground and background, which is the sigmoid of the difference of the two logits; the paper divides by the matched ones.
+    """
+    predicted, truth = _matched(layer, pairs, targets)
+    logits = layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
+    goal = torch.zeros_like(logits)
+    goal[pairs.item, pairs.moment_query] = iou(span_cxw_to_xx(predicted.detach()), span_cxw_to_xx(truth)).to(goal.dtype)
+    matched = torch.zeros_like(logits, dtype=torch.bool)
+    matched[pairs.item, pairs.moment_query] = True
+    weight = torch.where(matched, goal, alpha * logits.detach().sigmoid() ** gamma)
+    loss = weight * F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
+    return loss.sum() / normaliser(loss.numel())
+
+
+def span_losses(layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count) -> tuple[Tensor, Tensor]:
+    """L1 distance on (centre, width), and 1 - gIoU; both mean over the matched pairs, 0 where there are none."""
+    predicted, truth = _matched(layer, pairs, targets)
+    share = _share(predicted.shape[0], normaliser)
+    if predicted.shape[0] == 0:
+        # Keeps the graph whole, so that data-parallel training finds a gradient for every parameter.
+        nothing = layer.spans_cxw.sum() * 0.0
+        return nothing, nothing
+    overlap = giou(span_cxw_to_xx(predicted), span_cxw_to_xx(truth))
+    return F.l1_loss(predicted, truth) * share, (1.0 - overlap).mean() * share
+
+
+def quality_loss(
+    layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count, *, all_moment_queries: bool = False
+) -> Tensor:
+    """Regression of the quality to the IoU of the predicted span, which is detached: quality never moves a span.
+
+    Cross-entropy with the IoU as a soft target: it is least at the expected IoU, like a squared error, but its gradient does not
+    vanish where the sigmoid saturates.
+
+    Args:
+        layer: Needs `quality_logits`.
+        pairs: Matched pairs.
+        targets: Ground truth.
+        normaliser: See `compute_losses`.
+        all_moment_queries: Off (the report's): matched pairs learn the IoU with their own span. On: every moment query learns its
+            best IoU with any span of its item, 0 where the item has none.
+    """
+    if layer.quality_logits is None:
+        raise ValueError("quality_loss needs a decoder output with quality_logits.")
+    if all_moment_queries:
+        loss = F.binary_cross_entropy_with_logits(layer.quality_logits, _best_iou(layer, targets))
+        return loss * _share(layer.quality_logits.numel(), normaliser)
+    predicted, truth = _matched(layer, pairs, targets)
+    share = _share(predicted.shape[0], normaliser)
+    if predicted.shape[0] == 0:
+        return layer.quality_logits.sum() * 0.0
+    target = iou(span_cxw_to_xx(predicted.detach()), span_cxw_to_xx(truth))
+    return F.binary_cross_entropy_with_logits(layer.quality_logits[pairs.item, pairs.moment_query], target) * share
+
+
+def saliency_loss(
+    output: ModelOutput,
+    mask: Tensor,
+    targets: Targets,
+    config: LossConfig,
+    normaliser: Normaliser = own_count,
+    *,
+    sampled: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Sum of the saliency terms: hinge, rank-contrastive, and "the query is absent"; plus a cross-entropy per clip where switched on.
+
+    A clip is positive when windows cover at least half as much of it as of the item's best-covered clip, so a window much shorter than
+    a clip still has one. Items without any window have no pairs; all their clips count as clips without the query.
+
+    Args:
+        output: Saliency `(batch, clips)`, and of the negative pairs in the order of `targets.negative_index >= 0`.
+        mask: `(batch, clips)` bool, True = valid.
+        targets: Saliency labels of all windows.
+        config: Margin, temperature, weights.
+        normaliser: See `compute_losses`.
+        sampled: Clip indices `(batch, pairs)` of positives and of negatives for the hinge, as the baseline samples them; default all
+            pairs, whose mean is what sampling estimates.
+    """
+    labels = targets.saliency
+    positive = mask & (labels > 0) & (labels >= 0.5 * labels.amax(dim=1, keepdim=True))
+    hinge = saliency_hinge(output.saliency, positive, mask & ~positive, config.saliency_margin, sampled, normaliser)
+    contrast = saliency_contrast(output, positive, mask, targets, config.saliency_temperature, normaliser)
+    loss = hinge + config.saliency_contrast * contrast + _absence(output, mask, targets, config, normaliser)
+    if config.saliency_clip > 0:
+        scores = output.saliency[mask]
+        per_clip = F.binary_cross_entropy_with_logits(scores, labels[mask]) * _share(scores.numel(), normaliser)
+        loss = loss + config.saliency_clip * per_clip
+    return loss
+
+
+def saliency_hinge(
+    scores: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float,
+    sampled: tuple[Tensor, Tensor] | None = None,
+    normaliser: Normaliser = own_count,
+) -> Tensor:
+    """Positive clips should score `margin` above negative ones: twice the mean hinge over pairs (the baseline's scale).
+
+    Args:
+        scores: `(batch, clips)`.
+        positive: `(batch, clips)` bool.
+        negative: `(batch, clips)` bool.
+        margin: In units of the score.
+        sampled: See `saliency_loss`.
+        normaliser: See `compute_losses`.
+    """
+    if sampled is not None:
+        high, low = (scores.gather(1, index) for index in sampled)
+        return 2.0 * (margin + low - high).clamp(min=0.0).mean() * _share(high.numel(), normaliser)
+    has_pairs = positive.any(dim=1) & negative.any(dim=1)
+    num_items = int(has_pairs.sum())
+    share = _share(num_items, normaliser)
+    if num_items == 0:
+        return scores.new_zeros(())
+    scores, positive, negative = scores[has_pairs], positive[has_pairs], negative[has_pairs]
+    low = scores.masked_fill(~negative, 0.0)[:, None, :]
+    high = scores.masked_fill(~positive, 0.0)[:, :, None]
+    pairs = (positive[:, :, None] & negative[:, None, :]).to(scores.dtype)
+    violation = (margin + low - high).clamp(min=0.0) * pairs
+    return 2.0 * (violation.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean() * share
+
+
+def saliency_contrast(
+    output: ModelOutput, positive: Tensor, mask: Tensor, targets: Targets, temperature: float, normaliser: Normaliser = own_count
+) -> Tensor:
+    """Rank-contrastive loss: positive clips against all clips of the item, and against the same clips under a wrong query.
+
+    Per item `-mean over positive clips of log softmax(score / temperature)`; items without positive clips count as 0 in the mean.
+
+    Source: QD-DETR. It loops over label levels 1..11 and divides by 12; with 0/1 labels only level 1 has positives, hence the
+    default weight 1/12 (`LossConfig.saliency_contrast`).
+    """
+    lowest = torch.finfo(output.saliency.dtype).min
+    logits = (output.saliency / temperature).masked_fill(~mask, lowest)
+    everything = logits
+    if output.negative_saliency is not None and output.negative_mask is not None:
+        negative = (output.negative_saliency / temperature).masked_fill(~output.negative_mask, lowest)
+        rows = targets.negative_index >= 0
+        full = torch.full_like(logits, lowest).index_put((rows.nonzero().squeeze(1),), negative)
+        everything = torch.cat([logits, full], dim=1)
+    log_share = logits - everything.logsumexp(dim=1, keepdim=True)
+    count = positive.sum(dim=1)
+    per_item = -log_share.masked_fill(~positive, 0.0).sum(dim=1) / count.clamp(min=1)
+    return per_item.mean() * _share(per_item.numel(), normaliser)
+
+
+def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossConfig, normaliser: Normaliser) -> Tensor:
+    """`-log(1 - sigmoid(score))` over all clips of recordings in which the query is absent: negative pairs, and items without windows.
+
+    Source: QD-DETR, which sums over clips; `LossConfig.saliency_negative` can take the mean, so that long recordings count no more.
+    """
+    absent = torch.tensor([count == 0 for count in targets.num_spans], device=mask.device)
+    scores, valid = output.saliency[absent], mask[absent]
+    if output.negative_saliency is not None and output.negative_mask is not None:
+        scores = torch.cat([scores, output.negative_saliency])
+        valid = torch.cat([valid, output.negative_mask])
+    share = _share(scores.shape[0], normaliser)
+    if scores.shape[0] == 0:
+        return output.saliency.new_zeros(())
+    per_item = F.softplus(scores.masked_fill(~valid, 0.0)).masked_fill(~valid, 0.0).sum(dim=1)
+    if config.saliency_negative == "mean":
+        per_item = per_item / valid.sum(dim=1).clamp(min=1)
+    return per_item.mean() * share
+
+
+def _label_part(layer: DecoderOutput, pairs: _Pairs, targets: Targets, config: LossConfig, normaliser: Normaliser) -> Tensor:
+    if config.label_loss == "varifocal":
+        return varifocal_loss(layer, pairs, targets, normaliser)
+    return label_loss(layer, pairs, config.background_weight, normaliser)
+
+
+def _share(count: int, normaliser: Normaliser) -> float | Tensor:
+    """Turn a mean over `count` values of this process into their sum over what `normaliser` gives; exactly 1 in a single process."""
+    return count / normaliser(count)
+
+
+def _flatten(assignment: Assignment, targets: Targets) -> _Pairs:
+    """Join the items' assignments, on the device of the targets."""
+    items, queries, spans = [], [], []
+    offset = 0
+    for item, ((query, span), count) in enumerate(zip(assignment, targets.num_spans, strict=True)):
+        items.append(torch.full_like(query, item))
+        queries.append(query)
+        spans.append(span + offset)
+        offset += count
+    device = targets.spans_cxw.device
+    return _Pairs(torch.cat(items).to(device), torch.cat(queries).to(device), torch.cat(spans).to(device))
+
+
+def _matched(layer: DecoderOutput, pairs: _Pairs, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Predicted and true spans of the matched pairs, both `(pairs, 2)` (centre, width)."""
+    return layer.spans_cxw[pairs.item, pairs.moment_query], targets.spans_cxw[pairs.span]
+
+
+def _best_iou(layer: DecoderOutput, targets: Targets) -> Tensor:
+    """Best IoU of each moment query with a span of its own item: `(batch, moment_queries)`, detached."""
+    batch, moment_queries = layer.logits.shape[:2]
+    owner = torch.arange(batch).repeat_interleave(torch.tensor(targets.num_spans)).to(layer.logits.device)
+    overlap = pairwise_iou(span_cxw_to_xx(layer.spans_cxw.detach()).flatten(0, 1), span_cxw_to_xx(targets.spans_cxw))
+    own = owner[None, None, :] == torch.arange(batch, device=owner.device)[:, None, None]
+    overlap = overlap.reshape(batch, moment_queries, -1) * own
+    # A column of zeros stands for "no span at all".
+    return F.pad(overlap, (0, 1)).amax(dim=-1)
+
+
+def _class_error(layer: DecoderOutput, pairs: _Pairs, normaliser: Normaliser) -> Tensor:
+    matched = layer.logits.detach()[pairs.item, pairs.moment_query]
+    share = _share(matched.shape[0], normaliser)
+    if matched.shape[0] == 0:
+        return layer.logits.new_zeros(())
+    return 100.0 * (matched.argmax(dim=-1) != FOREGROUND).float().mean() * share

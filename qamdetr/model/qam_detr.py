@@ -1,0 +1,201 @@
+"""QAM-DETR: streams -> fusion -> temporal encoder -> multi-scale context -> decoder -> heads (report, Fig. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from qamdetr.config import ModelConfig
+from qamdetr.errors import ConfigError
+from qamdetr.features.pipeline import TEF_DIM
+from qamdetr.model.bimamba import BiMambaEncoder
+from qamdetr.model.decoder import MomentDecoder
+from qamdetr.model.fusion import TextToAudioFusion, ThreeWayFusion
+from qamdetr.model.heads import MomentHeads, SaliencyHead
+from qamdetr.model.layers import clip_positions
+from qamdetr.model.multiscale import MultiScaleFusion
+from qamdetr.model.streams import GatedStreams
+from qamdetr.model.temporal import TransformerEncoder
+from qamdetr.types import Batch, ModelOutput
+
+
+class QamDetr(nn.Module):
+    """The whole network; every component is a switch of `ModelConfig`, and the six rows of the report's Table 1 are six of them.
+
+    An item gives the same output alone and in a padded batch (in `eval()`): nothing looks at padded clips or tokens.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build the network with fresh weights.
+
+        Raises:
+            ConfigError: A value of `config` that the network cannot be built with.
+        """
+        super().__init__()
+        check_config(config)
+        self.config = config
+        dim, dropout = config.dim, config.dropout
+        self.main_audio = next(iter(config.audio_streams))
+        audio_widths = {name: width + (TEF_DIM if name == self.main_audio else 0) for name, width in config.audio_streams.items()}
+        self.audio = GatedStreams("audio", audio_widths, dim, config.input_dropout)
+        self.text = GatedStreams("text", config.text_streams, dim, config.input_dropout)
+        # The similarity has a projection of its own, added after the stream's: as one more column it would stand among unit-norm
+        # features behind a LayerNorm, and input dropout would zero it half of the time.
+        self.similarity = nn.Linear(1, dim) if config.similarity else None
+        attention = (dim, config.num_heads, config.ffn_dim, dropout)
+        self.fusion: ThreeWayFusion | TextToAudioFusion = (
+            ThreeWayFusion(*attention, config.fusion_norm)
+            if config.fusion == "three_way"
+            else TextToAudioFusion(*attention, config.fusion_norm, config.fusion_layers)
+        )
+        self.encoder: BiMambaEncoder | TransformerEncoder
+        if config.encoder == "bimamba":
+            self.encoder = BiMambaEncoder(
+                dim, config.encoder_layers, state=config.mamba_state, conv=config.mamba_conv, expand=config.mamba_expand, dropout=dropout
+            )
+        else:
+            self.encoder = TransformerEncoder(
+                dim, config.encoder_layers, num_heads=config.num_heads, ffn_dim=config.ffn_dim, dropout=dropout
+            )
+        self.global_token = nn.Parameter(torch.randn(dim)) if config.global_token else None
+        # Only attention adds positions; a recurrent encoder knows its place from the order.
+        needs_position = config.global_token and config.encoder == "transformer"
+        self.global_position = nn.Parameter(torch.randn(dim)) if needs_position else None
+        self.multiscale = MultiScaleFusion(dim, config.multiscale_strides, dropout) if config.multiscale else None
+        self.decoder = MomentDecoder(*attention, num_layers=config.decoder_layers, num_moment_queries=config.num_moment_queries)
+        self.heads = MomentHeads(dim, quality=config.quality)
+        self.saliency = SaliencyHead(dim)
+
+    @property
+    def bypassable(self) -> frozenset[str]:
+        """Names that `forward` takes as `bypass`, for this configuration."""
+        names = {f"audio/{name}" for name in self.audio.auxiliary} | {f"text/{name}" for name in self.text.auxiliary}
+        if isinstance(self.fusion, ThreeWayFusion):
+            names.add("three_way")
+        if self.multiscale is not None:
+            names.add("multiscale")
+        if self.heads.quality is not None:
+            names.add("quality")
+        return frozenset(names)
+
+    def forward(self, batch: Batch, negative_index: Tensor | None = None, bypass: Collection[str] = ()) -> ModelOutput:
+        """Predict moments and saliency.
+
+        Args:
+            batch: Audio `(batch, clips, dim_s)` and text `(batch, tokens, dim_s)` by stream, with masks; each item has at least one
+                valid clip and token. Audio of batch 1 is that of all texts: what does not depend on the text is then computed once.
+            negative_index: `(batch,)` int64, the item whose text does not describe this item's audio, -1 for none. Such pairs run
+                through the encoder for `negative_saliency` (one row per index >= 0, in order) and never through the decoder.
+            bypass: Residual components to leave out of a model that was trained with them: `three_way` (its second and third block),
+                `multiscale`, `quality`, `audio/<stream>`, `text/<stream>`.
+
+        Raises:
+            ConfigError: A name in `bypass` that this model does not have, or a batch made for another model.
+        """
+        self._check_bypass(bypass)
+        audio = self.audio(batch.audio, bypass)
+        text = self.text(batch.text, bypass)
+        audio_mask, text_mask = batch.audio_mask, batch.text_mask
+        positions = clip_positions(audio_mask, self.config.dim)
+        num_items = text.shape[0]
+        if audio.shape[0] != num_items:
+            audio, audio_mask = audio.expand(num_items, -1, -1), audio_mask.expand(num_items, -1)
+        audio_rows, text_rows = _pair_rows(num_items, negative_index)
+        if self.similarity is not None:
+            column = self.similarity(self._cosine(batch, audio_rows, text_rows)[..., None])
+            audio = column + (audio if audio_rows is None else audio[audio_rows])
+        elif audio_rows is not None:
+            audio = audio[audio_rows]
+        if audio_rows is not None:
+            # True pairs and negative pairs share one pass through fusion and encoder.
+            text, text_mask = text[text_rows], text_mask[text_rows]
+            audio_mask, positions = audio_mask[audio_rows], positions.expand(num_items, -1, -1)[audio_rows]
+
+        memory, query = self._encode(audio, text, audio_mask, text_mask, positions, bypass)
+        saliency = self.saliency(memory, query, audio_mask)
+        decoded = self.decoder(memory[:num_items], audio_mask[:num_items], positions[:num_items])
+        *auxiliary, last = [self.heads(content, anchors, bypass_quality="quality" in bypass) for content, anchors in decoded]
+        return ModelOutput(
+            decoder=last,
+            auxiliary=tuple(auxiliary),
+            saliency=saliency[:num_items],
+            negative_saliency=None if audio_rows is None else saliency[num_items:],
+            negative_mask=None if audio_rows is None else audio_mask[num_items:],
+            gates={**self.audio.gates(), **self.text.gates()},
+        )
+
+    def _encode(
+        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, positions: Tensor, bypass: Collection[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse and encode: memory `(pairs, clips, dim)` and the query's representation `(pairs, dim)`."""
+        audio, text = self.fusion(audio, text, audio_mask, text_mask, positions, bypass="three_way" in bypass)
+        sequence, mask = audio, audio_mask
+        if self.global_token is not None:
+            sequence = torch.cat([self.global_token.expand(audio.shape[0], 1, -1), audio], dim=1)
+            mask = torch.cat([audio_mask.new_ones(audio.shape[0], 1), audio_mask], dim=1)
+        if isinstance(self.encoder, TransformerEncoder):
+            if self.global_position is not None:
+                positions = torch.cat([self.global_position.expand(positions.shape[0], 1, -1), positions], dim=1)
+            memory = self.encoder(sequence, mask, positions)
+        else:
+            memory = self.encoder(sequence, mask)
+        if self.global_token is not None:
+            query, memory = memory[:, 0], memory[:, 1:]
+        else:
+            weight = text_mask[..., None].to(text.dtype)
+            query = (text * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+        if self.multiscale is not None and "multiscale" not in bypass:
+            memory = self.multiscale(memory, audio_mask)
+        return memory, query
+
+    def _cosine(self, batch: Batch, audio_rows: Tensor | None, text_rows: Tensor | None) -> Tensor:
+        """Cosine of each clip with its pair's pooled query: `(pairs, clips)` in [-1, 1]; both are unit vectors already."""
+        clips = batch.audio[self.main_audio][..., :-TEF_DIM]
+        pooled = batch.text_pooled
+        if pooled is None:
+            raise ConfigError(
+                "model.similarity is on but the encoder gives no pooled query in the audio's space; set model.similarity=false "
+                "or use a combo with a joint space, such as pocket."
+            )
+        if pooled.shape[-1] != clips.shape[-1]:
+            raise ConfigError(
+                f"model.similarity is on but pooled queries have {pooled.shape[-1]} columns and clips of {self.main_audio!r} have "
+                f"{clips.shape[-1]}; set model.similarity=false."
+            )
+        if audio_rows is not None:
+            clips, pooled = clips.expand(pooled.shape[0], -1, -1)[audio_rows], pooled[text_rows]
+        return torch.einsum("btd,bd->bt", clips, pooled)
+
+    def _check_bypass(self, bypass: Collection[str]) -> None:
+        unknown = sorted(set(bypass) - self.bypassable)
+        if unknown:
+            known = ", ".join(sorted(self.bypassable)) or "nothing"
+            raise ConfigError(f"This model cannot bypass {unknown[0]!r}; it can bypass {known}.")
+
+
+def check_config(config: ModelConfig) -> None:
+    """Refuse a configuration that no network can be built from.
+
+    Raises:
+        ConfigError: Names the key, its value and what it must be.
+    """
+    # Anchors embed two numbers, each as sines and cosines.
+    if config.dim % 4 or config.dim % config.num_heads:
+        raise ConfigError(f"model.dim is {config.dim}; it must be a multiple of 4 and of model.num_heads ({config.num_heads}).")
+    if config.multiscale and (not config.multiscale_strides or min(config.multiscale_strides) < 2):
+        raise ConfigError(
+            f"model.multiscale_strides is {list(config.multiscale_strides)}; give strides of 2 or more, or set model.multiscale=false."
+        )
+
+
+def _pair_rows(num_items: int, negative_index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of audio and of text for all pairs: the items themselves, then the negatives; None where there are no negatives."""
+    if negative_index is None:
+        return None, None
+    rows = (negative_index >= 0).nonzero().squeeze(1)
+    if rows.numel() == 0:
+        return None, None
+    items = torch.arange(num_items, device=negative_index.device)
+    return torch.cat([items, rows]), torch.cat([items, negative_index[rows]])

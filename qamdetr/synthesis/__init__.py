@@ -1,0 +1,1 @@
+"""Recordings with known moments, mixed from clips and backgrounds."""

@@ -1,0 +1,285 @@
+"""Decides what happens in each scene: pure planning, no audio. The same library, recipe and scene number always give the same plan.
+
+Distributions follow CASTELLA (measured on its public annotations): recordings of 60-300 s; window widths log-normal with a median of a few
+seconds and a long tail; half of the queries have one window, the number of windows falling off as `n ** -1.4`.
+
+Source: H. Munakata et al., "Language-based audio moment retrieval", ICASSP 2025 (Clotho-Moment: captioned clips over long backgrounds).
+Deliberate differences: one-minute scenes with one window each become long scenes with several windows, distractors and absent queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qamdetr.errors import DataError
+from qamdetr.synthesis.events import EventShape, Segment, make_event, pick
+from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis.sources import Background, Clip, Library, is_within, merge_windows
+
+if TYPE_CHECKING:  # qamdetr.types imports torch, which would cost each worker process seconds
+    from qamdetr.types import Window
+
+OCCURRENCE_EXPONENT = 1.4
+"""Chance of `n` occurrences is proportional to `n ** -OCCURRENCE_EXPONENT`, which is CASTELLA's histogram of windows per query."""
+GROUP_SPREAD_SHARE = 0.8
+"""Share of the spread of event lengths that all occurrences of one sound in a scene have in common."""
+MAX_FILL = 0.7
+"""Events are left out once the events together would last longer than this share of the scene."""
+MAX_LEVEL_DIFFERENCE_DB = 10.0
+"""Events that overlap differ by no more than this, so that neither becomes inaudible."""
+SECOND_BACKGROUND_PROBABILITY = 0.3
+PLACEMENT_TRIES = 60
+
+
+@dataclass(frozen=True)
+class Event:
+    """One occurrence of a sound. `windows` say where it is audible, in seconds of the scene; the first begins at `start_seconds`."""
+
+    group: str
+    start_seconds: float
+    length_seconds: float
+    snr_db: float
+    windows: tuple[Window, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def end_seconds(self) -> float:
+        """End of the last audible part."""
+        return self.start_seconds + self.length_seconds
+
+
+@dataclass(frozen=True)
+class BackgroundPart:
+    """A background from `offset_seconds` on, looped when it ends early; `level_db` relative to the scene's first background."""
+
+    file: str
+    offset_seconds: float
+    level_db: float
+
+
+@dataclass(frozen=True)
+class PlannedQuery:
+    """A line of the manifest: the text and its windows in seconds, none when the sound is absent."""
+
+    text: str
+    windows: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """All that is needed to render one scene and to write its lines of the manifest. Without backgrounds, `noise_seed` gives pink noise."""
+
+    vid: str
+    duration_seconds: float
+    peak_dbfs: float
+    noise_seed: int
+    backgrounds: tuple[BackgroundPart, ...]
+    events: tuple[Event, ...]
+    queries: tuple[PlannedQuery, ...]
+
+
+class ScenePlanner:
+    """Draws the plans of one library and recipe; scenes do not depend on each other, so any process may plan any scene."""
+
+    def __init__(self, library: Library, recipe: SceneRecipe) -> None:
+        self.recipe = recipe
+        self._captions = library.captions
+        self._backgrounds: tuple[Background, ...] = library.backgrounds
+        self._clips: dict[str, list[Clip]] = defaultdict(list)
+        for clip in library.clips:
+            self._clips[clip.group].append(clip)
+        self._groups = sorted(self._clips)
+        self._owners: dict[str, set[str]] = defaultdict(set)
+        for group, texts in library.captions.items():
+            for text in texts:
+                self._owners[_same_text_key(text)].add(group)
+        if len(self._groups) < recipe.min_groups:
+            raise DataError(
+                f"clips.csv: group: {len(self._groups)} distinct groups, but the recipe wants at least {recipe.min_groups} per scene: "
+                "add clips or lower min_groups."
+            )
+
+    def vid(self, index: int) -> str:
+        """Name of scene number `index`."""
+        return f"{self.recipe.name}_{self.recipe.seed}_{index:05d}"
+
+    def plan(self, index: int) -> ScenePlan:
+        """Plan scene number `index`."""
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.seed, index])
+        # Tenths of a second are whole samples at every usual rate.
+        duration = round(float(rng.uniform(recipe.min_scene_seconds, recipe.max_scene_seconds)), 1)
+        chosen = self._choose_backgrounds(rng)
+        heard = {group for background, _ in chosen for group in background.groups}
+        events = self._place_events(rng, duration, heard)
+        return ScenePlan(
+            vid=self.vid(index),
+            duration_seconds=duration,
+            peak_dbfs=round(float(rng.uniform(recipe.min_peak_dbfs, recipe.max_peak_dbfs)), 2),
+            noise_seed=int(rng.integers(2**31)),
+            backgrounds=tuple(part for _, part in chosen),
+            events=tuple(sorted(events, key=lambda event: (event.start_seconds, event.group))),
+            queries=tuple(self._choose_queries(rng, events, duration, heard)),
+        )
+
+    def _choose_backgrounds(self, rng: np.random.Generator) -> list[tuple[Background, BackgroundPart]]:
+        wanted = 2 if rng.random() < SECOND_BACKGROUND_PROBABILITY else 1
+        numbers = rng.permutation(len(self._backgrounds))[:wanted].tolist()
+        parts: list[tuple[Background, BackgroundPart]] = []
+        for background in (self._backgrounds[number] for number in numbers):
+            offset = round(float(rng.uniform(0, background.duration_seconds)), 2)
+            level = round(float(rng.uniform(-12, 0)), 1) if parts else 0.0
+            parts.append((background, BackgroundPart(background.file, offset, level)))
+        return parts
+
+    def _choose_groups(self, rng: np.random.Generator, heard: set[str]) -> list[str]:
+        """Choose the distinct sounds of a scene, none of which is in the background.
+
+        None lies below another: whether a `speech` is also a `speech/man` nobody could say.
+        """
+        wanted = int(rng.integers(self.recipe.min_groups, self.recipe.max_groups + 1))
+        chosen: list[str] = []
+        for number in rng.permutation(len(self._groups)).tolist():
+            if len(chosen) == wanted:
+                break
+            if not any(_related(self._groups[number], other) for other in (*chosen, *heard)):
+                chosen.append(self._groups[number])
+        return chosen
+
+    def _place_events(self, rng: np.random.Generator, duration: float, heard: set[str]) -> list[Event]:
+        recipe = self.recipe
+        counts = np.arange(recipe.min_occurrences, recipe.max_occurrences + 1)
+        weights = counts**-OCCURRENCE_EXPONENT
+        wanted = {group: int(rng.choice(counts, p=weights / weights.sum())) for group in self._choose_groups(rng, heard)}
+        common = math.sqrt(GROUP_SPREAD_SHARE) * recipe.event_spread
+        medians = {group: recipe.event_median_seconds * math.exp(common * rng.standard_normal()) for group in wanted}
+        clips = {group: [self._clips[group][i] for i in rng.permutation(len(self._clips[group]))] for group in wanted}
+        events: list[Event] = []
+        # Every sound gets its first occurrence before any gets its second, so that a crowded scene still holds all of them.
+        for occurrence in range(recipe.max_occurrences):
+            for group, count in wanted.items():
+                if occurrence >= count:
+                    continue
+                own = math.sqrt(1 - GROUP_SPREAD_SHARE) * recipe.event_spread
+                length = medians[group] * math.exp(own * rng.standard_normal())
+                length = min(max(length, recipe.event_min_seconds), recipe.event_max_seconds, duration)
+                clip = clips[group][occurrence % len(clips[group])]
+                shape = make_event(rng, clip, self._clips[group], length, min(recipe.event_max_seconds, duration))
+                filled = sum(event.length_seconds for event in events)
+                if events and filled + shape.length_seconds > MAX_FILL * duration:
+                    continue
+                event = self._place(rng, group, shape, events, duration)
+                if event is not None:
+                    events.append(event)
+        return events
+
+    def _place(self, rng: np.random.Generator, group: str, shape: EventShape, events: Sequence[Event], duration: float) -> Event | None:
+        """Find a free place for an event; None when `PLACEMENT_TRIES` random places are all taken."""
+        recipe = self.recipe
+        others = [event for event in events if event.group != group]
+        overlap = bool(others) and rng.random() < recipe.overlap_share
+        snr_db = float(rng.uniform(recipe.min_snr_db, recipe.max_snr_db))
+        last_start = duration - shape.length_seconds
+        for _ in range(PLACEMENT_TRIES if last_start >= 0 else 0):
+            start = float(rng.uniform(0, last_start))
+            if overlap:
+                partner = pick(rng, others)
+                start = float(rng.uniform(partner.start_seconds - 0.8 * shape.length_seconds, partner.end_seconds))
+            # Hundredths of a second, rounded down: the event must not reach past the end of the scene.
+            start = math.floor(start * 100) / 100
+            if not 0 <= start <= last_start:
+                continue
+            end = start + shape.length_seconds
+            # The margin outweighs the rounding of windows to hundredths.
+            gap = recipe.min_gap_seconds + 0.02
+            if any(start < e.end_seconds + gap and e.start_seconds < end + gap for e in events if e.group == group):
+                continue
+            under = [e for e in others if start < e.end_seconds and e.start_seconds < end]
+            if under and not overlap:
+                continue
+            for event in under:
+                snr_db = min(max(snr_db, event.snr_db - MAX_LEVEL_DIFFERENCE_DB), event.snr_db + MAX_LEVEL_DIFFERENCE_DB)
+            windows = tuple((a + start, b + start) for a, b in shape.windows)
+            return Event(group, start, shape.length_seconds, round(snr_db, 2), windows, shape.segments)
+        return None
+
+    def _choose_queries(self, rng: np.random.Generator, events: Sequence[Event], duration: float, heard: set[str]) -> list[PlannedQuery]:
+        present = sorted({event.group for event in events})
+        queries: list[PlannedQuery] = []
+        used: set[str] = set()
+        for group in present:
+            for _ in range(self.recipe.captions_per_target):
+                text = self._draw_caption(rng, group, present, heard, used)
+                if text is not None:
+                    used.add(_same_text_key(text))
+                    queries.append(PlannedQuery(text, self._windows_of(text, events, duration)))
+        share = self.recipe.absent_share
+        # Rounded at random, so that the share holds on average also where a scene has few queries.
+        wanted = math.floor(len(queries) * share / (1 - share) + rng.random())
+        candidates = iter(rng.permutation(len(self._groups)).tolist())
+        while wanted and (number := next(candidates, None)) is not None:
+            text = self._draw_caption(rng, self._groups[number], (), {*present, *heard}, used)
+            if text is not None:
+                used.add(_same_text_key(text))
+                queries.append(PlannedQuery(text, ()))
+                wanted -= 1
+        return [queries[number] for number in rng.permutation(len(queries)).tolist()]
+
+    def _draw_caption(self, rng: np.random.Generator, group: str, present: Sequence[str], excluded: set[str], used: set[str]) -> str | None:
+        """Draw a caption of `group` or of a group above it whose truth in this scene is beyond doubt; None when there is none.
+
+        Args:
+            rng: The scene's generator.
+            group: What the caption is to be about.
+            present: Groups whose events the caption may cover. Where one lies above an owner of the caption, it might be what the
+                caption says or not, and the caption is left out.
+            excluded: Groups that the caption must have nothing to do with, in either direction.
+            used: Keys of the scene's captions so far.
+        """
+        own = list(self._captions.get(group, ()))
+        above = [text for ancestor in _ancestors(group) for text in self._captions.get(ancestor, ())]
+        pools = [above, own] if rng.random() < self.recipe.ancestor_caption_share else [own, above]
+        for pool in pools:
+            usable = []
+            for text in pool:
+                owners = self._owners[_same_text_key(text)]
+                doubtful = any(owner != other and is_within(owner, other) for owner in owners for other in present)
+                false = any(_related(owner, other) for owner in owners for other in excluded)
+                if not (doubtful or false or _same_text_key(text) in used):
+                    usable.append(text)
+            if usable:
+                return pick(rng, usable)
+        return None
+
+    def _windows_of(self, text: str, events: Sequence[Event], duration: float) -> tuple[Window, ...]:
+        """All windows, to hundredths of a second, of events that any owner of the caption covers."""
+        owners = self._owners[_same_text_key(text)]
+        windows = [window for event in events if any(is_within(event.group, owner) for owner in owners) for window in event.windows]
+        rounded = []
+        for start, end in windows:
+            # Rounding must neither empty a window nor push it past the end.
+            begin = min(round(start, 2), duration - 0.01)
+            rounded.append((begin, min(max(round(end, 2), begin + 0.01), duration)))
+        merged = merge_windows(rounded, self.recipe.min_gap_seconds - 0.005)
+        return tuple((round(start, 2), round(end, 2)) for start, end in merged)
+
+
+def _ancestors(group: str) -> list[str]:
+    """List the groups above `group`, nearest first."""
+    parts = group.split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+
+
+def _related(one: str, other: str) -> bool:
+    return is_within(one, other) or is_within(other, one)
+
+
+def _same_text_key(text: str) -> str:
+    """Captions that differ only in case, spaces or closing punctuation are one caption."""
+    return " ".join(text.casefold().split()).rstrip(".!? ")

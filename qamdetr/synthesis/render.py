@@ -1,0 +1,262 @@
+"""Turns scene plans into audio: background, events at their levels over it, a random peak. No randomness beyond the plan's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from qamdetr import audio
+from qamdetr.errors import AudioError
+from qamdetr.files import replacing
+from qamdetr.synthesis.plan import BackgroundPart, Event, ScenePlan, ScenePlanner
+from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis.sources import SOUNDING_DB, Library, frame_rms
+
+Samples = npt.NDArray[np.float32]
+
+CACHE_BYTES = 512 * 2**20
+"""Decoded sources kept in memory per process; the longest unused go first."""
+LONG_BACKGROUND_SECONDS = 900.0
+"""Of longer backgrounds only the part that a scene needs is read."""
+BACKGROUND_CROSSFADE_SECONDS = 1.0
+MIN_EDGE_SECONDS = 0.005
+"""Fade inside a sound that begins at the very start of its file; shorter ones click."""
+PINK_NOISE_DB = -20.0
+"""Level of the stand-in noise: events sit at their SNR over a background 20 dB louder than the noise that is heard."""
+QUIET_BACKGROUND_DB = -20.0
+"""A background this far below its own average counts as this loud, so that its pauses do not make events inaudible."""
+
+
+class SourceCache:
+    """Decoded mono sources at the rate of the scenes: clips with an active RMS of 1, backgrounds as they are."""
+
+    def __init__(self, clips_dir: Path, backgrounds_dir: Path | None, sample_rate_hz: int) -> None:
+        self.sample_rate_hz = sample_rate_hz
+        self._clips_dir = clips_dir
+        self._backgrounds_dir = backgrounds_dir
+        self._kept: OrderedDict[Path, Samples] = OrderedDict()
+        self._bytes = 0
+
+    def clip(self, file: str) -> Samples:
+        """Return a clip scaled to an active RMS of 1, so that takes of different loudness make one event."""
+        path = self._clips_dir / file
+        samples = self._find(path)
+        if samples is None:
+            samples = audio.load(path, self.sample_rate_hz).samples
+            samples = samples - samples.mean()
+            samples /= active_rms(samples, self.sample_rate_hz)
+            self._keep(path, samples)
+        return samples
+
+    def background(self, part: BackgroundPart, seconds: float) -> Samples:
+        """Return `seconds` of a background from the part's offset on, looped when it is too short."""
+        if self._backgrounds_dir is None:
+            raise AudioError(f"Background {part.file} is planned, but no backgrounds folder was given; give the folder it lies in.")
+        path = self._backgrounds_dir / part.file
+        samples = self._find(path)
+        if samples is None:
+            samples = _read_long(path, part.offset_seconds, seconds, self.sample_rate_hz)
+            if samples is not None:
+                return samples
+            samples = audio.load(path, self.sample_rate_hz).samples
+            self._keep(path, samples)
+        length, offset = round(seconds * self.sample_rate_hz), round(part.offset_seconds * self.sample_rate_hz)
+        return loop_to(samples, offset % len(samples), length, round(BACKGROUND_CROSSFADE_SECONDS * self.sample_rate_hz))
+
+    def _find(self, path: Path) -> Samples | None:
+        if path in self._kept:
+            self._kept.move_to_end(path)
+        return self._kept.get(path)
+
+    def _keep(self, path: Path, samples: Samples) -> None:
+        self._kept[path] = samples
+        self._bytes += samples.nbytes
+        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= dropped.nbytes
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What a process needs to render scenes into `audio_dir`."""
+
+    clips_dir: Path
+    backgrounds_dir: Path | None
+    audio_dir: Path
+    library: Library
+    recipe: SceneRecipe
+
+
+def render(plan: ScenePlan, sources: SourceCache, fade_seconds: float) -> Samples:
+    """Render a scene.
+
+    Args:
+        plan: What happens when.
+        sources: Where the sounds come from.
+        fade_seconds: Fade at both ends of each sound.
+
+    Returns:
+        `(samples,)` at the rate of `sources`, with its peak at the plan's `peak_dbfs`.
+
+    Raises:
+        AudioError: A source cannot be read.
+    """
+    rate = sources.sample_rate_hz
+    background = _mix_background(plan, sources)
+    scene = background.copy()
+    boost = 1.0 if plan.backgrounds else 10 ** (-PINK_NOISE_DB / 20)
+    floor = 10 ** (QUIET_BACKGROUND_DB / 20) * _rms(background)
+    for event in plan.events:
+        sound, lead = _assemble(event, sources, fade_seconds)
+        start = round(event.start_seconds * rate)
+        local = max(_rms(background[start : round(event.end_seconds * rate)]), floor) * boost
+        sound *= local * 10 ** (event.snr_db / 20) / active_rms(sound, rate)
+        _add(scene, sound, start - lead)
+    peak = max(float(scene.max()), -float(scene.min()))
+    scene *= 10 ** (plan.peak_dbfs / 20) / peak
+    return scene
+
+
+def render_scenes(job: RenderJob, indices: Sequence[int]) -> Iterator[str]:
+    """Render and write scenes one by one, yielding each vid."""
+    planner = ScenePlanner(job.library, job.recipe)
+    sources = SourceCache(job.clips_dir, job.backgrounds_dir, job.recipe.sample_rate_hz)
+    for index in indices:
+        plan = planner.plan(index)
+        samples = render(plan, sources, job.recipe.fade_seconds)
+        with replacing(job.audio_dir / f"{plan.vid}.flac") as temporary:
+            soundfile.write(temporary, samples, job.recipe.sample_rate_hz, format="FLAC", subtype="PCM_16")
+        yield plan.vid
+
+
+def count_rendered(job: RenderJob, indices: Sequence[int]) -> int:
+    """Run `render_scenes` to its end, in a worker process; return the number of scenes."""
+    return sum(1 for _ in render_scenes(job, indices))
+
+
+def active_rms(samples: Samples, sample_rate_hz: int) -> float:
+    """RMS over the frames that sound: those at most 30 dB below the loudest one. Never 0."""
+    rms = frame_rms(samples, sample_rate_hz)
+    sounding = rms[rms >= rms.max() * 10 ** (SOUNDING_DB["no"] / 20)]
+    return max(float(np.sqrt(np.square(sounding).mean())), 1e-9)
+
+
+def loop_to(samples: Samples, offset: int, length: int, fade: int) -> Samples:
+    """Return `length` samples from `offset` on; where the source ends it starts again, with an equal-power crossfade of `fade` samples."""
+    fade = min(fade, len(samples) // 4)
+    ramp = _ramp(fade)
+    looped = np.zeros(length, dtype=np.float32)
+    position = 0
+    begin = offset if len(samples) - offset > 2 * fade else 0
+    while True:
+        part = samples[begin : begin + length - position]
+        into = looped[position : position + len(part)]
+        if position:
+            part = part.copy()
+            width = min(fade, len(part))
+            part[:width] *= ramp[:width]
+        into += part
+        if position + len(part) >= length:
+            return looped
+        into[len(part) - fade :] *= ramp[::-1]
+        position += len(part) - fade
+        begin = 0
+
+
+def pink_noise(length: int, seed: int) -> Samples:
+    """Noise whose power falls by 3 dB per octave, RMS 1.
+
+    Source: the three-pole filter of J. O. Smith, "Spectral Audio Signal Processing", CCRMA, section "Example: Synthesis of 1/F noise".
+    """
+    import scipy.signal
+
+    white = np.random.default_rng(seed).standard_normal(length + 4096, dtype=np.float32)
+    numerator = [0.049922035, -0.095993537, 0.050612699, -0.004408786]
+    denominator = [1.0, -2.494956002, 2.017265875, -0.522189400]
+    # The first samples hold the filter's start.
+    pink: Samples = np.asarray(scipy.signal.lfilter(numerator, denominator, white), dtype=np.float32)[4096:]
+    return pink / np.float32(_rms(pink))
+
+
+def _mix_background(plan: ScenePlan, sources: SourceCache) -> Samples:
+    """Sum of the plan's backgrounds, each first brought to the same RMS; pink noise when there are none or they are silent."""
+    length = round(plan.duration_seconds * sources.sample_rate_hz)
+    mixed = np.zeros(length, dtype=np.float32)
+    for part in plan.backgrounds:
+        samples = sources.background(part, plan.duration_seconds)
+        loudness = _rms(samples)
+        if loudness > 1e-6:
+            mixed += samples * np.float32(10 ** (part.level_db / 20) / loudness)
+    return mixed if mixed.any() else pink_noise(length, plan.noise_seed)
+
+
+def _read_long(path: Path, offset_seconds: float, seconds: float, sample_rate_hz: int) -> Samples | None:
+    """Read a part of a long recording without decoding the rest; None when it is not long or libsndfile cannot open it."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            frames = round(seconds * rate)
+            if file.frames < max(LONG_BACKGROUND_SECONDS * rate, frames):
+                return None
+            file.seek(min(round(offset_seconds * rate), file.frames - frames))
+            block = file.read(frames, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        return None
+    samples: Samples = audio.resample(audio.Waveform(block.mean(axis=1, dtype=np.float32), rate), sample_rate_hz).samples
+    length = round(seconds * sample_rate_hz)
+    return np.pad(samples, (0, max(0, length - len(samples))))[:length]
+
+
+def _assemble(event: Event, sources: SourceCache, fade_seconds: float) -> tuple[Samples, int]:
+    """Join an event's segments.
+
+    Returns:
+        The sound, and how many of its samples lie before the event's start (silence and fade before the first audible sample).
+    """
+    rate = sources.sample_rate_hz
+    fade, edge = round(fade_seconds * rate), round(MIN_EDGE_SECONDS * rate)
+    lead = fade + round(-min(0.0, *(segment.offset_seconds for segment in event.segments)) * rate)
+    end_seconds = max(segment.offset_seconds + segment.length_seconds for segment in event.segments)
+    sound = np.zeros(lead + round(end_seconds * rate) + fade + 2, dtype=np.float32)
+    for segment in event.segments:
+        source = sources.clip(segment.file)
+        begin = round(segment.source_start_seconds * rate)
+        end = min(begin + round(segment.length_seconds * rate), len(source))
+        fade_in, fade_out = round(segment.fade_in_seconds * rate), round(segment.fade_out_seconds * rate)
+        # The fades at the ends of an event lie outside its window where the file goes on.
+        before = 0 if fade_in else min(fade, begin)
+        after = 0 if fade_out else min(fade, len(source) - end)
+        part = source[begin - before : end + after].copy()
+        _fade(part, fade_in or max(before, edge), fade_out or max(after, edge))
+        _add(sound, part, lead + round(segment.offset_seconds * rate) - before)
+    return sound, lead
+
+
+def _fade(samples: Samples, fade_in: int, fade_out: int) -> None:
+    """Fade both ends in place."""
+    fade_in, fade_out = min(fade_in, len(samples)), min(fade_out, len(samples))
+    samples[:fade_in] *= _ramp(fade_in)
+    samples[len(samples) - fade_out :] *= _ramp(fade_out)[::-1]
+
+
+def _ramp(length: int) -> Samples:
+    """Rise from 0 to 1 whose square and mirrored square add up to 1: an equal-power fade."""
+    ramp: Samples = np.sin(0.5 * np.pi * (np.arange(length, dtype=np.float32) + 0.5) / max(length, 1)).astype(np.float32)
+    return ramp
+
+
+def _add(target: Samples, samples: Samples, position: int) -> None:
+    """Add samples into `target` at `position`; what lies outside is dropped."""
+    begin, end = max(0, position), min(len(target), position + len(samples))
+    if begin < end:
+        target[begin:end] += samples[begin - position : end - position]
+
+
+def _rms(samples: Samples) -> float:
+    return float(np.sqrt(np.dot(samples, samples) / max(1, len(samples))))

@@ -1,0 +1,207 @@
+"""The Clotho-Moment recipe as a tool: long recordings with known moments, out of your captioned clips and your backgrounds.
+
+`read_library` (scene_sources) reads the folders, `ScenePlanner` (scene_plan) decides, `render` (scene_audio) mixes; this file runs them
+and writes the result: `audio/{vid}.flac`, `manifest.jsonl` (the field's format), `scenes.jsonl` (every event with its clips and level),
+`attribution.csv` (the sources used) and a data card.
+
+An interrupted run goes on where it stopped when it is started again with the same folders and recipe: scenes are drawn one by one from
+(seed, number), audio files appear whole or not at all, and the manifest is written last.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import asdict, fields
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from qamdetr.data.manifest import QueryEntry, write_manifest
+from qamdetr.errors import DataError
+from qamdetr.files import remove_abandoned, write_whole
+from qamdetr.synthesis.plan import ScenePlan, ScenePlanner
+from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis.render import RenderJob, count_rendered, render_scenes
+from qamdetr.synthesis.sources import SOURCE_COLUMNS, Library, read_library
+
+__all__ = ["SceneRecipe", "entries_of", "synthesize"]
+
+_FINISHED = "[!.]*.flac"  # names of files that are still being written begin with a dot
+
+
+def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output_dir: str | Path, recipe: SceneRecipe) -> Path:
+    """Make scenes out of captioned clips and backgrounds.
+
+    Args:
+        clips_dir: Folder with `clips.csv` and its clips (format: `qamdetr.synthesis.sources`).
+        backgrounds_dir: Folder of background recordings; None or empty for synthesised pink noise at a low level.
+        output_dir: Where audio, manifest and data card go; must not hold a manifest yet.
+        recipe: How scenes are drawn. The same recipe and sources give the same bytes, however many processes work.
+
+    Returns:
+        Path of `manifest.jsonl`.
+
+    Raises:
+        DataError: Faulty folders (see `read_library`), or an output folder that holds another data set.
+        AudioError: A source that could be read at first and now cannot.
+    """
+    clips, output = Path(clips_dir), Path(output_dir)
+    backgrounds = None if backgrounds_dir is None else Path(backgrounds_dir)
+    manifest = output / "manifest.jsonl"
+    if manifest.exists():
+        raise DataError(f"{manifest} exists already and is never overwritten; choose another output folder or remove that one.")
+    library = read_library(clips, backgrounds, recipe.num_workers)
+    planner = ScenePlanner(library, recipe)
+    plans = [planner.plan(index) for index in range(recipe.num_scenes)]
+    if not any(plan.queries for plan in plans):
+        raise DataError(
+            f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries; give captions to more groups, or name fewer groups "
+            "in backgrounds.csv."
+        )
+    _claim(output, library, recipe)
+    _render_all(RenderJob(clips, backgrounds, output / "audio", library, recipe))
+    write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
+    used = _used_sources(plans, library)
+    write_whole(output / "attribution.csv", _attribution_table(used))
+    write_whole(output / "README.md", _data_card(plans, library, recipe, used))
+    write_manifest(manifest, [entry for plan in plans for entry in entries_of(plan)])
+    return manifest
+
+
+def entries_of(plan: ScenePlan) -> list[QueryEntry]:
+    """Lines of the manifest of one scene; qids are `{vid}_{n}` with n from 1, absent queries have no windows."""
+    return [
+        QueryEntry(f"{plan.vid}_{number}", query.text, plan.vid, plan.duration_seconds, query.windows)
+        for number, query in enumerate(plan.queries, start=1)
+    ]
+
+
+def _claim(output: Path, library: Library, recipe: SceneRecipe) -> None:
+    """Note recipe and sources in the output folder, or check that an interrupted run had the same."""
+    wanted = {name: value for name, value in asdict(recipe).items() if name != "num_workers"}
+    wanted["sources_sha256"] = hashlib.sha256(
+        repr((library.clips, sorted(library.captions.items()), library.backgrounds)).encode()
+    ).hexdigest()
+    note = output / "recipe.json"
+    text = json.dumps(wanted, indent=2) + "\n"
+    remove_abandoned(output)
+    if note.is_file():
+        if note.read_text(encoding="utf-8") != text:
+            raise DataError(f"{output} holds an unfinished run with another recipe or other sources; choose another folder or remove it.")
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} is not an empty folder and holds no {note.name} of an interrupted run; choose another folder.")
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(note, text)
+
+
+def _render_all(job: RenderJob) -> None:
+    """Render the scenes that are not there yet, in `num_workers` processes that each keep their own decoded sources."""
+    job.audio_dir.mkdir(exist_ok=True)
+    remove_abandoned(job.audio_dir)
+    done = {path.stem for path in job.audio_dir.glob(_FINISHED)}
+    planner = ScenePlanner(job.library, job.recipe)
+    todo = [index for index in range(job.recipe.num_scenes) if planner.vid(index) not in done]
+    workers = min(job.recipe.num_workers, len(todo))
+    with tqdm(total=job.recipe.num_scenes, initial=job.recipe.num_scenes - len(todo), desc="scenes", unit="scene", disable=None) as bar:
+        if workers <= 1:
+            for _ in render_scenes(job, todo):
+                bar.update()
+            return
+        # spawn: a forked copy of a process that runs threads (torch, numba) may hang.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(count_rendered, job, todo[worker::workers]) for worker in range(workers)]
+            pending = set(futures)
+            while pending:
+                _, pending = wait(pending, timeout=0.5)
+                bar.update(sum(1 for _ in job.audio_dir.glob(_FINISHED)) - bar.n)
+            for future in futures:
+                future.result()
+
+
+def _used_sources(plans: Sequence[ScenePlan], library: Library) -> list[dict[str, str]]:
+    """One row per source file that is heard in a scene: role, file, licence and so on."""
+    clips = {segment.file for plan in plans for event in plan.events for segment in event.segments}
+    backgrounds = {part.file for plan in plans for part in plan.backgrounds}
+    return [
+        {"role": role, "file": file, **sources.get(file, {})}
+        for role, files, sources in (("clip", clips, library.sources), ("background", backgrounds, library.background_sources))
+        for file in sorted(files)
+    ]
+
+
+def _attribution_table(used: Sequence[dict[str, str]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["role", "file", *SOURCE_COLUMNS], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(used)
+    return text.getvalue()
+
+
+def _data_card(plans: Sequence[ScenePlan], library: Library, recipe: SceneRecipe, used: Sequence[dict[str, str]]) -> str:
+    """Write the data card: what is in the folder, measured statistics, sources with licences, recipe."""
+    queries = [query for plan in plans for query in plan.queries]
+    present = [query for query in queries if query.windows]
+    durations = [plan.duration_seconds for plan in plans]
+    widths = [end - start for query in present for start, end in query.windows]
+    counts = Counter(len(query.windows) for query in present)
+    licences = Counter((row["role"], row.get("license", "not stated")) for row in used)
+    histogram = ", ".join(f"{number}: {100 * counts[number] / len(present):.1f} %" for number in sorted(counts)) or "none"
+    background = "recordings" if library.backgrounds else "synthesised pink noise"
+    lines = [
+        f"# Synthesised scenes `{recipe.name}`, seed {recipe.seed}",
+        "",
+        "Recordings for audio moment retrieval, made with `python -m qamdetr synthesize` after the Clotho-Moment recipe:",
+        "captioned clips laid over backgrounds at random times and levels. The sounds are those of the sources; that they meet, and when,",
+        "is synthetic.",
+        "",
+        "| file | what |",
+        "|---|---|",
+        f"| `audio/{{vid}}.flac` | mono, {recipe.sample_rate_hz} Hz, 16 bit |",
+        "| `manifest.jsonl` | one query per line: qid, query, duration, vid, relevant_windows in seconds (empty: the sound is absent) |",
+        "| `scenes.jsonl` | every event: group, windows, SNR in dB over the background around it, clips |",
+        "| `recipe.json` | the settings, and a digest of the sources |",
+        "| `attribution.csv` | the sources used, with author and licence as far as stated |",
+        "",
+        "## Measured",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| recordings | {len(plans)} ({sum(durations) / 3600:.2f} hours) over {background} |",
+        f"| queries | {len(queries)} ({len({query.text for query in queries})} different texts) |",
+        f"| absent queries | {len(queries) - len(present)} ({100 * (len(queries) - len(present)) / max(1, len(queries)):.1f} %) |",
+        f"| events | {sum(len(plan.events) for plan in plans)} of {len({e.group for plan in plans for e in plan.events})} groups |",
+        f"| recording length, seconds | {_quantiles(durations)} |",
+        f"| window width, seconds | {_quantiles(widths)} |",
+        f"| event SNR, dB | {_quantiles([event.snr_db for plan in plans for event in plan.events])} |",
+        f"| windows per present query | {histogram} |",
+        "",
+        "## Sources",
+        "",
+        "| role | licence | files |",
+        "|---|---|---|",
+        *(f"| {role} | {licence} | {number} |" for (role, licence), number in sorted(licences.items())),
+        "",
+        "## Recipe",
+        "",
+        "| setting | value | meaning |",
+        "|---|---|---|",
+        *(f"| {f.name} | {getattr(recipe, f.name)} | {f.metadata['help']} |" for f in fields(recipe) if f.name != "num_workers"),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _quantiles(values: Sequence[float]) -> str:
+    if not values:
+        return "none"
+    low, quarter, median, three_quarters, high = np.percentile(values, [0, 25, 50, 75, 100])
+    return f"{low:.1f} to {high:.1f}, median {median:.1f}, middle half {quarter:.1f} to {three_quarters:.1f}"

@@ -1,0 +1,216 @@
+"""Writes the tables and the figure of the ladder from the results of its runs (`recipes.ladder`).
+
+    python -m recipes.ladder_report runs/ladder --docs docs
+
+Replaces what stands between the markers `<!-- ladder -->` and `<!-- end -->` (likewise `switches`) in `docs/ladder.md`, and draws
+`docs/figures/ladder.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qamdetr.errors import DataError, QamDetrError
+from recipes.ladder import CHOSEN, FULL, LADDER, RESULTS_FILE, SWITCHES, Variant
+
+METRICS = ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")
+SETS = ("val", "test")
+
+REPORT_TABLE_1 = {
+    "1_baseline": ((39.32, 22.22, 17.89, 35.69, 15.80), (33.01, 16.42, 13.98, 28.94, 12.02)),
+    "2_bimamba": ((46.19, 29.20, 23.10, 42.11, 21.80), (38.66, 22.17, 18.32, 34.33, 16.96)),
+    "3_quality": ((50.46, 34.09, 26.33, 44.83, 25.28), (42.59, 25.32, 20.39, 36.84, 18.98)),
+    "4_multiscale": ((51.08, 34.60, 26.06, 45.87, 24.57), (44.05, 26.65, 21.03, 37.59, 19.92)),
+    "5_three_way": ((51.25, 34.43, 26.73, 45.73, 25.47), (45.26, 27.65, 21.82, 38.73, 20.54)),
+    "6_multi_feature": ((52.33, 35.46, 28.11, 46.76, 27.08), (47.40, 29.00, 23.50, 40.74, 22.19)),
+}
+"""`METRICS` on CASTELLA val and test, mean of five seeds. Source: the report, Table 1."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (of a sample, so over n - 1) of one metric over seeds, in percent."""
+
+    mean: float
+    deviation: float
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise `values`; one value has no deviation (NaN)."""
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+        return cls(float(np.mean(values)), deviation, tuple(values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+Results = Mapping[tuple[str, str], Mapping[int, Mapping[str, Mapping[str, float]]]]
+"""(variant, reading) -> seed -> set -> metrics."""
+
+
+def read_results(output: Path) -> Results:
+    """Read `results.json` of every run under `output`.
+
+    Raises:
+        DataError: There is none.
+    """
+    results: dict[tuple[str, str], dict[int, Mapping[str, Mapping[str, float]]]] = defaultdict(dict)
+    for path in sorted(output.glob(f"*/{RESULTS_FILE}")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        for reading, scores in run["readings"].items():
+            results[run["variant"], reading][run["seed"]] = scores
+    if not results:
+        raise DataError(f"{output} holds no {RESULTS_FILE}; run `python -m recipes.ladder` first.")
+    return results
+
+
+def spread(results: Results, variant: str, reading: str, part: str, metric: str) -> Spread:
+    """Summarise one metric of one row over its seeds.
+
+    Raises:
+        DataError: No run of that row is there.
+    """
+    runs = results.get((variant, reading))
+    if not runs:
+        raise DataError(f"No results of {variant} ({reading}); run `python -m recipes.ladder` to its end.")
+    return Spread.of([runs[seed][part][metric] for seed in sorted(runs)])
+
+
+def ladder_table(results: Results) -> str:
+    """Return the six rows on both sets, and the report's R1@0.7 beside them, as Markdown."""
+    lines = []
+    for part, column in zip(SETS, (0, 1), strict=True):
+        header = ["row", *METRICS, f"report, CASTELLA {part}: R1@0.7", "mAP"]
+        lines += [f"**{'Validation' if part == 'val' else 'Held-back test'} scenes**", "", _row(header), _row(["---"] * len(header))]
+        for variant in LADDER:
+            scores = [str(spread(results, variant.name, "decoder", part, metric)) for metric in METRICS]
+            report = REPORT_TABLE_1[variant.name][column]
+            lines.append(_row([variant.label, *scores, f"{report[1]:.2f}", f"{report[2]:.2f}"]))
+        lines.append("")
+    full, base = (spread(results, name, "decoder", "test", "R1@0.7") for name in (FULL.name, LADDER[0].name))
+    gap = (full.mean - full.deviation) - (base.mean + base.deviation)
+    seeds = len(full.values)
+    lines.append(
+        f"Mean ± standard deviation over {seeds} seeds. Full model minus baseline, test R1@0.7: {full.mean - base.mean:+.2f} points; "
+        f"between the two bands of one standard deviation lie {gap:.2f} points."
+    )
+    return "\n".join(lines)
+
+
+def switch_rows(results: Results) -> list[tuple[str, Spread, Spread, Mapping[str, Spread]]]:
+    """Return `(label, standard val R1@0.7, changed val R1@0.7, other numbers of the changed model)` of every switch."""
+    rows: list[tuple[str, Spread, Spread, Mapping[str, Spread]]] = []
+    for variant in (*SWITCHES, CHOSEN):
+        for reading in variant.readings:
+            before = spread(results, FULL.name, "decoder", "val", "R1@0.7")
+            after = spread(results, variant.name, reading, "val", "R1@0.7")
+            others = {
+                f"{part} {metric}": spread(results, variant.name, reading, part, metric)
+                for part, metric in (("val", "mAP"), ("test", "R1@0.7"), ("test", "mAP"))
+            }
+            rows.append((_switch_label(variant, reading), before, after, others))
+    return rows
+
+
+def switch_table(results: Results) -> str:
+    """Return the switches against the full model as Markdown, each with its verdict by validation."""
+    header = ["change to the full model", "val R1@0.7", "difference", "verdict", "val mAP", "test R1@0.7", "test mAP"]
+    lines = [_row(header), _row(["---"] * len(header))]
+    base = [spread(results, FULL.name, "decoder", part, metric) for part in SETS for metric in ("R1@0.7", "mAP")]
+    lines.append(_row(["(none: row 6)", str(base[0]), "", "", *map(str, base[1:])]))
+    for label, before, after, others in switch_rows(results):
+        difference = after.mean - before.mean
+        lines.append(_row([label, str(after), f"{difference:+.2f}", verdict(before, after), *map(str, others.values())]))
+    return "\n".join(lines)
+
+
+def verdict(before: Spread, after: Spread) -> str:
+    """Say whether a change wins or loses by more than the larger of the two standard deviations."""
+    difference = after.mean - before.mean
+    if abs(difference) <= max(before.deviation, after.deviation):
+        return "within the spread"
+    return "wins" if difference > 0 else "loses"
+
+
+def draw_ladder(results: Results, path: Path) -> None:
+    """Draw R1@0.7 of the six rows, each seed as a dot, beside the report's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    ours, theirs = figure.subplots(1, 2, sharex=True)
+    places = np.arange(len(LADDER))
+    for shift, part, colour in ((-0.18, "val", "#7a9cc6"), (0.18, "test", "#1f4e79")):
+        rows = [spread(results, variant.name, "decoder", part, "R1@0.7") for variant in LADDER]
+        name = {"val": "validation", "test": "held-back test"}[part]
+        means, deviations = [row.mean for row in rows], [row.deviation for row in rows]
+        ours.bar(places + shift, means, 0.34, yerr=deviations, color=colour, capsize=3, label=name)
+        for place, row in zip(places, rows, strict=True):
+            ours.plot([place + shift] * len(row.values), row.values, "o", color="black", markersize=2.5)
+        column = SETS.index(part)
+        theirs.bar(places + shift, [REPORT_TABLE_1[variant.name][column][1] for variant in LADDER], 0.34, color=colour, label=name)
+    ours.set_title("here: synthesised scenes, pocket features", fontsize=10)
+    theirs.set_title("report, Table 1: CASTELLA", fontsize=10)
+    for axes in (ours, theirs):
+        axes.set_xticks(places, ["\n".join(textwrap.wrap(variant.label, 12)) for variant in LADDER], fontsize=7)
+        axes.set_ylabel("R1@0.7 (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+    ours.legend(frameon=False, fontsize=8, loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def put_between(text: str, marker: str, content: str) -> str:
+    """Replace what stands between `<!-- marker -->` and the next `<!-- end -->`.
+
+    Raises:
+        DataError: The text has no such markers.
+    """
+    pattern = re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise DataError(f"The page has no `<!-- {marker} -->` … `<!-- end -->` to write the table between; add the two lines.")
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text, count=1)
+
+
+def _switch_label(variant: Variant, reading: str) -> str:
+    if reading == "pooled":
+        return f"{variant.label}, with segments of the saliency curve pooled with the decoder's candidates"
+    return variant.label
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Tables and figure of the ladder.")
+    parser.add_argument("output", type=Path, metavar="RUNS_DIR")
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    arguments = parser.parse_args(argv)
+    page = arguments.docs / "ladder.md"
+    try:
+        results = read_results(arguments.output)
+        text = page.read_text(encoding="utf-8")
+        text = put_between(text, "ladder", ladder_table(results))
+        text = put_between(text, "switches", switch_table(results))
+        page.write_text(text, encoding="utf-8")
+        draw_ladder(results, arguments.docs / "figures" / "ladder.png")
+    except (QamDetrError, OSError) as error:
+        sys.stderr.write(f"ablation_report: error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The pocket encoders: text, audio, mixtures, sound bank."""

@@ -1,0 +1,217 @@
+"""Builds the sound bank: real recordings and generated sounds as one folder of captioned clips, and a folder of backgrounds.
+
+    python -m recipes.pocket.sound_bank.build --real DIR --output build/sounds
+
+`--real` holds the folders `esc10`, `sonic_pi_samples` and `speech`. Each fold of ESC-10 gets a bank of its own (`fold1` … `fold4`);
+generated and other sounds are dealt out to `train` (five sixths) and `heldout` (one sixth) in turn, so that tests can use
+sounds that training never heard. Three more folders only list clips of these, as `python -m qamdetr synthesize --clips` reads them:
+`scenes-train` (train and folds 1-3), `scenes-val` (heldout and fold 4), and `scenes-test` (fold 4 asked for in wordings that training
+never saw, heldout sounds as distractors without captions).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import yaml
+
+from qamdetr.audio import Waveform, decode, resample
+from qamdetr.errors import AudioError, QamDetrError
+from recipes.pocket.sound_bank import instruments, synthetic, voices
+
+SAMPLE_RATE_HZ = 24_000
+HELD_OUT_EVERY = 6
+
+ESC10_GROUPS = {
+    "dog_bark": "animal/dog", "rooster": "animal/rooster", "rain": "water/rain", "sea_waves": "water/sea", "crackling_fire": "fire",
+    "crying_baby": "human/baby", "sneezing": "human/sneeze", "clock_tick": "clock", "helicopter": "vehicle/helicopter",
+    "chainsaw": "tool/chainsaw",
+}  # fmt: skip
+"""Class folder of ESC-10 -> group of the bank."""
+
+SONIC_PI_GROUPS = {
+    "ambi_choir": "music/choir", "ambi_glass": "music/glass", "ambi_piano": "music/piano", "arovane_beat": "music/drums/loop",
+    "drum_bass": "music/drums/kick", "drum_heavy_kick": "music/drums/kick", "drum_cowbell": "music/drums/cowbell",
+    "drum_cymbal": "music/drums/cymbal", "drum_splash": "music/drums/cymbal", "drum_roll": "music/drums/snare",
+    "drum_snare": "music/drums/snare", "drum_tom": "music/drums/tom", "elec_beep": "alarm/beep", "elec_bell": "bell/strike",
+    "elec_chime": "bell/chime", "guit_": "music/guitar", "loop_3d_printer": "tool/printer", "loop_amen": "music/drums/loop",
+    "loop_breakbeat": "music/drums/loop", "loop_drone": "music/synth", "loop_tabla": "music/drums/tabla", "tabla_": "music/drums/tabla",
+    "mehackit_phone": "phone/electronic", "misc_burp": "human/burp", "misc_cineboom": "boom", "misc_crow": "animal/crow",
+    "perc_bell": "bell/strike", "perc_door": "door/slam", "perc_snap": "human/snap", "perc_till": "tool/till",
+    "vinyl_hiss": "vinyl/hiss", "vinyl_backspin": "vinyl", "vinyl_rewind": "vinyl", "vinyl_scratch": "vinyl",
+}  # fmt: skip
+"""Beginning of a Sonic Pi sample's name -> group; samples without an entry are not used."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sound of the bank with where it came from."""
+
+    group: str
+    waveform: Waveform
+    source: str
+    licence: str
+
+
+@dataclass
+class Bank:
+    """A folder of clips in the format that `data.synthesis` reads."""
+
+    folder: Path
+    groups: dict[str, Any]
+    rows: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+
+    def add(self, clip: Clip) -> None:
+        """Write one clip."""
+        (self.folder / "audio").mkdir(parents=True, exist_ok=True)
+        name = f"audio/{clip.group.replace('/', '-')}-{len(self.rows):04d}.flac"
+        waveform = resample(clip.waveform, SAMPLE_RATE_HZ)
+        soundfile.write(self.folder / name, np.clip(waveform.samples, -1, 1), SAMPLE_RATE_HZ)
+        self.rows.append((name, clip.group, self.groups[clip.group].get("extend", "no"), clip.source, clip.licence))
+
+    def finish(self, captions: dict[str, list[str]]) -> None:
+        """Write `clips.csv`, and `groups.csv` with the captions of groups that have clips."""
+        present = {row[1] for row in self.rows}
+        captions = {name: texts for name, texts in captions.items() if any((group + "/").startswith(name + "/") for group in present)}
+        with (self.folder / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("file_name", "group", "extend", "source", "licenses"), *self.rows])
+        with (self.folder / "groups.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("group", "caption"), *((name, text) for name, texts in captions.items() for text in texts)])
+
+
+def load_groups(file_name: str = "groups.yaml") -> dict[str, Any]:
+    """Read a table of groups that lies beside this file."""
+    groups: dict[str, Any] = yaml.safe_load((Path(__file__).parent / file_name).read_text(encoding="utf-8"))
+    return groups
+
+
+def esc10_clips(folder: Path) -> Iterator[tuple[int, Clip]]:
+    """Yield `(fold, clip)` for ESC-10 in folders of classes, files named `fold-source-take.ogg`."""
+    with (folder / "attribution.csv").open(encoding="utf-8") as file:
+        for row in sorted(csv.DictReader(file), key=lambda row: row["file"]):
+            source = f"{row['title']} by {row['author']} ({row['source_id']})"
+            yield int(row["fold"]), Clip(ESC10_GROUPS[row["class"]], decode(folder / row["file"]), source, row["license"])
+
+
+def sonic_pi_clips(folder: Path) -> Iterator[Clip]:
+    """Yield Sonic Pi's samples that belong to a group."""
+    for path in sorted(folder.glob("*.flac")):
+        group = next((group for prefix, group in SONIC_PI_GROUPS.items() if path.stem.startswith(prefix)), None)
+        if group is None:
+            continue
+        try:
+            yield Clip(group, decode(path), f"Sonic Pi sample {path.stem}", "CC0")
+        except AudioError as error:  # a few drum strokes are shorter than the shortest usable recording
+            say(f"left out: {error}")
+
+
+def speech_clips(folder: Path, rng: np.random.Generator) -> Iterator[Clip]:
+    """Yield sentences, and rows of two to five spoken digits by one speaker."""
+    for path in sorted((folder / "sentences").iterdir()):
+        # The sentences do not say who reads; only this well-known one is labelled as a man.
+        group = "speech/man" if path.stem == "jfk" else "speech"
+        yield Clip(group, decode(path), path.stem, "public domain / BSD")
+    by_speaker: dict[str, list[Path]] = {}
+    for path in sorted((folder / "digits").glob("*.wav")):
+        by_speaker.setdefault(path.stem.split("_")[1], []).append(path)
+    for speaker, paths in sorted(by_speaker.items()):
+        order = list(rng.permutation(len(paths)))
+        while order:
+            take = [decode(paths[order.pop()]) for _ in range(min(len(order), int(rng.integers(2, 6))))]
+            gap = np.zeros(int(rng.uniform(0.1, 0.4) * take[0].sample_rate_hz), dtype=np.float32)
+            samples = np.concatenate([part for waveform in take for part in (waveform.samples, gap)])
+            yield Clip("speech/man/digits", Waveform(samples, take[0].sample_rate_hz), f"FSDD {speaker}", "CC BY-SA 4.0")
+
+
+def generated_clips(rng: np.random.Generator, per_group: int) -> Iterator[Clip]:
+    """Yield formula sounds, instruments and voices."""
+    for group, maker in synthetic.MAKERS.items():
+        for _ in range(per_group):
+            yield Clip(group, Waveform(maker(rng, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ), "formula", "this project")
+    for group, waveform in instruments.render_all(rng, max(per_group // 3, 2), SAMPLE_RATE_HZ):
+        yield Clip(group, waveform, "FluidSynth with FluidR3 GM", "MIT (soundfont)")
+    for group, waveform in voices.render_all(rng, 2 * per_group, SAMPLE_RATE_HZ):
+        yield Clip(group, waveform, "espeak-ng", "this project")
+
+
+def write_scene_folders(output: Path, banks: dict[str, Bank], groups: dict[str, Any], captions: dict[str, list[str]]) -> None:
+    """Write the folders that only list clips of the banks."""
+    members = {
+        "scenes-train": ("train", "fold1", "fold2", "fold3"),
+        "scenes-val": ("heldout", "fold4"),
+        "scenes-test": ("heldout", "fold4"),
+    }
+    for folder, names in members.items():
+        listing = Bank(output / folder, groups)
+        listing.folder.mkdir()
+        for name in names:
+            for file, group, extend, source, licence in banks[name].rows:
+                # Test scenes draw distractors by kind, so that half of a scene's sounds are ones it asks for.
+                distractor = folder == "scenes-test" and name == "heldout"
+                listing.rows.append((f"../{name}/{file}", f"other/{group.split('/')[0]}" if distractor else group, extend, source, licence))
+        listing.finish(load_groups("test_wordings.yaml") if folder == "scenes-test" else captions)
+
+
+def write_backgrounds(folder: Path, rng: np.random.Generator, count: int) -> None:
+    """Write `count` backgrounds of two minutes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        soundfile.write(folder / f"background-{index:03d}.flac", synthetic.background(rng, SAMPLE_RATE_HZ, 120.0), SAMPLE_RATE_HZ)
+
+
+def build(real: Path, output: Path, per_group: int, backgrounds: int, seed: int) -> None:
+    """Build all banks.
+
+    Raises:
+        QamDetrError: The output folder already holds a bank, or a tool that makes sound is missing.
+    """
+    if output.exists():
+        raise QamDetrError(f"{output} exists already; remove it or choose another --output.")
+    groups = load_groups()
+    names = ["train", "heldout", *(f"fold{fold}" for fold in range(1, 5))]
+    banks = {name: Bank(output / name, groups) for name in names}
+    for fold, clip in esc10_clips(real / "esc10"):
+        banks[f"fold{fold}"].add(clip)
+    say(f"ESC-10: {sum(len(bank.rows) for bank in banks.values())} clips")
+    rng = np.random.default_rng(seed)
+    counts: dict[str, int] = {}
+    for clip in chain(sonic_pi_clips(real / "sonic_pi_samples"), speech_clips(real / "speech", rng), generated_clips(rng, per_group)):
+        counts[clip.group] = counts.get(clip.group, 0) + 1
+        banks["heldout" if counts[clip.group] % HELD_OUT_EVERY == 0 else "train"].add(clip)
+    captions = {name: entry["captions"] for name, entry in groups.items()}
+    for bank in banks.values():
+        bank.finish(captions)
+    write_scene_folders(output, banks, groups, captions)
+    write_backgrounds(output / "backgrounds-train", rng, backgrounds)
+    write_backgrounds(output / "backgrounds-heldout", rng, max(backgrounds // 4, 2))
+    say(", ".join(f"{name}: {len(bank.rows)} clips" for name, bank in banks.items()))
+
+
+def say(message: str) -> None:
+    """Print one line with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", flush=True)  # noqa: T201 - progress of a command
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Build the sound bank.")
+    parser.add_argument("--real", type=Path, required=True, help="folder with esc10, sonic_pi_samples and speech")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--per-group", type=int, default=36, help="variations of each generated group")
+    parser.add_argument("--backgrounds", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    build(arguments.real, arguments.output, arguments.per_group, arguments.backgrounds, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The objective: the official code's numbers, each term by hand, and the cases without spans, windows or negatives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from qamdetr.config import LossConfig
+from qamdetr.model import losses
+from qamdetr.types import Batch, DecoderOutput, ModelOutput, Targets
+
+CONFIG = LossConfig()
+CLIPS = 12
+
+
+def make_case(
+    num_spans: tuple[int, ...] = (2, 0, 1), *, negatives: bool = True, layers: int = 2, seed: int = 0
+) -> tuple[ModelOutput, Batch, Targets, torch.Tensor]:
+    """A random output (leaves that require gradients come last), its batch and targets; item lengths 12, 11, 10, ..."""
+    torch.manual_seed(seed)
+    size = len(num_spans)
+    mask = torch.arange(CLIPS)[None, :] < (CLIPS - torch.arange(size))[:, None]
+    raw = torch.randn(layers, size, 4, 5, requires_grad=True)
+    saliency = torch.randn(2, size, CLIPS, requires_grad=True)
+    decoded = [DecoderOutput(part[..., :2], part[..., 2:4].sigmoid(), part[..., 4]) for part in raw]
+    lowest = torch.finfo(torch.float32).min
+    negative_index = torch.arange(size).roll(1) if negatives else torch.full((size,), -1)
+    output = ModelOutput(
+        decoder=decoded[-1],
+        auxiliary=tuple(decoded[:-1]),
+        saliency=saliency[0].masked_fill(~mask, lowest),
+        negative_saliency=saliency[1].masked_fill(~mask, lowest) if negatives else None,
+        negative_mask=mask if negatives else None,
+    )
+    labels = torch.zeros(size, CLIPS)
+    for item, count in enumerate(num_spans):
+        labels[item, 1 : 1 + 2 * count] = 1.0
+    targets = Targets(0.2 + 0.3 * torch.rand(sum(num_spans), 2), num_spans, labels, negative_index)
+    return output, Batch({}, mask, {}, mask), targets, raw
+
+
+@pytest.fixture
+def golden(shared_dir):
+    with np.load(shared_dir / "golden" / "official_reference.npz") as file:
+        return {key.removeprefix("detr/"): torch.from_numpy(file[key]) for key in file if key.startswith("detr/")}
+
+
+def golden_case(golden: dict[str, torch.Tensor]) -> tuple[ModelOutput, Batch, Targets]:
+    mask = golden["audio_mask"].bool()
+    layer = DecoderOutput(golden["pred_logits"], golden["pred_spans_cxw"], None)
+    output = ModelOutput(layer, (), golden["saliency_scores"], golden["saliency_scores_neg"], mask)
+    targets = Targets(
+        golden["target_spans_cxw"], tuple(golden["num_targets"].tolist()), golden["saliency_labels"], torch.arange(6).roll(-1)
+    )
+    return output, Batch({}, mask, {}, mask), targets
+
+
+def test_losses_agree_with_the_official_code(golden):
+    output, batch, targets = golden_case(golden)
+    parts = losses.compute_losses(output, batch, targets, CONFIG)
+    for ours, official in {"span": "loss_span", "giou": "loss_giou", "label": "loss_label", "class_error": "class_error"}.items():
+        assert parts[ours].item() == pytest.approx(golden[official].item(), abs=1e-4)
+    sampled = (golden["saliency_pos_index"], golden["saliency_neg_index"])
+    saliency = losses.saliency_loss(output, batch.audio_mask, targets, CONFIG, sampled=sampled)
+    assert saliency.item() == pytest.approx(golden["loss_saliency"].item(), abs=1e-4)
+
+
+def test_total_is_the_weighted_sum_of_the_named_parts():
+    output, batch, targets, _ = make_case()
+    config = LossConfig(span=3, giou=5, label=7, saliency=11, quality=13)
+    parts = losses.compute_losses(output, batch, targets, config)
+    names = {"label", "span", "giou", "quality", "saliency", "label_aux0", "span_aux0", "giou_aux0", "total", "class_error"}
+    assert set(parts) == names
+    weights = {"label": 7, "span": 3, "giou": 5, "quality": 13, "saliency": 11, "label_aux0": 7, "span_aux0": 3, "giou_aux0": 5}
+    expected = sum(weight * parts[name].item() for name, weight in weights.items())
+    assert parts["total"].item() == pytest.approx(expected, rel=1e-5)
+    without = losses.compute_losses(output, batch, targets, replace(config, auxiliary=False))
+    assert not any("aux" in name for name in without)
+
+
+@pytest.mark.parametrize("num_spans", [(2, 0, 1), (0, 0, 0), (9, 0, 0)])
+@pytest.mark.parametrize("negatives", [True, False])
+def test_every_case_gives_finite_losses_and_gradients(num_spans, negatives):
+    output, batch, targets, raw = make_case(num_spans, negatives=negatives)
+    parts = losses.compute_losses(output, batch, targets, replace(CONFIG, saliency_clip=1.0))
+    parts["total"].backward()
+    assert all(bool(torch.isfinite(part)) for part in parts.values())
+    assert bool(torch.isfinite(raw.grad).all())
+
+
+def test_perfect_spans_cost_nothing_whichever_item_and_slot_they_are_in():
+    _, batch, targets, _ = make_case((2, 0, 1), negatives=False)
+    spans_cxw = torch.full((3, 4, 2), 0.95)
+    spans_cxw[0, 3], spans_cxw[0, 1], spans_cxw[2, 2] = targets.spans_cxw
+    logits = torch.tensor([-9.0, 9.0]).repeat(3, 4, 1)
+    logits[0, 3], logits[0, 1], logits[2, 2] = torch.tensor([[9.0, -9.0]] * 3)
+    output = ModelOutput(DecoderOutput(logits, spans_cxw, None), (), torch.zeros(3, CLIPS))
+    parts = losses.compute_losses(output, batch, targets, CONFIG)
+    assert [parts[name].item() for name in ("span", "giou", "label", "class_error")] == pytest.approx([0.0] * 4, abs=1e-5)
+
+
+def test_nothing_to_find_costs_no_span_or_quality():
+    output, batch, targets, _ = make_case((0, 0))
+    parts = losses.compute_losses(output, batch, targets, CONFIG)
+    assert [parts[name].item() for name in ("span", "giou", "quality", "class_error")] == [0.0] * 4
+    background = F.cross_entropy(output.decoder.logits.flatten(0, 1), torch.ones(8, dtype=torch.long))
+    assert parts["label"].item() == pytest.approx(0.1 * background.item(), rel=1e-5)
+
+
+def test_quality_learns_the_iou_and_never_moves_the_span():
+    output, batch, targets, raw = make_case((1,), layers=1)
+    parts = losses.compute_losses(output, batch, targets, CONFIG)
+    parts["quality"].backward()
+    assert raw.grad[..., 2:4].abs().sum() == 0
+    matched = raw.grad[..., 4].nonzero()
+    assert len(matched) == 1
+    _, item, query = matched[0].tolist()
+    predicted, truth = output.decoder.spans_cxw[item, query].tolist(), targets.spans_cxw[0].tolist()
+    (a, b), (c, d) = [(centre - width / 2, centre + width / 2) for centre, width in (predicted, truth)]
+    overlap = max(0.0, min(b, d) - max(a, c))
+    iou = overlap / ((b - a) + (d - c) - overlap)
+    assert raw.grad[0, item, query, 4].item() == pytest.approx(raw[0, item, query, 4].sigmoid().item() - iou, abs=1e-5)
+
+
+def test_quality_of_all_moment_queries_is_their_best_iou():
+    spans_cxw = torch.tensor([[[0.5, 0.2], [0.5, 0.4], [0.1, 0.1]], [[0.5, 0.2], [0.2, 0.2], [0.3, 0.1]]])
+    layer = DecoderOutput(torch.zeros(2, 3, 2), spans_cxw, torch.zeros(2, 3, requires_grad=True))
+    targets = Targets(torch.tensor([[0.5, 0.2], [0.9, 0.1]]), (2, 0), torch.zeros(2, 4), torch.tensor([-1, -1]))
+    output = ModelOutput(layer, (), torch.zeros(2, 4))
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    parts = losses.compute_losses(output, Batch({}, mask, {}, mask), targets, replace(CONFIG, quality_targets="all"))
+    parts["quality"].backward()
+    wanted = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(0.5 - 6 * layer.quality_logits.grad, wanted, atol=1e-5, rtol=0)
+
+
+def test_saliency_labels_of_all_windows_are_positives():
+    scores = torch.zeros(1, 8)
+    labels = torch.tensor([[1.0, 1.0, 0, 0, 0, 0, 1.0, 0]])
+    targets = Targets(torch.rand(2, 2), (2,), labels, torch.tensor([-1]))
+    mask = torch.ones(1, 8, dtype=torch.bool)
+    scores = scores.clone().requires_grad_()
+    layer = DecoderOutput(torch.zeros(1, 1, 2), torch.full((1, 1, 2), 0.5), None)
+    losses.saliency_loss(ModelOutput(layer, (), scores), mask, targets, CONFIG).backward()
+    assert bool((scores.grad[labels == 1] < 0).all())
+    assert bool((scores.grad[labels == 0] > 0).all())
+
+
+def test_window_shorter_than_a_clip_still_has_a_positive_clip():
+    scores = torch.zeros(1, 4, requires_grad=True)
+    targets = Targets(torch.rand(1, 2), (1,), torch.tensor([[0.0, 0.3, 0.1, 0.0]]), torch.tensor([-1]))
+    layer = DecoderOutput(torch.zeros(1, 1, 2), torch.full((1, 1, 2), 0.5), None)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    losses.saliency_loss(ModelOutput(layer, (), scores), mask, targets, CONFIG).backward()
+    assert [grad < 0 for grad in scores.grad[0].tolist()] == [False, True, False, False]
+
+
+def test_all_pairs_hinge_is_the_mean_over_every_sample():
+    torch.manual_seed(1)
+    scores = torch.randn(1, 6)
+    positive = torch.tensor([[True, False, True, False, False, False]])
+    valid = torch.tensor([[True, True, True, True, True, False]])
+    negative = valid & ~positive
+    pairs = torch.cartesian_prod(torch.tensor([0, 2]), torch.tensor([1, 3, 4]))
+    sampled = losses.saliency_hinge(scores, positive, negative, 0.2, (pairs[None, :, 0], pairs[None, :, 1]))
+    assert losses.saliency_hinge(scores, positive, negative, 0.2).item() == pytest.approx(sampled.item(), rel=1e-5)
+
+
+def test_clips_of_an_absent_query_are_pushed_down():
+    output, batch, targets, _ = make_case((0, 0), negatives=False)
+    scores = output.saliency.detach().requires_grad_()
+    loss = losses.saliency_loss(replace(output, saliency=scores), batch.audio_mask, targets, CONFIG)
+    expected = [-torch.log(1 - scores[item, : CLIPS - item].sigmoid()).sum().item() for item in range(2)]
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-4)
+    loss.backward()
+    assert bool((scores.grad[batch.audio_mask] > 0).all())
+    assert bool((scores.grad[~batch.audio_mask] == 0).all())
+    mean = losses.saliency_loss(output, batch.audio_mask, targets, replace(CONFIG, saliency_negative="mean"))
+    assert mean.item() == pytest.approx(np.mean([expected[0] / CLIPS, expected[1] / (CLIPS - 1)]), rel=1e-4)
+
+
+def test_negative_rows_belong_to_the_items_that_have_one():
+    """Only items with an index >= 0 have a row; the loss must not shift rows to other items."""
+    output, batch, targets, _ = make_case((1, 1, 1))
+    keep = torch.tensor([0, 2])
+    some = replace(output, negative_saliency=output.negative_saliency[keep], negative_mask=output.negative_mask[keep])
+    index = replace(targets, negative_index=torch.tensor([2, -1, 1]))
+    positive = batch.audio_mask & (targets.saliency > 0)
+    contrast = losses.saliency_contrast(some, positive, batch.audio_mask, index, 0.5)
+    rows = []
+    for item in range(3):
+        valid = batch.audio_mask[item]
+        pool = [output.saliency[item][valid]] + ([output.negative_saliency[item][valid]] if item != 1 else [])
+        share = torch.log_softmax(torch.cat(pool) / 0.5, dim=0)[: int(valid.sum())]
+        rows.append(-share[positive[item][valid]].mean().item())
+    assert contrast.item() == pytest.approx(np.mean(rows), rel=1e-4)
+
+
+def test_padding_changes_no_loss():
+    output, batch, targets, _ = make_case()
+    lowest = torch.finfo(torch.float32).min
+
+    def wider(scores: torch.Tensor, value: float) -> torch.Tensor:
+        return F.pad(scores, (0, 5), value=value)
+
+    padded = replace(
+        output,
+        saliency=wider(output.saliency, lowest),
+        negative_saliency=wider(output.negative_saliency, lowest),
+        negative_mask=wider(output.negative_mask, False),
+    )
+    mask = wider(batch.audio_mask, False)
+    config = replace(CONFIG, saliency_clip=1.0, saliency_negative="mean")
+    before = losses.compute_losses(output, batch, targets, config)
+    after = losses.compute_losses(padded, Batch({}, mask, {}, mask), replace(targets, saliency=wider(targets.saliency, 0.0)), config)
+    assert before.keys() == after.keys()
+    for name, part in before.items():
+        assert part.item() == pytest.approx(after[name].item(), rel=1e-5), name
+
+
+def test_quality_loss_without_the_head_is_a_programming_error():
+    output, _, targets, _ = make_case((1,))
+    nothing = torch.zeros(0, dtype=torch.long)
+    with pytest.raises(ValueError, match="quality_logits"):
+        losses.quality_loss(replace(output.decoder, quality_logits=None), losses._Pairs(nothing, nothing, nothing), targets)
+
+
+def test_varifocal_loss_by_hand():
+    # Slot 0 is matched with IoU 0.5, slot 1 is a confident mistake, slot 2 a harmless one.
+    logits = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [-3.0, 0.0]]], requires_grad=True)
+    layer = DecoderOutput(logits, torch.tensor([[[0.25, 0.5], [0.5, 0.1], [0.5, 0.1]]]), None)
+    targets = Targets(torch.tensor([[0.375, 0.25]]), (1,), torch.zeros(1, 4), torch.tensor([-1]))
+    pairs = losses._Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    p = torch.tensor([1.0, 3.0, -3.0]).sigmoid()
+    matched = -0.5 * (0.5 * p[0].log() + 0.5 * (1 - p[0]).log())
+    others = -0.75 * p[1:] ** 2 * (1 - p[1:]).log()
+    torch.testing.assert_close(losses.varifocal_loss(layer, pairs, targets), (matched + others.sum()) / 3)
+
+
+def test_varifocal_teaches_the_foreground_probability_the_iou():
+    logits = torch.zeros(1, 2, 2, requires_grad=True)
+    spans = torch.tensor([[[0.25, 0.5], [0.9, 0.1]]])
+    targets = Targets(torch.tensor([[0.325, 0.35]]), (1,), torch.zeros(1, 4), torch.tensor([-1]))
+    pairs = losses._Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(400):
+        optimizer.zero_grad()
+        losses.varifocal_loss(DecoderOutput(logits, spans, None), pairs, targets).backward()
+        optimizer.step()
+    foreground = logits.detach().softmax(-1)[0, :, losses.FOREGROUND]
+    assert float(foreground[0]) == pytest.approx(0.7, abs=0.01)
+    assert float(foreground[1]) < 0.1
+
+
+def test_varifocal_replaces_the_label_loss_and_nothing_else():
+    output, batch, targets, _ = make_case()
+    plain = losses.compute_losses(output, batch, targets, CONFIG)
+    varifocal = losses.compute_losses(output, batch, targets, replace(CONFIG, label_loss="varifocal"))
+    changed = {name for name in plain if not torch.equal(plain[name], varifocal[name])}
+    assert changed == {"label", "label_aux0", "total"}
+    assert bool(torch.isfinite(varifocal["total"]))

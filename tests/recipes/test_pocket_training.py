@@ -1,0 +1,139 @@
+"""Tests of what trains the pocket encoders: mixtures, the joint objective, the distillation corpus."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch.nn.functional import normalize
+
+from qamdetr.audio import Waveform
+from qamdetr.features.pocket_audio import FRAMES_PER_CLIP, NUM_MELS, PocketAudioConfig, PocketAudioModel
+from qamdetr.features.pocket_text import PocketTextConfig, PocketTextModel
+from recipes.pocket.audio import AudioTrainConfig, JointObjective, train, zero_shot
+from recipes.pocket.mixtures import MixtureMaker, Source, active_frames, played_at
+from recipes.pocket.sound_bank import synthetic
+from recipes.pocket.text import DistillConfig, build_corpus, distil, held_out_cosine, vocabulary_words
+
+RATE = 24_000
+GROUPS = ["alarm", "alarm/siren", "vehicle/engine", "tool/typing"]
+
+
+def make_source(group: str, seed: int) -> Source:
+    power = played_at(Waveform(synthetic.MAKERS[group](np.random.default_rng(seed), RATE), RATE), 1.0)
+    return Source(group, loops=True, powers=(power,), active=(active_frames(power),))
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[Source]:
+    return [make_source(group, seed) for group in GROUPS[1:] for seed in range(3)]
+
+
+@pytest.fixture
+def maker(sources: list[Source]) -> MixtureMaker:
+    background = played_at(Waveform(synthetic.background(np.random.default_rng(9), RATE, 20.0), RATE), 1.0)
+    return MixtureMaker(sources, [background], GROUPS, {}, num_clips=3, seed=0)
+
+
+def test_speed_changes_length_and_pitch() -> None:
+    t = np.arange(2 * RATE) / RATE
+    tone = Waveform(np.sin(2 * np.pi * 1000 * t).astype(np.float32), RATE)
+    slow, fast = played_at(tone, 0.8), played_at(tone, 1.25)
+    assert slow.shape[1] == pytest.approx(2.5 * FRAMES_PER_CLIP, abs=2)
+    assert fast.shape[1] == pytest.approx(1.6 * FRAMES_PER_CLIP, abs=2)
+    assert slow.mean(axis=1).argmax() < fast.mean(axis=1).argmax()
+
+
+def test_mixtures_have_labels_per_clip_and_mark_ancestors(maker: MixtureMaker) -> None:
+    log_mels, labels, counted = maker.batch(64)
+    assert log_mels.shape == (64, NUM_MELS, 3 * FRAMES_PER_CLIP)
+    assert torch.isfinite(log_mels).all()
+    assert labels.shape == counted.shape == (64, 3, len(GROUPS))
+    assert torch.equal(labels[..., 0], labels[..., 1])
+    assert counted[labels > 0].all()
+    assert 0.2 < (labels[..., 1:].sum(dim=-1) > 0).float().mean() < 1.0
+
+
+def test_easy_mixtures_hold_one_event_at_most(maker: MixtureMaker) -> None:
+    maker.difficulty = 0.0
+    _, labels, _ = maker.batch(64)
+    assert labels[..., 1:].sum(dim=-1).max() == 1
+    assert (labels[..., 1:].amax(dim=1).sum(dim=-1) <= 1).all()
+
+
+def test_same_seed_gives_the_same_mixtures(sources: list[Source]) -> None:
+    background = np.full((NUM_MELS, 40 * FRAMES_PER_CLIP), 1e-3, dtype=np.float32)
+    first, second = (MixtureMaker(sources, [background], GROUPS, {}, num_clips=3, seed=5).batch(4) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def joint_objective(seed: int = 0) -> tuple[JointObjective, PocketTextModel, list[torch.Tensor]]:
+    torch.manual_seed(seed)
+    text = PocketTextModel(PocketTextConfig(vocab_size=4, embedding_dim=8, dim=32, ffn_dim=16, sentence_dim=48))
+    captions = [normalize(torch.randn(3, 48) * 0.3 + torch.randn(48), dim=-1) for _ in GROUPS]
+    ancestors = torch.tensor([True, False, False, False])
+    return JointObjective(text, captions, ancestors), text, captions
+
+
+def test_objective_rewards_vectors_near_their_captions() -> None:
+    objective, text, captions = joint_objective()
+    labels = torch.zeros(1, 3, len(GROUPS))
+    for clip, group in enumerate((1, 2, 3)):
+        labels[0, clip, group] = 1
+    right = torch.stack([text.to_joint(captions[group])[0] for group in (1, 2, 3)]).detach().unsqueeze(0)
+    counted = torch.ones_like(labels, dtype=torch.bool)
+    hidden = torch.zeros(1, 3, 32)
+    with torch.no_grad():
+        good = objective(right, hidden, labels, counted, 0.0)
+        bad = objective(right.roll(1, dims=1), hidden, labels, counted, 0.0)
+    assert good[0] < bad[0]
+    assert good[1] < bad[1]
+    assert good[2] == pytest.approx(0.0, abs=1e-6)
+    assert good[3] == pytest.approx(math.log(3), abs=0.5)
+
+
+@pytest.mark.slow
+def test_a_short_training_tells_three_sounds_apart(maker: MixtureMaker) -> None:
+    objective, text, captions = joint_objective()
+    torch.manual_seed(0)
+    model = PocketAudioModel(PocketAudioConfig(channels=(8, 16, 16, 32), dim=32))
+    config = AudioTrainConfig(steps=150, batch_size=16, num_clips=3, ema_decay=0.9, warm_fraction=1.0)
+    trained = train(model, objective, maker, config, lambda _: {})
+    prompts = torch.stack([text.to_joint(bank)[0] for bank in captions[1:]]).detach()
+    unheard = [make_source(group, seed) for group in GROUPS[1:] for seed in (50, 51, 52)]
+    assert zero_shot(trained, prompts, unheard, GROUPS[1:])["clips"] >= 75
+
+
+def test_corpus_holds_captions_words_and_word_groups_and_follows_its_seed() -> None:
+    config = DistillConfig(substitutions=20, word_groups=20)
+    words = ["dog", "rain", "piano", "bell"]
+    corpus = build_corpus(["a dog barks", "rain falls"], words, config)
+    assert {"a dog barks", "rain falls"} <= set(corpus)
+    assert any("piano" in sentence for sentence in corpus)
+    assert corpus == build_corpus(["rain falls", "a dog barks"], words, config)
+    assert corpus != build_corpus(["a dog barks", "rain falls"], words, DistillConfig(seed=1, substitutions=20, word_groups=20))
+
+
+@pytest.mark.slow
+def test_distillation_brings_the_student_to_its_teacher() -> None:
+    words = [f"word{chr(97 + i)}" for i in range(26)]
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, **{word: i + 1 for i, word in enumerate(words)}}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    assert vocabulary_words(tokenizer) == words
+    generator = torch.Generator().manual_seed(0)
+    meaning = torch.randn(26, 24, generator=generator)
+    sentences = [f"{a} {b}" for a in words for b in words]
+    targets = normalize(torch.stack([meaning[i] + meaning[j] for i in range(26) for j in range(26)]), dim=-1)
+    keep = torch.rand(len(sentences), generator=generator) < 0.9
+    corpus = [s for s, kept in zip(sentences, keep, strict=True) if kept]
+    held_out = [s for s, kept in zip(sentences, keep, strict=True) if not kept]
+    torch.manual_seed(0)
+    student = PocketTextModel(PocketTextConfig(vocab_size=27, embedding_dim=16, dim=32, ffn_dim=32, sentence_dim=24, dropout=0.0))
+    before = held_out_cosine(student.eval(), tokenizer, held_out, targets[~keep])
+    distil(student, tokenizer, corpus, targets[keep], DistillConfig(batch_size=64, epochs=12, learning_rate=3e-3))
+    assert held_out_cosine(student, tokenizer, held_out, targets[~keep]) > max(0.8, before + 0.3)

@@ -1,0 +1,90 @@
+"""Tests of the sound bank: its tables, its formulas, its folders, and the programs that it drives."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qamdetr.audio import Waveform
+from qamdetr.synthesis.sources import read_library
+from recipes.pocket.sound_bank import instruments, synthetic, voices
+from recipes.pocket.sound_bank.build import ESC10_GROUPS, SAMPLE_RATE_HZ, SONIC_PI_GROUPS, Bank, Clip, load_groups
+
+GROUPS_FILE = Path(synthetic.__file__).parent / "groups.yaml"
+
+
+def all_captions(file_name: str) -> list[str]:
+    groups = load_groups(file_name)
+    texts = [entry["captions"] if isinstance(entry, dict) else entry for entry in groups.values()]
+    return [caption for captions in texts for caption in captions]
+
+
+def test_every_group_that_a_source_names_is_in_the_table() -> None:
+    named = {*ESC10_GROUPS.values(), *SONIC_PI_GROUPS.values(), *synthetic.MAKERS, *instruments.PROGRAMS, *instruments.PERCUSSION}
+    named |= {*voices.VOICES, "speech/crowd", "speech/man/digits", "music/drums"}
+    assert named - set(load_groups()) == set()
+
+
+def test_test_wordings_are_new_to_training() -> None:
+    training = {caption.casefold() for caption in all_captions("groups.yaml")}
+    wordings = all_captions("test_wordings.yaml")
+    assert len(wordings) == len(set(wordings)) >= 60
+    assert not training & {wording.casefold() for wording in wordings}
+    assert set(load_groups("test_wordings.yaml")) == set(ESC10_GROUPS.values())
+
+
+def test_words_that_are_kept_out_of_training_are_kept_out() -> None:
+    comment = "".join(line[1:] for line in GROUPS_FILE.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#"))
+    listed = comment.split("stay new:")[1]
+    kept_out = re.findall(r"\w+", listed)
+    assert "puppy" in kept_out
+    words = {word for caption in all_captions("groups.yaml") for word in re.findall(r"\w+", caption.casefold())}
+    assert set(kept_out) & words == set()
+
+
+@pytest.mark.parametrize("group", sorted(synthetic.MAKERS))
+def test_formula_sounds_are_audible_finite_and_repeatable(group: str) -> None:
+    first, second = (synthetic.MAKERS[group](np.random.default_rng(3), SAMPLE_RATE_HZ) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert first.dtype == np.float32
+    assert 0.5 < np.abs(first).max() <= 1.0
+    assert 0.1 < len(first) / SAMPLE_RATE_HZ < 12
+
+
+def test_a_bank_folder_is_one_that_scenes_can_be_made_of(tmp_path: Path) -> None:
+    groups = load_groups()
+    bank = Bank(tmp_path / "bank", groups)
+    for group in ("alarm/siren", "door/knock"):
+        samples = synthetic.MAKERS[group](np.random.default_rng(0), SAMPLE_RATE_HZ)
+        bank.add(Clip(group, Waveform(samples, SAMPLE_RATE_HZ), "formula", "this project"))
+    bank.finish({name: entry["captions"] for name, entry in groups.items()})
+    library = read_library(bank.folder, None)
+    assert [clip.group for clip in library.clips] == ["alarm/siren", "door/knock"]
+    assert "a siren wails" in library.captions["alarm/siren"]
+    assert "music/piano" not in library.captions
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_voices_differ_in_pitch() -> None:
+    def pitch_hz(voice: str, pitch: int) -> float:
+        waveform = voices.speak("aaah, a long way down the road", voice, pitch, 130)
+        spectrum = np.abs(np.fft.rfft(waveform.samples)) ** 2
+        frequency = np.fft.rfftfreq(len(waveform.samples), 1 / waveform.sample_rate_hz)
+        low = (frequency > 60) & (frequency < 420)
+        return float((frequency[low] * spectrum[low]).sum() / spectrum[low].sum())
+
+    assert pitch_hz("en-us+m3", 20) < pitch_hz("en-us+f3", 95)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="needs fluidsynth and a General MIDI soundfont")
+def test_instruments_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instruments, "PROGRAMS", {"music/piano": (0,), "phone/ring": (124,)})
+    monkeypatch.setattr(instruments, "PERCUSSION", {"human/clapping": (39,)})
+    rendered = list(instruments.render_all(np.random.default_rng(0), 2, SAMPLE_RATE_HZ))
+    assert {group for group, _ in rendered} == {"music/piano", "phone/ring", "human/clapping", "music/drums"}
+    assert all(np.abs(waveform.samples).max() > 0.01 for _, waveform in rendered)

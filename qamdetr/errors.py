@@ -2,10 +2,23 @@
 
 
 class QamDetrError(Exception):
-    """A mistake or a missing thing that the user can mend; shown as one line, never as a traceback."""
+    """A mistake or a missing thing that the user can mend; shown as one line, never as a traceback.
+
+    Attributes:
+        what: What is wrong, with the value and the limit.
+        remedy: What the user can do about it; may be empty.
+        exit_status: What a command that ends with the error returns to the shell.
+    """
 
     exit_status = 2
-    """What a command that ends with the error returns to the shell."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what.rstrip('.;')}; {self.remedy.rstrip('.')}." if self.remedy else self.what
 
 
 class AudioError(QamDetrError):

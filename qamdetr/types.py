@@ -43,6 +43,7 @@ class Recording:
         duration_seconds: True length; `num_clips = ceil(duration_seconds)`.
         streams: Audio features, stream name -> `(clips, dim_s)`, as the encoder gives them (not yet normalised, no tef).
         peaks: `(2, columns)` minimum and maximum of the waveform per column, in [-1, 1], for drawing.
+        notes: What reading the file has decided on its own, such as "the file ends after 0:45 of 1:30".
     """
 
     name: str
@@ -50,6 +51,7 @@ class Recording:
     duration_seconds: float
     streams: Mapping[str, Tensor]
     peaks: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @property
     def num_clips(self) -> int:
@@ -189,9 +191,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Moment(Candidate):
-    """A ranked candidate: what the user gets. `score` is the blended score in [0, 1] (report, Eq. 3)."""
+    """A ranked candidate: what the user gets.
+
+    Attributes:
+        score: The blended score in [0, 1] (report, Eq. 3).
+        likely: Worth showing as an answer; `inference` decides.
+    """
 
     score: float = 0.0
+    likely: bool = True
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from benchmarks._timing import write_json
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.evaluation.metrics import evaluate
 from qamdetr.features.encoders import load_combo
+from qamdetr.inference.candidates import segments_above
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.inference.segments import segments_above
 from qamdetr.types import Recording, Result
 from recipes.pocket.sound_bank.build import ESC10_GROUPS, load_groups
 

@@ -1,16 +1,29 @@
-"""From model output to candidates: scores of the decoder (report, Eq. 2), windows in seconds, overlap suppression."""
+"""From model output to candidates: decoder scores (report, Eq. 2), windows in seconds, segments of the saliency, overlap suppression.
+
+A saliency trained as a posterior (`loss.saliency_clip`) says of each clip which share of it the query covers. So the clips at a segment's
+ends tell where inside of them it begins and ends, finer than the one-second grid; and the curve as a whole says how much of a segment is
+likely to be right, which is its quality. Such segments join the decoder's candidates where `inference.segment_threshold` asks for it.
+
+Source: report section 2.3; segments are ours, the idea of pooling them is the field's (see docs/decisions/0005-segments.md).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from qamdetr import spans
-from qamdetr.types import Candidate, ModelOutput
+from qamdetr.config import InferenceConfig
+from qamdetr.types import Candidate, ModelOutput, Window
+
+Curve = NDArray[np.float64]
 
 DecodeProtocol = Literal["exact", "official"]
 
@@ -19,50 +32,82 @@ OFFICIAL_MAX_SECONDS = 300.0
 
 OFFICIAL_SCORE_DECIMALS = 4
 
+MIN_SECONDS = 0.3
+"""Soft ends of a segment that leave less than this are not believed; the whole clips are taken."""
 
-def decode(
+
+class Decoded(NamedTuple):
+    """What the network, or several, say to one query on one recording, before a verifier looks."""
+
+    candidates: list[Candidate]
+    """Best decoder score first."""
+    saliency: Tensor
+    """`(clips,)` in [0, 1], on the CPU."""
+
+    @property
+    def best_score(self) -> float:
+        """The highest decoder score; 0 without candidates."""
+        return max((candidate.decoder_score for candidate in self.candidates), default=0.0)
+
+
+def answers(
     output: ModelOutput,
     durations_seconds: Sequence[float],
     num_clips: Sequence[int],
+    settings: InferenceConfig,
     *,
-    nms_iou: float = 1.0,
-) -> list[list[Candidate]]:
-    """Read the candidates off the last decoder layer, best decoder score first; equal scores keep the order of the moment queries.
+    protocol: DecodeProtocol = "exact",
+) -> list[Decoded]:
+    """Read the answer to each item of a batch off the model's output; serving and validation both do it here.
 
     Args:
         output: Model output of a batch.
         durations_seconds: True length of each item; windows are clamped to it.
         num_clips: Valid clips of each item; spans are relative to them.
-        nms_iou: A candidate that overlaps a better one by more is dropped; 1.0 keeps all.
+        settings: Of the checkpoint.
+        protocol: `official` keeps doubles, as the field does; nothing is rounded yet.
+    """
+    max_iou = overlap_limit(settings, protocol)
+    by_quality = output.decoder.quality_logits is not None
+    curves = [row[:clips].detach().float().sigmoid().cpu() for row, clips in zip(output.saliency, num_clips, strict=True)]
+    decoded = decode(output, durations_seconds, num_clips, nms_iou=max_iou)
+    return [
+        Decoded(pool_segments(found, curve.numpy(), duration, settings, nms_iou=max_iou, by_quality=by_quality), curve)
+        for found, curve, duration in zip(decoded, curves, durations_seconds, strict=True)
+    ]
 
-    Source: report section 2.3.
+
+def overlap_limit(settings: InferenceConfig, protocol: DecodeProtocol) -> float:
+    """Return the IoU above which the worse of two candidates is dropped.
+
+    The field keeps doubles; but segments of the saliency repeat what the decoder found, so with them doubles are always dropped.
+    """
+    return 1.0 if protocol == "official" and settings.segment_threshold <= 0 else settings.nms_iou
+
+
+def decode(
+    output: ModelOutput, durations_seconds: Sequence[float], num_clips: Sequence[int], *, nms_iou: float = 1.0
+) -> list[list[Candidate]]:
+    """Read the candidates off the last decoder layer, best decoder score first; equal scores keep the order of the moment queries.
+
+    Args:
+        output: Model output of a batch.
+        durations_seconds: As in `answers`.
+        num_clips: Likewise.
+        nms_iou: A candidate that overlaps a better one by more is dropped; 1.0 keeps all.
     """
     foreground = output.decoder.logits.detach().float().softmax(dim=-1)[..., 0]
     quality_logits = output.decoder.quality_logits
     quality = torch.ones_like(foreground) if quality_logits is None else quality_logits.detach().float().sigmoid()
     # In float64, so that clamping to the duration is exact.
-    spans_cxw = output.decoder.spans_cxw.detach().double()
-    return [
-        _decode_item(spans_cxw[i].cpu(), foreground[i].cpu(), quality[i].cpu(), duration, clips, nms_iou)
-        for i, (duration, clips) in enumerate(zip(durations_seconds, num_clips, strict=True))
-    ]
-
-
-def _decode_item(
-    spans_cxw: Tensor,
-    foreground: Tensor,
-    quality: Tensor,
-    duration_seconds: float,
-    num_clips: int,
-    nms_iou: float,
-) -> list[Candidate]:
-    windows = spans.spans_cxw_to_windows(spans_cxw, num_clips, duration_seconds).tolist()
-    candidates = [
-        Candidate(start_seconds=start, end_seconds=end, foreground=p, quality=q, decoder_score=p * q)
-        for (start, end), p, q in zip(windows, foreground.tolist(), quality.tolist(), strict=True)
-    ]
-    candidates.sort(key=lambda candidate: -candidate.decoder_score)
-    return suppress(candidates, nms_iou)
+    spans_of = output.decoder.spans_cxw.detach().double().cpu()
+    items = zip(spans_of, foreground.cpu(), quality.cpu(), durations_seconds, num_clips, strict=True)
+    found = []
+    for spans_cxw, p, q, duration_seconds, clips in items:
+        windows = spans.spans_cxw_to_windows(spans_cxw, clips, duration_seconds).tolist()
+        rows = zip(windows, p.tolist(), q.tolist(), strict=True)
+        found.append(suppress([Candidate(start, end, p, q, decoder_score=p * q) for (start, end), p, q in rows], nms_iou))
+    return found
 
 
 def suppress(candidates: Sequence[Candidate], nms_iou: float) -> list[Candidate]:
@@ -71,6 +116,60 @@ def suppress(candidates: Sequence[Candidate], nms_iou: float) -> list[Candidate]
         return sorted(candidates, key=lambda candidate: -candidate.decoder_score)
     kept = spans.nms([candidate.window for candidate in candidates], [candidate.decoder_score for candidate in candidates], nms_iou)
     return [candidates[index] for index in kept]
+
+
+def pool_segments(
+    candidates: Sequence[Candidate],
+    saliency: ArrayLike,
+    duration_seconds: float,
+    settings: InferenceConfig,
+    *,
+    nms_iou: float,
+    by_quality: bool = True,
+) -> list[Candidate]:
+    """Pool the decoder's candidates with the saliency's segments, where `settings.segment_threshold` asks for it; doubles are dropped.
+
+    The two kinds are made comparable: a decoder candidate's foreground is multiplied by the mean saliency inside it, its quality by the
+    overlap that the curve expects, so that it ranks high when both heads agree on it. Without a quality head, or with it bypassed
+    (`by_quality` false), there is no quality of either kind: it is 1 for all, and the score is the foreground.
+    """
+    if settings.segment_threshold <= 0:
+        return list(candidates)
+    values: Curve = np.asarray(saliency, dtype=np.float64)
+    weighed = []
+    for candidate in candidates:
+        mean, overlap = _agreement(values, candidate.window)
+        foreground, quality = candidate.foreground * mean, candidate.quality * overlap if by_quality else 1.0
+        weighed.append(replace(candidate, foreground=foreground, quality=quality, decoder_score=foreground * quality))
+    threshold = min(settings.segment_threshold, settings.segment_peak_share * float(values.max()))
+    return suppress([*segment_candidates(values, duration_seconds, threshold, by_quality=by_quality), *weighed], nms_iou)
+
+
+def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: float, *, by_quality: bool = True) -> list[Candidate]:
+    """Return the runs of clips whose saliency, `(clips,)` in [0, 1], reaches `threshold` as candidates, best decoder score first.
+
+    Where no clip does, the best one is the only run. `foreground` is the mean saliency inside, `quality` the overlap of the segment with
+    what the curve says; 1 where quality does not rank.
+    """
+    values: Curve = np.asarray(saliency, dtype=np.float64)
+    found = []
+    for first, last in _runs(values, threshold):
+        start, end = _soft_ends(values, first, last, duration_seconds)
+        foreground = float(values[first:last].mean())
+        quality = _agreement(values, (start, end))[1] if by_quality else 1.0
+        found.append(Candidate(start, end, foreground=foreground, quality=quality, decoder_score=foreground * quality))
+    return sorted(found, key=lambda candidate: -candidate.decoder_score)
+
+
+def segments_above(curve: ArrayLike, threshold: float, duration_seconds: float) -> list[tuple[float, float, float]]:
+    """Return the runs of clips whose value, one per second in any unit, reaches `threshold`: the plain baseline.
+
+    Returns:
+        `(start, end, mean value)` in seconds, best mean first; when no clip reaches the threshold, the one best clip.
+    """
+    values: Curve = np.asarray(curve, dtype=np.float64)
+    runs = [(float(a), min(float(b), duration_seconds), float(values[a:b].mean())) for a, b in _runs(values, threshold)]
+    return sorted(runs, key=lambda run: -run[2])
 
 
 def round_officially(candidate: Candidate, duration_seconds: float) -> Candidate:
@@ -85,3 +184,36 @@ def round_officially(candidate: Candidate, duration_seconds: float) -> Candidate
         end_seconds=float(round(min(candidate.end_seconds, limit))),
         decoder_score=round(candidate.decoder_score, OFFICIAL_SCORE_DECIMALS),
     )
+
+
+def _runs(values: Curve, threshold: float) -> list[tuple[int, int]]:
+    above = values >= threshold
+    if not above.any():
+        above[int(values.argmax())] = True
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], above, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _soft_ends(values: Curve, first: int, last: int, duration_seconds: float) -> Window:
+    """Shorten the run by what its end clips lack, and lengthen it by what the clips beyond them hold."""
+    before = values[first - 1] if first > 0 else 0.0
+    after = values[last] if last < len(values) else 0.0
+    start = max(first + (1 - values[first]) - before, 0.0)
+    end = min(last - (1 - values[last - 1]) + after, duration_seconds)
+    if end - start < MIN_SECONDS:
+        start, end = float(first), min(float(last), duration_seconds)
+    return float(start), float(end)
+
+
+def _agreement(values: Curve, window: Window) -> tuple[float, float]:
+    """Return the mean of the curve inside a window, and overlap over union of both, looking as far beyond the window as it is long."""
+    start, end = window
+    clips = np.arange(len(values))
+    covered = np.clip(np.minimum(clips + 1, end) - np.maximum(clips, start), 0, 1)
+    first, last = math.floor(start), math.ceil(end)
+    reach = max(last - first, 2)
+    near = slice(max(first - reach, 0), min(last + reach, len(values)))
+    union, length = float(np.maximum(covered, values)[near].sum()), float(covered.sum())
+    if union <= 0 or length <= 0:  # the field's rounding can empty a window
+        return 0.0, 0.0
+    return float((covered * values).sum()) / length, float(np.minimum(covered, values)[near].sum()) / union

@@ -14,10 +14,10 @@ from qamdetr.config import InferenceConfig, VerifierConfig
 from qamdetr.errors import ConfigError
 from qamdetr.features.base import AudioEncoder, TextEncoder
 from qamdetr.features.encoders import ComboEncoder as OpenedCombo
-from qamdetr.inference.candidates import DecodeProtocol
+from qamdetr.inference.candidates import Decoded, DecodeProtocol
 from qamdetr.inference.pools import MergeMethod, check_merge, merge_pools
-from qamdetr.inference.rerank import Decoded, Ranking, rank
-from qamdetr.inference.retriever import MomentRetriever, best_score, check_query
+from qamdetr.inference.rerank import Ranking, rank
+from qamdetr.inference.retriever import MomentRetriever, check_query
 from qamdetr.inference.trained_encoder import ComboEncoder, LoadedEncoder
 from qamdetr.types import Recording, Result, TextFeatures
 from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
@@ -253,7 +253,7 @@ class EnsembleRetriever:
 
     def _is_found(self, decoded: Sequence[Decoded]) -> bool:
         margins = [
-            best_score(answer) - member.config.inference.found_threshold for answer, member in zip(decoded, self.members, strict=True)
+            answer.best_score - member.config.inference.found_threshold for answer, member in zip(decoded, self.members, strict=True)
         ]
         return any(answer.candidates for answer in decoded) and bool(self._mean(torch.tensor(margins, dtype=torch.float64)) >= 0)
 

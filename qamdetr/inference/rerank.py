@@ -7,24 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
-
-from torch import Tensor
 
 from qamdetr.config import InferenceConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.candidates import OFFICIAL_SCORE_DECIMALS, DecodeProtocol, round_officially
+from qamdetr.inference.candidates import OFFICIAL_SCORE_DECIMALS, Decoded, DecodeProtocol, round_officially
 from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures
 from qamdetr.verifiers.base import Verifier
-
-
-class Decoded(NamedTuple):
-    """What the network, or several, say to one query on one recording, before a verifier looks."""
-
-    candidates: list[Candidate]
-    """Best decoder score first."""
-    saliency: Tensor
-    """`(clips,)` in [0, 1]."""
 
 
 @dataclass(frozen=True)

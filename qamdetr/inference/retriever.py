@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
 
 from qamdetr.config import Config, InferenceConfig, VerifierConfig
 from qamdetr.errors import ConfigError, QamDetrError
 from qamdetr.features.base import OnStage
 from qamdetr.features.pipeline import prepare
-from qamdetr.inference import candidates
 from qamdetr.inference import sections as long_audio
-from qamdetr.inference.candidates import DecodeProtocol
+from qamdetr.inference.candidates import Decoded, DecodeProtocol, answers, overlap_limit
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, load_changed
-from qamdetr.inference.rerank import Decoded, Ranking, choose_beta, rank
-from qamdetr.inference.segments import pool_segments
+from qamdetr.inference.rerank import Ranking, choose_beta, rank
 from qamdetr.inference.trained_encoder import ComboEncoder, open_encoder
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.types import Candidate, Recording, Result, TextFeatures
+from qamdetr.types import Recording, Result, TextFeatures
 from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
 from qamdetr.verifiers.registry import Verifiers
 
@@ -178,14 +175,11 @@ class MomentRetriever:
             bypass: See `QamDetr.forward`.
         """
         settings: InferenceConfig = self.config.inference
-        # Segments of the saliency repeat what the decoder found, so with them doubles are always dropped.
-        nms_iou = 1.0 if protocol == "official" and settings.segment_threshold <= 0 else settings.nms_iou
         audio = _in_order(recording.streams, self.config.model.audio_streams)
         queries = [_in_order(text, self.config.model.text_streams) for text in texts]
         sections = long_audio.split(recording.num_clips, settings.section_clips, settings.section_overlap_clips)
         pairs = [(query, section) for query in queries for section in sections]
-        decoded: list[list[Candidate]] = []
-        saliency: list[Tensor] = []
+        decoded: list[Decoded] = []
         for begin in range(0, len(pairs), _PAIRS_PER_FORWARD):
             chunk = pairs[begin : begin + _PAIRS_PER_FORWARD]
             # Where all pairs are of one section, its audio is prepared and projected once for all of them.
@@ -194,35 +188,22 @@ class MomentRetriever:
             output = self.model(batch.to(self._device), bypass=bypass)
             durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
             lengths = [section.num_clips for _, section in chunk]
-            curves = [row[:length].sigmoid().cpu() for row, length in zip(output.saliency, lengths, strict=True)]
-            found = candidates.decode(output, durations, lengths, nms_iou=nms_iou)
-            by_quality = output.decoder.quality_logits is not None
-            decoded += [
-                pool_segments(windows, curve.numpy(), duration, settings, nms_iou=nms_iou, by_quality=by_quality)
-                for windows, curve, duration in zip(found, curves, durations, strict=True)
-            ]
-            saliency += curves
-        per_query = len(sections)
-        return [
-            Decoded(
-                long_audio.merge_candidates(sections, decoded[at : at + per_query], recording.duration_seconds, nms_iou),
-                long_audio.merge_saliency(sections, saliency[at : at + per_query]),
-            )
-            for at in range(0, len(pairs), per_query)
-        ]
+            decoded += answers(output, durations, lengths, settings, protocol=protocol)
+        nms_iou = overlap_limit(settings, protocol)
+        merged = []
+        for at in range(0, len(pairs), len(sections)):
+            found, curves = zip(*decoded[at : at + len(sections)], strict=True)
+            moments = long_audio.merge_candidates(sections, found, recording.duration_seconds, nms_iou)
+            merged.append(Decoded(moments, long_audio.merge_saliency(sections, curves)))
+        return merged
 
     def is_found(self, decoded: Decoded) -> bool:
         """Whether the best decoder score reaches the checkpoint's calibrated threshold."""
-        return bool(decoded.candidates) and best_score(decoded) >= self.config.inference.found_threshold
+        return bool(decoded.candidates) and decoded.best_score >= self.config.inference.found_threshold
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-
-def best_score(decoded: Decoded) -> float:
-    """Return the highest decoder score; 0 without candidates."""
-    return max((candidate.decoder_score for candidate in decoded.candidates), default=0.0)
 
 
 def check_query(query: str) -> str:

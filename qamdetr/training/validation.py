@@ -15,8 +15,7 @@ from qamdetr.data.collate import LabelledBatch
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.evaluation.calibration import calibrate_found_threshold
 from qamdetr.evaluation.metrics import evaluate
-from qamdetr.inference.candidates import decode
-from qamdetr.inference.segments import pool_segments
+from qamdetr.inference.candidates import answers
 from qamdetr.model.qam_detr import QamDetr
 
 
@@ -48,11 +47,9 @@ def validate(
     for batch in loader:
         with torch.inference_mode(), accelerator.autocast():
             output = model(batch.batch)
-        ranked = decode(output, batch.durations_seconds, batch.num_clips, nms_iou=config.nms_iou)
-        for i, (entry, decoded) in enumerate(zip(batch.entries, ranked, strict=True)):
-            saliency = output.saliency[i, : batch.num_clips[i]].float().sigmoid().cpu().numpy()
-            candidates = pool_segments(decoded, saliency, batch.durations_seconds[i], config, nms_iou=config.nms_iou)
-            windows = tuple((candidate.start_seconds, candidate.end_seconds, candidate.decoder_score) for candidate in candidates)
+        decoded = answers(output, batch.durations_seconds, batch.num_clips, config)
+        for entry, answer in zip(batch.entries, decoded, strict=True):
+            windows = tuple((found.start_seconds, found.end_seconds, found.decoder_score) for found in answer.candidates)
             rows.append(PredictionEntry(entry.qid, entry.query, entry.vid, windows))
     # Several processes repeat a few items to even out their shares; the last of equal rows stays.
     predictions = {row.qid: row for row in gather_object(rows)}

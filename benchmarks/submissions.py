@@ -22,9 +22,8 @@ from benchmarks._timing import write_json
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.errors import AudioError
 from qamdetr.evaluation.calibration import calibrate_beta
-from qamdetr.evaluation.matching import match
-from qamdetr.evaluation.metrics import QueryScores, query_scores
-from qamdetr.evaluation.resampling import compare
+from qamdetr.evaluation.compare import compare
+from qamdetr.evaluation.metrics import QueryScores, match, query_scores
 from qamdetr.inference.pools import MergeMethod
 from qamdetr.inference.system import SystemConfig, load_system, open_stored_system
 from qamdetr.inference.verified import VerifiedAnswer, verify_manifest

@@ -87,7 +87,7 @@ def _check(args: argparse.Namespace) -> None:
     for beta in args.grid or ():
         check_beta(beta)
     if args.figure is not None:
-        from qamdetr.evaluation.figure import check_figure_path
+        from qamdetr.evaluation.figures import check_figure_path
 
         check_figure_path(args.figure)
 
@@ -105,7 +105,7 @@ def _ask(target: BetaTarget, entries: Sequence[QueryEntry], args: argparse.Names
     """Return the answers, and why recordings could not be read."""
     from tqdm import tqdm
 
-    from qamdetr.evaluation.matching import MAX_PREDICTIONS
+    from qamdetr.evaluation.metrics import MAX_PREDICTIONS
     from qamdetr.inference.verified import verify_manifest
 
     retriever, recordings, verifier = open_for_manifest(args, entries, must_verify=True)
@@ -174,7 +174,7 @@ def _object(curve: BetaCurve, verifier: str, num_unverified: int) -> dict[str, A
 
 
 def _draw(curve: BetaCurve, title: str, path: str) -> None:
-    from qamdetr.evaluation.beta_figure import save_beta_figure
+    from qamdetr.evaluation.figures import save_beta_figure
 
     save_beta_figure(curve, f"{title}, {curve.chosen.scores.num_queries} queries", path)
     note(f"the figure is in {path}.")

@@ -15,10 +15,8 @@ from qamdetr.errors import QamDetrError
 if TYPE_CHECKING:
     from qamdetr.cli.common import Commands
     from qamdetr.data.manifest import QueryEntry
-    from qamdetr.evaluation.lengths import LengthScores
-    from qamdetr.evaluation.matching import Matching
-    from qamdetr.evaluation.metrics import QueryScores
-    from qamdetr.evaluation.resampling import Difference, Interval
+    from qamdetr.evaluation.compare import Difference, Interval
+    from qamdetr.evaluation.metrics import LengthScores, Matching, QueryScores
 
 _PRIMARY = "R1@0.7"  # ranks the challenge
 
@@ -89,24 +87,22 @@ class _System:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse now what would fail after the work."""
-    from qamdetr.evaluation.resampling import MAX_RESAMPLES
+    from qamdetr.evaluation.compare import MAX_RESAMPLES
 
     if args.bootstrap is not None and not 1 <= args.bootstrap <= MAX_RESAMPLES:
         raise QamDetrError(f"--bootstrap is {args.bootstrap}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
     if args.seed < 0:
         raise QamDetrError(f"--seed is {args.seed}; it must be at least 0.")
     if args.figure is not None:
-        from qamdetr.evaluation.figure import check_figure_path
+        from qamdetr.evaluation.figures import check_figure_path
 
         check_figure_path(args.figure)
 
 
 def _read_system(path: str, truth: Sequence[QueryEntry], args: argparse.Namespace) -> _System:
     from qamdetr.data.manifest import read_predictions
-    from qamdetr.evaluation.lengths import score_by_length
-    from qamdetr.evaluation.matching import match
-    from qamdetr.evaluation.metrics import METRICS, query_scores
-    from qamdetr.evaluation.resampling import bootstrap
+    from qamdetr.evaluation.compare import bootstrap
+    from qamdetr.evaluation.metrics import METRICS, match, query_scores, score_by_length
 
     predictions = read_predictions(path, allow_pairs=True)
     try:
@@ -118,7 +114,7 @@ def _read_system(path: str, truth: Sequence[QueryEntry], args: argparse.Namespac
     if args.bootstrap is not None:
         names: Sequence[str] = METRICS
         if args.figure is not None:
-            from qamdetr.evaluation.figure import curve_names
+            from qamdetr.evaluation.figures import curve_names
 
             names = list(dict.fromkeys([*METRICS, *curve_names()]))
         intervals = bootstrap(scores, names, resamples=args.bootstrap, seed=args.seed)
@@ -132,13 +128,13 @@ def _read_system(path: str, truth: Sequence[QueryEntry], args: argparse.Namespac
 
 
 def _compare(system: _System, other: _System, args: argparse.Namespace) -> dict[str, Difference]:
-    from qamdetr.evaluation.resampling import DEFAULT_RESAMPLES, compare
+    from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, compare
 
     return compare(system.scores, other.scores, resamples=args.bootstrap or DEFAULT_RESAMPLES, seed=args.seed)
 
 
 def _draw(systems: Sequence[_System], path: str) -> None:
-    from qamdetr.evaluation.figure import FigureSystem, save_figure
+    from qamdetr.evaluation.figures import FigureSystem, save_figure
 
     letters = ["A: ", "B: "] if len(systems) > 1 else [""]
     save_figure(

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, manifest: Sequence[QueryEntry]) -> None:
-    from qamdetr.evaluation.submission_check import check_submission
+    from qamdetr.evaluation.submission import check_submission
 
     for option in ("label", "output", "metadata", "checkpoint", "dev_scores"):
         if getattr(args, option) is not None:
@@ -67,7 +67,7 @@ def _check(args: argparse.Namespace, manifest: Sequence[QueryEntry]) -> None:
 def _write(args: argparse.Namespace, manifest: Sequence[QueryEntry]) -> None:
     from qamdetr.data.manifest import read_predictions
     from qamdetr.evaluation import submission
-    from qamdetr.evaluation.submission_check import check_submission
+    from qamdetr.evaluation.submission import check_submission
 
     if args.label is None or args.output is None:
         raise QamDetrError("A submission needs --label and --output DIR; to check files, give --check.")

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qamdetr.errors import QamDetrError
-from qamdetr.evaluation.matching import match
-from qamdetr.evaluation.metrics import QueryScores, query_scores
-from qamdetr.evaluation.resampling import DEFAULT_RESAMPLES, Difference, compare_best
+from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, Difference, compare_best
+from qamdetr.evaluation.metrics import QueryScores, match, query_scores
 from qamdetr.inference.rerank import check_beta
 from qamdetr.inference.verified import VerifiedAnswer
 
@@ -22,19 +21,12 @@ FINE_GRID = tuple(step / 20 for step in range(21))
 
 CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
 
-_EQUAL = 9
-"""Decimals of a mAP that count: sums in another order differ in the last digits, and that decides nothing."""
-
 
 def calibrate_found_threshold(present_scores: Sequence[float], absent_scores: Sequence[float]) -> tuple[float, float]:
     """Choose the threshold with the best balanced accuracy of `score >= threshold` as "the sound is there".
 
     Balanced: the mean of the share of present queries found and the share of absent queries refused, so that their numbers do not
-    matter. It lies half-way between two scores.
-
-    Args:
-        present_scores: Best decoder score of each query whose sound is in its recording.
-        absent_scores: Likewise where it is not.
+    matter. It lies half-way between two scores. Scores are the best decoder score of each query, whose sound is in its recording or is not.
 
     Returns:
         Threshold and balanced accuracy, both in [0, 1]; `(0, 0.5)`, "always found", when one side is empty.
@@ -53,13 +45,7 @@ def calibrate_found_threshold(present_scores: Sequence[float], absent_scores: Se
 
 @dataclass(frozen=True, eq=False)
 class BetaPoint:
-    """One weight of the verifier and what it scores.
-
-    Attributes:
-        beta: In [0, 1].
-        scores: Query by query.
-        metrics: `CURVE_METRICS` in percent, unrounded.
-    """
+    """One weight of the verifier, in [0, 1], and what it scores: query by query, and `CURVE_METRICS` in percent, unrounded."""
 
     beta: float
     scores: QueryScores
@@ -67,8 +53,8 @@ class BetaPoint:
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """What the weight is chosen by: R1@0.7, then mAP, then the smaller weight."""
-        return (self.metrics["R1@0.7"], round(self.metrics["mAP"], _EQUAL), -self.beta)
+        """What the weight is chosen by: R1@0.7, then mAP (whose last digits only tell the order of a sum), then the smaller weight."""
+        return (self.metrics["R1@0.7"], round(self.metrics["mAP"], 9), -self.beta)
 
 
 @dataclass(frozen=True)
@@ -76,10 +62,9 @@ class BetaCurve:
     """The scores over the weight of the verifier.
 
     Attributes:
-        points: Of the grid, smallest weight first.
-        chosen: The best of them.
+        points, chosen: Of the grid, smallest weight first, and the best of them.
         decoder_alone: The point of weight 0, whether the grid holds it or not.
-        gain: R1@0.7 and mAP of `chosen` less those of `decoder_alone`, tested as in `resampling.compare_best`; empty with one recording.
+        gain: R1@0.7 and mAP of `chosen` less those of `decoder_alone`, tested as in `compare_best`; empty with one recording.
     """
 
     points: tuple[BetaPoint, ...]
@@ -114,11 +99,7 @@ def calibrate_beta(
 ) -> BetaCurve:
     """Choose the weight of the verifier on validation by R1@0.7; ties by mAP, then for the smaller weight.
 
-    Args:
-        answers: Of queries with true windows.
-        grid: Weights to try, in any order.
-        resamples: Draws of the test whether the choice beats the decoder alone.
-        seed: Of the draws.
+    `resamples` and `seed` are of the test whether the choice beats the decoder alone; all `answers` are of queries with true windows.
 
     Raises:
         QamDetrError: An empty grid, or a weight outside [0, 1].
@@ -127,17 +108,16 @@ def calibrate_beta(
     Source: the report tunes beta on validation by the challenge's ranking metric; the rest of the order, and the test, are ours.
     """
     if not grid:
-        raise QamDetrError("The grid of betas is empty; give at least one number from 0 to 1.")
+        raise QamDetrError("The grid of betas is empty", "give at least one number from 0 to 1")
     for beta in grid:
         check_beta(beta)
     points = tuple(_score(answers, beta) for beta in sorted(set(grid)))
     chosen = max(points, key=lambda point: point.rank)
     decoder_alone = points[0] if points[0].beta == 0 else _score(answers, 0.0)
-    gain: Mapping[str, Difference] = {}
-    if len(set(chosen.scores.vids)) > 1:
-        tried = [point.scores for point in points]
-        best = points.index(chosen)
-        gain = compare_best(tried, best, decoder_alone.scores, ("R1@0.7", "mAP"), resamples=resamples, seed=seed)
+    if len(set(chosen.scores.vids)) == 1:
+        return BetaCurve(points, chosen, decoder_alone, {})
+    tried, best = [point.scores for point in points], points.index(chosen)
+    gain = compare_best(tried, best, decoder_alone.scores, ("R1@0.7", "mAP"), resamples=resamples, seed=seed)
     return BetaCurve(points, chosen, decoder_alone, gain)
 
 

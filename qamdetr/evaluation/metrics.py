@@ -1,17 +1,131 @@
-"""Recall and average precision of predicted windows, equal to the field's official evaluator to two decimals."""
+"""Recall and average precision of predicted windows, equal to the field's official evaluator to two decimals; also by window length.
+
+`match` is a plain loop that can be held against the official evaluator; everything after it works on its arrays.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
-from qamdetr.evaluation.matching import IOU_THRESHOLDS, BoolArray, FloatArray, IntArray, Matching, match
+from qamdetr.errors import DataError
 
 METRICS = ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")
 """The field's five numbers, in the order of its tables; R1@0.7 ranks the challenge."""
+
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+"""0.50:0.05:0.95."""
+
+MAX_PREDICTIONS = 10
+"""The evaluator reads the first ten windows of each query."""
+
+LENGTH_EDGES_SECONDS = (2.0, 5.0, 10.0, 30.0)
+"""Upper ends of the buckets of window lengths, included; the last bucket has none."""
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What every prediction hits. True windows are numbered through all queries; -1 means none.
+
+    Attributes:
+        vids: Recording of each counted query, as the truth has it.
+        true_query: `(windows,)` query of each true window.
+        true_seconds: `(windows,)` length of each true window.
+        first_iou, first_truth: `(queries,)` IoU of the first-listed window with its best true window, and that window.
+        claimed: `(MAX_PREDICTIONS, queries, thresholds)` true window that the prediction at each rank (score order) claims.
+        is_prediction: `(MAX_PREDICTIONS, queries)` True where there is a prediction at that rank.
+        num_without_windows: Queries of the truth that do not count: their sound is absent, or their windows are not known.
+        num_other_recordings: Predictions whose `vid` is not the one that the truth has for their query.
+    """
+
+    vids: tuple[str, ...]
+    true_query: IntArray
+    true_seconds: FloatArray
+    first_iou: FloatArray
+    first_truth: IntArray
+    claimed: IntArray
+    is_prediction: BoolArray
+    num_without_windows: int
+    num_other_recordings: int
+
+
+def match(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> Matching:
+    """Match predictions to true windows at every threshold.
+
+    The first ten windows of a query are taken in score order (ties keep list order); each claims its best still-free true window at or
+    above the threshold (of several with the same IoU the last listed).
+
+    Args:
+        predictions: One entry per query; more than ten windows are allowed, fewer too. Entries of other queries are ignored.
+        truth: The ground truth, read with `clamp=False` for parity; queries without windows are left out and counted.
+
+    Raises:
+        DataError: A query of the truth has no prediction entry, a qid occurs twice, or no query has windows.
+
+    Source: the official evaluator of DCASE 2026 Task 6 (Moment-DETR's, after ActivityNet); windows without length have IoU 0.
+    """
+    by_qid = {entry.qid: entry for entry in predictions}
+    if len(by_qid) < len(predictions):
+        raise DataError(f"{len(predictions) - len(by_qid)} qids occur twice in the predictions", "give one entry per query")
+    missing = [entry.qid for entry in truth if entry.qid not in by_qid]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(truth)} queries have no prediction, the first is qid {missing[0]!r}",
+            "give one line for every query of the ground truth",
+        )
+    counted = [entry for entry in truth if entry.relevant_windows]
+    if not counted:
+        raise DataError(f"None of the {len(truth)} queries of the ground truth has `relevant_windows`; there is nothing to score.")
+
+    first_iou, first_truth = np.zeros(len(counted)), np.full(len(counted), -1)
+    claimed = np.full((MAX_PREDICTIONS, len(counted), len(IOU_THRESHOLDS)), -1)
+    is_prediction = np.zeros((MAX_PREDICTIONS, len(counted)), dtype=bool)
+    offset = 0
+    for query, entry in enumerate(counted):
+        listed, windows = by_qid[entry.qid].pred_relevant_windows[:MAX_PREDICTIONS], entry.relevant_windows or ()
+        ious = [[_iou(start, end, *window) for window in windows] for start, end, _ in listed]
+        is_prediction[: len(listed), query] = True
+        if listed:
+            first_iou[query], best = max((value, index) for index, value in enumerate(ious[0]))
+            first_truth[query] = offset + best
+        ranked = sorted(range(len(listed)), key=lambda place: -listed[place][2])
+        hopeful = [(rank, ious[place]) for rank, place in enumerate(ranked) if max(ious[place]) >= IOU_THRESHOLDS[0]]
+        for column, threshold in enumerate(IOU_THRESHOLDS):
+            free = set(range(len(windows)))
+            for rank, row in hopeful:
+                value, best = max(((row[index], index) for index in free), default=(0.0, -1))
+                if value >= threshold:
+                    free.remove(best)
+                    claimed[rank, query, column] = offset + best
+        offset += len(windows)
+    windows_of = [entry.relevant_windows or () for entry in counted]
+    return Matching(
+        vids=tuple(entry.vid for entry in counted),
+        true_query=np.repeat(np.arange(len(counted)), [len(windows) for windows in windows_of]),
+        true_seconds=np.array([end - start for windows in windows_of for start, end in windows]),
+        first_iou=first_iou,
+        first_truth=first_truth,
+        claimed=claimed,
+        is_prediction=is_prediction,
+        num_without_windows=len(truth) - len(counted),
+        num_other_recordings=sum(entry.vid != by_qid[entry.qid].vid for entry in truth),
+    )
+
+
+def _iou(start: float, end: float, true_start: float, true_end: float) -> float:
+    """In Python's floats and not by `spans.pairwise_iou`, so that IoUs which equal a threshold decide as in the official evaluator."""
+    overlap = min(end, true_end) - max(start, true_start)
+    return overlap / ((end - start) + (true_end - true_start) - overlap) if overlap > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -42,88 +156,17 @@ class QueryScores:
         return 100 * np.stack([values[name] for name in names], axis=1)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Every number of one evaluation, in percent and unrounded.
-
-    Attributes:
-        recall_at_1: IoU threshold -> share of queries whose first window reaches it.
-        average_precision: IoU threshold -> mean over queries.
-        num_queries: Queries that counted.
-        num_without_windows: Queries of the ground truth that could not count: their sound is absent, or their windows are not known.
-    """
-
-    recall_at_1: dict[float, float]
-    average_precision: dict[float, float]
-    num_queries: int
-    num_without_windows: int
-
-    @property
-    def mean_average_precision(self) -> float:
-        """Mean of `average_precision` over the thresholds."""
-        return float(np.mean(list(self.average_precision.values())))
-
-    def table(self) -> dict[str, float]:
-        """Return `METRICS` in percent with two decimals, and `num_queries`."""
-        return {
-            "R1@0.5": round(self.recall_at_1[0.5], 2),
-            "R1@0.7": round(self.recall_at_1[0.7], 2),
-            "mAP": round(self.mean_average_precision, 2),
-            "mAP@0.5": round(self.average_precision[0.5], 2),
-            "mAP@0.75": round(self.average_precision[0.75], 2),
-            "num_queries": self.num_queries,
-        }
-
-
-def evaluate(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> dict[str, float]:
-    """Return the field's five numbers, in percent with two decimals, and `num_queries`; see `score`."""
-    return score(predictions, truth).table()
-
-
-def score(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> Scores:
-    """Score predictions at every threshold.
-
-    R1 takes the first-listed window against the true window with the best IoU. AP takes the first ten in score order, matched as in
-    `matching.match`; precision is interpolated at all points.
-
-    Queries without true windows are left out and counted; predictions for queries that the truth does not hold are ignored.
-
-    Args:
-        predictions: One entry per query; more than ten windows are allowed, fewer too.
-        truth: The ground truth, read with `clamp=False` for parity with the official evaluator.
-
-    Raises:
-        DataError: A query of the truth has no prediction entry, a qid occurs twice, or no query has windows.
-
-    Source: the official evaluator of DCASE 2026 Task 6 (Moment-DETR's, after ActivityNet and VOC 2011).
-    """
-    matching = match(predictions, truth)
-    return summarise(query_scores(matching), matching.num_without_windows)
-
-
-def summarise(scores: QueryScores, num_without_windows: int = 0) -> Scores:
-    """Take the means over queries."""
-    recall, precision = 100 * scores.recall_at_1.mean(axis=0), 100 * scores.average_precision.mean(axis=0)
-    return Scores(
-        recall_at_1=dict(zip(IOU_THRESHOLDS, recall.tolist(), strict=True)),
-        average_precision=dict(zip(IOU_THRESHOLDS, precision.tolist(), strict=True)),
-        num_queries=scores.num_queries,
-        num_without_windows=num_without_windows,
-    )
-
-
 def query_scores(matching: Matching) -> QueryScores:
     """Score each query by itself."""
+    num_truths = np.bincount(matching.true_query, minlength=len(matching.vids))
     return QueryScores(
         vids=matching.vids,
         recall_at_1=(matching.first_iou[:, None] >= np.array(IOU_THRESHOLDS)).astype(np.float64),
-        average_precision=average_precision(
-            matching.claimed >= 0, matching.is_prediction[:, :, None], np.bincount(matching.true_query, minlength=matching.num_queries)
-        ),
+        average_precision=_average_precision(matching.claimed >= 0, matching.is_prediction[:, :, None], num_truths),
     )
 
 
-def average_precision(hits: BoolArray, counts: BoolArray, num_truths: IntArray) -> FloatArray:
+def _average_precision(hits: BoolArray, counts: BoolArray, num_truths: IntArray) -> FloatArray:
     """All-point interpolated AP: each hit adds 1 / truths times the best precision at its rank or later.
 
     Args:
@@ -136,13 +179,114 @@ def average_precision(hits: BoolArray, counts: BoolArray, num_truths: IntArray) 
 
     Source: the VOC 2011 development kit's definition.
     """
-    places = np.maximum(np.cumsum(counts, axis=0), 1)
-    hits_so_far = hits.sum(axis=0)
-    best_precision, total = np.zeros(hits_so_far.shape), np.zeros(hits_so_far.shape)
-    for rank in reversed(range(len(hits))):
-        # A rank that does not count repeats the precision of the rank before, which the maximum does not notice.
-        np.maximum(best_precision, hits_so_far / places[rank], out=best_precision)
-        total += best_precision * hits[rank]
-        hits_so_far -= hits[rank]
-    result: FloatArray = total / num_truths[:, None]
+    precision = np.cumsum(hits, axis=0) / np.maximum(np.cumsum(counts, axis=0), 1)
+    # A rank that does not count repeats the precision of the rank before, which the maximum does not notice.
+    best_from_here_on = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    result: FloatArray = (best_from_here_on * hits).sum(axis=0) / num_truths[:, None]
     return result
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of a set of queries, in percent and unrounded; NaN where nothing could be right or wrong.
+
+    Attributes:
+        recall_at_1: IoU threshold -> share of queries whose first window reaches it.
+        average_precision: IoU threshold -> mean over queries.
+        num_queries: Queries that counted.
+        num_without_windows: Queries of the ground truth that could not count: their sound is absent, or their windows are not known.
+    """
+
+    recall_at_1: dict[float, float]
+    average_precision: dict[float, float]
+    num_queries: int
+    num_without_windows: int = 0
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean of `average_precision` over the thresholds."""
+        return float(np.mean(list(self.average_precision.values())))
+
+    def table(self) -> dict[str, Any]:
+        """Return `METRICS` in percent with two decimals (None where there is nothing to score), and `num_queries`."""
+        recall, precision = self.recall_at_1, self.average_precision
+        values = (recall[0.5], recall[0.7], self.mean_average_precision, precision[0.5], precision[0.75])
+        rounded = {name: None if math.isnan(value) else round(value, 2) for name, value in zip(METRICS, values, strict=True)}
+        return {**rounded, "num_queries": self.num_queries}
+
+
+def evaluate(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> dict[str, float]:
+    """Return the field's five numbers, in percent with two decimals, and `num_queries`; errors as `match`."""
+    return score(predictions, truth).table()
+
+
+def score(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> Scores:
+    """Score predictions at every threshold; arguments and errors as `match`.
+
+    R1 takes the first-listed window against the true window with the best IoU. AP takes the first ten in score order; precision is
+    interpolated at all points.
+    """
+    matching = match(predictions, truth)
+    return summarise(query_scores(matching), matching.num_without_windows)
+
+
+def summarise(scores: QueryScores, num_without_windows: int = 0) -> Scores:
+    """Take the means over queries."""
+    recall, precision = 100 * scores.recall_at_1.mean(axis=0), 100 * scores.average_precision.mean(axis=0)
+    return Scores(_by_threshold(recall), _by_threshold(precision), scores.num_queries, num_without_windows)
+
+
+def _by_threshold(values: FloatArray) -> dict[float, float]:
+    return dict(zip(IOU_THRESHOLDS, values.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class LengthScores(Scores):
+    """Scores of one bucket of window lengths: `num_windows` with `above_seconds < length <= up_to_seconds`, of `num_queries` queries."""
+
+    above_seconds: float = 0.0
+    up_to_seconds: float = math.inf
+    num_windows: int = 0
+
+    @property
+    def name(self) -> str:
+        """Such as `2-5 s`."""
+        if self.above_seconds == 0:
+            return f"<= {self.up_to_seconds:g} s"
+        return f"> {self.above_seconds:g} s" if math.isinf(self.up_to_seconds) else f"{self.above_seconds:g}-{self.up_to_seconds:g} s"
+
+    def table(self) -> dict[str, Any]:
+        """Return the metrics, and both counts."""
+        return {**super().table(), "num_windows": self.num_windows}
+
+
+def score_by_length(matching: Matching) -> list[LengthScores]:
+    """Score each bucket of window lengths; buckets without windows have NaN scores.
+
+    A query belongs to every bucket that holds one of its true windows, and in a bucket only those windows are asked for. Predictions are
+    matched once, against all windows. One that hits a window of another length is neither right nor wrong in the bucket: AP leaves it out
+    of the ranking, and R1 leaves the query out at that threshold when it is the first window. One that hits nothing is wrong in every
+    bucket of its query. So a perfect answer to at most ten windows scores 100 in every bucket.
+
+    Source: the rule for objects out of range in the COCO evaluator, here with one matching for all buckets.
+    """
+    edges = (0.0, *LENGTH_EDGES_SECONDS, math.inf)
+    # In whole milliseconds, so that 12.3 - 10.3 is 2 seconds.
+    bucket_of_truth = np.searchsorted(LENGTH_EDGES_SECONDS, matching.true_seconds.round(3), side="left")
+    return [_score_bucket(matching, bucket_of_truth == bucket, (edges[bucket], edges[bucket + 1])) for bucket in range(len(edges) - 1)]
+
+
+def _score_bucket(matching: Matching, in_bucket: BoolArray, edges: tuple[float, float]) -> LengthScores:
+    """`in_bucket` is `(windows,)` over the true windows."""
+    num_truths = np.bincount(matching.true_query[in_bucket], minlength=len(matching.vids))
+    queries = np.flatnonzero(num_truths)
+    asked = np.append(in_bucket, False)  # index -1 is "no window"
+    reached = matching.first_iou[queries, None] >= np.array(IOU_THRESHOLDS)
+    right = reached & asked[matching.first_truth[queries], None]
+    claimed = matching.claimed[:, queries]
+    counts = (asked[claimed] | (claimed < 0)) & matching.is_prediction[:, queries, None]
+    precision = _average_precision(asked[claimed], counts, num_truths[queries])
+    with np.errstate(invalid="ignore"):  # 0 / 0 where nothing could be right or wrong: NaN is what is meant
+        recall = 100.0 * right.sum(axis=0) / (right | ~reached).sum(axis=0)
+        mean_precision = 100.0 * precision.sum(axis=0) / len(queries)
+    return LengthScores(_by_threshold(recall), _by_threshold(mean_precision), len(queries), 0, *edges, num_windows=int(in_bucket.sum()))

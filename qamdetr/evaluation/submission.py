@@ -1,44 +1,47 @@
-"""What the challenge (DCASE 2026 Task 6) wants of a system: one JSONL of windows without scores, and one YAML that describes it."""
+"""What the challenge (DCASE 2026 Task 6) wants of a system: one JSONL of windows without scores, and one YAML that describes it.
+
+Both are written, and checked for everything that is wrong before the challenge's server finds it. Each problem is one line of text.
+"""
 
 from __future__ import annotations
 
-import copy
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qamdetr.config import LossConfig
-from qamdetr.data.manifest import PredictionEntry, QueryEntry
-from qamdetr.errors import DataError
-from qamdetr.evaluation.matching import MAX_PREDICTIONS
+from qamdetr.data.manifest import PredictionEntry, QueryEntry, is_finite_number
+from qamdetr.errors import CheckpointError, ConfigError, DataError
+from qamdetr.evaluation.metrics import MAX_PREDICTIONS
 
 OUTPUT_SUFFIX = ".output.jsonl"
 METADATA_SUFFIX = ".meta.yaml"
+OUTPUT_FIELDS = ("qid", "query", "vid", "duration", "pred_relevant_windows")
 LABEL_FORM = "Last_Inst_task6_N"
 """Last name, institute, and the number of the system, 1 to 4."""
+MAX_SYSTEMS = 4
+MAX_ABBREVIATION = 10
+MAX_PARAMETERS = 10**15
+"""No model comes near it; a number above is a slip of the keyboard."""
 
 PLACEHOLDER = "FILL IN"
-"""Stands where only a person knows the value; `submission_check` refuses it."""
-
-METADATA_TEMPLATE: dict[str, Any] = {
-    "submission": dict.fromkeys(("label", "name", "abbreviation", "authors"), PLACEHOLDER),
-    "system": {
-        "model": dict.fromkeys(("audio_models", "text_models", "LLMs", "trainable_parameters", "frozen_parameters", "loss"), PLACEHOLDER),
-        "dataset": dict.fromkeys(("augmentation", "external_data", "captions"), PLACEHOLDER),
-        "ensemble": PLACEHOLDER,
-    },
-    "results": {"development_testing": {"Recall1@0.7": PLACEHOLDER, "Recall1@0.5": PLACEHOLDER}},
-}
-"""Every field of the metadata; `authors` is a list of mappings with at least `firstname` and `lastname`."""
+"""Stands where only a person knows the value; `check_submission` refuses it."""
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """What a broken YAML file may raise: its own errors, and Python's, of impossible dates, huge integers, wrong tags and deep nesting."""
 
 _LABEL = re.compile(r"[A-Za-z0-9-]+_[A-Za-z0-9-]+_task6_[1-4]")
+_NAMES_SHOWN = 10
+_HUGE = 10**20  # integers from here on are not written out
+
+FieldPath = tuple[str, ...]
+_Rules = tuple[tuple[Callable[[Any], bool], str], ...]
 
 
 def is_label(label: object) -> bool:
@@ -46,14 +49,50 @@ def is_label(label: object) -> bool:
     return isinstance(label, str) and _LABEL.fullmatch(label) is not None
 
 
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and is_finite_number(value) and 0 <= value <= MAX_PARAMETERS
+
+
+_COUNT: _Rules = ((_is_count, f"; it must be a whole number, at least 0 and at most {MAX_PARAMETERS:g}."),)
+_RECALL: _Rules = (
+    (lambda value: is_finite_number(value) and 0 <= value <= 100, "; it must be a percentage, from 0 to 100."),
+    (lambda value: not 0 < value <= 1, ", which looks like a share of 1; give percent, from 0 to 100."),
+)
+_FIELDS: dict[FieldPath, _Rules | None] = {
+    ("submission", "label"): ((is_label, f"; it must have the form {LABEL_FORM}, with a number from 1 to {MAX_SYSTEMS}."),),
+    ("submission", "name"): ((lambda value: isinstance(value, str), "; it must be text: put it in quotes."),),
+    ("submission", "abbreviation"): (
+        (lambda value: isinstance(value, str) and len(value) <= MAX_ABBREVIATION, f"; it may have at most {MAX_ABBREVIATION} characters."),
+    ),
+    ("submission", "authors"): (),
+    ("system", "model", "audio_models"): (),
+    ("system", "model", "text_models"): (),
+    ("system", "model", "LLMs"): None,
+    ("system", "model", "trainable_parameters"): _COUNT,
+    ("system", "model", "frozen_parameters"): _COUNT,
+    ("system", "model", "loss"): (),
+    ("system", "dataset", "augmentation"): None,
+    ("system", "dataset", "external_data"): None,
+    ("system", "dataset", "captions"): None,
+    ("system", "ensemble"): None,
+    ("results", "development_testing", "Recall1@0.7"): _RECALL,
+    ("results", "development_testing", "Recall1@0.5"): _RECALL,
+}
+"""Every field of the metadata, and what must hold of its value; None where it may be empty. `authors` is a list of mappings."""
+
+_SECTIONS = {path[:depth] for path in _FIELDS for depth in range(1, len(path))}
+_TOP_SECTIONS = ", ".join(dict.fromkeys(path[0] for path in _FIELDS))
+
+
 def output_text(predictions: Sequence[PredictionEntry], manifest: Sequence[QueryEntry]) -> tuple[str, int]:
     """Write predictions as the challenge wants them: a line per query of the manifest, windows as pairs, most confident first.
 
-    At most ten windows of a query are written, cut at the recording's ends.
-
-    Args:
-        predictions: One entry per query of the manifest, in any order.
-        manifest: The evaluation set, whose order, queries, recordings and durations are kept.
+    At most ten windows of a query are written, cut at the recording's ends. `manifest` is the evaluation set, whose order, queries,
+    recordings and durations are kept.
 
     Returns:
         The file's text, and how many windows were left out because nothing of them lies inside the recording.
@@ -85,11 +124,7 @@ def raw_qid(entry: QueryEntry) -> str | int:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file with some or all fields of `METADATA_TEMPLATE`.
-
-    Raises:
-        DataError: It cannot be read, or has a field that the challenge does not know.
-    """
+    """Read a YAML file with some or all fields of the metadata; a `DataError` where it has a field that the challenge does not know."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -97,19 +132,33 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except YAML_ERRORS as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} must hold the sections {', '.join(METADATA_TEMPLATE)}, not {type(values).__name__}.")
-    unknown = unknown_fields(values, METADATA_TEMPLATE)
+        raise DataError(f"{path} must hold the sections {_TOP_SECTIONS}, not {type(values).__name__}.")
+    unknown = [".".join(path) for path, _ in _leaves(values) if path not in _FIELDS]
     if unknown:
-        raise DataError(f"{path} has unknown fields: {', '.join(unknown)}; the challenge knows {', '.join(field_names())}.")
+        raise DataError(f"{path} has unknown fields: {', '.join(unknown)}; the challenge knows {', '.join(map('.'.join, _FIELDS))}.")
     return values
 
 
 def fill_metadata(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay parts of the metadata over the template, the later over the earlier; what none of them knows stays `PLACEHOLDER`."""
-    filled = copy.deepcopy(METADATA_TEMPLATE)
-    for part in parts:
-        _lay_over(filled, part)
+    """Lay parts of the metadata over each other, the later over the earlier; what none of them knows is `PLACEHOLDER`."""
+    known: dict[FieldPath, Any] = {path: value for part in parts for path, value in _leaves(part)}
+    filled: dict[str, Any] = {}
+    for path in [*_FIELDS, *known]:
+        section = filled
+        for name in path[:-1]:
+            section = section.setdefault(name, {})
+        section[path[-1]] = known.get(path, PLACEHOLDER)
     return filled
+
+
+def _leaves(values: Mapping[Any, Any], above: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
+    """Yield path and value of each field; what is no section of the challenge is not looked into."""
+    for name, value in values.items():
+        path = (*above, str(name))
+        if path in _SECTIONS and isinstance(value, Mapping):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
 
 
 def metadata_text(metadata: Mapping[str, Any]) -> str:
@@ -121,11 +170,7 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
     """Read from a checkpoint what the metadata asks of the model: streams, parameters, loss.
 
     The encoders' parameters count as frozen; they stay open where the encoders are not here to be counted.
-
-    Raises:
-        CheckpointError: No such checkpoint, or a damaged one.
     """
-    from qamdetr.errors import CheckpointError, ConfigError
     from qamdetr.features.encoders import load_streams
     from qamdetr.inference.checkpoint import load_pretrained
 
@@ -156,34 +201,6 @@ def development_results(scores: Mapping[str, float]) -> dict[str, Any]:
     return {"results": {"development_testing": {"Recall1@0.7": scores["R1@0.7"], "Recall1@0.5": scores["R1@0.5"]}}}
 
 
-def field_names(template: Mapping[str, Any] = METADATA_TEMPLATE, prefix: str = "") -> list[str]:
-    """Every field of the metadata as a dotted path."""
-    names: list[str] = []
-    for name, value in template.items():
-        names += field_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
-    return names
-
-
-def unknown_fields(values: Mapping[str, Any], template: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted paths that the template does not have, or that hold one value where the template has a section."""
-    found: list[str] = []
-    for name, value in values.items():
-        known = template.get(name)
-        if known is None or (isinstance(known, Mapping) and not isinstance(value, Mapping)):
-            found.append(f"{prefix}{name}")
-        elif isinstance(known, Mapping):
-            found += unknown_fields(value, known, f"{prefix}{name}.")
-    return found
-
-
-def _lay_over(filled: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for name, value in part.items():
-        if isinstance(value, Mapping) and isinstance(filled.get(name), dict):
-            _lay_over(filled[name], value)
-        else:
-            filled[name] = value
-
-
 def _loss_in_words(loss: LossConfig, *, quality: bool) -> str:
     label = {"cross_entropy": "cross-entropy", "varifocal": "varifocal"}[loss.label_loss]
     weights = {
@@ -209,3 +226,190 @@ def _short(seconds: float) -> float | int:
     """Milliseconds are enough, and whole seconds are written as the field's files have them."""
     rounded = round(seconds, 3)
     return int(rounded) if rounded == int(rounded) else rounded
+
+
+def check_submission(outputs: Sequence[str | Path], metadata: Sequence[str | Path], manifest: Sequence[QueryEntry]) -> list[str]:
+    """Find every problem of the files of one or several systems, one line each; empty when all is well.
+
+    `outputs` are the JSONL files, one per system, `metadata` their YAML files in the same order, `manifest` the evaluation set. A file that
+    cannot be read at all is a `DataError`.
+    """
+    problems: list[str] = []
+    if len(outputs) != len(metadata):
+        problems.append(f"{len(outputs)} output files and {len(metadata)} metadata files; every system needs one of each.")
+    if max(len(outputs), len(metadata)) > MAX_SYSTEMS:
+        problems.append(f"{max(len(outputs), len(metadata))} systems; a team may submit at most {MAX_SYSTEMS}.")
+    for output in outputs:
+        problems += check_output(output, manifest)
+    for description in metadata:
+        problems += check_metadata(description)
+    labels = [Path(path).name.removesuffix(OUTPUT_SUFFIX) for path in outputs]
+    described = [Path(path).name.removesuffix(METADATA_SUFFIX) for path in metadata]
+    for output, description, label, other in zip(outputs, metadata, labels, described, strict=False):
+        if label != other:
+            problems.append(f"{output} and {description} are not of one system; both names begin with its label.")
+    for label in dict.fromkeys(labels):
+        if labels.count(label) > 1:
+            problems.append(f"Label {label!r} is used by {labels.count(label)} systems; each needs its own number.")
+    teams = list(dict.fromkeys(name.rpartition("_")[0] for name in (*labels, *described) if is_label(name)))
+    if len(teams) > 1:
+        problems.append(f"Labels begin with {', '.join(teams)}; one team's labels differ in the number only, check each team by itself.")
+    return problems
+
+
+def check_output(path: str | Path, manifest: Sequence[QueryEntry]) -> list[str]:
+    """Find everything wrong with an output file: its name, ids, order, fields and windows."""
+    path = Path(path)
+    problems = _check_name(path, OUTPUT_SUFFIX)
+    expected = {raw_qid(entry): entry for entry in manifest}
+    lines: dict[str | int, int] = {}
+    # Not `splitlines`, which also parts at U+2028 and the like: JSON may hold those inside a text.
+    for number, text in enumerate(_read(path).removesuffix("\n").split("\n"), start=1):
+        where = f"{path}, line {number}"
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{where}: not valid JSON ({error}).")
+            continue
+        if not isinstance(values, Mapping):
+            problems.append(f"{where}: holds {type(values).__name__}; each line must be one JSON object.")
+            continue
+        problems += [f"{where}: {problem}" for problem in _check_line(values, expected, lines)]
+        qid = values.get("qid")
+        if isinstance(qid, (str, int)):
+            lines.setdefault(qid, number)
+    missing = [qid for qid in expected if qid not in lines]
+    if missing:
+        shown = ", ".join(map(str, missing[:_NAMES_SHOWN])) + (", …" if len(missing) > _NAMES_SHOWN else "")
+        problems.append(f"{path}: {len(missing)} of {len(expected)} queries are missing: {shown}.")
+    order, wanted = [qid for qid in lines if qid in expected], [qid for qid in expected if qid in lines]
+    first, other = next(((a, b) for a, b in zip(order, wanted, strict=True) if a != b), (None, None))
+    if first is not None:
+        problems.append(f"{path}, line {lines[first]}: qid {_shown(first)} stands where the manifest's order has {_shown(other)}.")
+    return problems
+
+
+def check_metadata(path: str | Path) -> list[str]:
+    """Find everything wrong with a metadata file: its name, fields that are missing, open or unknown, values out of range."""
+    path = Path(path)
+    problems = _check_name(path, METADATA_SUFFIX)
+    try:
+        values = yaml.safe_load(_read(path))
+    except YAML_ERRORS as error:
+        return [*problems, f"{path}: not valid YAML ({' '.join(str(error).split())})."]
+    if not isinstance(values, Mapping):
+        return [*problems, f"{path}: must hold the sections {_TOP_SECTIONS}."]
+    given = dict(_leaves(values))
+    found = [f"`{'.'.join(field)}` is not a field of the challenge." for field in given if field not in _FIELDS]
+    for field, rules in _FIELDS.items():
+        found += (f"`{'.'.join(field)}` {problem}" for problem in _check_field(field, rules, given.get(field)))
+    label = given.get(("submission", "label"))
+    if is_label(label) and path.name.endswith(METADATA_SUFFIX) and label != path.name.removesuffix(METADATA_SUFFIX):
+        found.append(f"`submission.label` is {label!r}, which is not the name of the file.")
+    recall = [given.get(("results", "development_testing", f"Recall1@{threshold}")) for threshold in ("0.7", "0.5")]
+    if all(map(is_finite_number, recall)) and recall[0] > recall[1]:  # type: ignore[operator]
+        shown = map(_shown, recall)
+        found.append("`results.development_testing`: Recall1@0.7 is {}, above Recall1@0.5, {}; that cannot be.".format(*shown))
+    return [*problems, *(f"{path}: {problem}" for problem in found)]
+
+
+def _check_line(values: Mapping[str, Any], expected: Mapping[str | int, QueryEntry], lines: Mapping[str | int, int]) -> Iterator[str]:
+    """Problems of one line of an output file."""
+    missing = [name for name in OUTPUT_FIELDS if name not in values]
+    extra = [str(name) for name in values if name not in OUTPUT_FIELDS]
+    if missing:
+        yield f"lacks {', '.join(missing)}."
+    if extra:
+        yield f"has unknown fields: {', '.join(extra)}."
+    qid = values.get("qid")
+    entry = expected.get(qid) if isinstance(qid, (str, int)) else None
+    if entry is None and "qid" in values:
+        yield f"qid {_shown(qid)} is not in the manifest."
+    elif qid in lines:
+        yield f"qid {_shown(qid)} was already on line {lines[qid]}."  # type: ignore[index]
+    if entry is not None:
+        for name, wanted in (("query", entry.query), ("vid", entry.vid), ("duration", entry.duration_seconds)):
+            if name in values and values[name] != wanted:
+                yield f"{name} is {_shown(values[name])}; the manifest has {_shown(wanted)}."
+    if "pred_relevant_windows" in values:
+        yield from _check_windows(values["pred_relevant_windows"], math.inf if entry is None else entry.duration_seconds)
+
+
+def _check_windows(windows: object, duration_seconds: float) -> Iterator[str]:
+    if not isinstance(windows, list) or not windows:
+        yield f"pred_relevant_windows is {_shown(windows)}; it must be a list of at least one [start, end]."
+        return
+    if len(windows) > MAX_PREDICTIONS:
+        yield f"has {len(windows)} windows; the challenge reads the first {MAX_PREDICTIONS}, leave out the others."
+    for window in windows:
+        if isinstance(window, list) and len(window) == 3:
+            yield f"window {_shown(window)} has three numbers; write [start, end] without the score."
+        elif not isinstance(window, list) or len(window) != 2 or not all(map(is_finite_number, window)):
+            yield f"window {_shown(window)} is not a pair of finite numbers."
+        elif not 0 <= window[0] < window[1] <= duration_seconds:
+            yield f"window {_shown(window)} needs 0 <= start < end <= {duration_seconds:g}, in seconds."
+
+
+def _check_field(field: FieldPath, rules: _Rules | None, value: Any) -> Iterable[str]:  # noqa: ANN401 - any YAML value
+    """Problems of one metadata field; `value` is None where it is missing."""
+    if _holds_placeholder(value):
+        return [f"still says {PLACEHOLDER!r}."]
+    if rules is None:
+        return []
+    if value is None or value == [] or _is_blank(value):
+        return ["is missing."]
+    if field[-1] == "authors":
+        return _check_authors(value)
+    return [f"is {_shown(value)}{wanted}" for holds, wanted in rules if not holds(value)][:1]
+
+
+def _check_authors(value: object) -> Iterator[str]:
+    if not isinstance(value, list) or not all(isinstance(author, Mapping) and {"firstname", "lastname"} <= set(author) for author in value):
+        yield "must be a list of mappings, each with at least `firstname` and `lastname`."
+        return
+    for number, author in enumerate(value, start=1):
+        for name in ("firstname", "lastname"):
+            if not isinstance(author[name], str) or _is_blank(author[name]):
+                yield f"has {_shown(author[name])} as `{name}` of author {number}; it must be text that is not empty."
+
+
+def _holds_placeholder(value: object) -> bool:
+    """Whether `PLACEHOLDER` stands anywhere inside; each container is opened once, as YAML's may hold themselves."""
+    waiting, opened = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str) and PLACEHOLDER in item:
+            return True
+        if isinstance(item, (Mapping, list)) and id(item) not in opened:
+            opened.add(id(item))
+            waiting += item.values() if isinstance(item, Mapping) else item
+    return False
+
+
+def _check_name(path: Path, suffix: str) -> list[str]:
+    if path.name.endswith(suffix) and is_label(path.name.removesuffix(suffix)):
+        return []
+    return [f"{path}: the file must be named {LABEL_FORM}{suffix}, with a number from 1 to {MAX_SYSTEMS}."]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+
+
+class _Shown(reprlib.Repr):
+    """Shows a value from a file, cut when it is long: a file may hold numbers of any size, and YAML lists that hold themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < _HUGE else "a huge integer"
+
+
+_shown = _Shown().repr

@@ -81,9 +81,7 @@ def ablation_table(runs: Sequence[Run], root: Path) -> Table:
 
 @functools.lru_cache(maxsize=16)
 def _length_table(checkpoint: str, _: int) -> Table:
-    from qamdetr.evaluation.lengths import score_by_length
-    from qamdetr.evaluation.matching import match
-    from qamdetr.evaluation.metrics import query_scores, summarise
+    from qamdetr.evaluation.metrics import match, query_scores, score_by_length, summarise
 
     truth, predictions = _answer_validation(Path(checkpoint))
     matching = match(predictions, truth)

@@ -13,7 +13,7 @@ import qamdetr.features.encoders
 from qamdetr import cli
 from qamdetr.config import VerifierConfig
 from qamdetr.data.manifest import QueryEntry, read_manifest, read_predictions, write_manifest
-from qamdetr.evaluation.submission_check import check_output
+from qamdetr.evaluation.submission import check_output
 from qamdetr.features.extract import extract
 from qamdetr.verifiers import registry
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.errors import DataError, QamDetrError
-from qamdetr.evaluation.beta_figure import save_beta_figure
 from qamdetr.evaluation.calibration import FINE_GRID, REPORT_BETAS, calibrate_beta, calibrate_found_threshold
+from qamdetr.evaluation.figures import save_beta_figure
 from qamdetr.evaluation.metrics import score
 from qamdetr.inference.verified import VerifiedAnswer
 from qamdetr.types import Candidate

@@ -9,11 +9,9 @@ import pytest
 
 from benchmarks.evaluation import invent_predictions, invent_truth
 from qamdetr.errors import DataError
-from qamdetr.evaluation.figure import FIGURE_SUFFIXES, FigureSystem, curve_names, save_figure
-from qamdetr.evaluation.lengths import score_by_length
-from qamdetr.evaluation.matching import match
-from qamdetr.evaluation.metrics import query_scores
-from qamdetr.evaluation.resampling import bootstrap
+from qamdetr.evaluation.compare import bootstrap
+from qamdetr.evaluation.figures import FIGURE_SUFFIXES, FigureSystem, curve_names, save_figure
+from qamdetr.evaluation.metrics import match, query_scores, score_by_length
 
 SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 

@@ -9,9 +9,8 @@ import pytest
 from scipy import stats
 
 from qamdetr.errors import DataError
-from qamdetr.evaluation.matching import IOU_THRESHOLDS
-from qamdetr.evaluation.metrics import METRICS, QueryScores
-from qamdetr.evaluation.resampling import bootstrap, compare, compare_best
+from qamdetr.evaluation.compare import bootstrap, compare, compare_best
+from qamdetr.evaluation.metrics import IOU_THRESHOLDS, METRICS, QueryScores
 
 
 def scores_of(values, vids):

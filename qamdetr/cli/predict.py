@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 from qamdetr.cli.common import note, raise_failures
 from qamdetr.cli.retrieval import add_options, check_options, open_retriever, open_verifier, retrieve
 from qamdetr.errors import QamDetrError
-from qamdetr.export.text import FORMATS, export
-from qamdetr.files import write_whole
+from qamdetr.export import EXPORTS
+from qamdetr.export.text import as_answers, as_text
 
 if TYPE_CHECKING:
     from qamdetr.cli.common import Commands
     from qamdetr.types import Result
-
-FILE_FORMATS = {"zip": "each moment as WAV", "zip-flac": "each moment as FLAC", "png": "a figure", "svg": "a figure"}
-"""Formats beside those of `export` that are no text, and what they hold."""
 
 
 def add(commands: Commands) -> None:
@@ -38,12 +35,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("--top-k", type=int, default=10, metavar="N", help="most moments per query (default: %(default)s)")
     parser.add_argument("--beta", type=float, metavar="B", help="weight of the verifier, 0 to 1 (default: the checkpoint's or system's)")
     parser.add_argument("--protocol", choices=("exact", "official"), default="exact", help="official: whole seconds, as the field rounds")
-    files = ", ".join(f"{name} ({held})" for name, held in FILE_FORMATS.items())
+    texts = ", ".join(name for name, info in EXPORTS.items() if not info.to_file)
+    files = ", ".join(name for name, info in EXPORTS.items() if info.to_file)
     parser.add_argument(
         "--format",
-        choices=(*FORMATS, *FILE_FORMATS),
+        choices=tuple(EXPORTS),
         metavar="NAME",
-        help=f"{', '.join(FORMATS)}; with --output also {files} (default: table)",
+        help=f"{texts}; with --output also {files} (default: table)",
     )
     parser.add_argument(
         "--output",
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_file_format(args: argparse.Namespace) -> None:
-    if args.format not in FILE_FORMATS:
+    if args.format is None or not EXPORTS[args.format].to_file:
         return
     if args.output is None:
         raise QamDetrError(f"--format {args.format} is no text for a terminal; say with --output PATH where the file goes.")
@@ -131,15 +129,7 @@ def _predict_files(args: argparse.Namespace) -> None:
 
 def _write(results: list[Result], file_format: str, output: str | None) -> None:
     if output is None:
-        sys.stdout.write(export(results, file_format))
+        sys.stdout.write(as_text(results, file_format))
         sys.stdout.flush()
-    elif file_format in ("zip", "zip-flac"):
-        from qamdetr.export.clips import write_clips
-
-        write_clips(results, Path(output), "flac" if file_format == "zip-flac" else "wav")
-    elif file_format in FILE_FORMATS:
-        from qamdetr.export.figure import draw_figure
-
-        write_whole(Path(output), draw_figure(results, "svg" if file_format == "svg" else "png"))
     else:
-        write_whole(Path(output), export(results, file_format))
+        EXPORTS[file_format].write(as_answers(results), Path(output))

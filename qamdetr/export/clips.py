@@ -15,8 +15,7 @@ import numpy as np
 import soundfile
 
 from qamdetr.errors import AudioError
-from qamdetr.export.safe_text import cell, file_name_part
-from qamdetr.export.text import Answer, as_answers
+from qamdetr.export.text import Answer, as_answers, cell, file_name_part
 from qamdetr.files import replacing
 from qamdetr.sound_file import blocks, open_sound
 

@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from qamdetr.errors import QamDetrError
-from qamdetr.export.safe_text import one_line
-from qamdetr.export.text import Answer, as_answers
+from qamdetr.export.text import Answer, as_answers, one_line
+from qamdetr.files import write_whole
 from qamdetr.overview import BANDS, Overview, hz_to_mel, read_overview
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ _FAMILIES = (
     ("Noto Sans CJK KR", "Noto Sans KR", "Malgun Gothic", "Apple SD Gothic Neo"),
     ("Noto Sans Devanagari", "Nirmala UI", "Mangal"),
 )
+
+
+def write_figure(results: Sequence[Result | Answer], path: Path, image_format: FigureFormat) -> None:
+    """Draw and write a file; it appears whole or not at all."""
+    write_whole(path, draw_figure(results, image_format))
 
 
 def draw_figure(results: Sequence[Result | Answer], image_format: FigureFormat) -> bytes:

@@ -1,25 +1,61 @@
-"""Answers as text: a table for people, JSON for programs, and label files for editors. Pure functions: answers in, one string out."""
+"""Answers as text: a table for people, JSON for programs, label files for editors; and texts from outside made fit for them."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.errors import QamDetrError
-from qamdetr.export.safe_text import cell, one_line, tab_cell, word
+from qamdetr.export import export, find_export
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment, Result, Window  # only named here: `--help` must not wait for torch
 
-_SECONDS_DECIMALS = 3
-_SCORE_DECIMALS = 6
+_SCORES = ("score", "decoder_score", "foreground", "quality", "verifier_score")
 _SUBTITLE_MARKS = str.maketrans("<>{}", "[]()")  # SRT has tags and braces, and no way to escape them
+_FORMULA_STARTS = frozenset("=+-@\u2212")
+_REORDERING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))  # hides what is written by turning it round
+_MAX_NAME_BYTES = 120
+
+
+def one_line(text: str) -> str:
+    """Make single blanks of line breaks, tabs and other control characters, which separate records and fields."""
+    shown = text.translate(_REORDERING)
+    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in shown).split())
+
+
+def cell(text: str) -> str:
+    """Return one line that no spreadsheet takes for a formula: where one would, it begins with an apostrophe."""
+    text = one_line(text)
+    # Blanks and invisible characters before the sign do not hide it, nor do its full-width and small forms.
+    first = next((letter for letter in text if unicodedata.category(letter) not in {"Cf", "Zs"}), "")
+    return f"'{text}" if unicodedata.normalize("NFKC", first)[:1] in _FORMULA_STARTS and first else text
+
+
+def tab_cell(text: str) -> str:
+    """Return a cell for files that separate fields by tabs and quote nothing: a double quote would swallow the lines after it."""
+    return cell(text).replace('"', "'")
+
+
+def word(text: str) -> str:
+    """Return one word for files that separate fields by blanks."""
+    return "_".join(one_line(text).split()) or "_"
+
+
+def file_name_part(text: str, *, fallback: str, max_letters: int = 40) -> str:
+    """Return letters, digits and single hyphens only: nothing that a shell, an archive or any file system gives a meaning."""
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in unicodedata.normalize("NFC", text))
+    part = "-".join(kept.split())[:max_letters]
+    # Letters of some scripts have four bytes, and file systems count bytes.
+    part = part.encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", errors="ignore").strip("-")
+    return part or fallback
 
 
 @dataclass(frozen=True)
@@ -27,11 +63,11 @@ class Answer:
     """A result as it is written to a file.
 
     Attributes:
-        result: What the model said, its moments as ranked.
-        ranks: Ranks (from 1) of the moments that a person chose, also where the sound was not found; None: all moments, if it was found.
+        ranks: Ranks (from 1) of the moments that a person chose, also where the sound was not found; None: nobody chose.
         name: What tells the answer from another one to the same query, such as "Without 3-way fusion"; may be empty.
         how: With a name: what kind of model answered, such as "bypassed in the full model: 3-way fusion".
         truth: True windows in seconds where they are known.
+        everything: Where nobody chose, all moments are written and not only the likely ones.
     """
 
     result: Result
@@ -39,14 +75,14 @@ class Answer:
     name: str = ""
     how: str = ""
     truth: Sequence[Window] | None = None
+    everything: bool = False
 
     def moments(self) -> list[tuple[int, Moment]]:
-        """Rank and moment of everything that is written, best first.
-
-        A moment of a sound that was not found is a guess: a label would claim what the recording does not have, unless a person says so.
-        """
-        ranked = enumerate(self.result.moments, start=1)
-        return [(rank, moment) for rank, moment in ranked if (self.result.found if self.ranks is None else rank in self.ranks)]
+        """Rank and moment of everything that is written, best first: no guesses, for a label claims a sound, unless a person says so."""
+        ranked = list(enumerate(self.result.moments, start=1))
+        if self.ranks is not None:
+            return [(rank, moment) for rank, moment in ranked if rank in self.ranks]
+        return [(rank, moment) for rank, moment in ranked if self.everything or (self.result.found and moment.likely)]
 
     @property
     def title(self) -> str:
@@ -55,36 +91,33 @@ class Answer:
         return f"{query}, {name}" if name else query
 
 
-def as_answers(results: Sequence[Result | Answer]) -> list[Answer]:
-    """Take results as answers of which everything found is written."""
-    return [result if isinstance(result, Answer) else Answer(result) for result in results]
+def as_answers(results: Sequence[Result | Answer], *, everything: bool = False) -> list[Answer]:
+    """Take results as answers of which the likely moments are written, or everything."""
+    return [result if isinstance(result, Answer) else Answer(result, everything=everything) for result in results]
 
 
-def export(results: Sequence[Result | Answer], file_format: str) -> str:
-    """Write results in one of `FORMATS`, ending with a newline.
+def as_text(results: Sequence[Result | Answer], name: str, *, everything: bool = False) -> str:
+    """Write results in one of the formats of text, ending with a newline; whatever stands in a query or a name stays in its field.
 
-    `table` and `json` show every result; the label formats hold what `Answer.moments` gives. Where several recordings share a file, labels
-    begin with the recording's name. Whatever stands in a query or a name, it stays in its field, is no markup in captions, and no formula
-    in `csv`, `audacity` and `raven`, which spreadsheets open; only `json` keeps it letter by letter.
-
-    Raises:
-        QamDetrError: Unknown format.
+    It is no markup in captions, and no formula in `csv`, `audacity` and `raven`, which spreadsheets open; `json` keeps it letter by letter.
     """
-    try:
-        writer = _WRITERS[file_format]
-    except KeyError:
-        raise QamDetrError(f"Unknown format {file_format!r}; choose one of {', '.join(FORMATS)}.") from None
-    return writer(as_answers(results))
+    text: str = find_export(name).make(as_answers(results, everything=everything))
+    return text
+
+
+def clock(seconds: float, *, fraction: str = ".", hours: bool = False) -> str:
+    """Show seconds as `m:ss.mmm`, or `hh:mm:ss.mmm` with `hours`; `fraction` separates the milliseconds."""
+    rest, ms = divmod(round(seconds * 1000), 1000)
+    if hours:
+        return f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}{fraction}{ms:03d}"
+    return f"{rest // 60}:{rest % 60:02d}{fraction}{ms:03d}"
 
 
 def to_json_object(result: Result) -> dict[str, Any]:
-    """Turn a result into the object that the command line, the HTTP endpoint and the MCP tool share.
-
-    The keys of DESIGN section 6 and one more, `notes`: what the user should know, such as a verifier that failed; mostly an empty list.
-    """
+    """Turn a result into the object that the command line, the HTTP endpoint and the MCP tool share: the keys of DESIGN section 6."""
     return {
         "audio": result.audio,
-        "duration": round(result.duration_seconds, _SECONDS_DECIMALS),
+        "duration": round(result.duration_seconds, 3),
         "query": result.query,
         "found": result.found,
         "encoder": result.encoder,
@@ -92,30 +125,19 @@ def to_json_object(result: Result) -> dict[str, Any]:
         "beta": result.beta,
         "moments": [
             {
-                "start": round(moment.start_seconds, _SECONDS_DECIMALS),
-                "end": round(moment.end_seconds, _SECONDS_DECIMALS),
-                "score": round(moment.score, _SCORE_DECIMALS),
-                "decoder_score": round(moment.decoder_score, _SCORE_DECIMALS),
-                "foreground": round(moment.foreground, _SCORE_DECIMALS),
-                "quality": round(moment.quality, _SCORE_DECIMALS),
-                "verifier_score": None if moment.verifier_score is None else round(moment.verifier_score, _SCORE_DECIMALS),
+                "start": round(moment.start_seconds, 3),
+                "end": round(moment.end_seconds, 3),
+                **{name: None if (value := getattr(moment, name)) is None else round(value, 6) for name in _SCORES},
+                "likely": moment.likely,
             }
             for moment in result.moments
         ],
-        "saliency": [round(value, _SCORE_DECIMALS) for value in result.saliency],
+        "saliency": [round(value, 6) for value in result.saliency],
         "notes": list(result.notes),
     }
 
 
-def clock(seconds: float, *, fraction: str = ".", hours: bool = False) -> str:
-    """Show seconds as `m:ss.mmm`, or `hh:mm:ss.mmm` with `hours`; `fraction` separates the milliseconds."""
-    total_ms = round(seconds * 1000)
-    rest, ms = divmod(total_ms, 1000)
-    if hours:
-        return f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}{fraction}{ms:03d}"
-    return f"{rest // 60}:{rest % 60:02d}{fraction}{ms:03d}"
-
-
+@export("table", label="Table: to read here")
 def _table(answers: Sequence[Answer]) -> str:
     blocks = []
     for answer in answers:
@@ -123,35 +145,36 @@ def _table(answers: Sequence[Answer]) -> str:
         duration = clock(result.duration_seconds)
         lines = [f"{one_line(result.audio)} ({duration}), {answer.title!r}, encoder {result.encoder}, verifier {result.verifier}"]
         lines += [f"  {one_line(text)}" for text in result.notes]
+        shown = answer.moments()
         if not result.found:
+            shown = shown if answer.ranks is not None else list(enumerate(result.moments, start=1))
             lines.append("  not in this recording" + ("; the nearest guesses are:" if result.moments else ""))
         if result.moments:
             lines.append("  rank       start         end   score")
-        lines += [
-            f"  {rank:4d}  {clock(moment.start_seconds):>10}  {clock(moment.end_seconds):>10}  {moment.score:6.3f}"
-            for rank, moment in enumerate(result.moments, start=1)
-            if answer.ranks is None or rank in answer.ranks
-        ]
+        lines += [f"  {rank:4d}  {clock(m.start_seconds):>10}  {clock(m.end_seconds):>10}  {m.score:6.3f}" for rank, m in shown]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
+@export("json", label="JSON (.json): for programs, with the relevance of each second", ending="-moments.json")
 def _json(answers: Sequence[Answer]) -> str:
-    return json.dumps([_json_answer(answer) for answer in answers], ensure_ascii=False, indent=1) + "\n"
+    objects = []
+    for answer in answers:
+        written = to_json_object(answer.result)
+        if answer.ranks is not None:
+            written["moments"] = [{"rank": rank, **written["moments"][rank - 1]} for rank, _ in answer.moments()]
+        objects.append({"lane": answer.name, "how": answer.how, **written} if answer.name else written)
+    return json.dumps(objects, ensure_ascii=False, indent=1) + "\n"
 
 
-def _json_answer(answer: Answer) -> dict[str, Any]:
-    written = to_json_object(answer.result)
-    if answer.ranks is not None:
-        written["moments"] = [{"rank": rank, **written["moments"][rank - 1]} for rank, _ in answer.moments()]
-    return {"lane": answer.name, "how": answer.how, **written} if answer.name else written
-
-
+@export("audacity", label="Audacity labels (.txt): in Audacity, choose File, Import, Labels", ending="-labels.txt")
 def _audacity(answers: Sequence[Answer]) -> str:
     # Spreadsheets open tables of tabs too, and labels may not become formulas there. Captions and RTTM go elsewhere and keep their signs.
     return "".join(f"{m.start_seconds:.6f}\t{m.end_seconds:.6f}\t{_scored(tab_cell(label), m)}\n" for _, m, label in _by_time(answers))
 
 
+# Excel takes a file for UTF-8 only when it begins with the mark of "utf-8-sig"; other readers of CSV skip it.
+@export("csv", label="Spreadsheet (.csv): a row per moment with its scores", ending="-moments.csv", encoding="utf-8-sig")
 def _csv(answers: Sequence[Answer]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -167,92 +190,63 @@ def _csv(answers: Sequence[Answer]) -> str:
     return text.getvalue()
 
 
+@export("vtt", label="Captions (.vtt): for players on web pages", ending=".vtt")
 def _vtt(answers: Sequence[Answer]) -> str:
-    cues = (
-        f"{' --> '.join(_cue_times(m, '.'))}\n{_scored(html.escape(label, quote=False), m)}\n"
-        for _, m, label in _by_time(answers, one_timeline=True)
-    )
-    return "\n".join(["WEBVTT\n", *cues])
+    cues = _by_time(answers, one_timeline=True)
+    return "\n".join(["WEBVTT\n", *(f"{_cue_times(m, '.')}\n{_scored(html.escape(label, quote=False), m)}\n" for _, m, label in cues)])
 
 
+@export("srt", label="Subtitles (.srt): for VLC and video editors", ending=".srt")
 def _srt(answers: Sequence[Answer]) -> str:
-    cues = (
-        f"{number}\n{' --> '.join(_cue_times(m, ','))}\n{_scored(label.translate(_SUBTITLE_MARKS), m)}\n"
-        for number, (_, m, label) in enumerate(_by_time(answers, one_timeline=True), start=1)
-    )
-    return "\n".join(cues)
+    cues = enumerate(_by_time(answers, one_timeline=True), start=1)
+    return "\n".join(f"{number}\n{_cue_times(m, ',')}\n{_scored(label.translate(_SUBTITLE_MARKS), m)}\n" for number, (_, m, label) in cues)
 
 
-def _cue_times(moment: Moment, fraction: str) -> tuple[str, str]:
-    """Return start and end; players drop a cue that ends in the millisecond in which it starts."""
-    start = round(moment.start_seconds, _SECONDS_DECIMALS)
-    end = max(moment.end_seconds, start + 0.001)
-    return clock(start, fraction=fraction, hours=True), clock(end, fraction=fraction, hours=True)
-
-
+@export("rttm", label="RTTM (.rttm): for tools that score detection and diarisation", ending=".rttm")
 def _rttm(answers: Sequence[Answer]) -> str:
-    """Rich Transcription Time Marked; fields are separated by blanks, so blanks inside names become `_`."""
-    return "".join(
-        f"SPEAKER {word(Path(a.result.audio).stem)} 1 {m.start_seconds:.3f} {_length(m):.3f} <NA> <NA> {word(a.title)} {m.score:.4f} <NA>\n"
-        for a, m, _ in _by_time(answers)
-    )
+    lines = []
+    for answer, m, _ in _by_time(answers):
+        length = max(round(m.end_seconds, 3) - round(m.start_seconds, 3), 0.001)  # scoring tools refuse 0
+        name, what = word(Path(answer.result.audio).stem), word(answer.title)
+        lines.append(f"SPEAKER {name} 1 {m.start_seconds:.3f} {length:.3f} <NA> <NA> {what} {m.score:.4f} <NA>\n")
+    return "".join(lines)
 
 
-def _length(moment: Moment) -> float:
-    """Length that leads from the rounded start to the rounded end; scoring tools refuse 0."""
-    return max(round(moment.end_seconds, _SECONDS_DECIMALS) - round(moment.start_seconds, _SECONDS_DECIMALS), 0.001)
-
-
+@export("raven", label="Raven selection table (.txt): for Raven Pro and Raven Lite", ending=".selections.txt")
 def _raven(answers: Sequence[Answer]) -> str:
-    """Raven selection table; moments have no frequency limits, so every box spans the band that files of any rate have.
-
-    Raven opens several recordings as one sequence: `Begin Time` counts from its start, `File Offset` from that of the recording.
-    """
+    # Moments have no frequency limits: every box spans the band that files of any rate have. Raven opens several recordings as one
+    # sequence: `Begin Time` counts from its start, `File Offset` from that of the recording.
     box = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)")
-    columns = (*box, "Begin File", "File Offset (s)", "Query", "Score")
-    begins: dict[str, float] = {}
-    total = 0.0
-    for result in (answer.result for answer in answers):
-        if result.audio not in begins:
-            begins[result.audio] = total
-            total += result.duration_seconds
-    rows = []
+    rows = [(*box, "Begin File", "File Offset (s)", "Query", "Score")]
+    lengths = {answer.result.audio: answer.result.duration_seconds for answer in answers}
+    begins = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0.0), strict=False))
     for number, (answer, m, _) in enumerate(_by_time(answers), start=1):
         name, begin = answer.result.audio, begins[answer.result.audio]
         where = (f"{begin + m.start_seconds:.3f}", f"{begin + m.end_seconds:.3f}", "0", "4000")
         what = (tab_cell(Path(name).name), f"{m.start_seconds:.3f}", tab_cell(answer.title), f"{m.score:.4f}")
         rows.append((str(number), "Spectrogram 1", "1", *where, *what))
-    return "".join("\t".join(row) + "\n" for row in (columns, *rows))
+    return "".join("\t".join(row) + "\n" for row in rows)
 
 
-_WRITERS: dict[str, Callable[[Sequence[Answer]], str]] = {
-    "table": _table,
-    "json": _json,
-    "audacity": _audacity,
-    "csv": _csv,
-    "vtt": _vtt,
-    "srt": _srt,
-    "rttm": _rttm,
-    "raven": _raven,
-}
-
-FORMATS = tuple(_WRITERS)
+def _cue_times(moment: Moment, fraction: str) -> str:
+    """Start and end; players drop a cue that ends in the millisecond in which it starts."""
+    start = round(moment.start_seconds, 3)
+    end = max(moment.end_seconds, start + 0.001)
+    return f"{clock(start, fraction=fraction, hours=True)} --> {clock(end, fraction=fraction, hours=True)}"
 
 
 def _by_time(answers: Sequence[Answer], *, one_timeline: bool = False) -> list[tuple[Answer, Moment, str]]:
     """Moments in order of time with their labels, recording by recording in the given order, or all together: cues may not go back."""
     names = list(dict.fromkeys(answer.result.audio for answer in answers))
-    rows = [(answer, moment, _label(answer, several=len(names) > 1)) for answer in answers for _, moment in answer.moments()]
+
+    def label(answer: Answer) -> str:
+        return f"{one_line(Path(answer.result.audio).name)}: {answer.title}" if len(names) > 1 else answer.title
 
     def place(row: tuple[Answer, Moment, str]) -> tuple[int, float, float]:
         return (0 if one_timeline else names.index(row[0].result.audio), row[1].start_seconds, row[1].end_seconds)
 
-    return sorted(rows, key=place)
+    return sorted(((answer, moment, label(answer)) for answer in answers for _, moment in answer.moments()), key=place)
 
 
 def _scored(label: str, moment: Moment) -> str:
     return f"{label} ({moment.score:.2f})".lstrip()  # a query may hold nothing that can be shown
-
-
-def _label(answer: Answer, *, several: bool) -> str:
-    return f"{one_line(Path(answer.result.audio).name)}: {answer.title}" if several else answer.title

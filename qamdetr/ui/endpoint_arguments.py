@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from qamdetr.errors import AudioError, ConfigError
-from qamdetr.export.safe_text import one_line
+from qamdetr.export.text import one_line
 from qamdetr.ui.queries import checked_query
 
 NAMES = ("audio", "query", "top_k", "verifier", "beta", "checkpoint")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qamdetr.errors import AudioError, QamDetrError
-from qamdetr.export.safe_text import file_name_part
-from qamdetr.export.text import Answer, export
-from qamdetr.files import write_whole
+from qamdetr.export import EXPORTS, ExportInfo
+from qamdetr.export.text import Answer, file_name_part
 from qamdetr.ui.lane_results import LaneResult, default_choice, reranked
 
 NOTHING_YET = "There is nothing to export yet: open a recording and look for a sound first."
@@ -17,43 +16,14 @@ NOTHING_CHOSEN = "No moment is chosen: check the ones you want in the table of c
 NOTHING_FOUND = "Nothing was found, so no moment is chosen. If you want a guess anyway, check it in the table of candidates."
 
 
-@dataclass(frozen=True)
-class ExportKind:
-    """One kind of file.
-
-    Attributes:
-        label: What it is called and what it is for, in plain words.
-        ending: Follows the recording's name in that of the file.
-        file_format: Of `qamdetr.export.text`, or `wav`, `flac` (a ZIP of sounds), `png`, `svg` (a figure).
-    """
-
-    label: str
-    ending: str
-    file_format: str
-
-
-EXPORT_KINDS: dict[str, ExportKind] = {
-    kind.file_format: kind
-    for kind in (
-        ExportKind("Spreadsheet (.csv): a row per moment with its scores", "-moments.csv", "csv"),
-        ExportKind("Sounds (.zip of WAV): each moment as a file of its own", "-moments.zip", "wav"),
-        ExportKind("Sounds (.zip of FLAC): the same, lossless, about half the size", "-moments-flac.zip", "flac"),
-        ExportKind("Audacity labels (.txt): in Audacity, choose File, Import, Labels", "-labels.txt", "audacity"),
-        ExportKind("Figure (.png): for slides and documents", "-moments.png", "png"),
-        ExportKind("Figure (.svg): for print, sharp at any size", "-moments.svg", "svg"),
-        ExportKind("Subtitles (.srt): for VLC and video editors", ".srt", "srt"),
-        ExportKind("Captions (.vtt): for players on web pages", ".vtt", "vtt"),
-        ExportKind("Raven selection table (.txt): for Raven Pro and Raven Lite", ".selections.txt", "raven"),
-        ExportKind("RTTM (.rttm): for tools that score detection and diarisation", ".rttm", "rttm"),
-        ExportKind("JSON (.json): for programs, with the relevance of each second", "-moments.json", "json"),
-    )
+EXPORT_KINDS: dict[str, ExportInfo] = {
+    name: info for name, info in sorted(EXPORTS.items(), key=lambda item: (item[0] != "csv", item[1].label)) if info.ending
 }
+"""What the page offers, the spreadsheet first."""
 
 _FIGURES = ("png", "svg")
 _SAYS_NOTHING_FOUND = (*_FIGURES, "json")
 """Kinds that are worth having of a sound that was not found: "not in this recording" is an answer too."""
-
-_SOUNDS = ("wav", "flac")
 
 
 def what_is_missing(lanes: Sequence[LaneResult], chosen: Sequence[tuple[int, int]] | None, beta: float, kind: str) -> str:
@@ -111,12 +81,7 @@ def make_export(lanes: Sequence[LaneResult], chosen: Sequence[tuple[int, int]] |
     answers = picked_answers(lanes, chosen, beta)
     path = folder / f"{file_name_part(audio.stem, fallback='recording', max_letters=60)}{EXPORT_KINDS[kind].ending}"
     try:
-        if kind in _FIGURES:
-            _write_figure(answers, kind, path)
-        elif kind in _SOUNDS:
-            _write_sounds(answers, kind, path)
-        else:
-            _write_text(answers, kind, path)
+        EXPORT_KINDS[kind].write(_shown(answers, kind), path)
     except AudioError as error:
         # Where a file lies is the server's business.
         raise AudioError(str(error).replace(str(audio), audio.name)) from error
@@ -127,22 +92,10 @@ def make_export(lanes: Sequence[LaneResult], chosen: Sequence[tuple[int, int]] |
     return path
 
 
-def _write_figure(answers: Sequence[Answer], kind: str, path: Path) -> None:
-    from qamdetr.export.figure import draw_figure
-
-    # Without ranks, a lane whose sound was not found shows its best guess.
-    shown = [answer if answer.ranks or answer.result.found else replace(answer, ranks=None) for answer in answers]
-    write_whole(path, draw_figure(shown, "svg" if kind == "svg" else "png"))
-
-
-def _write_sounds(answers: Sequence[Answer], kind: str, path: Path) -> None:
-    from qamdetr.export.clips import write_clips
-
-    write_clips(answers, path, "flac" if kind == "flac" else "wav")
-
-
-def _write_text(answers: Sequence[Answer], kind: str, path: Path) -> None:
+def _shown(answers: Sequence[Answer], kind: str) -> list[Answer]:
+    if kind in _FIGURES:  # without ranks, a lane whose sound was not found shows its best guess
+        return [answer if answer.ranks or answer.result.found else replace(answer, ranks=None) for answer in answers]
+    if EXPORT_KINDS[kind].to_file:
+        return list(answers)
     kept = [answer for answer in answers if answer.ranks or (kind in _SAYS_NOTHING_FOUND and not answer.result.found)]
-    named = [replace(answer, result=replace(answer.result, audio=Path(answer.result.audio).name)) for answer in kept]
-    # Excel takes a file for UTF-8 only when it begins with this mark; other readers of CSV skip it.
-    write_whole(path, export(named, kind).encode("utf-8-sig" if kind == "csv" else "utf-8", errors="backslashreplace"))
+    return [replace(answer, result=replace(answer.result, audio=Path(answer.result.audio).name)) for answer in kept]

@@ -12,7 +12,7 @@ from gradio.exceptions import InvalidPathError
 from starlette.requests import Request as WebRequest
 
 from qamdetr.errors import AudioError, QamDetrError
-from qamdetr.export.safe_text import one_line
+from qamdetr.export.text import one_line
 from qamdetr.ui.endpoint import ENDPOINT
 from qamdetr.ui.endpoint_arguments import addresses, check_raw, file_error, kept_upload, paths
 from qamdetr.ui.page_errors import page_error

@@ -16,7 +16,7 @@ import soundfile
 
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.types import Moment, Result
-from qamdetr.ui import export_files, export_panel
+from qamdetr.ui import export_panel
 from qamdetr.ui.export_files import (
     EXPORT_KINDS,
     NOTHING_CHOSEN,
@@ -82,7 +82,7 @@ def test_what_is_missing_is_said(lanes):
     assert what_is_missing([], None, BETA, "csv") == NOTHING_YET
     assert what_is_missing([], None, BETA, "png") == NOTHING_YET
     assert what_is_missing(lanes, [], BETA, "csv") == NOTHING_CHOSEN
-    assert what_is_missing(absent, None, BETA, "wav") == NOTHING_FOUND
+    assert what_is_missing(absent, None, BETA, "zip") == NOTHING_FOUND
     assert what_is_missing(absent, None, BETA, "svg") == ""
     assert what_is_missing(absent, [(0, 1)], BETA, "csv") == ""
     assert what_is_missing(lanes, None, BETA, "json") == ""
@@ -110,7 +110,7 @@ def test_tables_hold_the_chosen_moments_of_each_lane(lanes, tmp_path):
 
 
 def test_sounds_are_those_of_the_recording(lanes, tmp_path):
-    with zipfile.ZipFile(make_export(lanes, [(0, 1)], BETA, "wav", tmp_path / "out")) as archive:
+    with zipfile.ZipFile(make_export(lanes, [(0, 1)], BETA, "zip", tmp_path / "out")) as archive:
         _, name = archive.namelist()
         samples, rate_hz = soundfile.read(io.BytesIO(archive.read(name)))
     picked = lanes[0].result.moments[1]
@@ -121,7 +121,7 @@ def test_sounds_are_those_of_the_recording(lanes, tmp_path):
 def test_a_recording_that_was_removed_costs_only_what_needs_it(lanes, tmp_path):
     Path(lanes[0].result.audio).unlink()
     assert rows_of(make_export(lanes, [(0, 0)], BETA, "csv", tmp_path / "out"))
-    for kind in ("flac", "png"):
+    for kind in ("zip-flac", "png"):
         with pytest.raises(AudioError, match=r"^walk é\.wav is no longer there; open the recording again\.$"):
             make_export(lanes, [(0, 0)], BETA, kind, tmp_path / "out")
 
@@ -130,7 +130,7 @@ def test_a_full_disk_is_told_in_one_line(lanes, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_files, "write_whole", refuse)
+    monkeypatch.setattr("qamdetr.export.write_whole", refuse)
     with pytest.raises(QamDetrError, match=r"walk-é-moments.csv cannot be written \(No space left on device\)"):
         make_export(lanes, [(0, 0)], BETA, "csv", tmp_path / "out")
 

@@ -1,6 +1,6 @@
 """Systems: recipes of several checkpoints, a way to merge their candidates, and a verifier; the report's submissions are four of them.
 
-A recipe is a YAML file, strict and with `extends:` like an experiment's (`qamdetr.strict_yaml`); `qamdetr/configs/systems` holds some.
+A recipe is a YAML file, strict and with `extends:` like an experiment's (`qamdetr.config`); `qamdetr/configs/systems` holds some.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
-from qamdetr import strict_yaml
-from qamdetr.config import CONFIG_DIR, SYSTEM_DIR, InferenceConfig, VerifierConfig
+from qamdetr.config import CONFIG_DIR, SYSTEM_DIR, Count, InferenceConfig, Share, VerifierConfig, apply_overrides, build, read_yaml, section
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.inference.checkpoint import find_checkpoint, load_changed
@@ -31,7 +30,7 @@ MEMBER_SECTIONS = ("data.", "inference.")
 _OF_A_RUN = re.compile(r"runs/(?P<config>[^/]+)-s(?P<seed>\d+)/best")
 
 
-@dataclass(frozen=True)
+@section
 class Member:
     """One checkpoint of a system."""
 
@@ -45,7 +44,7 @@ class Member:
             raise ConfigError(f"The weight of member {self.checkpoint} is {self.weight}; it must be above 0.")
 
 
-@dataclass(frozen=True)
+@section
 class SystemConfig:
     """One system."""
 
@@ -53,8 +52,8 @@ class SystemConfig:
     merge: MergeMethod = "nms"  # the report does not say; docs/submissions.md compares the three
     merge_iou: float = 0.7  # nms drops windows that overlap a better one by more; fusion joins those that overlap so much
     verify_with: str = DEFAULT_VERIFIER  # name of the verifier; its settings are the section `verifier`, as in a checkpoint
-    beta: float = InferenceConfig.beta
-    top_k: int = InferenceConfig.top_k  # merged candidates that the verifier sees
+    beta: Share = InferenceConfig.beta
+    top_k: Count = InferenceConfig.top_k  # merged candidates that the verifier sees
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
 
     def __post_init__(self) -> None:
@@ -64,7 +63,6 @@ class SystemConfig:
         check_merge(self.merge, self.merge_iou)
         check_verifier(self.verify_with)
         _check_doubles(self.members)
-        strict_yaml.check_ranges(self, "", beta=(0.0, 1.0), top_k=(1, math.inf))
 
 
 def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, members: Sequence[str] = ()) -> SystemConfig:
@@ -79,14 +77,14 @@ def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, memb
         ConfigError: Unknown file, key, type or value, a circular `extends`, a checkpoint named twice, or a malformed override.
     """
     of_members = tuple(override for override in overrides if override.startswith(MEMBER_SECTIONS))
-    values = strict_yaml.read(str(name_or_path), SYSTEM_DIR, "system")
+    values = read_yaml(str(name_or_path), SYSTEM_DIR, "system")
     if members:
         values["members"] = list(members)
     _name_members(values)
-    strict_yaml.apply_overrides(values, [override for override in overrides if override not in of_members])
+    apply_overrides(values, [override for override in overrides if override not in of_members])
     _name_members(values)
     _name_verifier(values)
-    system = strict_yaml.build(SystemConfig, values)
+    system = build(SystemConfig, values)
     changed = {name: replace(member, overrides=(*member.overrides, *of_members)) for name, member in system.members.items()}
     return replace(system, members=changed)
 

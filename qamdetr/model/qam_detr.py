@@ -46,9 +46,9 @@ class QamDetr(nn.Module):
         self.similarity = nn.Linear(1, dim) if config.similarity else None
         attention = (dim, config.num_heads, config.ffn_dim, dropout)
         self.fusion: ThreeWayFusion | TextToAudioFusion = (
-            ThreeWayFusion(*attention, config.fusion_norm)
+            ThreeWayFusion(*attention, "post")
             if config.fusion == "three_way"
-            else TextToAudioFusion(*attention, config.fusion_norm, config.fusion_layers)
+            else TextToAudioFusion(*attention, "post", config.fusion_layers)
         )
         self.encoder: BiMambaEncoder | TransformerEncoder
         if config.encoder == "bimamba":

@@ -38,15 +38,12 @@ TABLE_1["multi_feature"] = replace(TABLE_1["three_way"], audio_streams=AUDIO, te
 FULL = TABLE_1["multi_feature"]
 OTHERS = {
     "similarity": replace(FULL, similarity=True),
-    "pre_norm": replace(FULL, fusion_norm="pre"),
-    "pre_norm_global": replace(FULL, fusion_norm="pre", global_token=True),
-    "pre_norm_text_to_audio": replace(FULL, fusion_norm="pre", fusion="text_to_audio"),
     "transformer_full": replace(FULL, encoder="transformer"),
     "one_decoder_layer": replace(FULL, decoder_layers=1),
     "three_decoder_layers": replace(FULL, decoder_layers=3, encoder_layers=1, multiscale_strides=(3,)),
 }
 CONFIGS = {**TABLE_1, **OTHERS}
-ENCODERS = {name: CONFIGS[name] for name in ("baseline", "similarity", "transformer_full", "pre_norm_global")}
+ENCODERS = {name: CONFIGS[name] for name in ("baseline", "similarity", "transformer_full")}
 
 
 def make_items(clips: list[int], tokens: list[int], seed: int = 0) -> tuple[list[dict], list[dict]]:

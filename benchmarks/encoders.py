@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks._timing import Target, median_seconds, print_targets, write_json
-from qamdetr.features.encoders import DTYPES, load_streams
+from qamdetr.features.base import DTYPES, open_streams
 
 AUDIO = ("laion_clap", "ms_clap", "wavlm_base", "wavlm_large")  # wavlm_base_plus is wavlm_base in size
 TEXT = ("laion_clap", "ms_clap", "roberta")
@@ -74,23 +74,23 @@ def save_full_size(name: str, folder: Path) -> None:
 
 def audio_runs(name: str, encoder: Any, samples: np.ndarray, arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:  # noqa: ANN401
     """Return the runs of one audio encoder over the same samples."""
-    batch = encoder._options.batch_clips
-    windows = [*torch.split(torch.from_numpy(samples).reshape(-1, encoder.sample_rate_hz).to(arguments.device), batch)]
-    runs: dict[str, Callable[[], object]] = {END_TO_END: lambda: encoder.encode_audio(samples)}
+    batch = encoder.options.batch_clips
+    windows = [*torch.split(torch.from_numpy(samples).reshape(-1, encoder.rate_hz).to(arguments.device), batch)]
+    runs: dict[str, Callable[[], object]] = {END_TO_END: lambda: encoder.encode_samples(samples)}
     if name.startswith("wavlm"):
         ready = [part.to(DTYPES[arguments.dtype]) for part in windows]
         runs[NETWORK] = lambda: [encoder.model(part).last_hidden_state for part in ready]
         return runs
     front_end = encoder.log_mels if name == "laion_clap" else encoder.front_end
     ready = [front_end(part) for part in windows]
-    runs[NETWORK] = lambda: [encoder._htsat(part) for part in ready]
+    runs[NETWORK] = lambda: [encoder.htsat(part) for part in ready]
     runs[FRONT_END] = lambda: [front_end(part) for part in windows]
     if name == "laion_clap":
         from transformers import ClapFeatureExtractor
 
         stock = ClapFeatureExtractor(frequency_min=50, truncation="rand_trunc")
-        clips = list(samples.reshape(-1, encoder.sample_rate_hz))
-        runs[STOCK] = lambda: stock(clips, sampling_rate=encoder.sample_rate_hz, return_tensors="pt")
+        clips = list(samples.reshape(-1, encoder.rate_hz))
+        runs[STOCK] = lambda: stock(clips, sampling_rate=encoder.rate_hz, return_tensors="pt")
     return runs
 
 
@@ -112,7 +112,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     imported_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     streams = ((name,) if name in AUDIO else (), (name,) if name in TEXT else ())
     started = time.perf_counter()
-    opened = load_streams(*streams, name=name, models={name: str(folder)}, dtype=arguments.dtype, device=arguments.device)
+    opened = open_streams(*streams, name=name, models={name: str(folder)}, dtype=arguments.dtype, device=arguments.device)
     result: dict[str, Any] = {"encoder": name, "open_seconds": time.perf_counter() - started}
     repeats = {"repeats": arguments.repeats, "warm_ups": 1}
     if name in TEXT:
@@ -122,7 +122,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     if name in AUDIO:
         encoder = opened.audio[name]
         rng = np.random.default_rng(0)
-        samples = (0.1 * rng.standard_normal(arguments.clips * encoder.sample_rate_hz)).astype(np.float32)
+        samples = (0.1 * rng.standard_normal(arguments.clips * encoder.rate_hz)).astype(np.float32)
         with torch.inference_mode():
             runs = {key: waiting(run, arguments.device) for key, run in audio_runs(name, encoder, samples, arguments).items()}
         medians = median_seconds(runs, **repeats)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks._timing import write_json
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.evaluation.metrics import evaluate
-from qamdetr.features.encoders import load_combo
+from qamdetr.features.base import COMBOS, open_streams
 from qamdetr.inference.candidates import segments_above
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.types import Recording, Result
@@ -40,7 +40,7 @@ def zero_shot(esc10: Path) -> dict[str, float]:
     Three wordings: the first training caption of each class; the mean over all its training captions; and, one by one, wordings that
     training never saw.
     """
-    combo = load_combo("pocket")
+    combo = open_streams(*COMBOS["pocket"], name="pocket")
     audio, text = combo.audio["pocket"], combo.text["pocket"]
     training, unseen = load_groups(), load_groups("test_wordings.yaml")
 
@@ -56,7 +56,7 @@ def zero_shot(esc10: Path) -> dict[str, float]:
     right: dict[str, list[bool]] = {f"{unit}, {name}": [] for name in (*prompts, "unseen wordings") for unit in ("clips", "windows")}
     for truth, name in enumerate(ESC10_GROUPS):
         for path in sorted((esc10 / name).glob("4-*.ogg")):
-            recording, audible = _encode_with_loudness(combo.encode_recording, path, audio.sample_rate_hz)
+            recording, audible = _encode_with_loudness(combo.encode_recording, path, audio.rate_hz)
             vectors = recording.streams["pocket"][audible]
             for label, table in prompts.items():
                 cosine = vectors @ table.T

@@ -19,7 +19,7 @@ import torch
 from benchmarks._timing import median_seconds, write_json
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.features.encoders import load_combo
+from qamdetr.features.base import COMBOS, open_streams
 from qamdetr.types import Candidate, Recording
 from qamdetr.verifiers.base import Verifier, crop_window
 from qamdetr.verifiers.cache import CachedVerifier
@@ -52,7 +52,7 @@ def open_verifier(arguments: argparse.Namespace) -> Verifier:
 def measure(arguments: argparse.Namespace) -> None:
     """Print the table and write JSON."""
     verifier = open_verifier(arguments)
-    encoder = load_combo("pocket")
+    encoder = open_streams(*COMBOS["pocket"], name="pocket")
     recording, text = encoder.encode_recording(arguments.audio), encoder.encode_query(QUERY)
     candidates = windows(recording, arguments.candidates)
     started = time.perf_counter()

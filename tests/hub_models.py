@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from hub_clap_models import randomise, save_tiny_laion_clap, save_tiny_ms_clap, save_tiny_roberta_tokenizer
 
-from qamdetr.features.hub import HUB_MODELS
+from qamdetr.features.base import STREAMS
+from qamdetr.features.clap import ROBERTA_TOKENIZER
+from qamdetr.features.ms_clap import GPT2_TOKENIZER
 
 AUDIO_DIMS = {"laion_clap": 16, "ms_clap": 64, "wavlm_base": 12, "wavlm_base_plus": 12, "wavlm_large": 16}
 TEXT_DIMS = {"laion_clap": 64, "ms_clap": 128, "roberta": 20}
@@ -63,7 +65,7 @@ def save_tiny_roberta(folder: Path) -> Path:
 
 
 def tiny_hub(folder: Path) -> dict[str, str]:
-    """Save every encoder under `folder`; returns stream -> its folder, as `load_combo(models=…)` takes it."""
+    """Save every encoder under `folder`; returns stream -> its folder, as `open_streams(models=…)` takes it."""
     saved = {
         "laion_clap": save_tiny_laion_clap(folder / "laion_clap"),
         "ms_clap": save_tiny_ms_clap(folder / "ms_clap"),
@@ -78,7 +80,8 @@ def put_in_cache(cache: Path, model: str, folder: Path, *, branch: str = "") -> 
 
     With `branch`, it is the head of that branch, at a commit that is not the default's.
     """
-    wanted = HUB_MODELS[model]
+    wanted = {"gpt2": GPT2_TOKENIZER, "roberta_tokenizer": ROBERTA_TOKENIZER}.get(model) or STREAMS[model].hub
+    assert wanted is not None
     home = cache / f"models--{wanted.repo.replace('/', '--')}"
     commit = "0" * 40 if branch else wanted.revision
     snapshot = home / "snapshots" / commit

@@ -9,8 +9,6 @@ import pytest
 import soundfile
 
 from qamdetr import audio
-from qamdetr.features.base import EncoderOptions
-from qamdetr.features.clips import encode_clips
 from qamdetr.progress import heard_by, tell
 
 
@@ -61,17 +59,3 @@ def test_decoding_can_be_ended_in_the_middle(tmp_path, name):
     assert heard[-1] == (1.0 if name == "walk.wav" else None)
     with pytest.raises(InterruptedError), heard_by(stop_at(0.3)):
         audio.decode(tmp_path / name)
-
-
-def test_a_stream_can_be_ended_in_the_middle():
-    seen = []
-
-    def encode(windows):
-        seen.append(len(windows))
-        return windows[:, :2]
-
-    samples = np.zeros(40 * 100, dtype=np.float32)
-    options = EncoderOptions(batch_clips=10)
-    with pytest.raises(InterruptedError), heard_by(stop_at(0.5)):
-        encode_clips(samples, 100, 2, options, encode)
-    assert seen == [10, 10]

@@ -119,7 +119,7 @@ def test_a_long_file_takes_the_memory_of_a_short_one(tmp_path):
             for _ in range(minutes):
                 file.write(np.zeros((rate * 60, 2), dtype=np.int16))
     script = (
-        "import resource, sys; from qamdetr.features.encoders import load_combo; combo = load_combo('pocket');"
+        "import resource, sys; from qamdetr.features.base import open_streams; combo = open_streams(['pocket', 'mel_stats'], ['pocket']);"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "combo.encode_recording(sys.argv[1]); base = peak(); combo.encode_recording(sys.argv[2]); print((peak() - base) / 1024)"
     )

@@ -6,15 +6,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tiny_system import tiny_config
 
-from qamdetr import audio
-from qamdetr.features.encoders import ComboEncoder
+from qamdetr.features.base import AudioStream, EncoderOptions, FeatureListener, Streams, TextStream
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.sample_stream import SampleStream
 from qamdetr.types import TextFeatures
 
 DIM = 6
@@ -24,32 +21,33 @@ STREAMS = {"X": (("joint", "loud"), ("joint",)), "Y": (("joint", "soft"), ("join
 RATES_HZ = {"joint": 8000, "loud": 8000, "soft": 4000}
 
 
-class TinyAudioStream:
+class TinyAudioStream(AudioStream):
     """A vector per clip, drawn from its loudness; counts its runs."""
 
     dim = DIM
 
     def __init__(self, name: str, runs: Counter[str]) -> None:
-        self.name = name
-        self.sample_rate_hz = RATES_HZ[name]
+        self.options = EncoderOptions()
+        self.name, self.fingerprint = name, f"{name}-1"
+        self.rate_hz = RATES_HZ[name]
         self._runs = runs
 
-    def encode_audio(self, stream: SampleStream) -> torch.Tensor:
+    def listener(self) -> FeatureListener:
         self._runs[self.name] += 1
-        samples = np.concatenate(list(stream))
-        clips = audio.num_clips(len(samples) / self.sample_rate_hz)
-        padded = np.pad(samples, (0, clips * self.sample_rate_hz - len(samples)))
-        loudness = torch.from_numpy(padded.reshape(clips, -1)).float().square().mean(dim=1, keepdim=True)
+        return super().listener()
+
+    def encode_windows(self, windows: torch.Tensor) -> torch.Tensor:
+        loudness = windows.square().sum(dim=1, keepdim=True) / self.rate_hz
         return torch.sin(loudness * torch.arange(1, DIM + 1) * 30 + len(self.name))
 
 
-class TinyTextStream:
+class TinyTextStream(TextStream):
     """A vector per word, drawn from its letters; only the joint stream has a pooled vector."""
 
     dim = DIM
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.fingerprint = name, f"{name}-1"
 
     def encode_text(self, query: str) -> TextFeatures:
         words = query.split()
@@ -58,13 +56,13 @@ class TinyTextStream:
         return TextFeatures(tokens, tuple((i, i + 1) for i in range(len(words))), pooled)
 
 
-def tiny_combos() -> tuple[dict[str, ComboEncoder], Counter[str]]:
+def tiny_combos() -> tuple[dict[str, Streams], Counter[str]]:
     """The combos, which share the encoders of their common streams, and how often each audio stream has run."""
     runs: Counter[str] = Counter()
     audio_streams = {name: TinyAudioStream(name, runs) for name in RATES_HZ}
     text_streams = {name: TinyTextStream(name) for name in ("joint", "words")}
     combos = {
-        combo: ComboEncoder(combo, {s: audio_streams[s] for s in audio}, {s: text_streams[s] for s in text}, f"version-{combo}")
+        combo: Streams(combo, {s: audio_streams[s] for s in audio}, {s: text_streams[s] for s in text})
         for combo, (audio, text) in STREAMS.items()
     }
     return combos, runs

@@ -82,16 +82,15 @@ def _extract(args: argparse.Namespace, work: _Work, models: Mapping[str, str], p
     """Encode this process's share."""
     from tqdm import tqdm
 
-    from qamdetr.features.encoders import load_combo
+    from qamdetr.features.base import STREAMS, get_combo, open_streams
     from qamdetr.features.extract import Share, extract
-    from qamdetr.features.hub import HUB_MODELS
 
     def tell(reason: str) -> None:
         tqdm.write(f"qamdetr: skipped: {reason}", file=sys.stderr)
 
-    combo = load_combo(args.combo, models=models, dtype=args.dtype, device=processes.device(args.device))
+    combo = open_streams(*get_combo(args.combo), name=args.combo, models=models, dtype=args.dtype, device=processes.device(args.device))
     # The pocket encoders have neither another model nor another type.
-    chosen = {stream: models.get(stream, "") for stream in _streams(args.combo) if stream in HUB_MODELS}
+    chosen = {stream: models.get(stream, "") for stream in _streams(args.combo) if STREAMS[stream].hub}
     if processes.index == 0:
         for _, reason in work.absent:
             tell(reason)

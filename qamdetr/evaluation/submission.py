@@ -171,7 +171,7 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
 
     The encoders' parameters count as frozen; they stay open where the encoders are not here to be counted.
     """
-    from qamdetr.features.encoders import load_streams
+    from qamdetr.features.base import open_streams
     from qamdetr.inference.checkpoint import load_pretrained
 
     model, config = load_pretrained(name_or_dir)
@@ -182,7 +182,7 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
         "loss": _loss_in_words(config.loss, quality=config.model.quality),
     }
     try:
-        encoders = load_streams(
+        encoders = open_streams(
             tuple(config.model.audio_streams),
             tuple(config.model.text_streams),
             name=config.data.combo,

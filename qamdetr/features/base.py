@@ -1,63 +1,55 @@
-"""Protocols of the encoders, the streams they give, and the combos that systems are built of (report, Table 2)."""
+"""What an encoder of recordings or queries is, how one joins the program (`@stream`), and how a set of them is opened and run.
+
+An encoder is one file: a class with `@stream` above it. Importing the file is enough; from then on its stream can be opened, extracted, and
+named in a configuration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qamdetr.errors import ConfigError
-from qamdetr.sample_stream import Listener, SampleStream
-from qamdetr.types import TextFeatures
+from qamdetr.audio import num_clips
+from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.features.bridge import Listener, Sound
+from qamdetr.features.hub import Hub, MissingModelError, locate
+from qamdetr.types import Recording, TextFeatures
+
+PEAK_COLUMNS = 4000
+"""Columns of the waveform overview: some four per pixel of a wide screen, to look closer at."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LISTEN = "listen"
+"""Stage of `Streams.encoding` in which the file is read and the encoders take it in; the others are named after streams."""
+
+_CUDA_BATCH_CLIPS = 64
 
 OnStage = Callable[[str, float], None]
-"""Told, while a recording is encoded, which stream comes next, and how many seconds the recording lasts."""
+_T = TypeVar("_T")
+_Class = TypeVar("_Class", bound="type[Stream]")
 
 
-class AudioEncoder(Protocol):
-    """Turns samples into one vector per clip."""
+class Step(NamedTuple):
+    """How far long work is: what is being done, and the share of it that is done, in [0, 1]; None where that cannot be known."""
 
-    name: str
-    dim: int
-    sample_rate_hz: int
-
-    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
-        """Encode mono float32 `samples` `(n,)` at `sample_rate_hz` to `(ceil(n / sample_rate_hz), dim)` float32."""
-        ...
+    stage: str
+    share: float | None
 
 
-class FrontEnd(Listener, Protocol):
-    """Keeps what some encoders need of a recording, which is much less than its samples."""
+class FeatureListener(Listener, Protocol):
+    """Takes a recording in while it is read, and keeps what its encoder needs of it."""
 
     def finish(self) -> Tensor:
         """Return what was kept, when all samples are in."""
-        ...
-
-
-@runtime_checkable
-class FrontEndEncoder(Protocol):
-    """An audio encoder that needs no samples: its front end listens while the file is read. Encoders of one front end share its output."""
-
-    open_front_end: Callable[[], FrontEnd]
-
-    def encode_front_end(self, kept: Tensor) -> Tensor:
-        """Encode what the front end kept; the same as `AudioEncoder.encode_audio` on the samples."""
-        ...
-
-
-class TextEncoder(Protocol):
-    """Turns a query into one vector per token."""
-
-    name: str
-    dim: int
-
-    def encode_text(self, query: str) -> TextFeatures:
-        """Encode one query; never truncates silently."""
         ...
 
 
@@ -71,12 +63,384 @@ class EncoderOptions:
     """Clips that run through the network at once; bounds memory for long recordings."""
 
 
-class OpenedStream(NamedTuple):
-    """The encoders of one stream, either of which may be missing, and the version of their weights and code."""
+@dataclass(frozen=True)
+class StreamInfo:
+    """What is known of a stream before its encoder is opened.
 
-    audio: AudioEncoder | None
-    text: TextEncoder | None
+    Attributes:
+        name, label: In configurations, and on the page.
+        dim, text_dim: Width of its audio and of its text features; 0 where it has none. Other models than the default may differ.
+        rate_hz: Samples per second that the audio encoder wants; 0 for text alone.
+        hub: The default model; None where nothing has to be fetched.
+        make: The encoder's class.
+        raw_scale: The size of its vectors carries meaning (loudness); those of every other stream are scaled to unit length.
+    """
+
+    name: str
+    label: str
+    dim: int
+    text_dim: int
+    rate_hz: int
+    hub: Hub | None
+    make: type[Stream]
+    raw_scale: bool = False
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether it encodes recordings."""
+        return issubclass(self.make, AudioStream)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it encodes queries."""
+        return issubclass(self.make, TextStream)
+
+
+STREAMS: dict[str, StreamInfo] = {}
+"""Every stream that has an encoder."""
+
+
+def stream(
+    name: str, *, dim: int, text_dim: int = 0, rate_hz: int = 0, hub: Hub | None = None, label: str = "", raw_scale: bool = False
+) -> Callable[[_Class], _Class]:
+    """Register an encoder class under a stream's name.
+
+    Args:
+        name: As configurations call the stream.
+        dim: Width of its features; of the audio's where it has both.
+        text_dim: Width of its text features where it differs.
+        rate_hz: Sample rate that the audio encoder wants.
+        hub: The model that it reads by default.
+        label: As the page calls it.
+        raw_scale: Whether its vectors keep their size; see `StreamInfo`.
+    """
+
+    def register(make: _Class) -> _Class:
+        make.name, make.dim = name, dim
+        is_audio, is_text = issubclass(make, AudioStream), issubclass(make, TextStream)
+        if issubclass(make, AudioStream):
+            make.rate_hz = rate_hz
+        STREAMS[name] = StreamInfo(name, label or name, dim * is_audio, (text_dim or dim) * is_text, rate_hz, hub, make, raw_scale)
+        return make
+
+    return register
+
+
+class Stream:
+    """An encoder, opened from the folder of its model and read-only from then on: threads share it.
+
+    Attributes:
+        fingerprint: Changes with its weights, its code, and whatever else decides the features; see `weights_fingerprint`.
+        source, dtype: What it was opened with: hub id or folder (empty = the default), and type; both empty where there is no choice.
+    """
+
+    name: str
+    dim: int
     fingerprint: str
+    source: str = ""
+    dtype: str = ""
+
+    def __init__(self, folder: Path, options: EncoderOptions) -> None:
+        """Open the encoder; `folder` holds the stream's model in the hub's layout, and is empty for a stream without one."""
+        self.options = options
+
+
+class AudioStream(Stream):
+    """Turns a recording into one vector per clip.
+
+    Most need `encode_windows` alone, which hears each second by itself. Those that see more of the recording have their own `listener`,
+    and make of what it kept their rows in `features`.
+    """
+
+    rate_hz: int
+
+    def encode_windows(self, windows: Tensor) -> Tensor:
+        """Encode `(batch, rate_hz)` mono samples on the encoder's device to `(batch, dim)`; a shorter last second comes alone."""
+        raise NotImplementedError
+
+    def listener(self) -> FeatureListener:
+        """Return what takes the recording in. Streams whose `listener` is the same function share what it keeps."""
+        return WindowListener(self)
+
+    def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
+        """Turn what the listener kept into `(clips, dim)` float32 on the CPU; yields now and then, for whoever waits."""
+        yield Step(self.name, 1.0)
+        return kept
+
+    def encode_samples(self, samples: np.ndarray) -> Tensor:
+        """Encode mono float32 `(n,)` at `rate_hz` to `(ceil(n / rate_hz), dim)`."""
+        listener = self.listener()
+        listener.begin()
+        listener.feed(samples)
+        return finish(self.features(listener.finish()))
+
+
+class TextStream(Stream):
+    """Turns a query into one vector per token."""
+
+    def encode_text(self, query: str) -> TextFeatures:
+        """Encode one query.
+
+        Raises:
+            QamDetrError: It is longer than the encoder can read; nothing is cut silently.
+        """
+        raise NotImplementedError
+
+
+class WindowListener:
+    """Runs an encoder clip by clip over a recording while it is read, in batches that bound memory."""
+
+    def __init__(self, encoder: AudioStream) -> None:
+        self._encoder = encoder
+        self.rate_hz = encoder.rate_hz
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was heard."""
+        self._held: list[np.ndarray] = []
+        self._held_samples = 0
+        self._rows: list[Tensor] = []
+
+    def feed(self, samples: np.ndarray) -> None:
+        """Take the next samples `(n,)`; whole batches run at once."""
+        self._held.append(samples)
+        self._held_samples += len(samples)
+        batch_samples = self._encoder.options.batch_clips * self.rate_hz
+        if self._held_samples >= batch_samples:
+            held = np.concatenate(self._held)
+            whole = len(held) // batch_samples * batch_samples
+            for begin in range(0, whole, batch_samples):
+                self._encode(held[begin : begin + batch_samples])
+            self._held, self._held_samples = [held[whole:].copy()], len(held) - whole
+
+    def finish(self) -> Tensor:
+        """Return `(clips, dim)` float32 on the CPU; a last second that is not full is encoded at its true length."""
+        held = np.concatenate(self._held)
+        whole = len(held) // self.rate_hz * self.rate_hz
+        for part in (held[:whole], held[whole:]):
+            if len(part):
+                self._encode(part)
+        return torch.cat(self._rows)
+
+    @torch.inference_mode()
+    def _encode(self, samples: np.ndarray) -> None:
+        windows = torch.from_numpy(samples).reshape(max(len(samples) // self.rate_hz, 1), -1)
+        self._rows.append(self._encoder.encode_windows(windows.to(self._encoder.options.device)).float().cpu())
+
+
+class Streams:
+    """A set of opened encoders.
+
+    Attributes:
+        name: Of the combo.
+        audio, text: Stream -> encoder, main stream first.
+        fingerprint: 16 hex digits of all their versions; see `join_fingerprints`.
+    """
+
+    def __init__(self, name: str, audio: Mapping[str, AudioStream], text: Mapping[str, TextStream]) -> None:
+        self.name = name
+        self.audio, self.text = dict(audio), dict(text)
+        self.fingerprint = join_fingerprints({key: encoder.fingerprint for key, encoder in [*audio.items(), *text.items()]})
+
+    def encoding(self, sound: Sound) -> Generator[Step, None, Recording]:
+        """Read a recording once, feeding every audio stream; yields how far that is, and stops where the generator is closed.
+
+        Raises:
+            AudioError: It cannot be used.
+        """
+        listeners: dict[object, FeatureListener] = {}
+        for encoder in self.audio.values():
+            if encoder.listener not in listeners:
+                listeners[encoder.listener] = encoder.listener()
+        for share in sound.reading([*listeners.values()], peak_columns=PEAK_COLUMNS):
+            yield Step(LISTEN, share)
+        kept = {listener: each.finish() for listener, each in listeners.items()}
+        rows = {}
+        for name, encoder in self.audio.items():
+            # Resampling may round a recording of whole seconds up by a sample, hence the cut.
+            rows[name] = (yield from encoder.features(kept[encoder.listener]))[: num_clips(sound.duration_seconds)]
+        return Recording(sound.name, sound.path, sound.duration_seconds, rows, sound.peaks, sound.notes)
+
+    def encode(self, sound: Sound) -> Recording:
+        """Encode a recording; see `encoding`."""
+        return finish(self.encoding(sound))
+
+    def encode_recording(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
+        """Encode a file, for callers that do not have a `Sound` yet."""
+        sound = Sound(path)
+
+        def told() -> Generator[Step, None, Recording]:
+            work, stage = self.encoding(sound), LISTEN
+
+            def watch(step: Step) -> Step:
+                nonlocal stage
+                if step.stage != stage and on_stage is not None:
+                    on_stage(step.stage, sound.duration_seconds)
+                stage = step.stage
+                return step
+
+            ended: list[Recording] = []
+
+            def run() -> Generator[Step, None, None]:
+                ended.append((yield from work))
+
+            for step in run():
+                yield watch(step)
+            return ended[0]
+
+        with torch.inference_mode():
+            return finish(told())
+
+    def encode_query(self, query: str) -> dict[str, TextFeatures]:
+        """Encode a query with every text stream, main stream first.
+
+        Raises:
+            QamDetrError: It is longer than an encoder can read.
+        """
+        return {name: encoder.encode_text(query) for name, encoder in self.text.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of all networks of all encoders, shared ones counted once."""
+        encoders = {*self.audio.values(), *self.text.values()}
+        networks = [part for encoder in encoders for part in vars(encoder).values() if isinstance(part, nn.Module)]
+        return sum({id(value): value.numel() for network in networks for value in network.parameters()}.values())
+
+
+def finish(work: Generator[Step, None, _T]) -> _T:
+    """Run long work to its end, and return what it returns."""
+    ended: list[_T] = []
+
+    def watched() -> Generator[Step, None, None]:
+        ended.append((yield from work))
+
+    for _ in watched():
+        pass
+    return ended[0]
+
+
+def open_streams(
+    audio: Sequence[str],
+    text: Sequence[str],
+    *,
+    name: str = "",
+    models: Mapping[str, str] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    download: bool = True,
+) -> Streams:
+    """Open the encoders of streams. Each is opened once in a process and shared by all that ask for it.
+
+    Args:
+        audio: Streams of recordings, main stream first.
+        text: Streams of queries, likewise.
+        name: What results call this set; by default the streams' names, joined.
+        models: Stream -> hub id or folder in the place of the stream's default; see `hub.locate`.
+        dtype: `float32` or `bfloat16`, of the big encoders' weights; the pocket encoders stay float32.
+        device: As PyTorch names it; None = CUDA where there is one, else the CPU. The pocket encoders stay on the CPU.
+        download: Whether missing weights may be fetched from the hub.
+
+    Raises:
+        ConfigError: Unknown stream, type or device, or a stream that has no encoder for its modality.
+        CheckpointError: The weights of an encoder are missing (all that are, are told at once) or damaged.
+    """
+    models = dict(models or {})
+    wanted = sorted({*audio, *text})
+    unknown = [each for each in wanted if each not in STREAMS]
+    if unknown:
+        raise ConfigError(f"Unknown stream {unknown[0]!r}", f"there are encoders for {', '.join(STREAMS)}")
+    for kind, names, found in (("audio", audio, AudioStream), ("text", text, TextStream)):
+        for each in names:
+            if not issubclass(STREAMS[each].make, found):
+                raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
+    device = _check(models, dtype, device)
+    _locate_all(wanted, models, download=download)
+    with _opening:  # two threads that ask at once must not hold the weights twice
+        opened = {each: _open(each, models.get(each, ""), dtype, device) if STREAMS[each].hub else _open(each) for each in wanted}
+    return Streams(
+        name or "+".join(dict.fromkeys([*audio, *text])),
+        {each: encoder for each in audio if isinstance(encoder := opened[each], AudioStream)},
+        {each: encoder for each in text if isinstance(encoder := opened[each], TextStream)},
+    )
+
+
+def forget_streams() -> None:
+    """Let go of all opened encoders: those that nobody else holds free their memory, and the next call reads the files anew."""
+    _open.cache_clear()
+
+
+_opening = threading.RLock()
+
+
+@functools.cache
+def _open(name: str, model: str = "", dtype: str = "", device: str = "cpu") -> Stream:
+    info = STREAMS[name]
+    if info.hub is None:
+        return info.make(Path(), EncoderOptions())
+    batch_clips = _CUDA_BATCH_CLIPS if device.startswith("cuda") else EncoderOptions.batch_clips
+    encoder = info.make(locate(name, info.hub, model), EncoderOptions(device, DTYPES[dtype], batch_clips))
+    encoder.source, encoder.dtype = model, dtype
+    return encoder
+
+
+def _locate_all(names: Sequence[str], models: Mapping[str, str], *, download: bool) -> None:
+    """Find the models of all streams before the first is read, so that all that are missing are told at once."""
+    missing: list[MissingModelError] = []
+    for name in names:
+        model = models.get(name, "")
+        for wanted in hub_models(name, model):
+            # Where one cannot be reached, nobody should wait for the others' time-outs.
+            missing += _missing(name, wanted, model, download=download and not missing)
+    if missing:
+        raise MissingModelError.together(missing)
+
+
+def _missing(name: str, wanted: Hub, model: str, *, download: bool) -> list[MissingModelError]:
+    try:
+        locate(name, wanted, model, download=download)
+    except MissingModelError as error:
+        return [error]
+    return []
+
+
+def hub_models(name: str, model: str = "") -> list[Hub]:
+    """List what a stream needs from the hub; its default also what lies beside it, such as a tokeniser."""
+    hub = STREAMS[name].hub
+    return [] if hub is None else [hub, hub.beside] if hub.beside and not model else [hub]
+
+
+def is_here(name: str, model: str = "") -> bool:
+    """Whether a stream can be opened without asking a network; `model` as in `open_streams`."""
+    try:
+        _locate_all([name], {name: model}, download=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
+    """Check what is asked of the big encoders; returns the device."""
+    known = [name for name, info in STREAMS.items() if info.hub]
+    unknown = sorted(set(models) - set(known))
+    if unknown:
+        raise ConfigError(f"There is no pretrained encoder {unknown[0]!r} to choose a model for", f"known are {', '.join(known)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"Encoders cannot run in {dtype!r}", f"choose one of {', '.join(DTYPES)}")
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ConfigError(
+            f"Encoders cannot run on device {device!r} ({reason})", "choose cpu, or a device that PyTorch finds here"
+        ) from error
+    return device
+
+
+def join_fingerprints(versions: Mapping[str, str]) -> str:
+    """Return 16 hex digits of the versions of a set of streams (stream -> fingerprint), in whatever order; checkpoints name them."""
+    return hashlib.sha256("".join(versions[name] for name in sorted(versions)).encode()).hexdigest()[:16]
 
 
 def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: object) -> str:
@@ -90,7 +454,7 @@ def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: objec
         state: The weights, before they are cast to another type.
         settings: Whatever else decides the features, such as sample rate and type.
     """
-    digest = blake2b(repr((code, *settings)).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((code, *settings)).encode(), digest_size=8)
     for name in sorted(state):
         tensor = state[name].detach()
         flat = tensor.reshape(-1).float()
@@ -101,8 +465,7 @@ def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: objec
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Combo:
+class Combo(NamedTuple):
     """A named set of streams; the first of each modality is the main one."""
 
     audio_streams: tuple[str, ...]
@@ -118,17 +481,17 @@ COMBOS: dict[str, Combo] = {
     "ms_clap": Combo(("ms_clap",), ("ms_clap",)),
 }
 
-RAW_SCALE_STREAMS = frozenset({"mel_stats"})
-"""Streams whose size carries meaning (loudness); every other stream is L2-normalised per clip or token."""
-
 
 def get_combo(name: str) -> Combo:
-    """Look up a combo.
+    """Look up a combo; a stream that has both audio and text features is one, too.
 
     Raises:
         ConfigError: Unknown name.
     """
+    info = STREAMS.get(name)
+    if name not in COMBOS and info and info.has_audio and info.has_text:
+        return Combo((name,), (name,))
     try:
         return COMBOS[name]
     except KeyError:
-        raise ConfigError(f"Unknown combo {name!r}; choose one of {', '.join(COMBOS)}.") from None
+        raise ConfigError(f"Unknown combo {name!r}", f"choose one of {', '.join(COMBOS)}") from None

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from qamdetr.errors import CheckpointError
-from qamdetr.features.base import EncoderOptions, OpenedStream, weights_fingerprint
-from qamdetr.features.clips import encode_clips
-from qamdetr.features.htsat import Htsat
-from qamdetr.features.hub import locate, network_settings, reading
-from qamdetr.features.hub_text import HubTokenizer
-from qamdetr.features.mel import LogMel, slaney_filters
-from qamdetr.features.package_weights import State, convert_gpt2, convert_htsat, fill, htsat_config, part, read_checkpoint
-from qamdetr.sample_stream import SampleStream
+from qamdetr.features.base import AudioStream, EncoderOptions, TextStream, stream, weights_fingerprint
+from qamdetr.features.clap import HEAD_DIM, Htsat, LogMel, State, convert_htsat, fill, htsat_config, mel_filters, part, read_checkpoint
+from qamdetr.features.hub import TOKENIZER, Hub, HubTokenizer, locate, network_settings, reading
 from qamdetr.types import TextFeatures
 
-NAME = "ms_clap"
 WEIGHTS_FILE = "CLAP_weights_2023.pth"
 SAMPLE_RATE_HZ = 44_100
 FILTERS_RATE_HZ = 32_000
@@ -32,65 +27,24 @@ QUERY_END = " <|endoftext|>"
 PADDING = "!"
 """What the package pads with; as a special token it is cut off by itself wherever a query has it."""
 
-_CODE = "ms_clap-1"
+GPT2_TOKENIZER = Hub(
+    "openai-community/gpt2",
+    "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    1,
+    ("tokenizer.json",),
+    (TOKENIZER,),
+    called="the tokeniser of ms_clap",
+    otherwise="put a tokenizer.json of GPT-2 beside the weights of ms_clap",
+)
+_HUB = Hub("microsoft/msclap", "c47d441165daa21986ead0850660917636a81775", 690, (WEIGHTS_FILE,), beside=GPT2_TOKENIZER)
 
 
-class MsClapAudioEncoder:
-    """The audio stream `ms_clap`: `(clips, 768)` outputs of HTSAT before the projection to the joint space."""
+@stream("ms_clap", dim=768, rate_hz=SAMPLE_RATE_HZ, hub=_HUB, label="MS-CLAP")
+class MsClap(AudioStream, TextStream):
+    """MS-CLAP 2023: `(clips, 768)` outputs of HTSAT before the projection; `(tokens, 768)` GPT-2 states, the end token's included.
 
-    name = NAME
-    sample_rate_hz = SAMPLE_RATE_HZ
-
-    def __init__(self, htsat: Htsat, front_end: LogMel, options: EncoderOptions) -> None:
-        self.front_end = front_end
-        self._htsat = htsat
-        self._options = options
-        self.dim = htsat.dim
-
-    def encode_audio(self, samples: np.ndarray | SampleStream) -> Tensor:
-        """Encode mono samples at 44.1 kHz; `(ceil(n / 44100), 768)`."""
-        return encode_clips(samples, SAMPLE_RATE_HZ, self.dim, self._options, self._encode)
-
-    def _encode(self, windows: Tensor) -> Tensor:
-        if windows.shape[1] < SAMPLE_RATE_HZ:
-            windows = windows.repeat(1, -(-SAMPLE_RATE_HZ // windows.shape[1]))[:, :SAMPLE_RATE_HZ]
-        return self._htsat(self.front_end(windows))
-
-
-class MsClapTextEncoder:
-    """The text stream `ms_clap`: `(tokens, 768)` GPT-2 states, the end token's included; nothing pooled."""
-
-    name = NAME
-
-    def __init__(self, model: Any, tokenizer: HubTokenizer, options: EncoderOptions) -> None:  # noqa: ANN401
-        self._model = model.to(options.device, options.dtype).eval()
-        self._tokenizer = tokenizer
-        self._device = options.device
-        self.dim = int(model.config.n_embd)
-
-    @torch.inference_mode()
-    def encode_text(self, query: str) -> TextFeatures:
-        """Encode one query.
-
-        Raises:
-            QamDetrError: The query is longer than the 77 tokens the encoder reads; nothing is cut silently.
-        """
-        numbers, offsets = self._tokenizer.encode(query)
-        ids = torch.tensor([numbers], device=self._device)
-        states = self._model(input_ids=ids, use_cache=False).last_hidden_state
-        return TextFeatures(tokens=states[0].float().cpu().clone(), offsets=offsets)
-
-
-def open_ms_clap(source: Path, options: EncoderOptions) -> OpenedStream:
-    """Open MS-CLAP 2023.
-
-    Args:
-        source: The published `CLAP_weights_2023.pth`, or the folder that holds it. The tokeniser (`tokenizer.json`) lies beside it or else
-            is GPT-2's from the hub.
-        options: Device, type and batch size.
-
-    Raises:
-        CheckpointError: Files missing, damaged, or of another model.
+    Opens the published `CLAP_weights_2023.pth`, or the folder that holds it; the tokeniser (`tokenizer.json`) lies beside it or else is
+    GPT-2's from the hub.
 
     Source: `msclap` 1.3.4, none of which is imported (it needs torchaudio and old versions of NumPy and Transformers), and how the public
     files were made (https://github.com/line/lighthouse, `feature_extractor/audio_encoders/clap_a.py` and `text_encoders/clap_t.py`):
@@ -98,53 +52,74 @@ def open_ms_clap(source: Path, options: EncoderOptions) -> OpenedStream:
     Deliberate differences: a last second that is not full is kept, filled with its own repetition as the package fills short audio (the
     public files drop it); queries are not padded to 77 tokens, which changes nothing, as GPT-2 looks back only.
     """
-    path = source if source.suffix in {".pt", ".pth"} else source / WEIGHTS_FILE
-    if not path.is_file():
-        raise CheckpointError(f"The encoder {NAME} has no file {path}; name that file or the folder that holds it.")
-    with reading(NAME, path):
-        state = read_checkpoint(path, "model")
-        htsat = part(state, "audio_encoder.base.htsat.")
-        audio, text = _build_audio(htsat), _build_text(part(state, "caption_encoder.base."))
-        filters = _filters(htsat)
-    tokenizer_folder = path.parent if (path.parent / "tokenizer.json").is_file() else locate("gpt2")
-    tokenizer = HubTokenizer(
-        tokenizer_folder,
-        stream=NAME,
-        max_tokens=MAX_TOKENS,
-        suffix=QUERY_END,
-        apart=(PADDING,),
-        vocab_size=text.config.vocab_size,
+
+    def __init__(self, folder: Path, options: EncoderOptions) -> None:
+        super().__init__(folder, options)
+        path = folder if folder.suffix in {".pt", ".pth"} else folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise CheckpointError(f"The encoder {self.name} has no file {path}; name that file or the folder that holds it.")
+        with reading(self.name, path):
+            from transformers import ClapAudioModel, GPT2Model
+
+            state = read_checkpoint(path, "model")
+            htsat = part(state, "audio_encoder.base.htsat.")
+            audio = ClapAudioModel(htsat_config(htsat))
+            fill(audio.audio_encoder, convert_htsat(htsat))
+            config, weights = convert_gpt2(part(state, "caption_encoder.base."))
+            text = GPT2Model(config)
+            fill(text, weights)
+            stored = htsat.get("logmel_extractor.melW")
+            mels = len(htsat["bn0.weight"])
+            filters = mel_filters(sample_rate_hz=FILTERS_RATE_HZ, mels=mels) if stored is None else stored.float()
+        folder = path.parent if (path.parent / "tokenizer.json").is_file() else locate(self.name, GPT2_TOKENIZER)
+        self._tokenizer = HubTokenizer(
+            folder, stream=self.name, max_tokens=MAX_TOKENS, suffix=QUERY_END, apart=(PADDING,), vocab_size=text.config.vocab_size
+        )
+        weights = {f"{side}.{name}": value for side, net in (("audio", audio), ("text", text)) for name, value in net.state_dict().items()}
+        weights = {name: value for name, value in weights.items() if value.is_floating_point()} | {"filters": filters}
+        settings = (network_settings(audio.config), network_settings(text.config))
+        self.fingerprint = weights_fingerprint("ms_clap-1", weights, str(options.dtype), HOP_SAMPLES, self._tokenizer.probe, *settings)
+        self.front_end = LogMel(filters, hop_samples=HOP_SAMPLES, device=options.device)
+        self.htsat = Htsat(audio, options)
+        self._text = text.to(options.device, options.dtype).eval()
+        self.dim = self.htsat.dim
+
+    def encode_windows(self, windows: Tensor) -> Tensor:
+        """Encode `(batch, n <= 44100)` to `(batch, 768)`; short windows are repeated."""
+        if windows.shape[1] < SAMPLE_RATE_HZ:
+            windows = windows.repeat(1, -(-SAMPLE_RATE_HZ // windows.shape[1]))[:, :SAMPLE_RATE_HZ]
+        vectors: Tensor = self.htsat(self.front_end(windows))
+        return vectors
+
+    @torch.inference_mode()
+    def encode_text(self, query: str) -> TextFeatures:
+        """Encode one query of at most 77 tokens; see `TextStream`. Nothing is pooled."""
+        numbers, offsets = self._tokenizer.encode(query)
+        states = self._text(input_ids=torch.tensor([numbers], device=self.options.device), use_cache=False).last_hidden_state
+        return TextFeatures(tokens=states[0].float().cpu().clone(), offsets=offsets)
+
+
+def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, State]:
+    """Tell `GPT2Config` and the weights of `GPT2Model` from a GPT-2 whose names need no change, but whose mask buffers are dropped.
+
+    Raises:
+        CheckpointError: The weights are not a GPT-2's.
+    """
+    from transformers import GPT2Config
+
+    layers = [int(match[1]) for name in state if (match := re.match(r"h\.(\d+)\.ln_1\.weight", name))]
+    if not layers or "wte.weight" not in state or "wpe.weight" not in state:
+        raise CheckpointError("The checkpoint has no GPT-2 text network; use CLAP_weights_2023.pth of microsoft/msclap.")
+    words, width = state["wte.weight"].shape
+    config = GPT2Config(
+        vocab_size=words,
+        n_positions=state["wpe.weight"].shape[0],
+        n_embd=width,
+        n_layer=1 + max(layers),
+        n_head=max(width // HEAD_DIM, 1),
+        n_inner=state["h.0.mlp.c_fc.weight"].shape[1],
+        # Nothing is generated, and small vocabularies do not have GPT-2's numbers.
+        bos_token_id=None,
+        eos_token_id=None,
     )
-    weights = {f"{side}.{name}": value for side, model in (("audio", audio), ("text", text)) for name, value in model.state_dict().items()}
-    weights = {name: value for name, value in weights.items() if value.is_floating_point()}
-    settings = (network_settings(audio.config), network_settings(text.config))
-    fingerprint = weights_fingerprint(_CODE, {**weights, "filters": filters}, str(options.dtype), HOP_SAMPLES, tokenizer.probe, *settings)
-    front_end = LogMel(filters, hop_samples=HOP_SAMPLES, device=options.device)
-    return OpenedStream(
-        MsClapAudioEncoder(Htsat(audio, options), front_end, options), MsClapTextEncoder(text, tokenizer, options), fingerprint
-    )
-
-
-def _build_audio(htsat: State) -> Any:  # noqa: ANN401 - Transformers has no types
-    from transformers import ClapAudioModel
-
-    model = ClapAudioModel(htsat_config(htsat))
-    fill(model.audio_encoder, convert_htsat(htsat))
-    return model
-
-
-def _build_text(gpt2: State) -> Any:  # noqa: ANN401 - Transformers has no types
-    from transformers import GPT2Model
-
-    config, weights = convert_gpt2(gpt2)
-    model = GPT2Model(config)
-    fill(model, weights)
-    return model
-
-
-def _filters(htsat: State) -> Tensor:
-    stored = htsat.get("logmel_extractor.melW")
-    if stored is not None:
-        return stored.float()
-    mels = len(htsat["bn0.weight"])
-    return slaney_filters(sample_rate_hz=FILTERS_RATE_HZ, fft_samples=1024, mels=mels, min_hz=50, max_hz=14_000)
+    return config, {name: value for name, value in state.items() if not re.search(r"\.attn\.(bias|masked_bias)$", name)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from qamdetr.features.base import RAW_SCALE_STREAMS
+from qamdetr.features.base import STREAMS
 from qamdetr.types import Batch, TextFeatures
 
 TEF_DIM = 2
@@ -48,7 +48,7 @@ def align_tokens(auxiliary: TextFeatures, main: TextFeatures) -> Tensor:
 def scale_stream(name: str, features: Tensor) -> Tensor:
     """L2-normalise each row, except for streams whose size carries meaning."""
     features = features.float()
-    return features if name in RAW_SCALE_STREAMS else normalize(features, dim=-1)
+    return features if name in STREAMS and STREAMS[name].raw_scale else normalize(features, dim=-1)
 
 
 def prepare(audio: Sequence[Mapping[str, Tensor]], text: Sequence[Mapping[str, TextFeatures]]) -> Batch:

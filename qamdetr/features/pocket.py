@@ -1,54 +1,392 @@
-"""Opens the pocket encoders, which come with the project."""
+"""The pocket encoders, which come with the project: a small convolutional network for sound, a small Transformer for words, one space.
+
+Beside them `mel_stats`, a handcrafted description of each second. Both audio streams are made of one mel spectrum.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import channels_last
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool1d, normalize
 
 from qamdetr.config import CHECKPOINT_DIR
-from qamdetr.errors import CheckpointError
-from qamdetr.features.base import OpenedStream
+from qamdetr.errors import CheckpointError, QamDetrError
+from qamdetr.features.base import AudioStream, EncoderOptions, Step, TextStream, stream
+from qamdetr.types import TextFeatures
 
-POCKET_CHECKPOINT = "pocket-encoder"
-
-
-def open_pocket() -> OpenedStream:
-    """Open the pocket audio and text encoder.
-
-    Raises:
-        CheckpointError: The weights are missing or damaged.
-    """
-    from safetensors.torch import load_file
+if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from qamdetr.features.pocket_audio import PocketAudioConfig, PocketAudioEncoder, PocketAudioModel
-    from qamdetr.features.pocket_text import PocketTextConfig, PocketTextEncoder, PocketTextModel, unpack_state
+POCKET_CHECKPOINT = "pocket-encoder"
+MAX_TOKENS = 256
+SAMPLE_RATE_HZ = 24_000
+HOP_SAMPLES = 375
+FRAMES_PER_CLIP = SAMPLE_RATE_HZ // HOP_SAMPLES  # 64
+FFT_SAMPLES = 1024
+NUM_MELS = 64
+MIN_HZ, MAX_HZ = 40.0, 11_800.0
+LOG_FLOOR = 1e-8
+MEL_STATS_DIM = 24
 
-    folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
-    files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
-    lacking = [file.name for file in files if not file.is_file()]
-    if lacking:
-        raise CheckpointError(f"{folder} lacks {', '.join(lacking)}; restore the folder from the repository or set QAMDETR_CHECKPOINTS.")
+SILENT_DB = -48.0
+"""Mean mel power, in dB, of noise at about -60 dB full scale. Seconds below it, and 40 dB under the recording's loudest, are silent."""
 
-    audio, text = PocketAudioModel(PocketAudioConfig()), PocketTextModel(PocketTextConfig())
-    try:
-        audio.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(files[0]).items()})
-        text.load_state_dict(unpack_state(load_file(files[1])))
-        tokenizer = Tokenizer.from_file(str(files[2]))
-    except Exception as error:  # safetensors and tokenizers raise classes of their own, torch RuntimeError
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{folder} cannot be read ({reason}); restore it from the repository (with Git LFS: `git lfs pull`)."
-        ) from error
-    audio = audio.to(memory_format=channels_last)  # type: ignore[call-overload]
-    # Of the files, not of the weights: the shipped checkpoints name this version.
-    fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return OpenedStream(PocketAudioEncoder(audio), PocketTextEncoder(text, tokenizer), fingerprint)
+SILENT_BELOW_LOUDEST_DB = 40.0
+
+_SECTION_CLIPS = 120
+_SECTION_MARGIN_CLIPS = 4
+_FRONT_END_CLIPS = 8
+"""Clips whose spectrum is held at once."""
 
 
-def open_mel_stats() -> OpenedStream:
-    """Open the handcrafted audio stream."""
-    from qamdetr.features.pocket_audio import MelStatsEncoder
+@dataclass(frozen=True)
+class PocketAudioConfig:
+    """Size of the audio encoder. `dim` is the joint space's."""
 
-    return OpenedStream(MelStatsEncoder(), None, "mel_stats-1")
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    dim: int = 256
+    context_clips: int = 3
+    dropout: float = 0.2
+
+
+@functools.cache
+def mel_filterbank() -> Tensor:
+    """Return `(mels, bins)` Slaney mel filters, float32."""
+    import librosa
+
+    filters = librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=FFT_SAMPLES, n_mels=NUM_MELS, fmin=MIN_HZ, fmax=MAX_HZ)
+    return torch.from_numpy(filters.astype(np.float32))
+
+
+@functools.cache
+def _window() -> Tensor:
+    return torch.hann_window(FFT_SAMPLES)
+
+
+def mel_power(samples: np.ndarray) -> Tensor:
+    """Return mel power `(mels, frames)` of mono samples `(n,)`; `frames = 64 * ceil(n / 24000)`, the last clip padded with silence."""
+    front_end = MelFrontEnd()
+    front_end.feed(samples)
+    return front_end.finish()
+
+
+class MelFrontEnd:
+    """Takes mono samples at 24 kHz in as they come and keeps their mel power, 16 kB per clip; the same bits however they are cut."""
+
+    rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was heard."""
+        # One array that grows in place, frames first: small ones among the spectra that come and go would scatter the memory.
+        self._power = np.empty((0, NUM_MELS), dtype=np.float32)
+        self._frames = 0
+        # Frames are centred: the first reaches half a window before the recording.
+        self._held = [np.zeros(FFT_SAMPLES // 2, dtype=np.float32)]
+        self._held_samples = FFT_SAMPLES // 2
+
+    def feed(self, samples: np.ndarray) -> None:
+        """Take the next samples `(n,)` float32."""
+        self._held.append(samples)
+        self._held_samples += len(samples)
+        if self._held_samples >= _reach(_FRONT_END_CLIPS):
+            self._take(self._held_samples)
+
+    def finish(self) -> Tensor:
+        """Return mel power `(mels, 64 * ceil(n / 24000))` of all `n` samples, and let go of it."""
+        clips = -(-(self._held_samples - FFT_SAMPLES // 2) // SAMPLE_RATE_HZ)
+        self._held.append(np.zeros(_reach(clips) - self._held_samples, dtype=np.float32))
+        self._take(_reach(clips))
+        power = torch.from_numpy(self._power[: self._frames]).T.contiguous()
+        self._power = np.empty((0, NUM_MELS), dtype=np.float32)
+        return power
+
+    def _take(self, num_samples: int) -> None:
+        """Turn the whole clips within the first samples held into power, and go on behind them."""
+        held = torch.from_numpy(np.concatenate(self._held))
+        clips = (num_samples - FFT_SAMPLES + HOP_SAMPLES) // SAMPLE_RATE_HZ
+        for begin in range(0, clips, _FRONT_END_CLIPS):
+            end = min(begin + _FRONT_END_CLIPS, clips)
+            part = held[begin * SAMPLE_RATE_HZ : begin * SAMPLE_RATE_HZ + _reach(end - begin)]
+            spectrum = torch.stft(part, FFT_SAMPLES, HOP_SAMPLES, window=_window(), center=False, return_complex=True)
+            self._keep(mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square()))
+        self._held = [held[clips * SAMPLE_RATE_HZ :].numpy().copy()]
+        self._held_samples = len(self._held[0])
+
+    def _keep(self, power: Tensor) -> None:
+        end = self._frames + power.shape[1]
+        if end > len(self._power):
+            self._power.resize((end * 3 // 2, NUM_MELS), refcheck=False)
+        self._power[self._frames : end] = power.T.numpy()
+        self._frames = end
+
+
+def _reach(clips: int) -> int:
+    """Count the samples that the frames of some clips see."""
+    return clips * SAMPLE_RATE_HZ - HOP_SAMPLES + FFT_SAMPLES
+
+
+def log_mel(power: Tensor) -> Tensor:
+    """Return log mel power scaled to about [-1, 1]: silence (the floor) is -1."""
+    return (torch.log10(power + LOG_FLOOR) + 3.0) / 5.0
+
+
+class _ConvPair(nn.Sequential):
+    """Two 3 x 3 convolutions with batch norm and ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        layers: list[nn.Module] = []
+        for source in (channels_in, channels_out):
+            layers += [nn.Conv2d(source, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
+        super().__init__(*layers)
+
+
+class PocketAudioModel(nn.Module):
+    """Log-mel frames to one unit vector per clip.
+
+    Four convolution stages (time and frequency halved three times), mean and maximum over frequency, a depth-wise look at neighbouring
+    frames, mean and maximum over each clip's frames, and a light mix with neighbouring clips that starts as the identity.
+    """
+
+    def __init__(self, config: PocketAudioConfig) -> None:
+        super().__init__()
+        self.config = config
+        stem, *stages = config.channels
+        # A learned shift per band makes the network's start independent of the recording's overall colour.
+        self.band_bias = nn.Parameter(torch.zeros(1, 1, NUM_MELS, 1))
+        self.stem = nn.Sequential(nn.Conv2d(1, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
+        blocks: list[nn.Module] = []
+        for index, (source, target) in enumerate(zip((stem, *stages), stages, strict=False)):
+            blocks += [nn.AvgPool2d(2)] if index else []
+            blocks += [_ConvPair(source, target)]
+        self.stages = nn.Sequential(*blocks)
+        width = stages[-1]
+        self.frame = nn.Sequential(nn.Conv1d(2 * width, config.dim, 1), nn.ReLU())
+        self.smooth = nn.Conv1d(config.dim, config.dim, 3, padding=1, groups=config.dim)
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2 * config.dim, config.dim), nn.ReLU(), nn.Dropout(config.dropout))
+        self.context = nn.Conv1d(config.dim, config.dim, config.context_clips, padding=config.context_clips // 2)
+        nn.init.zeros_(self.context.weight)
+        nn.init.zeros_(self.context.bias)  # type: ignore[arg-type]
+        self.output = nn.Linear(config.dim, config.dim)
+
+    def forward(self, log_mels: Tensor) -> Tensor:
+        """Encode `(batch, mels, 64 * clips)` log-mels to unit vectors `(batch, clips, dim)`."""
+        return normalize(self.output(self.hidden(log_mels)).float(), dim=-1)
+
+    def hidden(self, log_mels: Tensor) -> Tensor:
+        """Encode `(batch, mels, 64 * clips)` log-mels to the states `(batch, clips, dim)` before the joint space."""
+        # Loudness of the last second and a half or so is taken away: a far dog is a dog.
+        level = avg_pool1d(log_mels.mean(dim=1, keepdim=True), 97, stride=1, padding=48, count_include_pad=False)
+        x = ((log_mels - level).unsqueeze(1) + self.band_bias).contiguous(memory_format=torch.channels_last)
+        x = self.stages(self.stem(x))
+        x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
+        x = self.frame(x)
+        x = x + self.smooth(x)
+        batch, dim, frames = x.shape
+        clips = x.reshape(batch, dim, log_mels.shape[-1] // FRAMES_PER_CLIP, -1)
+        assert clips.shape[-1] * clips.shape[2] == frames
+        hidden: Tensor = self.head(torch.cat([clips.mean(dim=-1), clips.amax(dim=-1)], dim=1).transpose(1, 2))
+        mixed: Tensor = hidden + self.context(hidden.transpose(1, 2)).transpose(1, 2)
+        return mixed
+
+
+def audible_clips(power: Tensor) -> Tensor:
+    """Return `(clips,)` bool of mel power `(mels, 64 * clips)`: False where a second is silent, see `SILENT_DB`."""
+    # The outermost frames reach into the neighbouring seconds.
+    level_db = 10 * torch.log10(power.reshape(NUM_MELS, -1, FRAMES_PER_CLIP)[:, :, 2:-2].mean(dim=(0, 2)) + 1e-12)
+    return (level_db > SILENT_DB) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
+
+
+def mel_stats(power: Tensor) -> Tensor:
+    """Describe each clip by hand-made numbers; `(clips, 24)`, each about in [-1, 1].
+
+    Columns: 16 band levels (mean log power of four mels each), then loudest frame, quietest frame, spread over time, strongest and mean
+    onset (rise of log power from frame to frame), spectral centroid, spectral flatness, and the step in level from the clip before.
+    """
+    frames = log_mel(power).reshape(NUM_MELS, -1, FRAMES_PER_CLIP)
+    bands = frames.mean(dim=2).reshape(16, 4, -1).mean(dim=1)
+    level = frames.mean(dim=0)
+    rise = (frames[:, :, 1:] - frames[:, :, :-1]).clamp(min=0).mean(dim=0)
+    energy = power.reshape(NUM_MELS, -1, FRAMES_PER_CLIP).mean(dim=2) + LOG_FLOOR
+    centroid = (energy * torch.linspace(-1, 1, NUM_MELS)[:, None]).sum(dim=0) / energy.sum(dim=0)
+    flatness = energy.log().mean(dim=0).exp() / energy.mean(dim=0)
+    mean_level = level.mean(dim=1)
+    step = torch.diff(mean_level, prepend=mean_level[:1])
+    columns = [level.amax(dim=1), level.amin(dim=1), 4 * level.std(dim=1), 4 * rise.amax(dim=1), 8 * rise.mean(dim=1)]
+    columns += [centroid, 2 * flatness - 1, 4 * step]
+    return torch.cat([bands.T, torch.stack(columns, dim=1)], dim=1)
+
+
+@dataclass(frozen=True)
+class PocketTextConfig:
+    """Size of the text encoder. `sentence_dim` is the teacher's; `dim` the pocket streams'."""
+
+    vocab_size: int = 30522
+    embedding_dim: int = 128
+    dim: int = 256
+    num_layers: int = 2
+    num_heads: int = 4
+    ffn_dim: int = 512
+    sentence_dim: int = 384
+    dropout: float = 0.1
+
+
+class PocketTextModel(nn.Module):
+    """Token ids to token states, a sentence vector in the teacher's space, and a joint vector in the audio's space.
+
+    Source: architecture ours; teacher all-MiniLM-L6-v2 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2).
+    """
+
+    def __init__(self, config: PocketTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.input = nn.Linear(config.embedding_dim, config.dim)
+        self.position = nn.Parameter(torch.randn(MAX_TOKENS, config.dim) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            config.dim, config.num_heads, config.ffn_dim, config.dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(config.dim)
+        self.sentence = nn.Linear(config.dim, config.sentence_dim)
+        self.joint = nn.Linear(config.sentence_dim, config.dim, bias=False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode token ids.
+
+        Args:
+            ids: `(batch, tokens)` int64, at most `MAX_TOKENS` long.
+            mask: `(batch, tokens)` bool, True = valid.
+
+        Returns:
+            Token states `(batch, tokens, dim)` and unit sentence vectors `(batch, sentence_dim)` in the teacher's space.
+        """
+        x = self.input(self.embedding(ids)) + self.position[: ids.shape[1]]
+        x = self.norm(self.layers(x, src_key_padding_mask=~mask))
+        weights = mask.unsqueeze(-1).to(x.dtype)
+        mean = (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return x, normalize(self.sentence(mean), dim=-1)
+
+    def to_joint(self, sentence: Tensor) -> Tensor:
+        """Map teacher-space sentence vectors `(…, sentence_dim)` to unit vectors `(…, dim)` in the audio's space."""
+        return normalize(self.joint(sentence), dim=-1)
+
+
+def pack_state(model: PocketTextModel) -> dict[str, Tensor]:
+    """Return the weights for storing: float16, and the word table as int8 with one scale per word (it is most of the file)."""
+    state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+    table = model.embedding.weight.detach().float()
+    scale = table.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
+    state["embedding.weight"] = (table / scale).round().to(torch.int8)
+    state["embedding.scale"] = scale.half()
+    return state
+
+
+def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `pack_state`, up to rounding; everything float32."""
+    unpacked = {name: value.float() for name, value in state.items()}
+    if "embedding.scale" in unpacked:
+        unpacked["embedding.weight"] = unpacked["embedding.weight"] * unpacked.pop("embedding.scale")
+    return unpacked
+
+
+def encode_batch(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Tokenise sentences to padded ids `(batch, tokens)` and their mask; training only (cuts at `MAX_TOKENS`)."""
+    rows = [torch.tensor(encoding.ids[:MAX_TOKENS]) for encoding in tokenizer.encode_batch(list(sentences))]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1])[None, :] < lengths[:, None]
+
+
+@stream("pocket", dim=256, rate_hz=SAMPLE_RATE_HZ, label="pocket")
+class Pocket(AudioStream, TextStream):
+    """`(clips, 256)` unit vectors in the joint space, zero for silent seconds; `(tokens, 256)` states and the pooled joint vector."""
+
+    listener = MelFrontEnd  # type: ignore[assignment]
+
+    def __init__(self, folder: Path, options: EncoderOptions) -> None:
+        """Open the shipped weights; neither argument matters.
+
+        Raises:
+            CheckpointError: They are missing or damaged.
+        """
+        super().__init__(folder, options)
+        from safetensors.torch import load_file
+        from tokenizers import Tokenizer
+
+        folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
+        files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
+        lacking = [file.name for file in files if not file.is_file()]
+        if lacking:
+            raise CheckpointError(
+                f"{folder} lacks {', '.join(lacking)}; restore the folder from the repository or set QAMDETR_CHECKPOINTS."
+            )
+        audio, text = PocketAudioModel(PocketAudioConfig()), PocketTextModel(PocketTextConfig())
+        try:
+            audio.load_state_dict(load_file(files[0]))  # stored in half precision
+            text.load_state_dict(unpack_state(load_file(files[1])))
+            self.tokenizer = Tokenizer.from_file(str(files[2]))
+        except Exception as error:  # safetensors and tokenizers raise classes of their own, torch RuntimeError
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(
+                f"{folder} cannot be read ({reason}); restore it from the repository (with Git LFS: `git lfs pull`)."
+            ) from error
+        self.audio_model = audio.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.text_model = text.eval()
+        # Of the files, not of the weights: the shipped checkpoints name this version.
+        self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+    def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
+        """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams.
+
+        Silent seconds get the zero vector: they point nowhere, and do not pull the mean of a recording anywhere.
+        """
+        num_clips = kept.shape[-1] // FRAMES_PER_CLIP
+        rows = []
+        for begin in range(0, num_clips, _SECTION_CLIPS):
+            yield Step(self.name, begin / num_clips)
+            end = min(begin + _SECTION_CLIPS, num_clips)
+            first, last = max(begin - _SECTION_MARGIN_CLIPS, 0), min(end + _SECTION_MARGIN_CLIPS, num_clips)
+            with torch.inference_mode():
+                section = log_mel(kept[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP])
+                rows.append(self.audio_model(section.unsqueeze(0))[0, begin - first : end - first])
+        return torch.cat(rows) * audible_clips(kept)[:, None]
+
+    @torch.inference_mode()
+    def encode_text(self, query: str) -> TextFeatures:
+        """Encode one query; see `TextStream`."""
+        encoding = self.tokenizer.encode(query)
+        if len(encoding.ids) > MAX_TOKENS:
+            raise QamDetrError(
+                f"The query has {len(encoding.ids)} tokens; the pocket text encoder reads at most {MAX_TOKENS}. Use a shorter sentence."
+            )
+        ids = torch.tensor([encoding.ids])
+        tokens, sentence = self.text_model(ids, torch.ones_like(ids, dtype=torch.bool))
+        return TextFeatures(
+            tokens=tokens[0].float().clone(),
+            offsets=tuple((int(begin), int(end)) for begin, end in encoding.offsets),
+            pooled=self.text_model.to_joint(sentence)[0].float().clone(),
+        )
+
+
+@stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True)
+class MelStats(AudioStream):
+    """The handcrafted stream; see `mel_stats`."""
+
+    fingerprint = "mel_stats-1"
+    listener = MelFrontEnd  # type: ignore[assignment]
+
+    def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
+        """Describe mel power `(mels, 64 * clips)`."""
+        yield Step(self.name, 0.0)
+        return mel_stats(kept)

@@ -3,55 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from qamdetr.features.base import EncoderOptions, OpenedStream, weights_fingerprint
-from qamdetr.features.hub import load_network, network_settings
-from qamdetr.features.hub_text import HubTokenizer
+from qamdetr.features.base import EncoderOptions, TextStream, stream, weights_fingerprint
+from qamdetr.features.hub import TOKENIZER, WEIGHTS, Hub, HubTokenizer, load_network, network_settings
 from qamdetr.types import TextFeatures
 
-NAME = "roberta"
-_CODE = "roberta-1"
+_HUB = Hub(
+    "FacebookAI/roberta-base",
+    "e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+    501,
+    ("config.json", "tokenizer.json", "model.safetensors"),
+    (("config.json",), TOKENIZER, WEIGHTS),
+)
 
 
-class RobertaEncoder:
+@stream("roberta", dim=768, hub=_HUB, label="RoBERTa")
+class Roberta(TextStream):
     """The text stream `roberta`: last hidden states, those of `<s>` and `</s>` included."""
 
-    name = NAME
+    def __init__(self, folder: Path, options: EncoderOptions) -> None:
+        super().__init__(folder, options)
+        from transformers import RobertaModel
 
-    def __init__(self, model: Any, tokenizer: HubTokenizer, options: EncoderOptions) -> None:  # noqa: ANN401 - Transformers has no types
-        """Take over `model`, a `RobertaModel`."""
-        self.model = model.to(options.device, options.dtype).eval()
-        self.dim = int(model.config.hidden_size)
-        self._tokenizer = tokenizer
-        self._options = options
+        model = load_network(self.name, RobertaModel, folder, add_pooling_layer=False)
+        config = model.config
+        # Positions count from behind the padding's.
+        max_tokens = config.max_position_embeddings - config.pad_token_id - 1
+        self._tokenizer = HubTokenizer(folder, stream=self.name, max_tokens=max_tokens, vocab_size=config.vocab_size)
+        self.fingerprint = weights_fingerprint(
+            "roberta-1", model.state_dict(), self._tokenizer.probe, str(options.dtype), network_settings(config)
+        )
+        self.model = model.to(options.device, options.dtype)
+        self.dim = int(config.hidden_size)
 
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
-        """Encode one query.
-
-        Raises:
-            QamDetrError: The query is longer than the encoder can read.
-        """
+        """Encode one query; see `TextStream`."""
         ids, offsets = self._tokenizer.encode(query)
-        states = self.model(torch.tensor([ids], device=self._options.device)).last_hidden_state
+        states = self.model(torch.tensor([ids], device=self.options.device)).last_hidden_state
         return TextFeatures(tokens=states[0].float().cpu(), offsets=offsets)
-
-
-def open_roberta(source: Path, options: EncoderOptions) -> OpenedStream:
-    """Open a RoBERTa from a folder in the hub's layout.
-
-    Raises:
-        CheckpointError: Files missing or damaged, or another kind of model.
-    """
-    from transformers import RobertaModel
-
-    model = load_network(NAME, RobertaModel, source, add_pooling_layer=False)
-    config = model.config
-    # Positions count from behind the padding's.
-    max_tokens = config.max_position_embeddings - config.pad_token_id - 1
-    tokenizer = HubTokenizer(source, stream=NAME, max_tokens=max_tokens, vocab_size=config.vocab_size)
-    fingerprint = weights_fingerprint(_CODE, model.state_dict(), tokenizer.probe, str(options.dtype), network_settings(config))
-    return OpenedStream(None, RobertaEncoder(model, tokenizer, options), fingerprint)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from qamdetr.config import InferenceConfig, VerifierConfig
 from qamdetr.errors import ConfigError
-from qamdetr.features.base import AudioEncoder, TextEncoder
-from qamdetr.features.encoders import ComboEncoder as OpenedCombo
+from qamdetr.features.base import AudioStream, Streams, TextStream
 from qamdetr.inference.candidates import Decoded, DecodeProtocol
 from qamdetr.inference.pools import MergeMethod, check_merge, merge_pools
 from qamdetr.inference.rerank import Ranking, rank
@@ -27,7 +26,7 @@ Texts = Sequence[Mapping[str, TextFeatures]]
 """A query as each member reads it."""
 
 _Encoded = TypeVar("_Encoded")
-_Encoder = TypeVar("_Encoder", AudioEncoder, TextEncoder)
+_Encoder = TypeVar("_Encoder", AudioStream, TextStream)
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,11 @@ class SharedEncoders:
             streams: Audio and text streams that each member reads; the others are not run.
         """
         self.name = _join_names(encoders)
-        audio: dict[str, AudioEncoder] = {}
-        text: dict[str, TextEncoder] = {}
+        audio: dict[str, AudioStream] = {}
+        text: dict[str, TextStream] = {}
         self._audio = [_register(audio, encoder.audio, wanted) for encoder, (wanted, _) in zip(encoders, streams, strict=True)]
         self._text = [_register(text, encoder.text, wanted) for encoder, (_, wanted) in zip(encoders, streams, strict=True)]
-        self._union = OpenedCombo(self.name, audio, text, "")
+        self._union = Streams(self.name, audio, text)
 
     def encode_recording(self, path: str | Path) -> list[Recording]:
         """Encode a recording: one per member.

@@ -70,7 +70,7 @@ class MomentRetriever:
             name_or_dir: Name of a shipped checkpoint, or a checkpoint folder.
             overrides: `section.key=value` changes of the checkpoint's configuration, such as `inference.nms_iou=1`.
             device: Where network and encoders run, such as `cuda`; None leaves the network on the CPU, and the encoders to
-                `features.encoders.load_combo`.
+                `features.base.open_streams`.
             encoder_models: Stream -> hub id or folder, over the checkpoint's `data.encoder_models`.
 
         Raises:

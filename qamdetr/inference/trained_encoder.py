@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.features.base import COMBOS, AudioEncoder, OnStage, TextEncoder
+from qamdetr.features.base import COMBOS, AudioStream, OnStage, TextStream
 from qamdetr.features.encoder_record import describe_settings
 from qamdetr.types import Recording, TextFeatures
 
 
 class ComboEncoder(Protocol):
-    """What the retriever needs of a combo of encoders (`features.encoders.load_combo` gives one)."""
+    """What the retriever needs of a combo of encoders (`features.base.open_streams` gives one)."""
 
     @property
     def name(self) -> str:
@@ -34,12 +34,12 @@ class LoadedEncoder(ComboEncoder, Protocol):
     """A combo of encoders opened from their weights."""
 
     @property
-    def audio(self) -> Mapping[str, AudioEncoder]:
+    def audio(self) -> Mapping[str, AudioStream]:
         """Stream -> encoder."""
         ...
 
     @property
-    def text(self) -> Mapping[str, TextEncoder]:
+    def text(self) -> Mapping[str, TextStream]:
         """Stream -> encoder."""
         ...
 
@@ -104,8 +104,7 @@ def streams_of(config: Config) -> list[str]:
 
 
 def _open(config: Config, checkpoint: str | Path, device: str | None, models: Mapping[str, str]) -> LoadedEncoder:
-    from qamdetr.features.encoders import load_combo, load_streams
-    from qamdetr.features.hub import HUB_MODELS
+    from qamdetr.features.base import STREAMS, Combo, open_streams
 
     data, model = config.data, config.model
     options: dict[str, Any] = {"models": dict(models), "dtype": data.encoder_dtype, "device": device}
@@ -114,9 +113,10 @@ def _open(config: Config, checkpoint: str | Path, device: str | None, models: Ma
     only_public = not wanted and bool(data.encoder or public)
     encoder: LoadedEncoder | None = None
     if not only_public:
-        encoder = load_combo(data.combo, **options)
+        combo = COMBOS.get(data.combo) or Combo(tuple(model.audio_streams), tuple(model.text_streams))
+        encoder = open_streams(*combo, name=data.combo, **options)
         if wanted and [encoder.fingerprint] != wanted:
-            chosen = {stream: models.get(stream, "") for stream in streams_of(config) if stream in HUB_MODELS}
+            chosen = {stream: models.get(stream, "") for stream in streams_of(config) if stream in STREAMS and STREAMS[stream].hub}
             opened = f" ({describe_settings(chosen, data.encoder_dtype)})" if chosen else ""
             remedy = "name the models and the type of its features with --encoder and --set data.encoder_dtype" if chosen else ""
             raise CheckpointError(
@@ -125,7 +125,7 @@ def _open(config: Config, checkpoint: str | Path, device: str | None, models: Ma
             )
     if encoder is None or public:
         name = "+".join(dict.fromkeys([*model.audio_streams, *model.text_streams]))
-        encoder = load_streams(tuple(model.audio_streams), tuple(model.text_streams), name=name, **options)
+        encoder = open_streams(tuple(model.audio_streams), tuple(model.text_streams), name=name, **options)
     return encoder
 
 

@@ -6,20 +6,12 @@ from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from qamdetr.errors import QamDetrError
-from qamdetr.features.base import COMBOS
+from qamdetr.features import base
+from qamdetr.features.base import COMBOS, STREAMS
 from qamdetr.ui.ablations import read_config
 from qamdetr.ui.settings import AppSettings
 
 _HERE = "here"
-
-_ENCODER_NAMES = {
-    "laion_clap": "LAION-CLAP",
-    "ms_clap": "MS-CLAP",
-    "wavlm_base": "WavLM base",
-    "wavlm_base_plus": "WavLM base+",
-    "wavlm_large": "WavLM large",
-    "roberta": "RoBERTa",
-}
 
 
 def model_choices(offered: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -93,7 +85,7 @@ def how_to_get_encoder(combo: str) -> str:
 
 def combo_label(combo: str) -> str:
     """Call a combo by its encoders."""
-    names = [_ENCODER_NAMES.get(stream, stream) for stream in combo_streams(combo)]
+    names = [STREAMS[stream].label for stream in combo_streams(combo)]
     return "Pocket, made by this project" if combo == "pocket" else (f"{combo}: " if len(combo) == 1 else "") + " + ".join(names)
 
 
@@ -112,11 +104,9 @@ def needs_of(streams: Collection[str], models: Mapping[str, str] | None = None) 
     missing = _missing(streams, models or {})
     if not missing:
         return _HERE
-    from qamdetr.features.hub import HUB_MODELS
-
     if any((models or {}).get(name) for name in missing):
         return "needs a download"
-    megabytes = sum(HUB_MODELS[name].megabytes for name in missing)
+    megabytes = sum(wanted.megabytes for name in missing for wanted in base.hub_models(name))
     return f"needs a download of {megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"needs a download of {megabytes} MB"
 
 
@@ -133,22 +123,11 @@ def _model_needs(checkpoint: str) -> str:
 
 def _missing(streams: Collection[str], models: Mapping[str, str]) -> list[str]:
     """Pretrained models of streams that are not on this machine."""
-    from qamdetr.features.hub import HUB_MODELS
-
-    wanted = [stream for stream in sorted(streams) if stream in HUB_MODELS]
-    if "ms_clap" in wanted and not models.get("ms_clap"):  # its repository has no tokeniser
-        wanted.append("gpt2")
-    return [stream for stream in wanted if not _is_here(stream, models.get(stream, ""))]
+    return [stream for stream in sorted(streams) if not _is_here(stream, models.get(stream, ""))]
 
 
 def _is_here(stream: str, override: str) -> bool:
-    from qamdetr.features.hub import locate
-
-    try:
-        locate(stream, override, download=False)
-    except QamDetrError:
-        return False
-    return True
+    return stream not in STREAMS or base.is_here(stream, override)
 
 
 def _qwen_needs(model: str) -> str:

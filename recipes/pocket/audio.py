@@ -27,8 +27,17 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, normalize, pad
 from torch.optim.swa_utils import AveragedModel
 
-from qamdetr.features.pocket_audio import FRAMES_PER_CLIP, PocketAudioConfig, PocketAudioModel, log_mel
-from qamdetr.features.pocket_text import PocketTextConfig, PocketTextModel, encode_batch, pack_state, unpack_state
+from qamdetr.features.pocket import (
+    FRAMES_PER_CLIP,
+    PocketAudioConfig,
+    PocketAudioModel,
+    PocketTextConfig,
+    PocketTextModel,
+    encode_batch,
+    log_mel,
+    pack_state,
+    unpack_state,
+)
 from recipes.pocket.mixtures import MixtureMaker, Source, load_backgrounds, load_sources
 from recipes.pocket.sound_bank.build import ESC10_GROUPS, load_groups
 

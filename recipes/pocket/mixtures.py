@@ -17,7 +17,7 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from qamdetr.audio import Waveform, decode, resample
-from qamdetr.features.pocket_audio import FRAMES_PER_CLIP, LOG_FLOOR, NUM_MELS, SAMPLE_RATE_HZ, log_mel, mel_power
+from qamdetr.features.pocket import FRAMES_PER_CLIP, LOG_FLOOR, NUM_MELS, SAMPLE_RATE_HZ, log_mel, mel_power
 
 Power = NDArray[np.float32]
 

@@ -24,7 +24,7 @@ from torch.nn.functional import mse_loss
 
 from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import QamDetrError
-from qamdetr.features.pocket_text import PocketTextConfig, PocketTextModel, encode_batch, pack_state
+from qamdetr.features.pocket import PocketTextConfig, PocketTextModel, encode_batch, pack_state
 
 FRAMES = ("{}", "{}", "the sound of {}", "a {}", "someone hears {}", "{} in the background", "a {} in the distance")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_system import TinyEncoder, save_tiny
 
-import qamdetr.features.encoders
+import qamdetr.features.base
 from qamdetr import cli
 
 
@@ -13,7 +13,7 @@ from qamdetr import cli
 def encoder(monkeypatch):
     encoder = TinyEncoder()
     encoder.fingerprint = "tiny-1"
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: encoder)
+    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: encoder)
     return encoder
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_system import write_sound
 
-import qamdetr.features.encoders
+import qamdetr.features.base
 from qamdetr import cli
 from qamdetr.audio import find_recordings
 from qamdetr.cli.processes import Processes
@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_told_at_once_and_at_the_end(tmp_path, extract):
 
 def test_options_reach_the_encoders(tmp_path, extract, encoder, monkeypatch):
     asked = []
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append((name, options)) or encoder)
+    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or encoder)
     write_sound(tmp_path / "a.wav", 3)
     models = ["--encoder", "wavlm_base_plus=my/model", "--encoder", "ms_clap=/models/a=b"]
     assert extract("--audio-dir", tmp_path, "--combo", "A", *models, "--dtype", "bfloat16", "--device", "cuda:1")[0] == 0
@@ -163,7 +163,7 @@ _DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import qamdetr.features.encoders
+import qamdetr.features.base
 from killed_extraction import LoggingEncoder
 from qamdetr import cli
 from qamdetr.cli.processes import Processes
@@ -176,7 +176,7 @@ class Encoder(LoggingEncoder):
             raise AudioError(f"{path} is corrupt; convert it again.")
         return recording
 
-qamdetr.features.encoders.load_combo = lambda name, **options: Encoder(Path(sys.argv[2]))
+qamdetr.features.base.open_streams = lambda *streams, name, **options: Encoder(Path(sys.argv[2]))
 try:
     status = cli.main(["extract", *sys.argv[3:]])
 except SystemExit as leaving:

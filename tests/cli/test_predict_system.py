@@ -9,7 +9,7 @@ import pytest
 from tiny_streams import save_member, tiny_combos
 from tiny_system import write_sound
 
-import qamdetr.features.encoders
+import qamdetr.features.base
 from qamdetr import cli
 from qamdetr.config import VerifierConfig
 from qamdetr.data.manifest import QueryEntry, read_manifest, read_predictions, write_manifest
@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
     """Two recordings with a manifest, and three members of two combos on features that are not extracted yet."""
     monkeypatch.chdir(tmp_path)
     combos, runs = tiny_combos()
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: combos[name])
+    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: combos[name])
     (tmp_path / "audio").mkdir()
     write_sound(tmp_path / "audio" / "street.wav", 12)
     write_sound(tmp_path / "audio" / "yard.flac", 6.6, seed=1)
@@ -200,7 +200,7 @@ def test_a_verifier_that_is_not_there_is_told_before_the_work(stored, capsys, mo
 def test_settings_of_verifier_and_encoders_reach_them(folder, opened, monkeypatch, capsys):
     path, combos, _ = folder
     asked = []
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append(options) or combos[name])
+    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append(options) or combos[name])
     sound = path / "audio" / "street.wav"
     call = [sound, "--query", "a dog", "--verifier", "listener", "--verifier-model", "big", "--verifier-url", "http://here/v1"]
     call += ["--encoder", "joint=my/joint", "--device", "cpu"]

@@ -80,11 +80,11 @@ def test_a_checkpoint_tells_streams_parameters_and_loss(tmp_path):
 
 
 def test_frozen_parameters_are_those_of_the_encoders():
-    from qamdetr.features.encoders import load_combo
+    from qamdetr.features.base import COMBOS, open_streams
 
-    combo = load_combo("pocket")
+    combo = open_streams(*COMBOS["pocket"], name="pocket")
     audio, text = combo.audio["pocket"], combo.text["pocket"]
-    modules = [value for encoder in (audio, text) for value in vars(encoder).values() if hasattr(value, "state_dict")]
+    modules = [value for encoder in {audio, text} for value in vars(encoder).values() if hasattr(value, "state_dict")]
     expected = sum(parameter.numel() for module in modules for parameter in module.parameters())
     assert submission.describe_checkpoint("qam-detr-pocket")["system"]["model"]["frozen_parameters"] == expected > 0
 

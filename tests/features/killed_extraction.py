@@ -21,7 +21,7 @@ from qamdetr.types import Recording
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.link")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["killed_extraction", "qamdetr.features.encoders", "qamdetr.features.extract", "qamdetr.data.manifest"])
+_context.set_forkserver_preload(["killed_extraction", "qamdetr.features.base", "qamdetr.features.extract", "qamdetr.data.manifest"])
 
 
 class LoggingEncoder:
@@ -66,7 +66,7 @@ def run_extract(audio_dir: Path, feature_dir: Path, log: Path, *, kill_at: int =
 def _child(audio_dir: Path, feature_dir: Path, log: Path, moments: Path, kill_at: int) -> None:
     import sys
 
-    import qamdetr.features.encoders
+    import qamdetr.features.base
     from qamdetr import cli
 
     with moments.open("w", buffering=1) as file, log.with_suffix(".err").open("w") as errors, contextlib.redirect_stderr(errors):
@@ -91,7 +91,7 @@ def _child(audio_dir: Path, feature_dir: Path, log: Path, moments: Path, kill_at
                 return target.write(data[len(data) // 2 :])
 
         Path.write_bytes = write_in_two  # type: ignore[method-assign]
-        qamdetr.features.encoders.load_combo = lambda name, **options: LoggingEncoder(log, reached)  # type: ignore[assignment,return-value]
+        qamdetr.features.base.open_streams = lambda *streams, name, **options: LoggingEncoder(log, reached)  # type: ignore[assignment,return-value]
         sys.addaudithook(hook)
         status = cli.main(["extract", "--audio-dir", str(audio_dir), "--feature-dir", str(feature_dir)])
     os._exit(status)

@@ -10,7 +10,7 @@ from tiny_streams import STREAMS, save_member, tiny_combos
 from tiny_system import write_sound
 
 from qamdetr.errors import AudioError, ConfigError, QamDetrError
-from qamdetr.features.encoders import ComboEncoder
+from qamdetr.features.base import Streams
 from qamdetr.inference.checkpoint import load_pretrained
 from qamdetr.inference.ensemble import EnsembleRetriever, SeparateEncoders, SharedEncoders
 from qamdetr.inference.pools import merge_pools
@@ -83,7 +83,7 @@ def test_streams_that_no_member_reads_are_not_run(members, combos, sound):
 
 def test_two_models_of_one_stream_are_kept_apart(members, sound):
     other, runs = tiny_combos()
-    louder = ComboEncoder("Z", {"joint": other["Y"].audio["soft"]}, dict(other["X"].text), "z")
+    louder = Streams("Z", {"joint": other["Y"].audio["soft"]}, dict(other["X"].text))
     encoders = SharedEncoders([members[0].encoder, louder], [STREAMS["X"], (("joint",), ("joint",))])
     one, two = encoders.encode_recording(sound)
     assert not torch.equal(one.streams["joint"], two.streams["joint"])

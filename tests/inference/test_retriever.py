@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_system import JOINT_DIM, TinyEncoder, recording_of, save_tiny, tiny_config, tiny_model, write_sound
 
-import qamdetr.features.encoders
+import qamdetr.features.base
 from qamdetr.errors import AudioError, CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference import retriever as module
 from qamdetr.inference.checkpoint import save_pretrained
@@ -35,7 +35,9 @@ def assert_same(one: Result, two: Result):
 
 def test_from_pretrained_file_to_moments(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append((name, options)) or TinyEncoder())
+    monkeypatch.setattr(
+        qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or TinyEncoder()
+    )
     retriever = MomentRetriever.from_pretrained(save_tiny(tmp_path / "checkpoint", nms_iou=1.0))
     assert asked == [("tiny", {"models": {}, "dtype": "float32", "device": None})]
     path = write_sound(tmp_path / "walk.wav", 12.4)
@@ -174,7 +176,7 @@ def test_a_checkpoint_refuses_encoders_of_another_version(tmp_path, monkeypatch)
     save_pretrained(tmp_path / "c", tiny_model(config), replace(config, data=replace(config.data, encoder="0123")), half=False)
     encoder = TinyEncoder()
     encoder.fingerprint = "4567"
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: encoder)
+    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: encoder)
     with pytest.raises(CheckpointError, match="version 0123"):
         MomentRetriever.from_pretrained(tmp_path / "c")
     encoder.fingerprint = "0123"
@@ -182,20 +184,15 @@ def test_a_checkpoint_refuses_encoders_of_another_version(tmp_path, monkeypatch)
 
 
 class Openers:
-    """Stand in the place of `features.encoders`: say what they were asked for, and give encoders of the asked version."""
+    """Stand in the place of `features.base`: say what they were asked for, and give encoders of the asked version."""
 
     def __init__(self, monkeypatch, fingerprint="1234"):
         self.asked = []
         self.fingerprint = fingerprint
-        monkeypatch.setattr(qamdetr.features.encoders, "load_combo", self.combo)
-        monkeypatch.setattr(qamdetr.features.encoders, "load_streams", self.streams)
-
-    def combo(self, name, **options):
-        self.asked.append(("combo", name))
-        return self.encoder(name)
+        monkeypatch.setattr(qamdetr.features.base, "open_streams", self.streams)
 
     def streams(self, audio, text, *, name, **options):
-        self.asked.append(("streams", audio, text))
+        self.asked.append(("combo", name) if "+" not in name else ("streams", audio, text))
         return self.encoder(name)
 
     def encoder(self, name):
@@ -268,7 +265,7 @@ def test_an_encoder_that_moved_is_named_with_the_option_for_it(tmp_path):
 
 def test_settings_and_encoders_may_be_chosen_on_opening(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append(options) or TinyEncoder())
+    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append(options) or TinyEncoder())
     config = tiny_config()
     data = replace(config.data, encoder_models={"pocket": "a", "mel_stats": "b"}, encoder_dtype="bfloat16")
     save_pretrained(tmp_path, tiny_model(config), replace(config, data=data), half=False)

@@ -22,8 +22,7 @@ from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
 from qamdetr.cli import main
 from qamdetr.config import load_config
 from qamdetr.data.manifest import read_manifest
-from qamdetr.features.base import COMBOS
-from qamdetr.features.encoders import load_combo
+from qamdetr.features.base import COMBOS, open_streams
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.inference.system import load_system
 from qamdetr.model.qam_detr import QamDetr
@@ -63,7 +62,7 @@ def save_members(folder: Path, models: dict[str, str]) -> None:
         config = load_config(f"combo_{combo.lower()}_finetune", ["model.dim=16", "model.num_heads=2", "model.ffn_dim=32"])
         audio = {stream: AUDIO_DIMS[stream] for stream in config.model.audio_streams}
         text = {stream: TEXT_DIMS[stream] for stream in config.model.text_streams}
-        version = load_combo(combo, models=models).fingerprint
+        version = open_streams(*COMBOS[combo], models=models).fingerprint
         config = replace(
             config,
             model=replace(config.model, audio_streams=audio, text_streams=text),

@@ -10,7 +10,7 @@ import torch
 from tiny_streams import DIM, STREAMS, save_member, tiny_combos
 from tiny_system import write_sound
 
-import qamdetr.features.encoders
+import qamdetr.features.base
 from qamdetr.config import CONFIG_DIR, SYSTEM_DIR
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
@@ -151,7 +151,9 @@ def test_missing_members_are_named_with_the_commands_that_make_them(tmp_path: Pa
 def shared_combos(monkeypatch: pytest.MonkeyPatch):
     combos, runs = tiny_combos()
     asked: list[tuple[str, dict]] = []
-    monkeypatch.setattr(qamdetr.features.encoders, "load_combo", lambda name, **options: asked.append((name, options)) or combos[name])
+    monkeypatch.setattr(
+        qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or combos[name]
+    )
     return combos, runs, asked
 
 

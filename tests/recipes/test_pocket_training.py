@@ -13,8 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.nn.functional import normalize
 
 from qamdetr.audio import Waveform
-from qamdetr.features.pocket_audio import FRAMES_PER_CLIP, NUM_MELS, PocketAudioConfig, PocketAudioModel
-from qamdetr.features.pocket_text import PocketTextConfig, PocketTextModel
+from qamdetr.features.pocket import FRAMES_PER_CLIP, NUM_MELS, PocketAudioConfig, PocketAudioModel, PocketTextConfig, PocketTextModel
 from recipes.pocket.audio import AudioTrainConfig, JointObjective, train, zero_shot
 from recipes.pocket.mixtures import MixtureMaker, Source, active_frames, played_at
 from recipes.pocket.sound_bank import synthetic

@@ -4,7 +4,8 @@ import pytest
 
 from qamdetr.config import Config, DataConfig, InferenceConfig
 from qamdetr.errors import CheckpointError
-from qamdetr.features import hub
+from qamdetr.features import base
+from qamdetr.features.base import STREAMS
 from qamdetr.ui import choices
 from qamdetr.ui.settings import AppSettings
 from qamdetr.verifiers import qwen_files
@@ -15,13 +16,7 @@ def here(monkeypatch, tmp_path):
     """Hub models that lie on this machine, by name; nothing is fetched."""
     there = set()
 
-    def locate(model, override="", *, download=True):
-        assert not download, "the page must not ask the network"
-        if model not in there:
-            raise CheckpointError("not here")
-        return tmp_path
-
-    monkeypatch.setattr(hub, "locate", locate)
+    monkeypatch.setattr(base, "is_here", lambda name, model="": STREAMS[name].hub is None or name in there)
     return there
 
 

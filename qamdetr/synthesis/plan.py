@@ -12,18 +12,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from qamdetr.errors import DataError
-from qamdetr.synthesis.events import EventShape, Segment, make_event, pick
 from qamdetr.synthesis.recipe import SceneRecipe
-from qamdetr.synthesis.sources import Background, Clip, Library, is_within, merge_windows
+from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Background, Clip, Library, is_within, merge_windows
 
 if TYPE_CHECKING:  # qamdetr.types imports torch, which would cost each worker process seconds
     from qamdetr.types import Window
+
+T = TypeVar("T")
 
 OCCURRENCE_EXPONENT = 1.4
 """Chance of `n` occurrences is proportional to `n ** -OCCURRENCE_EXPONENT`, which is CASTELLA's histogram of windows per query."""
@@ -35,6 +36,31 @@ MAX_LEVEL_DIFFERENCE_DB = 10.0
 """Events that overlap differ by no more than this, so that neither becomes inaudible."""
 SECOND_BACKGROUND_PROBABILITY = 0.3
 PLACEMENT_TRIES = 60
+LOOP_CROSSFADE_SECONDS = 0.1
+REPEAT_GAP_SECONDS = (0.1, 0.8)
+MIN_CUT_SECONDS = 1.0
+"""A repeated sound is cut to fit only when at least this much of it remains."""
+SAME_CLIP_PROBABILITY = 0.5
+"""Chance that a repeated sound plays the same clip again instead of another take of its group."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of one clip inside an event.
+
+    Attributes:
+        file: The clip.
+        source_start_seconds, length_seconds: The part, in seconds of the clip.
+        offset_seconds: Where it starts, from the start of the event (a little below 0 when it begins with silence).
+        fade_in_seconds, fade_out_seconds: Crossfade with the neighbouring segment inside the part; 0 at the ends of an event.
+    """
+
+    file: str
+    source_start_seconds: float
+    length_seconds: float
+    offset_seconds: float
+    fade_in_seconds: float = 0.0
+    fade_out_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,10 +165,7 @@ class ScenePlanner:
         return parts
 
     def _choose_groups(self, rng: np.random.Generator, heard: set[str]) -> list[str]:
-        """Choose the distinct sounds of a scene, none of which is in the background.
-
-        None lies below another: whether a `speech` is also a `speech/man` nobody could say.
-        """
+        """Choose the distinct sounds of a scene, none in the background, none below another (is a `speech` a `speech/man`?)."""
         wanted = int(rng.integers(self.recipe.min_groups, self.recipe.max_groups + 1))
         chosen: list[str] = []
         for number in rng.permutation(len(self._groups)).tolist():
@@ -234,18 +257,13 @@ class ScenePlanner:
     def _draw_caption(self, rng: np.random.Generator, group: str, present: Sequence[str], excluded: set[str], used: set[str]) -> str | None:
         """Draw a caption of `group` or of a group above it whose truth in this scene is beyond doubt; None when there is none.
 
-        Args:
-            rng: The scene's generator.
-            group: What the caption is to be about.
-            present: Groups whose events the caption may cover. Where one lies above an owner of the caption, it might be what the
-                caption says or not, and the caption is left out.
-            excluded: Groups that the caption must have nothing to do with, in either direction.
-            used: Keys of the scene's captions so far.
+        It may cover events of the groups `present`; where one lies above an owner of the caption, it might be what the caption says or
+        not, and the caption is left out. It has nothing to do with the groups `excluded`, and is none of those `used`.
         """
         own = list(self._captions.get(group, ()))
-        above = [text for ancestor in _ancestors(group) for text in self._captions.get(ancestor, ())]
-        pools = [above, own] if rng.random() < self.recipe.ancestor_caption_share else [own, above]
-        for pool in pools:
+        parts = group.split("/")
+        above = [text for count in range(len(parts) - 1, 0, -1) for text in self._captions.get("/".join(parts[:count]), ())]
+        for pool in (above, own) if rng.random() < self.recipe.ancestor_caption_share else (own, above):
             usable = []
             for text in pool:
                 owners = self._owners[_same_text_key(text)]
@@ -270,10 +288,91 @@ class ScenePlanner:
         return tuple((round(start, 2), round(end, 2)) for start, end in merged)
 
 
-def _ancestors(group: str) -> list[str]:
-    """List the groups above `group`, nearest first."""
-    parts = group.split("/")
-    return ["/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+class EventShape(NamedTuple):
+    """An event before it has a place: segments and audible windows relative to its first audible sample."""
+
+    segments: tuple[Segment, ...]
+    windows: tuple[Window, ...]
+
+    @property
+    def length_seconds(self) -> float:
+        """From the first to the last audible sample."""
+        return self.windows[-1][1]
+
+
+def make_event(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float, max_seconds: float) -> EventShape:
+    """Make an event of the wanted length in seconds out of a clip, in the way its `extend` says: as it is, looped, or repeated.
+
+    `takes` are all clips of the sound's group, `clip` among them; one with `extend=no` keeps its length and is cut at `max_seconds`.
+    """
+    if clip.extend == "loop":
+        segments = _loop(rng, clip, length)
+    elif clip.extend == "repeat":
+        segments = _repeat(rng, clip, [take for take in takes if take.extend == "repeat"], length)
+    else:
+        start, end = clip.active[0][0], clip.active[-1][1]
+        segments = [Segment(clip.file, start, min(end - start, max_seconds), 0.0)]
+    windows = _audible({take.file: take for take in takes}, segments)
+    first = windows[0][0]
+    return EventShape(
+        segments=tuple(replace(segment, offset_seconds=segment.offset_seconds - first) for segment in segments),
+        windows=tuple((start - first, end - first) for start, end in windows),
+    )
+
+
+def _repeat(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float) -> list[Segment]:
+    """Play the clip's soundings, and those of other takes, with short gaps until `length` is filled."""
+    segments: list[Segment] = []
+    offset = 0.0
+    while True:
+        start, end = pick(rng, clip.stretches)
+        remaining = length - offset
+        if segments and end - start > remaining and remaining < MIN_CUT_SECONDS:
+            return segments
+        segments.append(Segment(clip.file, start, min(end - start, remaining), offset))
+        offset += segments[-1].length_seconds + float(rng.uniform(*REPEAT_GAP_SECONDS))
+        if offset >= length:
+            return segments
+        if rng.random() >= SAME_CLIP_PROBABILITY:
+            clip = pick(rng, takes)
+
+
+def _loop(rng: np.random.Generator, clip: Clip, length: float) -> list[Segment]:
+    """Cut a random part of the clip's longest sounding, or loop it with crossfades when it is too short."""
+    start, end = max(clip.stretches, key=lambda stretch: stretch[1] - stretch[0])
+    if end - start >= length:
+        part = Segment(clip.file, start + float(rng.uniform(0, end - start - length)), length, 0.0)
+        # A short part may fall into a pause between two ticks.
+        return [part] if _audible({clip.file: clip}, [part]) else [Segment(clip.file, start, length, 0.0)]
+    fade = min(LOOP_CROSSFADE_SECONDS, (end - start) / 4)
+    begin = start + float(rng.uniform(0, (end - start) / 2))
+    segments: list[Segment] = []
+    offset = 0.0
+    while True:
+        part_length = min(end - begin, length - offset)
+        last = offset + part_length >= length or length - (offset + part_length - fade) <= 2 * fade
+        segments.append(Segment(clip.file, begin, part_length, offset, fade if segments else 0.0, 0.0 if last else fade))
+        if last:
+            return segments
+        offset += part_length - fade
+        begin = start
+
+
+def _audible(clips: dict[str, Clip], segments: Sequence[Segment]) -> list[Window]:
+    """Where the segments sound, in seconds of the event; touching parts are joined."""
+    windows = []
+    for segment in segments:
+        begin = segment.source_start_seconds
+        for start, end in clips[segment.file].active:
+            start_here, end_here = max(start, begin), min(end, begin + segment.length_seconds)
+            if end_here - start_here > 0.001:
+                windows.append((start_here - begin + segment.offset_seconds, end_here - begin + segment.offset_seconds))
+    return merge_windows(windows, SHORT_SILENCE_SECONDS)
+
+
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """Draw one item, all equally likely."""
+    return items[int(rng.integers(len(items)))]
 
 
 def _related(one: str, other: str) -> bool:

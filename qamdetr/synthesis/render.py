@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
 from qamdetr import audio
-from qamdetr.errors import AudioError
-from qamdetr.files import replacing
+from qamdetr.files import write_whole
 from qamdetr.synthesis.plan import BackgroundPart, Event, ScenePlan, ScenePlanner
 from qamdetr.synthesis.recipe import SceneRecipe
 from qamdetr.synthesis.sources import SOUNDING_DB, Library, frame_rms
@@ -40,50 +39,36 @@ class SourceCache:
         self.sample_rate_hz = sample_rate_hz
         self._clips_dir = clips_dir
         self._backgrounds_dir = backgrounds_dir
-        self._kept: OrderedDict[Path, Samples] = OrderedDict()
-        self._bytes = 0
+        self._kept: dict[Path, Samples] = {}  # the longest unused first
 
     def clip(self, file: str) -> Samples:
         """Return a clip scaled to an active RMS of 1, so that takes of different loudness make one event."""
-        path = self._clips_dir / file
-        samples = self._find(path)
-        if samples is None:
-            samples = audio.load(path, self.sample_rate_hz).samples
-            samples = samples - samples.mean()
-            samples /= active_rms(samples, self.sample_rate_hz)
-            self._keep(path, samples)
-        return samples
+        return self._load(self._clips_dir / file, scaled=True)
 
     def background(self, part: BackgroundPart, seconds: float) -> Samples:
         """Return `seconds` of a background from the part's offset on, looped when it is too short."""
-        if self._backgrounds_dir is None:
-            raise AudioError(f"Background {part.file} is planned, but no backgrounds folder was given; give the folder it lies in.")
-        path = self._backgrounds_dir / part.file
-        samples = self._find(path)
-        if samples is None:
-            samples = _read_long(path, part.offset_seconds, seconds, self.sample_rate_hz)
-            if samples is not None:
-                return samples
-            samples = audio.load(path, self.sample_rate_hz).samples
-            self._keep(path, samples)
+        path = (self._backgrounds_dir or Path()) / part.file
+        samples = None if path in self._kept else _read_long(path, part.offset_seconds, seconds, self.sample_rate_hz)
+        if samples is not None:
+            return samples
+        samples = self._load(path)
         length, offset = round(seconds * self.sample_rate_hz), round(part.offset_seconds * self.sample_rate_hz)
         return loop_to(samples, offset % len(samples), length, round(BACKGROUND_CROSSFADE_SECONDS * self.sample_rate_hz))
 
-    def _find(self, path: Path) -> Samples | None:
-        if path in self._kept:
-            self._kept.move_to_end(path)
-        return self._kept.get(path)
-
-    def _keep(self, path: Path, samples: Samples) -> None:
+    def _load(self, path: Path, *, scaled: bool = False) -> Samples:
+        samples = self._kept.pop(path, None)
+        if samples is None:
+            samples = audio.load(path, self.sample_rate_hz).samples
+            if scaled:
+                samples = samples - samples.mean()
+                samples /= active_rms(samples, self.sample_rate_hz)
         self._kept[path] = samples
-        self._bytes += samples.nbytes
-        while self._bytes > CACHE_BYTES and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self._bytes -= dropped.nbytes
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > CACHE_BYTES:
+            del self._kept[next(iter(self._kept))]
+        return samples
 
 
-@dataclass(frozen=True)
-class RenderJob:
+class RenderJob(NamedTuple):
     """What a process needs to render scenes into `audio_dir`."""
 
     clips_dir: Path
@@ -94,15 +79,7 @@ class RenderJob:
 
 
 def render(plan: ScenePlan, sources: SourceCache, fade_seconds: float) -> Samples:
-    """Render a scene.
-
-    Args:
-        plan: What happens when.
-        sources: Where the sounds come from.
-        fade_seconds: Fade at both ends of each sound.
-
-    Returns:
-        `(samples,)` at the rate of `sources`, with its peak at the plan's `peak_dbfs`.
+    """Render a scene: `(samples,)` at the rate of `sources`, with its peak at the plan's `peak_dbfs`.
 
     Raises:
         AudioError: A source cannot be read.
@@ -124,14 +101,15 @@ def render(plan: ScenePlan, sources: SourceCache, fade_seconds: float) -> Sample
 
 
 def render_scenes(job: RenderJob, indices: Sequence[int]) -> Iterator[str]:
-    """Render and write scenes one by one, yielding each vid."""
+    """Render and write scenes one by one, yielding each vid; an `OSError` is the disk's."""
     planner = ScenePlanner(job.library, job.recipe)
     sources = SourceCache(job.clips_dir, job.backgrounds_dir, job.recipe.sample_rate_hz)
     for index in indices:
         plan = planner.plan(index)
+        content = io.BytesIO()  # libsndfile tells of a full disk in words of its own
         samples = render(plan, sources, job.recipe.fade_seconds)
-        with replacing(job.audio_dir / f"{plan.vid}.flac") as temporary:
-            soundfile.write(temporary, samples, job.recipe.sample_rate_hz, format="FLAC", subtype="PCM_16")
+        soundfile.write(content, samples, job.recipe.sample_rate_hz, format="FLAC", subtype="PCM_16")
+        write_whole(job.audio_dir / f"{plan.vid}.flac", content.getvalue())
         yield plan.vid
 
 
@@ -214,11 +192,7 @@ def _read_long(path: Path, offset_seconds: float, seconds: float, sample_rate_hz
 
 
 def _assemble(event: Event, sources: SourceCache, fade_seconds: float) -> tuple[Samples, int]:
-    """Join an event's segments.
-
-    Returns:
-        The sound, and how many of its samples lie before the event's start (silence and fade before the first audible sample).
-    """
+    """Join an event's segments: the sound, and how many of its samples lie before the event's start (silence and fade)."""
     rate = sources.sample_rate_hz
     fade, edge = round(fade_seconds * rate), round(MIN_EDGE_SECONDS * rate)
     lead = fade + round(-min(0.0, *(segment.offset_seconds for segment in event.segments)) * rate)
@@ -233,16 +207,11 @@ def _assemble(event: Event, sources: SourceCache, fade_seconds: float) -> tuple[
         before = 0 if fade_in else min(fade, begin)
         after = 0 if fade_out else min(fade, len(source) - end)
         part = source[begin - before : end + after].copy()
-        _fade(part, fade_in or max(before, edge), fade_out or max(after, edge))
+        fade_in, fade_out = min(fade_in or max(before, edge), len(part)), min(fade_out or max(after, edge), len(part))
+        part[:fade_in] *= _ramp(fade_in)
+        part[len(part) - fade_out :] *= _ramp(fade_out)[::-1]
         _add(sound, part, lead + round(segment.offset_seconds * rate) - before)
     return sound, lead
-
-
-def _fade(samples: Samples, fade_in: int, fade_out: int) -> None:
-    """Fade both ends in place."""
-    fade_in, fade_out = min(fade_in, len(samples)), min(fade_out, len(samples))
-    samples[:fade_in] *= _ramp(fade_in)
-    samples[len(samples) - fade_out :] *= _ramp(fade_out)[::-1]
 
 
 def _ramp(length: int) -> Samples:

@@ -5,6 +5,9 @@ and `license`, `license_url`, `author`, `title`, `source`; other columns are ign
 `group` is a path such as `speech/man` (default: the file's stem). `groups.csv` (`group,caption`) holds further captions. A caption of group
 G is about every clip whose group is G or lies below G. `attribution.csv` (`file` or `file_name`, and the licence columns) is merged in.
 
+Where there is no `clips.csv`, each clip is captioned by the subfolder that it lies in, or else by its own file name without numbers:
+`dog barking/01.wav` and `dog_barking_2.wav` are both "dog barking".
+
 The backgrounds folder needs no table. Where a background holds a sound that clips hold too, `backgrounds.csv` (`file_name,groups`, groups
 apart by `;`) says so: scenes over it neither contain nor ask about these groups. An `attribution.csv` may lie there as well.
 """
@@ -12,12 +15,13 @@ apart by `;`) says so: scenes over it neither contain nor ask about these groups
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +48,10 @@ SHORT_SILENCE_SECONDS = 0.1
 """Silences up to this length belong to the sound around them."""
 LONG_SILENCE_SECONDS = 1.0
 """Longer silences inside a clip separate two soundings of it. Ticks of a clock, one a second, stay one sounding."""
-PARALLEL_CLIPS = 500
-"""Fewer clips are decoded sooner than further processes have started."""
 MIN_STRETCH_SECONDS = 0.03
 """Shorter separate stretches are clicks, not sounds that a caption is about."""
+PARALLEL_CLIPS = 500
+"""Fewer clips are decoded sooner than further processes have started."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,6 @@ class Clip:
         file: Path relative to the clips folder.
         group: What sounds, as a path such as `speech/man`.
         extend: How longer events are made: `no` (as it is), `loop` (a texture), `repeat` (a single event, played again).
-        duration_seconds: Length of the file.
         active: Where the file sounds, in seconds of the file; sorted, silences over `SHORT_SILENCE_SECONDS` apart.
     """
 
@@ -85,12 +88,10 @@ class Background:
 
 @dataclass(frozen=True)
 class Library:
-    """Everything a plan is drawn from; plain data, in an order that does not depend on the file system.
+    """Everything a plan is drawn from, sorted; plain data, in an order that does not depend on the file system.
 
     Attributes:
-        clips: Sorted by file.
-        captions: Group -> its captions, sorted; a group without captions only ever serves as a distractor.
-        backgrounds: Sorted by file; may be empty.
+        captions: Group -> its captions; a group without captions only ever serves as a distractor.
         sources, background_sources: File -> licence, author and so on, as far as the tables say.
     """
 
@@ -105,23 +106,22 @@ def read_library(clips_dir: Path, backgrounds_dir: Path | None, num_workers: int
     """Read both folders and find where each clip sounds.
 
     Args:
-        clips_dir: Folder with `clips.csv`.
+        clips_dir: Folder with `clips.csv`, or of clips that names of folders and files caption.
         backgrounds_dir: Folder of recordings, searched with its subfolders; None for none. Files that are also clips are left out.
         num_workers: Processes that decode the clips.
 
     Raises:
         DataError: A malformed table (file, line, field), missing files (all at once), unreadable or silent clips, no captions.
     """
-    rows = _read_clip_rows(clips_dir)
+    table = clips_dir / "clips.csv"
+    rows = _rows_of_folder(clips_dir) if clips_dir.is_dir() and not table.exists() else _rows_of_table(table)
     captions: dict[str, set[str]] = {row.group: set() for row in rows}
     for row in rows:
         captions[row.group].update(row.captions)
     for group, caption in _read_group_rows(clips_dir / "groups.csv", known=set(captions)):
         captions.setdefault(group, set()).add(caption)
     if not any(captions.values()):
-        raise DataError(
-            f"{clips_dir / 'clips.csv'} holds {len(rows)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv."
-        )
+        raise DataError(f"{table} holds {len(rows)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv.")
     backgrounds = _read_backgrounds(backgrounds_dir, {(clips_dir / row.file).resolve() for row in rows})
     return Library(
         clips=_measure_clips(clips_dir, rows, num_workers),
@@ -153,12 +153,7 @@ def frame_rms(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> npt.NDAr
 
 
 def find_active(samples: npt.NDArray[np.float32], sample_rate_hz: int, extend: str = "no") -> tuple[Window, ...]:
-    """Find where a clip sounds, relative to its own loudest frame.
-
-    Args:
-        samples: `(samples,)` mono.
-        sample_rate_hz: Rate of `samples`.
-        extend: Chooses the threshold, see `SOUNDING_DB`.
+    """Find where a clip of `(samples,)` sounds, relative to its own loudest frame; `extend` chooses the threshold of `SOUNDING_DB`.
 
     Returns:
         Sorted windows in seconds; empty when the clip is silent throughout.
@@ -188,8 +183,21 @@ def find_active(samples: npt.NDArray[np.float32], sample_rate_hz: int, extend: s
     return tuple(window for window in active if any(start <= window[0] and window[1] <= end for start, end in kept))
 
 
-@dataclass(frozen=True)
-class _Row:
+def spoken(name: str) -> str:
+    """Make words of a file's name: `dog_barking-02` is "dog barking"."""
+    words = re.sub(r"[\s_.,()\[\]/-]+", " ", name)
+    without_numbers = " ".join(word for word in words.split() if not word.isdigit())
+    return re.sub(r"(?<=[^\W\d])\d+$", "", without_numbers).strip().lower() or name.replace("/", " ")
+
+
+def clips_by_name(folder: Path) -> dict[Path, str]:
+    """Audio files of a folder and its subfolders, sorted -> what the name of the subfolder, or else of the file, says is heard."""
+    paths = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if not path.name.startswith("."))
+    clips = sorted(path for path in paths if path.suffix.lower() in audio.AUDIO_SUFFIXES)
+    return {path: spoken(path.stem if path.parent == folder else path.parent.name) for path in clips}
+
+
+class _Row(NamedTuple):
     file: str
     group: str
     extend: str
@@ -199,72 +207,81 @@ class _Row:
 
 def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, column -> stripped value) per row; column names in lower case with aliases resolved."""
+    rows = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = [COLUMN_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in next(reader, [])]
             for name in required:
                 if name not in header:
-                    raise DataError(f"{path}:1: no column {name!r} among {header}; the first line must name the columns.")
-            rows = []
+                    raise DataError(f"{path}:1: no column {name!r} among {header}", "the first line must name the columns")
             for values in reader:
                 if not any(value.strip() for value in values):
                     continue
+                where = f"{path}:{reader.line_num}"
                 if len(values) > len(header):
-                    raise DataError(
-                        f"{path}:{reader.line_num}: {len(values)} values for {len(header)} columns; put values that hold commas in quotes."
-                    )
+                    raise DataError(f"{where}: {len(values)} values for {len(header)} columns", "put values that hold commas in quotes")
                 row = dict.fromkeys(header, "") | dict(zip(header, (value.strip() for value in values), strict=False))
                 for name in required:
                     if not row[name]:
-                        raise DataError(f"{path}:{reader.line_num}: {name} is empty; fill it in or remove the line.")
+                        raise DataError(f"{where}: {name} is empty", "fill it in or remove the line")
                 rows.append((reader.line_num, row))
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}); it must be a CSV table with the columns {', '.join(required)}."
+            f"{path} cannot be read ({error.strerror})", f"it must be a CSV table with the columns {', '.join(required)}"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a CSV table in UTF-8 ({error}); save it as UTF-8.") from error
+        raise DataError(f"{path} is not a CSV table in UTF-8 ({error})", "save it as UTF-8") from error
     return rows
 
 
-def _read_clip_rows(clips_dir: Path) -> list[_Row]:
+def _rows_of_folder(folder: Path) -> list[_Row]:
+    named = clips_by_name(folder)
+    if not named:
+        raise DataError(
+            f"{folder} holds no clips.csv and 0 audio files", "give a folder with clips.csv, or with a subfolder of clips per sound"
+        )
+    rows = [_Row(path.relative_to(folder).as_posix(), name, "no", (name,), {}) for path, name in named.items()]
+    return sorted(rows, key=lambda row: row.file)
+
+
+def _rows_of_table(path: Path) -> list[_Row]:
     """Read `clips.csv`, sorted by file; checks fields and that every file is there."""
-    path = clips_dir / "clips.csv"
     lines: dict[str, int] = {}
     rows = []
     for line, values in _read_table(path, required=("file_name",)):
         file = PurePosixPath(values["file_name"]).as_posix()
         if file in lines:
-            raise DataError(f"{path}:{line}: file_name {file!r} stands already on line {lines[file]}; keep one of the two.")
+            raise DataError(f"{path}:{line}: file_name {file!r} stands already on line {lines[file]}", "keep one of the two")
         lines[file] = line
         extend = values.get("extend") or "no"
         if extend not in EXTEND_MODES:
             raise DataError(f"{path}:{line}: extend is {extend!r}; it must be one of {', '.join(EXTEND_MODES)}.")
         group = _clean_group(values.get("group") or PurePosixPath(file).stem, path, line)
         captions = tuple(value for name, value in values.items() if name.startswith("caption") and value)
-        source = {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}
-        rows.append(_Row(file, group, extend, captions, source))
+        rows.append(_Row(file, group, extend, captions, {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}))
     if not rows:
         raise DataError(f"{path} lists 0 clips; at least 1 is needed: add one line per clip.")
-    missing = [file for file in lines if not (clips_dir / file).is_file()]
-    if missing:
-        listed = ", ".join(f"{file} (line {lines[file]})" for file in missing)
-        raise DataError(
-            f"{path}: file_name: {len(missing)} of {len(lines)} files are not in {clips_dir}: {listed}. Add them or remove the lines."
-        )
+    _check_files(path, lines)
     return sorted(rows, key=lambda row: row.file)
+
+
+def _check_files(table: Path, lines: Mapping[str, int]) -> None:
+    missing = [f"{file} (line {line})" for file, line in lines.items() if not (table.parent / file).is_file()]
+    if missing:
+        raise DataError(
+            f"{table}: file_name: {len(missing)} of {len(lines)} files are not in {table.parent}: {', '.join(missing)}. "
+            "Add them or remove the lines."
+        )
 
 
 def _read_group_rows(path: Path, known: set[str]) -> list[tuple[str, str]]:
     """Read `groups.csv` when there is one; each group must be, or contain, a group of a clip."""
-    if not path.is_file():
-        return []
     rows = []
-    for line, values in _read_table(path, required=("group", "caption")):
+    for line, values in _read_table(path, required=("group", "caption")) if path.is_file() else ():
         group = _clean_group(values["group"], path, line)
         if not any(is_within(name, group) for name in known):
-            raise DataError(f"{path}:{line}: group {group!r} holds no clip of clips.csv; correct the name or remove the line.")
+            raise DataError(f"{path}:{line}: group {group!r} holds no clip of clips.csv", "correct the name or remove the line")
         rows.append((group, values["caption"]))
     return rows
 
@@ -277,7 +294,7 @@ def is_within(group: str, ancestor: str) -> bool:
 def _clean_group(text: str, path: Path, line: int) -> str:
     parts = [part.strip() for part in text.strip().strip("/").split("/")]
     if not all(parts):
-        raise DataError(f"{path}:{line}: group {text!r} has an empty part; write it like speech/man.")
+        raise DataError(f"{path}:{line}: group {text!r} has an empty part", "write it like speech/man")
     return "/".join(parts)
 
 
@@ -305,13 +322,11 @@ def _measure_clips(clips_dir: Path, rows: list[_Row], num_workers: int) -> tuple
         raise DataError(
             f"{clips_dir / 'clips.csv'}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them."
         )
-    return tuple(
-        Clip(row.file, row.group, row.extend, duration_seconds=seconds, active=active)
-        for row, (seconds, active, _) in zip(rows, measured, strict=True)
-    )
+    return tuple(Clip(row.file, row.group, row.extend, seconds, active) for row, (seconds, active, _) in zip(rows, measured, strict=True))
 
 
 def _measure_clip(job: tuple[Path, str]) -> tuple[float, tuple[Window, ...], str]:
+    """Length, where it sounds, and what is wrong with it."""
     path, extend = job
     try:
         waveform = audio.decode(path)
@@ -325,8 +340,14 @@ def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Backg
     if folder is None:
         return ()
     if not folder.is_dir():
-        raise DataError(f"Backgrounds folder {folder} does not exist; give an existing folder, or none for synthesised pink noise.")
-    heard = _read_heard_groups(folder / "backgrounds.csv")
+        raise DataError(f"Backgrounds folder {folder} does not exist", "give an existing folder, or none for synthesised pink noise")
+    heard: dict[str, tuple[str, ...]] = {}
+    table, lines = folder / "backgrounds.csv", {}
+    for line, values in _read_table(table, required=("file_name", "groups")) if table.is_file() else ():
+        file = PurePosixPath(values["file_name"]).as_posix()
+        lines[file] = line
+        heard[file] = tuple(sorted({_clean_group(group, table, line) for group in values["groups"].split(";") if group.strip()}))
+    _check_files(table, lines)
     # A clip that is also a background would sound outside its own truth.
     files = {
         path.relative_to(folder).as_posix(): path
@@ -336,22 +357,6 @@ def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Backg
     return tuple(Background(file, _duration_seconds(files[file]), heard.get(file, ())) for file in sorted(files))
 
 
-def _read_heard_groups(path: Path) -> dict[str, tuple[str, ...]]:
-    """Read `backgrounds.csv` when there is one: file -> groups heard in it."""
-    heard = {}
-    missing = []
-    for line, values in _read_table(path, required=("file_name", "groups")) if path.is_file() else []:
-        file = PurePosixPath(values["file_name"]).as_posix()
-        heard[file] = tuple(sorted({_clean_group(group, path, line) for group in values["groups"].split(";") if group.strip()}))
-        if not (path.parent / file).is_file():
-            missing.append(f"{file} (line {line})")
-    if missing:
-        raise DataError(
-            f"{path}: file_name: {len(missing)} files are not in {path.parent}: {', '.join(missing)}. Add them or remove the lines."
-        )
-    return heard
-
-
 def _duration_seconds(path: Path) -> float:
     """Length of a recording from its header, so that hours of background need not be decoded; other containers are decoded."""
     try:
@@ -359,5 +364,5 @@ def _duration_seconds(path: Path) -> float:
     except soundfile.LibsndfileError:
         return audio.decode(path).duration_seconds
     if information.frames == 0:
-        raise DataError(f"Background {path} holds 0 samples; remove it.")
+        raise DataError(f"Background {path} holds 0 samples", "remove it")
     return float(information.frames / information.samplerate)

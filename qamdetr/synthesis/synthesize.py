@@ -1,8 +1,8 @@
 """The Clotho-Moment recipe as a tool: long recordings with known moments, out of your captioned clips and your backgrounds.
 
-`read_library` (scene_sources) reads the folders, `ScenePlanner` (scene_plan) decides, `render` (scene_audio) mixes; this file runs them
-and writes the result: `audio/{vid}.flac`, `manifest.jsonl` (the field's format), `scenes.jsonl` (every event with its clips and level),
-`attribution.csv` (the sources used) and a data card.
+`sources` reads the folders, `plan` decides, `render` mixes; this file runs them and writes the result: `audio/{vid}.flac`,
+`manifest.jsonl` (the field's format), `scenes.jsonl` (every event with its clips and level), `attribution.csv` (the sources used) and a
+data card.
 
 An interrupted run goes on where it stopped when it is started again with the same folders and recipe: scenes are drawn one by one from
 (seed, number), audio files appear whole or not at all, and the manifest is written last.
@@ -41,7 +41,7 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
     """Make scenes out of captioned clips and backgrounds.
 
     Args:
-        clips_dir: Folder with `clips.csv` and its clips (format: `qamdetr.synthesis.sources`).
+        clips_dir: Folder of clips (format: `qamdetr.synthesis.sources`).
         backgrounds_dir: Folder of background recordings; None or empty for synthesised pink noise at a low level.
         output_dir: Where audio, manifest and data card go; must not hold a manifest yet.
         recipe: How scenes are drawn. The same recipe and sources give the same bytes, however many processes work.
@@ -50,28 +50,34 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
         Path of `manifest.jsonl`.
 
     Raises:
-        DataError: Faulty folders (see `read_library`), or an output folder that holds another data set.
+        DataError: Faulty folders, an output folder that holds another data set, or a disk that refuses.
         AudioError: A source that could be read at first and now cannot.
     """
     clips, output = Path(clips_dir), Path(output_dir)
     backgrounds = None if backgrounds_dir is None else Path(backgrounds_dir)
     manifest = output / "manifest.jsonl"
     if manifest.exists():
-        raise DataError(f"{manifest} exists already and is never overwritten; choose another output folder or remove that one.")
+        raise DataError(f"{manifest} exists already and is never overwritten", "choose another output folder or remove that one")
     library = read_library(clips, backgrounds, recipe.num_workers)
     planner = ScenePlanner(library, recipe)
     plans = [planner.plan(index) for index in range(recipe.num_scenes)]
     if not any(plan.queries for plan in plans):
         raise DataError(
-            f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries; give captions to more groups, or name fewer groups "
-            "in backgrounds.csv."
+            f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries",
+            "give captions to more groups, or name fewer groups in backgrounds.csv",
         )
-    _claim(output, library, recipe)
-    _render_all(RenderJob(clips, backgrounds, output / "audio", library, recipe))
-    write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
-    used = _used_sources(plans, library)
-    write_whole(output / "attribution.csv", _attribution_table(used))
-    write_whole(output / "README.md", _data_card(plans, library, recipe, used))
+    try:
+        _claim(output, library, recipe)
+        _render_all(RenderJob(clips, backgrounds, output / "audio", library, recipe))
+        write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
+        used = _used_sources(plans, library)
+        write_whole(output / "attribution.csv", _attribution_table(used))
+        write_whole(output / "README.md", _data_card(plans, library, recipe, used))
+    except OSError as error:
+        raise DataError(
+            f"{output} cannot be written ({error.strerror or error})",
+            "free space there; the same command goes on where it stopped",
+        ) from error
     write_manifest(manifest, [entry for plan in plans for entry in entries_of(plan)])
     return manifest
 
@@ -95,10 +101,10 @@ def _claim(output: Path, library: Library, recipe: SceneRecipe) -> None:
     remove_abandoned(output)
     if note.is_file():
         if note.read_text(encoding="utf-8") != text:
-            raise DataError(f"{output} holds an unfinished run with another recipe or other sources; choose another folder or remove it.")
+            raise DataError(f"{output} holds an unfinished run with another recipe or other sources", "choose another folder or remove it")
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} is not an empty folder and holds no {note.name} of an interrupted run; choose another folder.")
+        raise DataError(f"{output} is not an empty folder and holds no {note.name} of an interrupted run", "choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     write_whole(note, text)
 
@@ -156,48 +162,50 @@ def _data_card(plans: Sequence[ScenePlan], library: Library, recipe: SceneRecipe
     licences = Counter((row["role"], row.get("license", "not stated")) for row in used)
     histogram = ", ".join(f"{number}: {100 * counts[number] / len(present):.1f} %" for number in sorted(counts)) or "none"
     background = "recordings" if library.backgrounds else "synthesised pink noise"
-    lines = [
-        f"# Synthesised scenes `{recipe.name}`, seed {recipe.seed}",
-        "",
-        "Recordings for audio moment retrieval, made with `python -m qamdetr synthesize` after the Clotho-Moment recipe:",
-        "captioned clips laid over backgrounds at random times and levels. The sounds are those of the sources; that they meet, and when,",
-        "is synthetic.",
-        "",
-        "| file | what |",
-        "|---|---|",
-        f"| `audio/{{vid}}.flac` | mono, {recipe.sample_rate_hz} Hz, 16 bit |",
-        "| `manifest.jsonl` | one query per line: qid, query, duration, vid, relevant_windows in seconds (empty: the sound is absent) |",
-        "| `scenes.jsonl` | every event: group, windows, SNR in dB over the background around it, clips |",
-        "| `recipe.json` | the settings, and a digest of the sources |",
-        "| `attribution.csv` | the sources used, with author and licence as far as stated |",
-        "",
-        "## Measured",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| recordings | {len(plans)} ({sum(durations) / 3600:.2f} hours) over {background} |",
-        f"| queries | {len(queries)} ({len({query.text for query in queries})} different texts) |",
-        f"| absent queries | {len(queries) - len(present)} ({100 * (len(queries) - len(present)) / max(1, len(queries)):.1f} %) |",
-        f"| events | {sum(len(plan.events) for plan in plans)} of {len({e.group for plan in plans for e in plan.events})} groups |",
-        f"| recording length, seconds | {_quantiles(durations)} |",
-        f"| window width, seconds | {_quantiles(widths)} |",
-        f"| event SNR, dB | {_quantiles([event.snr_db for plan in plans for event in plan.events])} |",
-        f"| windows per present query | {histogram} |",
-        "",
-        "## Sources",
-        "",
-        "| role | licence | files |",
-        "|---|---|---|",
-        *(f"| {role} | {licence} | {number} |" for (role, licence), number in sorted(licences.items())),
-        "",
-        "## Recipe",
-        "",
-        "| setting | value | meaning |",
-        "|---|---|---|",
-        *(f"| {f.name} | {getattr(recipe, f.name)} | {f.metadata['help']} |" for f in fields(recipe) if f.name != "num_workers"),
-        "",
-    ]
-    return "\n".join(lines)
+    absent = len(queries) - len(present)
+    settings = "\n".join(
+        f"| {f.name} | {getattr(recipe, f.name)} | {f.metadata['help']} |" for f in fields(recipe) if f.name != "num_workers"
+    )
+    sources = "\n".join(f"| {role} | {licence} | {number} |" for (role, licence), number in sorted(licences.items()))
+    return f"""# Synthesised scenes `{recipe.name}`, seed {recipe.seed}
+
+Recordings for audio moment retrieval, made with `python -m qamdetr synthesize` after the Clotho-Moment recipe:
+captioned clips laid over backgrounds at random times and levels. The sounds are those of the sources; that they meet, and when,
+is synthetic.
+
+| file | what |
+|---|---|
+| `audio/{{vid}}.flac` | mono, {recipe.sample_rate_hz} Hz, 16 bit |
+| `manifest.jsonl` | one query per line: qid, query, duration, vid, relevant_windows in seconds (empty: the sound is absent) |
+| `scenes.jsonl` | every event: group, windows, SNR in dB over the background around it, clips |
+| `recipe.json` | the settings, and a digest of the sources |
+| `attribution.csv` | the sources used, with author and licence as far as stated |
+
+## Measured
+
+| | |
+|---|---|
+| recordings | {len(plans)} ({sum(durations) / 3600:.2f} hours) over {background} |
+| queries | {len(queries)} ({len({query.text for query in queries})} different texts) |
+| absent queries | {absent} ({100 * absent / max(1, len(queries)):.1f} %) |
+| events | {sum(len(plan.events) for plan in plans)} of {len({e.group for plan in plans for e in plan.events})} groups |
+| recording length, seconds | {_quantiles(durations)} |
+| window width, seconds | {_quantiles(widths)} |
+| event SNR, dB | {_quantiles([event.snr_db for plan in plans for event in plan.events])} |
+| windows per present query | {histogram} |
+
+## Sources
+
+| role | licence | files |
+|---|---|---|
+{sources}
+
+## Recipe
+
+| setting | value | meaning |
+|---|---|---|
+{settings}
+"""
 
 
 def _quantiles(values: Sequence[float]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from qamdetr.audio import AUDIO_SUFFIXES
 from qamdetr.errors import DataError
 from qamdetr.files import write_whole
-from qamdetr.synthesis.sources import COLUMN_ALIASES, SOURCE_COLUMNS
+from qamdetr.synthesis.sources import COLUMN_ALIASES, SOURCE_COLUMNS, clips_by_name
 
 KEPT_BACK = 5
 """One clip in so many of a sound is kept back for validation."""
@@ -63,7 +62,11 @@ def read_clips(folder: str) -> OwnClips:
         )
     path = path.resolve()
     table = path / "clips.csv"
-    rows = _read_table(table) if table.is_file() else _named_by_file(path)
+    rows = (
+        _read_table(table)
+        if table.is_file()
+        else [{"file_name": str(file), "group": name, "caption_1": name} for file, name in clips_by_name(path).items()]
+    )
     if not rows:
         kinds = ", ".join(sorted(AUDIO_SUFFIXES))
         raise DataError(f"{path} holds 0 clips; at least 2 sounds are needed: put audio files there ({kinds}).")
@@ -113,27 +116,6 @@ def write_clips(rows: Sequence[Mapping[str, str]], source: Path, folder: Path) -
             write_whole(folder / GROUPS_FILE, _table(about) if about else "group,caption\n")
     except OSError as error:
         raise DataError(f"Cannot write {folder} ({error.strerror or error}); free some space there.") from error
-
-
-def _named_by_file(folder: Path) -> list[dict[str, str]]:
-    paths = sorted(
-        path
-        for pattern in ("*", "*/*")
-        for path in folder.glob(pattern)
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
-    )
-    rows = []
-    for path in paths:
-        name = spoken(path.stem if path.parent == folder else path.parent.name)
-        rows.append({"file_name": str(path), "group": name, "caption_1": name})
-    return rows
-
-
-def spoken(name: str) -> str:
-    """Make words of a file's name: `dog_barking-02` is "dog barking"."""
-    words = re.sub(r"[\s_.,()\[\]/-]+", " ", name)
-    without_numbers = " ".join(word for word in words.split() if not word.isdigit())
-    return re.sub(r"(?<=[^\W\d])\d+$", "", without_numbers).strip().lower() or name.replace("/", " ")
 
 
 def _read_table(table: Path) -> list[dict[str, str]]:

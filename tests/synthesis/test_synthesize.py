@@ -278,6 +278,25 @@ def test_clotho_captions_are_accepted_as_they_are(tmp_path):
     assert library.clips[0].extend == "no"
 
 
+def test_a_folder_without_a_table_is_captioned_by_its_subfolders_and_names(tmp_path):
+    """Fault B8: the page took such a folder, the command line refused it."""
+    for name in ("Dog barking/01.wav", "Dog barking/02.wav", "door_slam_1.wav", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path.with_suffix(".wav"), tone(1, 300), RATE_HZ)
+    (tmp_path / "notes.wav").unlink()
+    library = read_library(tmp_path, None)
+    assert [(clip.file, clip.group) for clip in library.clips] == [
+        ("Dog barking/01.wav", "dog barking"),
+        ("Dog barking/02.wav", "dog barking"),
+        ("door_slam_1.wav", "door slam"),
+    ]
+    assert library.captions == {"dog barking": ("dog barking",), "door slam": ("door slam",)}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no clips.csv and 0 audio files; give"):
+        read_library(tmp_path / "empty", None)
+
+
 def test_clip_is_never_also_a_background(clips_dir):
     soundfile.write(clips_dir / "street.wav", tone(2, 100), RATE_HZ)
     assert [background.file for background in read_library(clips_dir, clips_dir).backgrounds] == ["street.wav"]
@@ -556,6 +575,24 @@ def test_what_a_killed_run_left_half_written_does_not_stop_the_next(clips_dir, b
         kill_while_writing(output / name)
     synthesize(clips_dir, backgrounds_dir, output, SMALL)
     assert read_tree(output) == whole
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_full_disk_is_one_line_and_the_run_goes_on(clips_dir, tmp_path, num_workers):
+    """Fault B8: a traceback. A limit on the size of files stands for the disk: audio no longer fits, tables do."""
+    resource = pytest.importorskip("resource")
+    recipe = replace(SMALL, num_workers=num_workers)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(DataError, match=r"out cannot be written \(.+\); free space there; the same command goes on") as caught:
+            synthesize(clips_dir, None, tmp_path / "out", recipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    synthesize(clips_dir, None, tmp_path / "out", recipe)
+    synthesize(clips_dir, None, tmp_path / "whole", SMALL)
+    assert read_tree(tmp_path / "out") == read_tree(tmp_path / "whole")
 
 
 def test_nothing_is_overwritten(clips_dir, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from own_sounds import make_clips
 
 from qamdetr.errors import DataError
-from qamdetr.synthesis.sources import read_library
-from qamdetr.ui.own_clips import divide, read_clips, spoken, write_clips
+from qamdetr.synthesis.sources import read_library, spoken
+from qamdetr.ui.own_clips import divide, read_clips, write_clips
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,255 @@
+"""What the program answered before it was rebuilt: answers, scores, features, trained weights and every one-line mistake.
+
+`python tests/golden/make.py` writes the files beside it anew; `test_golden.py` holds the program to them. It was run on commit f584b19, the
+last one before the rebuilding, on two x86 cores, and uses only the command line and what the README shows of Python, so it runs before and
+after. Rows of `mistakes.tsv` are `command, exit status, line`; a new row needs only its command. Run it again only to change an answer on
+purpose, and look at the difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import yaml
+from safetensors.numpy import load_file
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ASSETS = ROOT / "assets"
+CHECKPOINTS = sorted(
+    path.name for path in (ROOT / "checkpoints").iterdir() if (path / "config.yaml").is_file() and path.name != "pocket-encoder"
+)
+VERIFIERS, PROTOCOLS = ("none", "pocket"), ("exact", "official")
+STREAMS = ("street.flac", "street.ogg", "empty-room.ogg")
+"""Recordings whose features are kept; the first is eight seconds of the second without loss, kept beside this file."""
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    """Run a command line, `train.py` included; returns (exit status, stdout, stderr)."""
+    given = [str(word) for word in words]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            if given[:1] == ["train.py"]:
+                from train import main
+
+                status = main(given[1:])
+            else:
+                from qamdetr.cli import main
+
+                status = main(given)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+    return status, out.getvalue(), err.getvalue()
+
+
+def examples() -> list[tuple[str, list[str]]]:
+    """The example recordings and what is asked of each."""
+    listed = json.loads((ASSETS / "examples.json").read_text(encoding="utf-8"))
+    return [(item["file"], [query["query"] for query in item["queries"]]) for item in listed]
+
+
+def answers(checkpoints: list[str] = CHECKPOINTS) -> dict[str, list]:
+    """`checkpoint/verifier/protocol/recording` -> for each query: found, beta, moments (start, end, scores), and the saliency once."""
+    from qamdetr.inference.retriever import MomentRetriever
+
+    recordings, found = {}, {}
+    for checkpoint in checkpoints:
+        retriever = MomentRetriever.from_pretrained(checkpoint)
+        for file, queries in examples():
+            if file not in recordings:  # all shipped checkpoints share their encoders
+                recordings[file] = retriever.encode(ASSETS / file)
+            for verifier in VERIFIERS:
+                for protocol in PROTOCOLS:
+                    results = retriever.retrieve_many(recordings[file], queries, verifier=verifier, protocol=protocol)
+                    rows = [_row(result, with_saliency=verifier == "none" and protocol == "exact") for result in results]
+                    found[f"{checkpoint}/{verifier}/{protocol}/{file}"] = rows
+    return found
+
+
+def _row(result, *, with_saliency: bool) -> dict:
+    moments = [
+        [round(m.start_seconds, 3), round(m.end_seconds, 3)]
+        + [None if value is None else round(value, 4) for value in (m.score, m.decoder_score, m.foreground, m.quality, m.verifier_score)]
+        for m in result.moments
+    ]
+    row = {"query": result.query, "found": result.found, "beta": result.beta, "moments": moments, "notes": list(result.notes)}
+    return row | ({"saliency": [round(value, 3) for value in result.saliency]} if with_saliency else {})
+
+
+def scores(folder: Path) -> dict[str, str]:
+    """What `evaluate` and `calibrate` print, as text and as JSON, on the examples' own truth; `folder` gets the files."""
+    write_truth(folder)
+    for name, checkpoint in (("a", "qam-detr-pocket"), ("b", "ladder-1-baseline")):
+        if not (folder / f"{name}.jsonl").is_file():
+            asked = ["--manifest", folder / "truth.jsonl", "--audio-dir", ASSETS, "--checkpoint", checkpoint]
+            assert run("predict", *asked, "--output", folder / f"{name}.jsonl")[0] == 0
+    files = [folder / "a.jsonl", folder / "truth.jsonl"]
+    more = ["--thresholds", "--by-length", "--bootstrap", 2000, "--against", folder / "b.jsonl"]
+    # On two short recordings, as each call encodes them.
+    short = [line for line in files[1].read_text(encoding="utf-8").splitlines() if "street" in line or "living-room" in line]
+    (folder / "short.jsonl").write_text("\n".join(short), encoding="utf-8")
+    calibrate = ["calibrate", "--manifest", folder / "short.jsonl", "--audio-dir", ASSETS, "--checkpoint", "qam-detr-pocket"]
+    calibrate += ["--verifier", "pocket", "--dry-run"]
+    told = {}
+    for name, command in (("evaluate", ["evaluate", *files]), ("evaluate all", ["evaluate", *files, *more]), ("calibrate", calibrate)):
+        for kind, option in (("text", []), ("json", ["--json"])):
+            status, out, err = run(*command, *option)
+            assert status == 0, err
+            told[f"{name} {kind}"] = out.replace(str(folder), "FOLDER")
+    return told
+
+
+def write_truth(folder: Path) -> None:
+    """Write the examples as a field manifest."""
+    listed = json.loads((ASSETS / "examples.json").read_text(encoding="utf-8"))
+    lines = [
+        {"qid": f"{Path(item['file']).stem}-{number}", "query": query["query"], "vid": Path(item["file"]).stem,
+         "duration": soundfile.info(ASSETS / item["file"]).duration, "relevant_windows": query["windows"]}
+        for item in listed for number, query in enumerate(item["queries"])
+    ]  # fmt: skip
+    (folder / "truth.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def features() -> dict[str, np.ndarray]:
+    """`recording/stream` -> `(clips, dim)`."""
+    from qamdetr.inference.retriever import MomentRetriever
+
+    retriever = MomentRetriever.from_pretrained()
+    paths = [HERE / STREAMS[0], *(ASSETS / name for name in STREAMS[1:])]
+    return {f"{path.name}/{name}": rows.numpy() for path in paths for name, rows in retriever.encode(path).streams.items()}
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """Weights after 30 steps of `train.py` on public feature files of random numbers, one thread; `folder` must be the current folder."""
+    random = np.random.default_rng(7)
+    lines = []
+    for name in ("sound", "level", "text"):
+        (folder / "set" / name).mkdir(parents=True)
+    for number in range(20):
+        clips, start = int(random.integers(20, 40)), int(random.integers(0, 10))
+        rows = {
+            "sound": random.standard_normal((clips, 8), dtype=np.float32),
+            "level": random.standard_normal((clips, 4), dtype=np.float32),
+        }
+        rows["sound"][start : start + 6, 0] += 3
+        for name, values in rows.items():
+            np.savez(folder / "set" / name / f"v{number}.npz", features=values)
+        np.savez(folder / "set" / "text" / f"qid{number}.npz", last_hidden_state=random.standard_normal((4, 8), dtype=np.float32))
+        windows = [] if number % 5 == 4 else [[start, start + 6]]
+        lines.append({"qid": number, "query": f"sound {number}", "vid": f"v{number}", "duration": clips, "relevant_windows": windows})
+    (folder / "set" / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    status, _, err = run("train.py", "--config", HERE / "tiny.yaml", "--name", "run", "--threads", 1)
+    assert status == 0, err
+    (state,) = (folder / "runs" / "run" / "last").rglob("model.safetensors")
+    return dict(sorted(load_file(state).items()))
+
+
+def hash_of(arrays: dict[str, np.ndarray]) -> str:
+    """A digest of names and bits."""
+    return hashlib.sha256(b"".join(name.encode() + array.tobytes() for name, array in arrays.items())).hexdigest()
+
+
+def make_world(folder: Path) -> None:
+    """Files to be mistaken with, for the commands of `mistakes.tsv`."""
+    for name, text in yaml.safe_load((HERE / "world.yaml").read_text(encoding="utf-8")).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 8 * 8000)
+    sounds = {"good.wav": 8, "audio/v.wav": 8, "short.wav": 0.05, "nosamples.wav": 0, "twice/a.wav": 1, "twice/a.flac": 1}
+    for name in ("audio", "d", "none", "twice", "clips/nocsv"):
+        (folder / name).mkdir(parents=True)
+    for name, seconds in (sounds | {f"clips/{letter}/a.wav": 2 for letter in "def"}).items():
+        soundfile.write(folder / name, noise[: int(seconds * 8000)], 8000)
+    soundfile.write(folder / "slow.wav", noise[:4000], 400)
+    for name, values in (("latin.jsonl", b"\xe9\n"), ("latin.txt", b"\xe9\n"), ("clips/latin/clips.csv", b"file_name\n\xe9\n")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(values)
+    for name in ("ck-config", "ck-weights", "ck-noweights", "ck-other", "ck-key"):
+        shutil.copytree(ROOT / "checkpoints" / "ladder-1-baseline", folder / name)
+    (folder / "ck-config" / "config.yaml").write_text("model: 3\n", encoding="utf-8")
+    for weights_file in (folder / "ck-weights").glob("*.safetensors"):
+        weights_file.write_bytes(weights_file.read_bytes()[:1000])
+    for weights_file in (folder / "ck-noweights").glob("*.safetensors"):
+        weights_file.unlink()
+    for name, change in (("ck-other", {"dim": 64}), ("ck-key", {"strange": 1})):
+        config = yaml.safe_load((folder / name / "config.yaml").read_text(encoding="utf-8"))
+        config["model"].update(change)
+        (folder / name / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def mistakes(commands: list[str], folder: Path) -> Iterator[tuple[int, str]]:
+    """For each command: exit status and the line that it says; `folder` must hold the world and be the current folder."""
+    for command in commands:
+        status, _, err = run(*shlex.split(command))
+        lines = [line for line in err.replace("\r", "\n").splitlines() if "error: " in line]
+        assert len(lines) == 1, (command, status, err)
+        yield status, lines[0].replace(str(folder), "FOLDER").replace(str(ROOT), "ROOT")
+
+
+def read_mistakes() -> list[tuple[str, str, str]]:
+    """Rows of the table: command, exit status, line."""
+    rows = [line.split("\t") for line in (HERE / "mistakes.tsv").read_text(encoding="utf-8").splitlines()]
+    return [(row[0], *(row[1:3] or ("", ""))) for row in rows]
+
+
+@contextlib.contextmanager
+def inside() -> Iterator[Path]:
+    """A temporary folder as the current one."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        os.chdir(folder)
+        try:
+            yield folder
+        finally:
+            os.chdir(before)
+
+
+def save(name: str, values: object) -> None:
+    """Write JSON, compressed."""
+    (HERE / name).write_bytes(gzip.compress(json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode(), mtime=0))
+
+
+def main() -> None:
+    """Write every file beside this one."""
+    sys.path.insert(0, str(ROOT))
+    if not (HERE / STREAMS[0]).is_file():
+        sound, rate = soundfile.read(ASSETS / STREAMS[1], start=12 * 24000, frames=8 * 24000, dtype="int16")
+        soundfile.write(HERE / STREAMS[0], sound, rate)
+    save("answers.json.gz", answers())
+    with inside() as folder:
+        save("scores.json.gz", scores(folder))
+        for name in "ab":
+            (HERE / f"{name}.jsonl.gz").write_bytes(gzip.compress((folder / f"{name}.jsonl").read_bytes(), mtime=0))
+    kept = features()
+    np.savez_compressed(
+        HERE / "features.npz",
+        **{name: rows if name.startswith(STREAMS[0]) else rows[::7].astype(np.float16) for name, rows in kept.items()},
+    )
+    with inside() as folder:
+        trained = weights(folder)
+    np.savez_compressed(HERE / "weights.npz", **trained)
+    (HERE / "weights.sha256").write_text(hash_of(trained) + "\n", encoding="utf-8")
+    commands = [row[0] for row in read_mistakes()]
+    with inside() as folder:
+        make_world(folder)
+        rows = [f"{command}\t{status}\t{line}\n" for command, (status, line) in zip(commands, mistakes(commands, folder), strict=True)]
+    (HERE / "mistakes.tsv").write_text("".join(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

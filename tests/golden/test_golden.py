@@ -1,0 +1,145 @@
+"""The program answers as before it was rebuilt; `make.py` tells how the files beside this one were made, and when to make them anew."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parent
+make = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("golden_make", HERE / "make.py"))
+spec.loader.exec_module(make)
+
+WINDOW_SECONDS, SCORE = 0.05, 1e-3
+FEATURE = {"street.flac": 1e-5, "street.ogg": 1e-3, "empty-room.ogg": 1e-3}
+"""Tolerance for each recording: without loss, and decoded from Vorbis."""
+
+
+def read(name: str):
+    return json.loads(gzip.decompress((HERE / name).read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def answered() -> dict[str, list]:
+    return make.answers()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", make.CHECKPOINTS)
+def test_every_example_is_answered_as_before(answered, checkpoint):
+    kept = {name: rows for name, rows in read("answers.json.gz").items() if name.startswith(f"{checkpoint}/")}
+    assert len(kept) == 20
+    for name, rows in kept.items():
+        for before, now in zip(rows, answered[name], strict=True):
+            where = f"{name}: {before['query']}"
+            assert (now["query"], now["found"], now["notes"]) == (before["query"], before["found"], before["notes"]), where
+            assert now["beta"] == pytest.approx(before["beta"]), where
+            same_moments(now["moments"], before["moments"], where)
+            np.testing.assert_allclose(now.get("saliency", []), before.get("saliency", []), atol=1.5 * SCORE, err_msg=where)
+
+
+def same_moments(now: list, before: list, where: str) -> None:
+    """Equal windows and scores; moments whose scores differ by less than the tolerance may have changed places."""
+    assert len(now) == len(before), where
+    left = list(now)
+    for moment in before:
+        match = next((other for other in left if close(other, moment)), None)
+        assert match is not None, f"{where}: {moment} is not among {now}"
+        left.remove(match)
+    assert all(one[2] >= other[2] for one, other in itertools.pairwise(now)), where
+
+
+def close(now: list, before: list) -> bool:
+    if any(abs(one - other) > WINDOW_SECONDS for one, other in zip(now[:2], before[:2], strict=True)):
+        return False
+    return all(
+        (one is None) == (other is None) and abs((one or 0) - (other or 0)) <= SCORE for one, other in zip(now[2:], before[2:], strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("scores")
+    for name in "ab":
+        (folder / f"{name}.jsonl").write_bytes(gzip.decompress((HERE / f"{name}.jsonl.gz").read_bytes()))
+    return make.scores(folder)
+
+
+def test_evaluate_prints_what_it_printed(told):
+    kept = read("scores.json.gz")
+    assert told["evaluate text"] == kept["evaluate text"]
+    assert json.loads(told["evaluate json"]) == json.loads(kept["evaluate json"])
+    now, before = json.loads(told["evaluate all json"]), json.loads(kept["evaluate all json"])
+    same_numbers(now, before, "")
+    assert [line.split()[:1] for line in told["evaluate all text"].splitlines()] == [
+        line.split()[:1] for line in kept["evaluate all text"].splitlines()
+    ]
+
+
+def test_calibrate_chooses_what_it_chose(told):
+    kept = read("scores.json.gz")
+    same_numbers(json.loads(told["calibrate json"]), json.loads(kept["calibrate json"]), "")
+    now, before = told["calibrate text"].splitlines(), kept["calibrate text"].splitlines()
+    assert [line.split()[0] for line in now[:-1] if line] == [line.split()[0] for line in before[:-1] if line]
+    assert now[-1].split(" points")[0].split(":")[0] == before[-1].split(" points")[0].split(":")[0]
+
+
+def same_numbers(now, before, where: str) -> None:
+    """Equal but for what is drawn by chance, which may move by its own noise."""
+    assert type(now) is type(before), where
+    if isinstance(before, dict):
+        assert list(now) == list(before), where
+        for key, value in before.items():
+            same_numbers(now[key], value, f"{where}/{key}")
+    elif isinstance(before, list):
+        assert len(now) == len(before), where
+        for number, value in enumerate(before):
+            same_numbers(now[number], value, f"{where}/{number}")
+    elif isinstance(before, float):
+        drawn = any(part in where for part in ("/intervals/", "/low", "/high"))
+        assert now == pytest.approx(before, abs=4.0 if drawn else 0.03 if where.endswith("p_value") else 0.02), where
+    else:
+        assert now == before, where
+
+
+def test_pocket_features_are_what_they_were():
+    kept = np.load(HERE / "features.npz")
+    now = make.features()
+    assert set(now) == set(kept)
+    for name, before in kept.items():
+        recording = name.split("/", maxsplit=1)[0]
+        rows = now[name] if recording == "street.flac" else now[name][::7]
+        scale = np.abs(before.astype(np.float32)).max()
+        half = 0 if before.dtype == np.float32 else 5e-4  # what float16 rounds away
+        np.testing.assert_allclose(rows, before.astype(np.float32), atol=(FEATURE[recording] + half) * max(scale, 1), err_msg=name)
+
+
+@pytest.mark.slow
+def test_thirty_steps_of_training_end_where_they_ended(monkeypatch):
+    kept = dict(np.load(HERE / "weights.npz"))
+    with make.inside() as folder:
+        now = make.weights(folder)
+    assert list(now) == list(kept)
+    for name, before in kept.items():
+        np.testing.assert_allclose(now[name], before, atol=1e-5, rtol=0, err_msg=name)
+    # Bits hang on the processor and on the versions of PyTorch and its libraries; where they differ, the loop above has spoken.
+    sys.stderr.write(f"bits of 30 steps equal: {make.hash_of(now) == (HERE / 'weights.sha256').read_text().strip()}\n")
+
+
+@pytest.fixture(scope="module")
+def mistaken() -> dict[str, tuple[int, str]]:
+    commands = [command for command, _, _ in make.read_mistakes()]
+    with make.inside() as folder:
+        make.make_world(folder)
+        return dict(zip(commands, make.mistakes(commands, folder), strict=True))
+
+
+@pytest.mark.parametrize(("command", "status", "line"), make.read_mistakes(), ids=lambda value: str(value)[:60])
+def test_every_mistake_is_its_line(mistaken, command, status, line):
+    assert mistaken[command] == (int(status), line)

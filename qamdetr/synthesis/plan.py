@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -26,40 +26,27 @@ if TYPE_CHECKING:  # qamdetr.types imports torch, which would cost each worker p
 
 T = TypeVar("T")
 
-OCCURRENCE_EXPONENT = 1.4
-"""Chance of `n` occurrences is proportional to `n ** -OCCURRENCE_EXPONENT`, which is CASTELLA's histogram of windows per query."""
-GROUP_SPREAD_SHARE = 0.8
-"""Share of the spread of event lengths that all occurrences of one sound in a scene have in common."""
-MAX_FILL = 0.7
-"""Events are left out once the events together would last longer than this share of the scene."""
-MAX_LEVEL_DIFFERENCE_DB = 10.0
-"""Events that overlap differ by no more than this, so that neither becomes inaudible."""
+OCCURRENCE_EXPONENT = 1.4  # `n` occurrences are as likely as `n ** -1.4`, which is CASTELLA's histogram of windows per query
+GROUP_SPREAD_SHARE = 0.8  # share of the spread of event lengths that all occurrences of one sound in a scene have in common
+MAX_FILL = 0.7  # events are left out once the events together would last longer than this share of the scene
+MAX_LEVEL_DIFFERENCE_DB = 10.0  # of events that overlap, so that neither becomes inaudible
 SECOND_BACKGROUND_PROBABILITY = 0.3
 PLACEMENT_TRIES = 60
 LOOP_CROSSFADE_SECONDS = 0.1
 REPEAT_GAP_SECONDS = (0.1, 0.8)
-MIN_CUT_SECONDS = 1.0
-"""A repeated sound is cut to fit only when at least this much of it remains."""
-SAME_CLIP_PROBABILITY = 0.5
-"""Chance that a repeated sound plays the same clip again instead of another take of its group."""
+MIN_CUT_SECONDS = 1.0  # a repeated sound is cut to fit only when at least this much of it remains
+SAME_CLIP_PROBABILITY = 0.5  # chance that a repeated sound plays the same clip again instead of another take of its group
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of one clip inside an event.
-
-    Attributes:
-        file: The clip.
-        source_start_seconds, length_seconds: The part, in seconds of the clip.
-        offset_seconds: Where it starts, from the start of the event (a little below 0 when it begins with silence).
-        fade_in_seconds, fade_out_seconds: Crossfade with the neighbouring segment inside the part; 0 at the ends of an event.
-    """
+    """A part of one clip inside an event."""
 
     file: str
     source_start_seconds: float
     length_seconds: float
-    offset_seconds: float
-    fade_in_seconds: float = 0.0
+    offset_seconds: float  # from the start of the event; a little below 0 when the part begins with silence
+    fade_in_seconds: float = 0.0  # crossfade with the neighbouring segment; 0 at the ends of an event
     fade_out_seconds: float = 0.0
 
 
@@ -156,13 +143,13 @@ class ScenePlanner:
 
     def _choose_backgrounds(self, rng: np.random.Generator) -> list[tuple[Background, BackgroundPart]]:
         wanted = 2 if rng.random() < SECOND_BACKGROUND_PROBABILITY else 1
-        numbers = rng.permutation(len(self._backgrounds))[:wanted].tolist()
-        parts: list[tuple[Background, BackgroundPart]] = []
-        for background in (self._backgrounds[number] for number in numbers):
+        chosen: list[tuple[Background, BackgroundPart]] = []
+        for number in rng.permutation(len(self._backgrounds))[:wanted].tolist():
+            background = self._backgrounds[number]
             offset = round(float(rng.uniform(0, background.duration_seconds)), 2)
-            level = round(float(rng.uniform(-12, 0)), 1) if parts else 0.0
-            parts.append((background, BackgroundPart(background.file, offset, level)))
-        return parts
+            level = round(float(rng.uniform(-12, 0)), 1) if chosen else 0.0
+            chosen.append((background, BackgroundPart(background.file, offset, level)))
+        return chosen
 
     def _choose_groups(self, rng: np.random.Generator, heard: set[str]) -> list[str]:
         """Choose the distinct sounds of a scene, none in the background, none below another (is a `speech` a `speech/man`?)."""
@@ -183,29 +170,24 @@ class ScenePlanner:
         common = math.sqrt(GROUP_SPREAD_SHARE) * recipe.event_spread
         medians = {group: recipe.event_median_seconds * math.exp(common * rng.standard_normal()) for group in wanted}
         clips = {group: [self._clips[group][i] for i in rng.permutation(len(self._clips[group]))] for group in wanted}
+        own = math.sqrt(1 - GROUP_SPREAD_SHARE) * recipe.event_spread
         events: list[Event] = []
         # Every sound gets its first occurrence before any gets its second, so that a crowded scene still holds all of them.
         for occurrence in range(recipe.max_occurrences):
-            for group, count in wanted.items():
-                if occurrence >= count:
-                    continue
-                own = math.sqrt(1 - GROUP_SPREAD_SHARE) * recipe.event_spread
+            for group in (group for group, count in wanted.items() if occurrence < count):
                 length = medians[group] * math.exp(own * rng.standard_normal())
                 length = min(max(length, recipe.event_min_seconds), recipe.event_max_seconds, duration)
                 clip = clips[group][occurrence % len(clips[group])]
                 shape = make_event(rng, clip, self._clips[group], length, min(recipe.event_max_seconds, duration))
                 filled = sum(event.length_seconds for event in events)
-                if events and filled + shape.length_seconds > MAX_FILL * duration:
-                    continue
-                event = self._place(rng, group, shape, events, duration)
-                if event is not None:
-                    events.append(event)
+                if not events or filled + shape.length_seconds <= MAX_FILL * duration:
+                    events += self._place(rng, shape, events, duration)
         return events
 
-    def _place(self, rng: np.random.Generator, group: str, shape: EventShape, events: Sequence[Event], duration: float) -> Event | None:
-        """Find a free place for an event; None when `PLACEMENT_TRIES` random places are all taken."""
+    def _place(self, rng: np.random.Generator, shape: Event, events: Sequence[Event], duration: float) -> list[Event]:
+        """Find a free place for an event; empty when `PLACEMENT_TRIES` random places are all taken."""
         recipe = self.recipe
-        others = [event for event in events if event.group != group]
+        others = [event for event in events if event.group != shape.group]
         overlap = bool(others) and rng.random() < recipe.overlap_share
         snr_db = float(rng.uniform(recipe.min_snr_db, recipe.max_snr_db))
         last_start = duration - shape.length_seconds
@@ -221,7 +203,7 @@ class ScenePlanner:
             end = start + shape.length_seconds
             # The margin outweighs the rounding of windows to hundredths.
             gap = recipe.min_gap_seconds + 0.02
-            if any(start < e.end_seconds + gap and e.start_seconds < end + gap for e in events if e.group == group):
+            if any(start < e.end_seconds + gap and e.start_seconds < end + gap for e in events if e.group == shape.group):
                 continue
             under = [e for e in others if start < e.end_seconds and e.start_seconds < end]
             if under and not overlap:
@@ -229,19 +211,18 @@ class ScenePlanner:
             for event in under:
                 snr_db = min(max(snr_db, event.snr_db - MAX_LEVEL_DIFFERENCE_DB), event.snr_db + MAX_LEVEL_DIFFERENCE_DB)
             windows = tuple((a + start, b + start) for a, b in shape.windows)
-            return Event(group, start, shape.length_seconds, round(snr_db, 2), windows, shape.segments)
-        return None
+            return [replace(shape, start_seconds=start, snr_db=round(snr_db, 2), windows=windows)]
+        return []
 
     def _choose_queries(self, rng: np.random.Generator, events: Sequence[Event], duration: float, heard: set[str]) -> list[PlannedQuery]:
         present = sorted({event.group for event in events})
         queries: list[PlannedQuery] = []
         used: set[str] = set()
-        for group in present:
-            for _ in range(self.recipe.captions_per_target):
-                text = self._draw_caption(rng, group, present, heard, used)
-                if text is not None:
-                    used.add(_same_text_key(text))
-                    queries.append(PlannedQuery(text, self._windows_of(text, events, duration)))
+        for group in (group for group in present for _ in range(self.recipe.captions_per_target)):
+            text = self._draw_caption(rng, group, present, heard, used)
+            if text is not None:
+                used.add(_same_text_key(text))
+                queries.append(PlannedQuery(text, self._windows_of(text, events, duration)))
         share = self.recipe.absent_share
         # Rounded at random, so that the share holds on average also where a scene has few queries.
         wanted = math.floor(len(queries) * share / (1 - share) + rng.random())
@@ -264,16 +245,15 @@ class ScenePlanner:
         parts = group.split("/")
         above = [text for count in range(len(parts) - 1, 0, -1) for text in self._captions.get("/".join(parts[:count]), ())]
         for pool in (above, own) if rng.random() < self.recipe.ancestor_caption_share else (own, above):
-            usable = []
-            for text in pool:
-                owners = self._owners[_same_text_key(text)]
-                doubtful = any(owner != other and is_within(owner, other) for owner in owners for other in present)
-                false = any(_related(owner, other) for owner in owners for other in excluded)
-                if not (doubtful or false or _same_text_key(text) in used):
-                    usable.append(text)
+            usable = [text for text in pool if _same_text_key(text) not in used and self._is_clear(text, present, excluded)]
             if usable:
                 return pick(rng, usable)
         return None
+
+    def _is_clear(self, text: str, present: Sequence[str], excluded: set[str]) -> bool:
+        owners = self._owners[_same_text_key(text)]
+        doubtful = any(owner != other and is_within(owner, other) for owner in owners for other in present)
+        return not doubtful and not any(_related(owner, other) for owner in owners for other in excluded)
 
     def _windows_of(self, text: str, events: Sequence[Event], duration: float) -> tuple[Window, ...]:
         """All windows, to hundredths of a second, of events that any owner of the caption covers."""
@@ -288,20 +268,8 @@ class ScenePlanner:
         return tuple((round(start, 2), round(end, 2)) for start, end in merged)
 
 
-class EventShape(NamedTuple):
-    """An event before it has a place: segments and audible windows relative to its first audible sample."""
-
-    segments: tuple[Segment, ...]
-    windows: tuple[Window, ...]
-
-    @property
-    def length_seconds(self) -> float:
-        """From the first to the last audible sample."""
-        return self.windows[-1][1]
-
-
-def make_event(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float, max_seconds: float) -> EventShape:
-    """Make an event of the wanted length in seconds out of a clip, in the way its `extend` says: as it is, looped, or repeated.
+def make_event(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float, max_seconds: float) -> Event:
+    """Make an event of the wanted length, at time 0 and without a level, out of a clip: as it is, looped, or repeated (`extend`).
 
     `takes` are all clips of the sound's group, `clip` among them; one with `extend=no` keeps its length and is cut at `max_seconds`.
     """
@@ -314,10 +282,9 @@ def make_event(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], leng
         segments = [Segment(clip.file, start, min(end - start, max_seconds), 0.0)]
     windows = _audible({take.file: take for take in takes}, segments)
     first = windows[0][0]
-    return EventShape(
-        segments=tuple(replace(segment, offset_seconds=segment.offset_seconds - first) for segment in segments),
-        windows=tuple((start - first, end - first) for start, end in windows),
-    )
+    audible = tuple((start - first, end - first) for start, end in windows)
+    moved = tuple(replace(segment, offset_seconds=segment.offset_seconds - first) for segment in segments)
+    return Event(clip.group, 0.0, audible[-1][1], 0.0, audible, moved)
 
 
 def _repeat(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float) -> list[Segment]:

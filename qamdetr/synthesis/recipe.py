@@ -59,12 +59,9 @@ class SceneRecipe:
             if not (low <= value <= high and math.isfinite(value)):
                 wanted = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
                 raise ConfigError(f"{name} is {value}; it must be {wanted}.")
-        for last in ("scene_seconds", "groups", "occurrences", "snr_db", "peak_dbfs"):
-            self._check_order(f"min_{last}", f"max_{last}")
-        self._check_order("event_min_seconds", "event_max_seconds")
+        for low_name in ("min_scene_seconds", "min_groups", "min_occurrences", "event_min_seconds", "min_snr_db", "min_peak_dbfs"):
+            smaller, larger = getattr(self, low_name), getattr(self, high_name := low_name.replace("min", "max"))
+            if smaller > larger:
+                raise ConfigError(f"{low_name} {smaller} is over {high_name} {larger}", "swap or correct them")
         if not self.name or not all(letter.isalnum() or letter in "-_" for letter in self.name):
             raise ConfigError(f"name is {self.name!r}; it becomes part of file names: use letters, digits, - and _ only.")
-
-    def _check_order(self, low: str, high: str) -> None:
-        if getattr(self, low) > getattr(self, high):
-            raise ConfigError(f"{low} {getattr(self, low)} is over {high} {getattr(self, high)}", "swap or correct them")

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from qamdetr import audio
+from qamdetr.audio import Sound
 from qamdetr.files import write_whole
 from qamdetr.synthesis.plan import BackgroundPart, Event, ScenePlan, ScenePlanner
 from qamdetr.synthesis.recipe import SceneRecipe
@@ -19,17 +19,12 @@ from qamdetr.synthesis.sources import SOUNDING_DB, Library, frame_rms
 
 Samples = npt.NDArray[np.float32]
 
-CACHE_BYTES = 512 * 2**20
-"""Decoded sources kept in memory per process; the longest unused go first."""
-LONG_BACKGROUND_SECONDS = 900.0
-"""Of longer backgrounds only the part that a scene needs is read."""
+CACHE_BYTES = 512 * 2**20  # decoded sources kept in memory per process; the longest unused go first
+LONG_BACKGROUND_SECONDS = 900.0  # of longer backgrounds only the part that a scene needs is read
 BACKGROUND_CROSSFADE_SECONDS = 1.0
-MIN_EDGE_SECONDS = 0.005
-"""Fade inside a sound that begins at the very start of its file; shorter ones click."""
-PINK_NOISE_DB = -20.0
-"""Level of the stand-in noise: events sit at their SNR over a background 20 dB louder than the noise that is heard."""
-QUIET_BACKGROUND_DB = -20.0
-"""A background this far below its own average counts as this loud, so that its pauses do not make events inaudible."""
+MIN_EDGE_SECONDS = 0.005  # fade inside a sound that begins at the very start of its file; shorter ones click
+PINK_NOISE_DB = -20.0  # of the stand-in noise: events sit at their SNR over a background 20 dB louder than the noise that is heard
+QUIET_BACKGROUND_DB = -20.0  # a background this far below its own average counts as this loud: its pauses do not hide events
 
 
 class SourceCache:
@@ -46,19 +41,21 @@ class SourceCache:
         return self._load(self._clips_dir / file, scaled=True)
 
     def background(self, part: BackgroundPart, seconds: float) -> Samples:
-        """Return `seconds` of a background from the part's offset on, looped when it is too short."""
-        path = (self._backgrounds_dir or Path()) / part.file
-        samples = None if path in self._kept else _read_long(path, part.offset_seconds, seconds, self.sample_rate_hz)
-        if samples is not None:
-            return samples
+        """Return `seconds` of a background from the part's offset on, looped when it is too short; of a long one only those are read."""
+        path, rate = (self._backgrounds_dir or Path()) / part.file, self.sample_rate_hz
+        sound = Sound(path)
+        if path not in self._kept and sound.duration_seconds >= max(LONG_BACKGROUND_SECONDS, seconds):
+            start = min(part.offset_seconds, sound.duration_seconds - seconds)
+            samples = sound.part(start, start + seconds, rate_hz=rate)
+            return np.pad(samples, (0, max(0, round(seconds * rate) - len(samples))))[: round(seconds * rate)]
         samples = self._load(path)
-        length, offset = round(seconds * self.sample_rate_hz), round(part.offset_seconds * self.sample_rate_hz)
-        return loop_to(samples, offset % len(samples), length, round(BACKGROUND_CROSSFADE_SECONDS * self.sample_rate_hz))
+        offset = round(part.offset_seconds * rate) % len(samples)
+        return loop_to(samples, offset, round(seconds * rate), round(BACKGROUND_CROSSFADE_SECONDS * rate))
 
     def _load(self, path: Path, *, scaled: bool = False) -> Samples:
         samples = self._kept.pop(path, None)
         if samples is None:
-            samples = audio.load(path, self.sample_rate_hz).samples
+            samples = Sound(path).samples(self.sample_rate_hz)
             if scaled:
                 samples = samples - samples.mean()
                 samples /= active_rms(samples, self.sample_rate_hz)
@@ -172,23 +169,6 @@ def _mix_background(plan: ScenePlan, sources: SourceCache) -> Samples:
         if loudness > 1e-6:
             mixed += samples * np.float32(10 ** (part.level_db / 20) / loudness)
     return mixed if mixed.any() else pink_noise(length, plan.noise_seed)
-
-
-def _read_long(path: Path, offset_seconds: float, seconds: float, sample_rate_hz: int) -> Samples | None:
-    """Read a part of a long recording without decoding the rest; None when it is not long or libsndfile cannot open it."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            frames = round(seconds * rate)
-            if file.frames < max(LONG_BACKGROUND_SECONDS * rate, frames):
-                return None
-            file.seek(min(round(offset_seconds * rate), file.frames - frames))
-            block = file.read(frames, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
-        return None
-    samples: Samples = audio.resample(audio.Waveform(block.mean(axis=1, dtype=np.float32), rate), sample_rate_hz).samples
-    length = round(seconds * sample_rate_hz)
-    return np.pad(samples, (0, max(0, length - len(samples))))[:length]
 
 
 def _assemble(event: Event, sources: SourceCache, fade_seconds: float) -> tuple[Samples, int]:

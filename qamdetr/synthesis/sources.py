@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
-from qamdetr import audio
+from qamdetr.audio import AUDIO_SUFFIXES, Sound
 from qamdetr.errors import DataError, QamDetrError
 
 if TYPE_CHECKING:  # qamdetr.types imports torch, which would cost each worker process seconds
@@ -37,39 +36,27 @@ EXTEND_MODES = ("no", "loop", "repeat")
 SOURCE_COLUMNS = ("license", "license_url", "author", "title", "source")
 COLUMN_ALIASES = {"licence": "license", "licenses": "license", "licences": "license", "source_id": "source", "file": "file_name"}
 
-FRAME_SECONDS = 0.01
-"""Step of the energy curve that decides what sounds."""
+FRAME_SECONDS = 0.01  # step of the energy curve that decides what sounds
 SOUNDING_DB = {"no": -30.0, "repeat": -30.0, "loop": -40.0}
 """A frame sounds when its RMS is no further than this below the clip's loudest frame. Textures (`loop`) get the lower threshold: a single
 crackle of a fire must not turn the rest of the fire into silence."""
 FAINT_STRETCH_DB = -20.0
 """A separate stretch whose loudest frame lies below this (relative to the clip's loudest) is handling noise or an echo: left out."""
-SHORT_SILENCE_SECONDS = 0.1
-"""Silences up to this length belong to the sound around them."""
-LONG_SILENCE_SECONDS = 1.0
-"""Longer silences inside a clip separate two soundings of it. Ticks of a clock, one a second, stay one sounding."""
-MIN_STRETCH_SECONDS = 0.03
-"""Shorter separate stretches are clicks, not sounds that a caption is about."""
-PARALLEL_CLIPS = 500
-"""Fewer clips are decoded sooner than further processes have started."""
+SHORT_SILENCE_SECONDS = 0.1  # silences up to this length belong to the sound around them
+LONG_SILENCE_SECONDS = 1.0  # longer ones separate two soundings of a clip; ticks of a clock, one a second, stay one sounding
+MIN_STRETCH_SECONDS = 0.03  # shorter separate stretches are clicks, not sounds that a caption is about
+PARALLEL_CLIPS = 500  # fewer are decoded sooner than further processes have started
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One captioned clip, as the planner sees it.
+    """One captioned clip, as the planner sees it."""
 
-    Attributes:
-        file: Path relative to the clips folder.
-        group: What sounds, as a path such as `speech/man`.
-        extend: How longer events are made: `no` (as it is), `loop` (a texture), `repeat` (a single event, played again).
-        active: Where the file sounds, in seconds of the file; sorted, silences over `SHORT_SILENCE_SECONDS` apart.
-    """
-
-    file: str
-    group: str
-    extend: str
+    file: str  # relative to the clips folder
+    group: str  # what sounds, as a path such as `speech/man`
+    extend: str  # how longer events are made: `no` (as it is), `loop` (a texture), `repeat` (a single event, played again)
     duration_seconds: float
-    active: tuple[Window, ...]
+    active: tuple[Window, ...]  # where the file sounds, in seconds; sorted, silences over `SHORT_SILENCE_SECONDS` apart
 
     @property
     def stretches(self) -> tuple[Window, ...]:
@@ -88,37 +75,26 @@ class Background:
 
 @dataclass(frozen=True)
 class Library:
-    """Everything a plan is drawn from, sorted; plain data, in an order that does not depend on the file system.
-
-    Attributes:
-        captions: Group -> its captions; a group without captions only ever serves as a distractor.
-        sources, background_sources: File -> licence, author and so on, as far as the tables say.
-    """
+    """Everything a plan is drawn from, sorted; plain data, in an order that does not depend on the file system."""
 
     clips: tuple[Clip, ...]
-    captions: Mapping[str, tuple[str, ...]]
+    captions: Mapping[str, tuple[str, ...]]  # group -> its captions; without captions it only ever serves as a distractor
     backgrounds: tuple[Background, ...] = ()
-    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # file -> licence, author and so on, as far as known
     background_sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_library(clips_dir: Path, backgrounds_dir: Path | None, num_workers: int = 1) -> Library:
-    """Read both folders and find where each clip sounds.
-
-    Args:
-        clips_dir: Folder with `clips.csv`, or of clips that names of folders and files caption.
-        backgrounds_dir: Folder of recordings, searched with its subfolders; None for none. Files that are also clips are left out.
-        num_workers: Processes that decode the clips.
+    """Read both folders and find where each clip sounds; backgrounds are searched for in subfolders too, and none of them is a clip.
 
     Raises:
         DataError: A malformed table (file, line, field), missing files (all at once), unreadable or silent clips, no captions.
     """
     table = clips_dir / "clips.csv"
     rows = _rows_of_folder(clips_dir) if clips_dir.is_dir() and not table.exists() else _rows_of_table(table)
-    captions: dict[str, set[str]] = {row.group: set() for row in rows}
-    for row in rows:
-        captions[row.group].update(row.captions)
-    for group, caption in _read_group_rows(clips_dir / "groups.csv", known=set(captions)):
+    groups = {row.group for row in rows}
+    captions: dict[str, set[str]] = {group: set() for group in groups}
+    for group, caption in [(row.group, text) for row in rows for text in row.captions] + _read_groups(clips_dir / "groups.csv", groups):
         captions.setdefault(group, set()).add(caption)
     if not any(captions.values()):
         raise DataError(f"{table} holds {len(rows)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv.")
@@ -153,15 +129,10 @@ def frame_rms(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> npt.NDAr
 
 
 def find_active(samples: npt.NDArray[np.float32], sample_rate_hz: int, extend: str = "no") -> tuple[Window, ...]:
-    """Find where a clip of `(samples,)` sounds, relative to its own loudest frame; `extend` chooses the threshold of `SOUNDING_DB`.
-
-    Returns:
-        Sorted windows in seconds; empty when the clip is silent throughout.
-    """
+    """Find where a clip of `(samples,)` sounds, relative to its own loudest frame: sorted windows in seconds, none when it is silent."""
     if len(samples) == 0:
         return ()
-    # A constant offset would count as sound.
-    rms = frame_rms(samples - samples.mean(), sample_rate_hz)
+    rms = frame_rms(samples - samples.mean(), sample_rate_hz)  # a constant offset would count as sound
     loudest = float(rms.max())
     if loudest < 1e-5:
         return ()
@@ -193,7 +164,7 @@ def spoken(name: str) -> str:
 def clips_by_name(folder: Path) -> dict[Path, str]:
     """Audio files of a folder and its subfolders, sorted -> what the name of the subfolder, or else of the file, says is heard."""
     paths = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if not path.name.startswith("."))
-    clips = sorted(path for path in paths if path.suffix.lower() in audio.AUDIO_SUFFIXES)
+    clips = sorted(path for path in paths if path.suffix.lower() in AUDIO_SUFFIXES)
     return {path: spoken(path.stem if path.parent == folder else path.parent.name) for path in clips}
 
 
@@ -275,7 +246,7 @@ def _check_files(table: Path, lines: Mapping[str, int]) -> None:
         )
 
 
-def _read_group_rows(path: Path, known: set[str]) -> list[tuple[str, str]]:
+def _read_groups(path: Path, known: set[str]) -> list[tuple[str, str]]:
     """Read `groups.csv` when there is one; each group must be, or contain, a group of a clip."""
     rows = []
     for line, values in _read_table(path, required=("group", "caption")) if path.is_file() else ():
@@ -327,13 +298,12 @@ def _measure_clips(clips_dir: Path, rows: list[_Row], num_workers: int) -> tuple
 
 def _measure_clip(job: tuple[Path, str]) -> tuple[float, tuple[Window, ...], str]:
     """Length, where it sounds, and what is wrong with it."""
-    path, extend = job
+    sound = Sound(job[0])
     try:
-        waveform = audio.decode(path)
+        active = find_active(sound.samples(), sound.rate_hz, job[1])
     except QamDetrError as error:
         return 0.0, (), str(error)
-    active = find_active(waveform.samples, waveform.sample_rate_hz, extend)
-    return waveform.duration_seconds, active, "" if active else "silent throughout"
+    return sound.duration_seconds, active, "" if active else "silent throughout"
 
 
 def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Background, ...]:
@@ -352,17 +322,6 @@ def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Backg
     files = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
-        if path.suffix.lower() in audio.AUDIO_SUFFIXES and path.is_file() and path.resolve() not in clip_paths
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and path.resolve() not in clip_paths
     }
-    return tuple(Background(file, _duration_seconds(files[file]), heard.get(file, ())) for file in sorted(files))
-
-
-def _duration_seconds(path: Path) -> float:
-    """Length of a recording from its header, so that hours of background need not be decoded; other containers are decoded."""
-    try:
-        information = soundfile.info(path)
-    except soundfile.LibsndfileError:
-        return audio.decode(path).duration_seconds
-    if information.frames == 0:
-        raise DataError(f"Background {path} holds 0 samples", "remove it")
-    return float(information.frames / information.samplerate)
+    return tuple(Background(file, Sound(files[file]).duration_seconds, heard.get(file, ())) for file in sorted(files))

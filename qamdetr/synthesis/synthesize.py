@@ -38,16 +38,10 @@ _FINISHED = "[!.]*.flac"  # names of files that are still being written begin wi
 
 
 def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output_dir: str | Path, recipe: SceneRecipe) -> Path:
-    """Make scenes out of captioned clips and backgrounds.
+    """Make scenes out of captioned clips and backgrounds (formats: `synthesis.sources`); return the path of `manifest.jsonl`.
 
-    Args:
-        clips_dir: Folder of clips (format: `qamdetr.synthesis.sources`).
-        backgrounds_dir: Folder of background recordings; None or empty for synthesised pink noise at a low level.
-        output_dir: Where audio, manifest and data card go; must not hold a manifest yet.
-        recipe: How scenes are drawn. The same recipe and sources give the same bytes, however many processes work.
-
-    Returns:
-        Path of `manifest.jsonl`.
+    Without backgrounds there is synthesised pink noise at a low level. The same recipe and sources give the same bytes, however many
+    processes work.
 
     Raises:
         DataError: Faulty folders, an output folder that holds another data set, or a disk that refuses.
@@ -71,7 +65,11 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
         _render_all(RenderJob(clips, backgrounds, output / "audio", library, recipe))
         write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
         used = _used_sources(plans, library)
-        write_whole(output / "attribution.csv", _attribution_table(used))
+        attribution = io.StringIO(newline="")
+        writer = csv.DictWriter(attribution, ["role", "file", *SOURCE_COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(used)
+        write_whole(output / "attribution.csv", attribution.getvalue())
         write_whole(output / "README.md", _data_card(plans, library, recipe, used))
     except OSError as error:
         raise DataError(
@@ -137,19 +135,8 @@ def _used_sources(plans: Sequence[ScenePlan], library: Library) -> list[dict[str
     """One row per source file that is heard in a scene: role, file, licence and so on."""
     clips = {segment.file for plan in plans for event in plan.events for segment in event.segments}
     backgrounds = {part.file for plan in plans for part in plan.backgrounds}
-    return [
-        {"role": role, "file": file, **sources.get(file, {})}
-        for role, files, sources in (("clip", clips, library.sources), ("background", backgrounds, library.background_sources))
-        for file in sorted(files)
-    ]
-
-
-def _attribution_table(used: Sequence[dict[str, str]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, ["role", "file", *SOURCE_COLUMNS], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(used)
-    return text.getvalue()
+    rows = [{"role": "clip", "file": file, **library.sources.get(file, {})} for file in sorted(clips)]
+    return rows + [{"role": "background", "file": file, **library.background_sources.get(file, {})} for file in sorted(backgrounds)]
 
 
 def _data_card(plans: Sequence[ScenePlan], library: Library, recipe: SceneRecipe, used: Sequence[dict[str, str]]) -> str:

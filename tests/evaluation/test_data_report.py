@@ -50,7 +50,14 @@ def test_the_broken_window_of_castella_is_named(shared_dir):
 def test_clotho_moment_and_the_evaluation_set(shared_dir):
     for split, queries in (("val", 4918), ("test", 6649)):
         path = shared_dir / "data" / "clotho_moment" / f"{split}.jsonl"
-        assert numbers(path, "queries", "windows", "most windows", "past the end", "shortest", "longest") == (queries, queries, 1, 0, 60, 60)
+        assert numbers(path, "queries", "windows", "most windows", "past the end", "shortest", "longest") == (
+            queries,
+            queries,
+            1,
+            0,
+            60,
+            60,
+        )
     path = shared_dir / "data" / "dcase2026" / "evaluation.jsonl"
     assert numbers(path, "queries", "recordings", "windows", "queries with unknown") == (177, 100, 0, 177)
     assert describe_manifest(path)[0]["  median width"] == "-"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.signal
 import soundfile
 
 from qamdetr.audio import Sound
@@ -65,22 +66,8 @@ class SourceCache:
         return samples
 
 
-class RenderJob(NamedTuple):
-    """What a process needs to render scenes into `audio_dir`."""
-
-    clips_dir: Path
-    backgrounds_dir: Path | None
-    audio_dir: Path
-    library: Library
-    recipe: SceneRecipe
-
-
 def render(plan: ScenePlan, sources: SourceCache, fade_seconds: float) -> Samples:
-    """Render a scene: `(samples,)` at the rate of `sources`, with its peak at the plan's `peak_dbfs`.
-
-    Raises:
-        AudioError: A source cannot be read.
-    """
+    """Render a scene: `(samples,)` at the rate of `sources`, with its peak at the plan's `peak_dbfs`."""
     rate = sources.sample_rate_hz
     background = _mix_background(plan, sources)
     scene = background.copy()
@@ -97,22 +84,25 @@ def render(plan: ScenePlan, sources: SourceCache, fade_seconds: float) -> Sample
     return scene
 
 
-def render_scenes(job: RenderJob, indices: Sequence[int]) -> Iterator[str]:
-    """Render and write scenes one by one, yielding each vid; an `OSError` is the disk's."""
-    planner = ScenePlanner(job.library, job.recipe)
-    sources = SourceCache(job.clips_dir, job.backgrounds_dir, job.recipe.sample_rate_hz)
-    for index in indices:
-        plan = planner.plan(index)
-        content = io.BytesIO()  # libsndfile tells of a full disk in words of its own
-        samples = render(plan, sources, job.recipe.fade_seconds)
-        soundfile.write(content, samples, job.recipe.sample_rate_hz, format="FLAC", subtype="PCM_16")
-        write_whole(job.audio_dir / f"{plan.vid}.flac", content.getvalue())
-        yield plan.vid
+class RenderJob(NamedTuple):
+    """What a process needs to render scenes into `audio_dir`."""
 
+    clips_dir: Path
+    backgrounds_dir: Path | None
+    audio_dir: Path
+    library: Library
+    recipe: SceneRecipe
 
-def count_rendered(job: RenderJob, indices: Sequence[int]) -> int:
-    """Run `render_scenes` to its end, in a worker process; return the number of scenes."""
-    return sum(1 for _ in render_scenes(job, indices))
+    def run(self, indices: Sequence[int], tell: Callable[[], object] = lambda: None) -> None:
+        """Render and write scenes one by one, telling after each; an `OSError` is the disk's."""
+        planner, rate = ScenePlanner(self.library, self.recipe), self.recipe.sample_rate_hz
+        sources = SourceCache(self.clips_dir, self.backgrounds_dir, rate)
+        for index in indices:
+            plan = planner.plan(index)
+            content = io.BytesIO()  # libsndfile tells of a full disk in words of its own
+            soundfile.write(content, render(plan, sources, self.recipe.fade_seconds), rate, format="FLAC", subtype="PCM_16")
+            write_whole(self.audio_dir / f"{plan.vid}.flac", content.getvalue())
+            tell()
 
 
 def active_rms(samples: Samples, sample_rate_hz: int) -> float:
@@ -149,13 +139,10 @@ def pink_noise(length: int, seed: int) -> Samples:
 
     Source: the three-pole filter of J. O. Smith, "Spectral Audio Signal Processing", CCRMA, section "Example: Synthesis of 1/F noise".
     """
-    import scipy.signal
-
     white = np.random.default_rng(seed).standard_normal(length + 4096, dtype=np.float32)
     numerator = [0.049922035, -0.095993537, 0.050612699, -0.004408786]
     denominator = [1.0, -2.494956002, 2.017265875, -0.522189400]
-    # The first samples hold the filter's start.
-    pink: Samples = np.asarray(scipy.signal.lfilter(numerator, denominator, white), dtype=np.float32)[4096:]
+    pink: Samples = np.asarray(scipy.signal.lfilter(numerator, denominator, white), dtype=np.float32)[4096:]  # past the filter's start
     return pink / np.float32(_rms(pink))
 
 

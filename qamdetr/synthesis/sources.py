@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,7 +92,7 @@ def read_library(clips_dir: Path, backgrounds_dir: Path | None, num_workers: int
         DataError: A malformed table (file, line, field), missing files (all at once), unreadable or silent clips, no captions.
     """
     table = clips_dir / "clips.csv"
-    rows = _rows_of_folder(clips_dir) if clips_dir.is_dir() and not table.exists() else _rows_of_table(table)
+    rows = sorted(_rows_of_folder(clips_dir) if clips_dir.is_dir() and not table.exists() else _rows_of_table(table))
     groups = {row.group for row in rows}
     captions: dict[str, set[str]] = {group: set() for group in groups}
     for group, caption in [(row.group, text) for row in rows for text in row.captions] + _read_groups(clips_dir / "groups.csv", groups):
@@ -209,15 +210,12 @@ def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[s
 def _rows_of_folder(folder: Path) -> list[_Row]:
     named = clips_by_name(folder)
     if not named:
-        raise DataError(
-            f"{folder} holds no clips.csv and 0 audio files", "give a folder with clips.csv, or with a subfolder of clips per sound"
-        )
-    rows = [_Row(path.relative_to(folder).as_posix(), name, "no", (name,), {}) for path, name in named.items()]
-    return sorted(rows, key=lambda row: row.file)
+        raise DataError(f"{folder} holds no clips.csv and 0 audio files", "give it one of them, or a subfolder of clips per sound")
+    return [_Row(path.relative_to(folder).as_posix(), name, "no", (name,), {}) for path, name in named.items()]
 
 
 def _rows_of_table(path: Path) -> list[_Row]:
-    """Read `clips.csv`, sorted by file; checks fields and that every file is there."""
+    """Read `clips.csv`; checks fields and that every file is there."""
     lines: dict[str, int] = {}
     rows = []
     for line, values in _read_table(path, required=("file_name",)):
@@ -234,7 +232,7 @@ def _rows_of_table(path: Path) -> list[_Row]:
     if not rows:
         raise DataError(f"{path} lists 0 clips; at least 1 is needed: add one line per clip.")
     _check_files(path, lines)
-    return sorted(rows, key=lambda row: row.file)
+    return rows
 
 
 def _check_files(table: Path, lines: Mapping[str, int]) -> None:
@@ -280,30 +278,27 @@ def _merge_attribution(folder: Path | None, sources: Mapping[str, Mapping[str, s
     return merged
 
 
-def _measure_clips(clips_dir: Path, rows: list[_Row], num_workers: int) -> tuple[Clip, ...]:
+def _measure_clips(folder: Path, rows: Sequence[_Row], num_workers: int) -> tuple[Clip, ...]:
     """Decode every clip and note where it sounds; names all unreadable and silent clips at once."""
-    jobs = [(clips_dir / row.file, row.extend) for row in rows]
-    if num_workers > 1 and len(jobs) >= PARALLEL_CLIPS:
+    if num_workers > 1 and len(rows) >= PARALLEL_CLIPS:
         with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-            measured = list(pool.map(_measure_clip, jobs, chunksize=16))
+            measured = list(pool.map(_measure_clip, repeat(folder), rows, chunksize=16))
     else:
-        measured = [_measure_clip(job) for job in jobs]
-    faults = [f"{row.file} ({fault})" for row, (_, _, fault) in zip(rows, measured, strict=True) if fault]
+        measured = [_measure_clip(folder, row) for row in rows]
+    faults = [fault for fault in measured if isinstance(fault, str)]
     if faults:
-        raise DataError(
-            f"{clips_dir / 'clips.csv'}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them."
-        )
-    return tuple(Clip(row.file, row.group, row.extend, seconds, active) for row, (seconds, active, _) in zip(rows, measured, strict=True))
+        raise DataError(f"{folder / 'clips.csv'}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them.")
+    return tuple(clip for clip in measured if isinstance(clip, Clip))
 
 
-def _measure_clip(job: tuple[Path, str]) -> tuple[float, tuple[Window, ...], str]:
-    """Length, where it sounds, and what is wrong with it."""
-    sound = Sound(job[0])
+def _measure_clip(folder: Path, row: _Row) -> Clip | str:
+    """Find where a clip sounds, or what is wrong with it."""
+    sound = Sound(folder / row.file)
     try:
-        active = find_active(sound.samples(), sound.rate_hz, job[1])
+        active = find_active(sound.samples(), sound.rate_hz, row.extend)
     except QamDetrError as error:
-        return 0.0, (), str(error)
-    return sound.duration_seconds, active, "" if active else "silent throughout"
+        return f"{row.file} ({error})"
+    return Clip(row.file, row.group, row.extend, sound.duration_seconds, active) if active else f"{row.file} (silent throughout)"
 
 
 def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Background, ...]:

@@ -29,7 +29,7 @@ from qamdetr.errors import DataError
 from qamdetr.files import remove_abandoned, write_whole
 from qamdetr.synthesis.plan import ScenePlan, ScenePlanner
 from qamdetr.synthesis.recipe import SceneRecipe
-from qamdetr.synthesis.render import RenderJob, count_rendered, render_scenes
+from qamdetr.synthesis.render import RenderJob
 from qamdetr.synthesis.sources import SOURCE_COLUMNS, Library, read_library
 
 __all__ = ["SceneRecipe", "entries_of", "synthesize"]
@@ -91,11 +91,9 @@ def entries_of(plan: ScenePlan) -> list[QueryEntry]:
 def _claim(output: Path, library: Library, recipe: SceneRecipe) -> None:
     """Note recipe and sources in the output folder, or check that an interrupted run had the same."""
     wanted = {name: value for name, value in asdict(recipe).items() if name != "num_workers"}
-    wanted["sources_sha256"] = hashlib.sha256(
-        repr((library.clips, sorted(library.captions.items()), library.backgrounds)).encode()
-    ).hexdigest()
+    sources = repr((library.clips, sorted(library.captions.items()), library.backgrounds))
+    text = json.dumps({**wanted, "sources_sha256": hashlib.sha256(sources.encode()).hexdigest()}, indent=2) + "\n"
     note = output / "recipe.json"
-    text = json.dumps(wanted, indent=2) + "\n"
     remove_abandoned(output)
     if note.is_file():
         if note.read_text(encoding="utf-8") != text:
@@ -117,15 +115,12 @@ def _render_all(job: RenderJob) -> None:
     workers = min(job.recipe.num_workers, len(todo))
     with tqdm(total=job.recipe.num_scenes, initial=job.recipe.num_scenes - len(todo), desc="scenes", unit="scene", disable=None) as bar:
         if workers <= 1:
-            for _ in render_scenes(job, todo):
-                bar.update()
+            job.run(todo, bar.update)
             return
         # spawn: a forked copy of a process that runs threads (torch, numba) may hang.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(count_rendered, job, todo[worker::workers]) for worker in range(workers)]
-            pending = set(futures)
-            while pending:
-                _, pending = wait(pending, timeout=0.5)
+            futures = [pool.submit(job.run, todo[worker::workers]) for worker in range(workers)]
+            while wait(futures, timeout=0.5).not_done:
                 bar.update(sum(1 for _ in job.audio_dir.glob(_FINISHED)) - bar.n)
             for future in futures:
                 future.result()
@@ -145,11 +140,10 @@ def _data_card(plans: Sequence[ScenePlan], library: Library, recipe: SceneRecipe
     present = [query for query in queries if query.windows]
     durations = [plan.duration_seconds for plan in plans]
     widths = [end - start for query in present for start, end in query.windows]
-    counts = Counter(len(query.windows) for query in present)
+    absent, counts = len(queries) - len(present), Counter(len(query.windows) for query in present)
     licences = Counter((row["role"], row.get("license", "not stated")) for row in used)
     histogram = ", ".join(f"{number}: {100 * counts[number] / len(present):.1f} %" for number in sorted(counts)) or "none"
     background = "recordings" if library.backgrounds else "synthesised pink noise"
-    absent = len(queries) - len(present)
     settings = "\n".join(
         f"| {f.name} | {getattr(recipe, f.name)} | {f.metadata['help']} |" for f in fields(recipe) if f.name != "num_workers"
     )

@@ -57,34 +57,26 @@ def blend(answer, beta):
     return PredictionEntry(answer.entry.qid, "a dog", answer.entry.vid, tuple((*window, value) for window, value, _ in rows))
 
 
-def test_separable_scores_are_separated_half_way() -> None:
-    threshold, accuracy = calibrate_found_threshold([0.6, 0.9, 0.8], [0.1, 0.2])
-    assert threshold == pytest.approx(0.4)
-    assert accuracy == 1.0
+@pytest.mark.parametrize(
+    ("present", "absent", "threshold", "accuracy"),
+    [
+        ([0.6, 0.9, 0.8], [0.1, 0.2], 0.4, 1.0),  # half-way
+        ([0.5], [0.55] + [0.1] * 9, 0.3, 0.95),  # both sides weigh the same: by plain accuracy refusing all would be better
+        ([0.5], [], 0.0, 0.5),
+        ([], [0.5], 0.0, 0.5),
+    ],
+)
+def test_the_threshold_of_not_in_this_recording(present, absent, threshold, accuracy):
+    assert calibrate_found_threshold(present, absent) == pytest.approx((threshold, accuracy))
 
 
-def test_both_sides_weigh_the_same() -> None:
-    # Refusing the ten absent queries at 0.5 loses the one present query: by plain accuracy worth it, balanced not.
-    threshold, accuracy = calibrate_found_threshold([0.5], [0.55] + [0.1] * 9)
-    assert threshold < 0.5
-    assert accuracy == pytest.approx(0.95)
-
-
-def test_agrees_with_trying_every_threshold() -> None:
+def test_the_threshold_is_that_of_trying_every_one():
     rng = np.random.default_rng(0)
-    present, absent = rng.beta(4, 2, 200).tolist(), rng.beta(2, 4, 60).tolist()
-    threshold, accuracy = calibrate_found_threshold(present, absent)
-
-    def balanced(value: float) -> float:
-        return 0.5 * float(np.mean(np.array(present) >= value)) + 0.5 * float(np.mean(np.array(absent) < value))
-
-    assert balanced(threshold) == pytest.approx(accuracy)
-    assert accuracy == pytest.approx(max(balanced(value) for value in np.linspace(0, 1, 2001)), abs=1e-9)
-
-
-def test_one_side_alone_means_always_found() -> None:
-    assert calibrate_found_threshold([0.5], []) == (0.0, 0.5)
-    assert calibrate_found_threshold([], [0.5]) == (0.0, 0.5)
+    present, absent = rng.beta(4, 2, 200), rng.beta(2, 4, 60)
+    threshold, accuracy = calibrate_found_threshold(present.tolist(), absent.tolist())
+    balanced = [0.5 * np.mean(present >= value) + 0.5 * np.mean(absent < value) for value in [threshold, *np.linspace(0, 1, 2001)]]
+    assert balanced[0] == pytest.approx(accuracy)
+    assert accuracy == pytest.approx(max(balanced), abs=1e-9)
 
 
 grids = st.lists(st.integers(0, 16).map(lambda step: step / 16), min_size=1, max_size=6)
@@ -159,18 +151,16 @@ def test_a_choice_is_worse_only_where_the_grid_leaves_out_the_decoder_alone(veri
         assert whole.chosen.beta == 0
 
 
-def test_a_grid_whose_best_is_worse_than_the_decoder_alone():
+def test_a_worse_best_and_a_single_recording():
     verified = [answer_of(number, [(0.95, 0.6), (0.3, 0.5)], [0.0, 1.0]) for number in range(3)]
     assert calibrate_beta(verified, [0.5, 1], resamples=5).is_worse
     assert not calibrate_beta(verified, [0.05, 1], resamples=5).is_worse, "equal is not worse"
-
-
-def test_one_recording_leaves_the_gain_open():
-    verified = [answer_of(number, [(0.3, 0.6), (0.95, 0.5)], [0.0, 1.0], vid="v") for number in range(3)]
-    assert calibrate_beta(verified, resamples=10).gain == {}
+    same = [answer_of(number, [(0.3, 0.6), (0.95, 0.5)], [0.0, 1.0], vid="v") for number in range(3)]
+    assert calibrate_beta(same, resamples=10).gain == {}
 
 
 def test_marks_name_what_is_special():
+    assert set(REPORT_BETAS) < set(FINE_GRID)
     curve = calibrate_beta([answer_of(0, [(0.3, 0.6), (0.95, 0.5)], [0.0, 1.0])], [1, 0.3, 0.5], resamples=10)
     assert [(point.beta, curve.marks(point)) for point in curve.shown] == [
         (0, ["decoder alone", "not in the grid"]),
@@ -178,12 +168,6 @@ def test_marks_name_what_is_special():
         (0.5, []),
         (1, ["verifier alone"]),
     ]
-
-
-def test_the_fine_grid_holds_the_report_s():
-    assert set(REPORT_BETAS) < set(FINE_GRID)
-    assert (FINE_GRID[0], FINE_GRID[-1]) == (0, 1)
-    assert np.diff(FINE_GRID) == pytest.approx(0.05)
 
 
 def test_what_cannot_be_calibrated_is_refused():

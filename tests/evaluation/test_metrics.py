@@ -51,36 +51,32 @@ def test_a_perfect_answer_scores_100():
     }
 
 
-def test_recall_takes_the_first_listed_window_but_precision_the_score_order():
-    entries = [truth("a", (0, 10))]
-    listed_first_is_wrong = score([predicted("a", (20, 30, 0.1), (0, 10, 0.9))], entries)
-    assert listed_first_is_wrong.recall_at_1[0.5] == 0
-    assert listed_first_is_wrong.average_precision[0.5] == 100
-    tied = score([predicted("a", (20, 30, 0.5), (0, 10, 0.5))], entries)
-    assert tied.average_precision[0.5] == 50, "ties keep list order"
+WRONG = [(30.0 + i, 30.5 + i, 0.9) for i in range(10)]
+ONE, TWO = [(0, 10)], [(0, 10), (20, 30)]
 
 
-def test_each_truth_is_claimed_once_and_the_best_free_one_is_taken():
-    twice = score([predicted("a", (0, 10, 0.9), (0, 10, 0.8), (20, 30, 0.7))], [truth("a", (0, 10), (20, 30))])
-    assert twice.average_precision[0.5] == pytest.approx(100 * (1 / 2 + 1 / 2 * 2 / 3))
-    # Both overlap (0, 10) best; the second may still claim (0, 8), which it reaches at 0.5.
-    second_best = score([predicted("a", (0, 10, 0.9), (0, 10, 0.8))], [truth("a", (0, 10), (0, 8))])
-    assert second_best.average_precision[0.5] == 100
-    assert second_best.average_precision[0.9] == 50
-
-
-def test_an_iou_equal_to_the_threshold_counts():
-    assert score([predicted("a", (0, 7, 1.0))], [truth("a", (0, 10))]).recall_at_1[0.7] == 100
-    assert score([predicted("a", (0, 6.99, 1.0))], [truth("a", (0, 10))]).recall_at_1[0.7] == 0
-
-
-def test_only_the_first_ten_windows_count_and_empty_ones_score_nothing():
-    wrong = [(30.0 + i, 30.5 + i, 0.9) for i in range(10)]
-    entries = [truth("a", (0, 10))]
-    assert score([predicted("a", *wrong[:9], (0, 10, 1.0))], entries).average_precision[0.5] == 100
-    assert score([predicted("a", *wrong, (0, 10, 1.0))], entries).average_precision[0.5] == 0
-    assert evaluate([predicted("a")], entries)["mAP"] == 0
-    assert evaluate([predicted("a", (5, 5, 1.0))], entries)["mAP"] == 0
+@pytest.mark.parametrize(
+    ("windows", "truths", "threshold", "recall", "precision"),
+    [
+        ([(20, 30, 0.1), (0, 10, 0.9)], ONE, 0.5, 0, 100),  # R1 takes the first listed, AP the score order
+        ([(20, 30, 0.5), (0, 10, 0.5)], ONE, 0.5, 0, 50),  # ties keep list order
+        ([(0, 10, 0.9), (0, 10, 0.8), (20, 30, 0.7)], TWO, 0.5, 100, 100 * (1 / 2 + 1 / 2 * 2 / 3)),  # each truth is claimed once
+        ([(0, 10, 0.9), (0, 10, 0.8)], [(0, 10), (0, 8)], 0.5, 100, 100),  # the second claims its best free one
+        ([(0, 10, 0.9), (0, 10, 0.8)], [(0, 10), (0, 8)], 0.9, 100, 50),
+        ([(0, 10, 0.9), (2, 10, 0.8)], [(0, 8), (2, 10)], 0.8, 100, 50),  # of equal IoUs the last is claimed, as officially
+        ([(0, 10, 0.9), (0, 8, 0.8)], [(0, 8), (2, 10)], 0.8, 100, 100),
+        ([(0, 7, 1.0)], ONE, 0.7, 100, 100),  # an IoU equal to the threshold counts
+        ([(0, 6.99, 1.0)], ONE, 0.7, 0, 0),
+        ([*WRONG[:9], (0, 10, 1.0)], ONE, 0.5, 0, 100),  # only the first ten listed count
+        ([*WRONG, (0, 10, 1.0)], ONE, 0.5, 0, 0),
+        ([], ONE, 0.5, 0, 0),
+        ([(5, 5, 1.0)], ONE, 0.5, 0, 0),
+    ],
+)
+def test_one_query(windows, truths, threshold, recall, precision):
+    scores = score([predicted("a", *windows)], [truth("a", *truths)])
+    assert scores.recall_at_1[threshold] == recall
+    assert scores.average_precision[threshold] == pytest.approx(precision)
 
 
 def test_queries_without_windows_are_left_out_and_counted():
@@ -98,15 +94,6 @@ def test_missing_predictions_are_counted_and_the_first_named():
         evaluate([predicted("a", (0, 1, 1.0))], [truth("a", (0, 1)), truth("b", (0, 1)), truth("c", (0, 1))])
     with pytest.raises(DataError, match="1 qids occur twice"):
         evaluate([predicted("a"), predicted("a")], [truth("a", (0, 1))])
-
-
-def test_of_true_windows_with_the_same_iou_the_last_is_claimed():
-    """As in the official evaluator; it decides what later predictions find free."""
-    entries = [truth("a", (0, 8), (2, 10))]
-    scores = score([predicted("a", (0, 10, 0.9), (2, 10, 0.8))], entries)
-    assert scores.average_precision[0.8] == pytest.approx(50)
-    scores = score([predicted("a", (0, 10, 0.9), (0, 8, 0.8))], entries)
-    assert scores.average_precision[0.8] == 100
 
 
 def test_query_scores_average_to_the_metrics():

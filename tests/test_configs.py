@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from public_files import write_audio_file, write_text_file
+from stored_features import write_audio_file, write_text_file
 
 from qamdetr.cli import main
 from qamdetr.config import CONFIG_DIR, Config, config_from_dict, config_to_dict

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
-from qamdetr import audio
 from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig
 from qamdetr.errors import QamDetrError
+from qamdetr.features.base import AudioStream, EncoderOptions, Sound, Step, Streams, TextStream
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.sample_stream import PeakEnvelope
 from qamdetr.types import Recording, TextFeatures
 
 JOINT_DIM = 8
@@ -52,35 +51,52 @@ def recording_of(clips: torch.Tensor, duration_seconds: float | None = None) -> 
     return Recording("a.wav", "", float(len(clips)) if duration_seconds is None else duration_seconds, streams, np.zeros((2, 10)))
 
 
-class TinyEncoder:
-    """Each clip's vector is drawn from its loudness, each query's from its letters; remembers what it encoded."""
+class _Tiny(AudioStream, TextStream):
+    """Each clip's vector is drawn from its loudness, each query's from its letters."""
 
-    name = "tiny"
+    name, dim, rate_hz = "pocket", JOINT_DIM, 8000
+    fingerprint = "tiny-1"
 
-    def __init__(self, *, joint: bool = True) -> None:
-        self.encoded: list[str] = []
+    def __init__(self, *, joint: bool) -> None:
+        self.options = EncoderOptions()
         self.joint = joint
 
-    def encode_recording(self, path: str | Path) -> Recording:
-        waveform = audio.load(path, 8000)
-        self.encoded.append(str(path))
-        clips = audio.num_clips(waveform.duration_seconds)
-        padded = np.pad(waveform.samples, (0, clips * 8000 - len(waveform.samples)))
-        loudness = torch.from_numpy(padded.reshape(clips, 8000)).square().mean(dim=1, keepdim=True)
-        features = torch.sin(loudness * torch.arange(1, JOINT_DIM + 1) * 40)
-        recording = recording_of(features, waveform.duration_seconds)
-        peaks = PeakEnvelope()
-        peaks.add(waveform.samples)
-        return replace(recording, name=Path(path).name, path=str(path), peaks=peaks.columns(50))
+    def encode_windows(self, windows: torch.Tensor) -> torch.Tensor:
+        loudness = windows.square().sum(dim=1, keepdim=True) / self.rate_hz
+        return torch.sin(loudness * torch.arange(1, JOINT_DIM + 1) * 40)
 
-    def encode_query(self, query: str) -> dict[str, TextFeatures]:
+    def encode_text(self, query: str) -> TextFeatures:
         if len(query) > 200:
             raise QamDetrError(f"The query has {len(query)} letters; at most 200 can be read; shorten it.")
         words = query.split()
         rows = [torch.sin(torch.arange(JOINT_DIM) * float(sum(map(ord, word)))) for word in words]
         tokens = torch.stack(rows)
         pooled = torch.nn.functional.normalize(tokens.mean(dim=0), dim=0) if self.joint else None
-        return {"pocket": TextFeatures(tokens, tuple((i, i + 1) for i in range(len(words))), pooled)}
+        return TextFeatures(tokens, tuple((i, i + 1) for i in range(len(words))), pooled)
+
+
+class _TinyStats(_Tiny):
+    """A ramp over the clips."""
+
+    name, dim = "mel_stats", 3
+
+    def features(self, kept: torch.Tensor) -> Generator[Step, None, torch.Tensor]:
+        yield Step(self.name, 0.0)
+        return torch.linspace(-1, 1, 3 * len(kept)).reshape(-1, 3)
+
+
+class TinyEncoder(Streams):
+    """The encoders of combo `tiny`; remembers what it encoded."""
+
+    def __init__(self, *, joint: bool = True) -> None:
+        both = _Tiny(joint=joint)
+        super().__init__("tiny", {"pocket": both, "mel_stats": _TinyStats(joint=joint)}, {"pocket": both})
+        self.encoded: list[str] = []
+
+    def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
+        recording = yield from super().encoding(sound, only)
+        self.encoded.append(sound.path)
+        return recording
 
 
 def write_sound(path: Path, seconds: float, seed: int = 0) -> Path:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Run a combo's encoders over the recordings and queries of a manifest, or over a folder of recordings, and fill the feature
 cache for training. It can be stopped at any moment and started again with the same command. Several processes or machines share the
 work: accelerate launch --num_processes 4 -m qamdetr extract ... (without GPUs: torchrun --nproc_per_node 4 -m qamdetr extract ...); each
-takes a GPU of its own where there is one. Files in the cache are known by their headers; --verify reads them whole (about 1 s per GB, and
-the disk's time) and makes damaged ones again. Exit status 1 when some recordings were skipped because they cannot be read."""
+takes a GPU of its own where there is one. Exit status 1 when some recordings were skipped because they cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--device", metavar="DEVICE", help="where they run, such as cpu or cuda:1 (default: a GPU where there is one)")
     parser.add_argument("--feature-dir", default=data.feature_dir, metavar="DIR", help="the cache (default: %(default)s)")
-    parser.add_argument("--verify", action="store_true", help="read what is in the cache whole, and encode again what is damaged")
     parser.set_defaults(command=run)
 
 
@@ -82,15 +80,13 @@ def _extract(args: argparse.Namespace, work: _Work, models: Mapping[str, str], p
     """Encode this process's share."""
     from tqdm import tqdm
 
-    from qamdetr.features.base import STREAMS, get_combo, open_streams
+    from qamdetr.features.base import get_combo, open_streams
     from qamdetr.features.extract import Share, extract
 
     def tell(reason: str) -> None:
         tqdm.write(f"qamdetr: skipped: {reason}", file=sys.stderr)
 
     combo = open_streams(*get_combo(args.combo), name=args.combo, models=models, dtype=args.dtype, device=processes.device(args.device))
-    # The pocket encoders have neither another model nor another type.
-    chosen = {stream: models.get(stream, "") for stream in _streams(args.combo) if STREAMS[stream].hub}
     if processes.index == 0:
         for _, reason in work.absent:
             tell(reason)
@@ -99,9 +95,6 @@ def _extract(args: argparse.Namespace, work: _Work, models: Mapping[str, str], p
         work.queries,
         Path(args.feature_dir),
         combo,
-        models=chosen,
-        dtype=args.dtype if chosen else "",
-        verify=args.verify,
         share=Share(processes.index, processes.count),
         seconds=work.seconds,
         on_skip=tell,

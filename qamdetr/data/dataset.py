@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import DataError
+from qamdetr.features.store import FeatureStore
 from qamdetr.types import TextFeatures, Window
 
 MIN_STRETCH_CLIPS = 30
@@ -26,22 +26,6 @@ MIN_VISIBLE_SECONDS = 1.0
 
 MAX_DISAGREEMENT_SECONDS = 2.0
 """Manifests round durations and encoders round up; a larger difference means the wrong file."""
-
-
-class FeatureSource(Protocol):
-    """Where features come from (`data.feature_store.FeatureStore` is one)."""
-
-    def num_clips(self, vid: str) -> int:
-        """Clips of a recording."""
-        ...
-
-    def audio(self, vid: str) -> Mapping[str, Tensor]:
-        """Stream -> `(clips, dim_s)`, main stream first."""
-        ...
-
-    def text(self, entry: QueryEntry) -> Mapping[str, TextFeatures]:
-        """Stream -> features of a query, main stream first; the field's public files are named by its `qid`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +60,7 @@ class MomentDataset(Dataset[MomentItem]):
     def __init__(
         self,
         entries: Sequence[QueryEntry],
-        features: FeatureSource,
+        features: FeatureStore,
         *,
         seed: int = 0,
         max_clips: int | None = None,
@@ -131,7 +115,7 @@ class MomentDataset(Dataset[MomentItem]):
         entry = self.entries[index]
         whole = end - begin == self._num_clips[index]
         duration_seconds = entry.duration_seconds if whole else min(float(end), entry.duration_seconds) - begin
-        text = self.features.text(entry)
+        text = self.features.text(entry.query, entry.qid)
         return MomentItem(
             entry=entry,
             audio={name: value[begin:end] for name, value in self.features.audio(entry.vid).items()},

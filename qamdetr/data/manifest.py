@@ -66,6 +66,12 @@ def read_manifest(path: str | Path, *, clamp: bool = True) -> list[QueryEntry]:
     return entries
 
 
+def names_in(entries: Iterable[QueryEntry]) -> tuple[list[str], dict[str, str]]:
+    """Return the recordings (`vid`) and the queries (`qid` -> wording) of entries, as `features.store` takes them."""
+    entries = list(entries)
+    return list(dict.fromkeys(entry.vid for entry in entries)), {entry.qid: entry.query for entry in entries}
+
+
 def clamp_windows(entries: Iterable[QueryEntry]) -> tuple[list[QueryEntry], int]:
     """Cut windows at the end of their recording; return the entries and how many windows changed.
 

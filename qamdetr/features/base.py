@@ -242,28 +242,33 @@ class Streams:
         self.audio, self.text = dict(audio), dict(text)
         self.fingerprint = join_fingerprints({key: encoder.fingerprint for key, encoder in [*audio.items(), *text.items()]})
 
-    def encoding(self, sound: Sound) -> Generator[Step, None, Recording]:
+    def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
         """Read a recording once, feeding every audio stream; yields how far that is, and stops where the generator is closed.
+
+        Args:
+            sound: The recording.
+            only: Streams to run; empty = all.
 
         Raises:
             AudioError: It cannot be used.
         """
+        encoders = {name: self.audio[name] for name in only or self.audio}
         listeners: dict[object, FeatureListener] = {}
-        for encoder in self.audio.values():
+        for encoder in encoders.values():
             if encoder.listener not in listeners:
                 listeners[encoder.listener] = encoder.listener()
         for share in sound.reading([*listeners.values()], peak_columns=PEAK_COLUMNS):
             yield Step(LISTEN, share)
         kept = {listener: each.finish() for listener, each in listeners.items()}
         rows = {}
-        for name, encoder in self.audio.items():
+        for name, encoder in encoders.items():
             # Resampling may round a recording of whole seconds up by a sample, hence the cut.
             rows[name] = (yield from encoder.features(kept[encoder.listener]))[: num_clips(sound.duration_seconds)]
         return Recording(sound.name, sound.path, sound.duration_seconds, rows, sound.peaks, sound.notes)
 
-    def encode(self, sound: Sound) -> Recording:
+    def encode(self, sound: Sound, only: Sequence[str] = ()) -> Recording:
         """Encode a recording; see `encoding`."""
-        return finish(self.encoding(sound))
+        return finish(self.encoding(sound, only))
 
     def encode_recording(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
         """Encode a file, for callers that do not have a `Sound` yet."""

@@ -1,49 +1,27 @@
-"""Fill the feature cache: run a combo's encoders once over recordings and queries; stopping and starting again loses nothing."""
+"""Fill the feature store: run encoders once over recordings and queries; stopping and starting again loses nothing."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-import torch
 from tqdm import tqdm
 
 from qamdetr.audio import stated_seconds
 from qamdetr.audio_blocks import MAX_SECONDS
-from qamdetr.errors import AudioError, DataError, FeatureValuesError, QamDetrError
-from qamdetr.features.cache import FeatureCache
-from qamdetr.types import Recording, TextFeatures
+from qamdetr.errors import AudioError, FeatureValuesError, QamDetrError
+from qamdetr.features.base import Stream, Streams
+from qamdetr.features.bridge import Sound
+from qamdetr.features.store import AudioKeys, StreamFiles, StreamVersion
 
 _GUESSED_BYTES_PER_SECOND = 16_000.0  # 128 kbit/s, usual where the length does not stand at the beginning of the file
 _LOG_SECONDS = 10.0
 _Item = TypeVar("_Item")
 _log = logging.getLogger(__name__)
-
-
-class Encoder(Protocol):
-    """What extraction needs of a combo of encoders (`features.encoders.load_combo` gives one)."""
-
-    @property
-    def name(self) -> str:
-        """Name of the combo."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever the encoders' weights or code would give other features."""
-        ...
-
-    def encode_recording(self, path: str | Path) -> Recording:
-        """Encode an audio file."""
-        ...
-
-    def encode_query(self, query: str) -> Mapping[str, TextFeatures]:
-        """Encode a query."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +42,7 @@ class ExtractionReport:
 
     Attributes:
         recordings, queries: How many were encoded now.
-        cached_recordings, cached_queries: How many were in the cache already.
+        cached_recordings, cached_queries: How many were there already.
         skipped: `(name, reason)` of each recording and query that could not be encoded.
     """
 
@@ -82,167 +60,101 @@ def extract(
     recordings: Iterable[tuple[str, Path]],
     queries: Iterable[str],
     feature_dir: Path,
-    combo: Encoder,
+    streams: Streams,
     *,
-    models: Mapping[str, str] | None = None,
-    dtype: str = "",
-    verify: bool = False,
     share: Share | None = None,
     seconds: Mapping[str, float] | None = None,
     on_skip: Callable[[str], None] = _log.warning,
     show_progress: bool = True,
 ) -> ExtractionReport:
-    """Encode every recording and query that the cache does not hold yet; what cannot be encoded is skipped.
+    """Encode what the store does not hold yet of every recording and query; what cannot be encoded is skipped.
 
     Args:
         recordings: `(vid, audio file)`; repeated ones are encoded once.
         queries: Query texts; repeated ones are encoded once.
-        feature_dir: Folder of the caches; the combo's features go to `feature_dir/{combo.name}`.
-        combo: The encoders.
-        models: What `combo` was opened with, noted in the cache for training and serving; see `EncoderRecord`.
-        dtype: Likewise.
-        verify: Read all of what is there, and encode again what is damaged; else a file is known by its header.
+        feature_dir: Folder of the features.
+        streams: The encoders.
         share: Which part is this process's; None for all. It is cut from the whole lists, so processes cannot meet in an item.
         seconds: Lengths of recordings, where they are known; others are read from the files' headers. They only serve the progress bar.
         on_skip: Is told at once what is skipped and why.
         show_progress: Draw progress bars with the time left, on stderr.
 
     Raises:
-        DataError: The cache belongs to another version of the encoders, or cannot be written.
+        DataError: The disk refuses.
     """
     share = share or Share()
     paths = dict(share.of(sorted(dict(recordings).items())))
-    cache = FeatureCache(feature_dir, combo.name, paths)
-    cache.claim(combo.fingerprint, models=models, dtype=dtype)
-    cache.remove_abandoned()
-    bars = _Bars(share, show=show_progress)
-    with torch.inference_mode():
-        wanted = share.of(sorted(set(queries)))
-        looked_at = bars.over(wanted, "verifying queries", "query", show=verify)
-        new_queries = [query for query in looked_at if not cache.has_text(query, verify=verify)]
-        report = replace(_extract_text(new_queries, cache, combo, on_skip, bars), cached_queries=len(wanted) - len(new_queries))
-        looked_at = bars.over([*paths], "verifying recordings", "recording", show=verify)
-        known = {vid for vid in looked_at if _is_cached(vid, paths[vid], cache, verify=verify)}
-        new = {vid: path for vid, path in paths.items() if vid not in known}
-        return report + replace(_extract_audio(new, cache, combo, on_skip, bars, seconds or {}), cached_recordings=len(known))
+    keys = AudioKeys(feature_dir, paths)
+    audio = {name: StreamFiles.claimed(feature_dir, _version(encoder), "audio", keys) for name, encoder in streams.audio.items()}
+    text = {name: StreamFiles.claimed(feature_dir, _version(encoder), "text", keys) for name, encoder in streams.text.items()}
+    of = f" (process 1 of {share.count})" if share.count > 1 else ""
+    # Of several processes the first draws for all; a log file gets a line now and then, not ten a second.
+    bars = {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else _LOG_SECONDS}
+    hidden = not show_progress or share.index > 0
 
-
-def _extract_text(
-    queries: Sequence[str], cache: FeatureCache, combo: Encoder, on_skip: Callable[[str], None], bars: _Bars
-) -> ExtractionReport:
+    wanted = share.of(sorted(set(queries)))
+    lacking_text = {query: lacking for query in wanted if (lacking := [name for name, files in text.items() if not files.has(query)])}
     skipped: list[tuple[str, str]] = []
-    for query in bars.over(queries, "queries", "query"):
+
+    def skip(name: str, reason: str) -> None:
+        skipped.append((name, reason))
+        on_skip(reason)
+
+    for query in tqdm(lacking_text, desc=f"queries{of}", unit="query", disable=hidden or not lacking_text, **bars):
         try:
-            features = combo.encode_query(query)
+            features = {name: streams.text[name].encode_text(query) for name in lacking_text[query]}
         except QamDetrError as error:
-            skipped.append((query, f"query {query!r}: {error}"))
-            on_skip(skipped[-1][1])
+            skip(query, f"query {query!r}: {error}")
             continue
-        cache.write_text(query, features)
-    return ExtractionReport(queries=len(queries) - len(skipped), skipped=tuple(skipped))
+        for name, value in features.items():
+            text[name].write_text(query, value)
+    done_queries = len(lacking_text) - len(skipped)
 
-
-def _extract_audio(
-    paths: Mapping[str, Path],
-    cache: FeatureCache,
-    combo: Encoder,
-    on_skip: Callable[[str], None],
-    bars: _Bars,
-    seconds: Mapping[str, float],
-) -> ExtractionReport:
-    skipped: list[tuple[str, str]] = []
-    with bars.of_audio(paths, seconds) as bar:
-        for vid, path in paths.items():
-            reason = _encode(vid, path, cache, combo)
+    lacking = {vid: names for vid in paths if (names := _lacking(vid, audio))}
+    lengths = {} if hidden else _lengths({vid: paths[vid] for vid in lacking}, seconds or {})
+    total = sum(lengths.values())
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
+    with tqdm(total=total, bar_format=bar_format, smoothing=0.1, disable=hidden or not lacking, **bars) as bar:
+        for number, (vid, names) in enumerate(lacking.items()):
+            bar.set_description_str(f"recordings{of} {number}/{len(lacking)}", refresh=number == 0)
+            reason = _encode(vid, names, keys, audio, streams)
+            length = lengths.get(vid, 0.0)
             if reason:
-                skipped.append((vid, reason))
-                on_skip(reason)
-            bar.finish(vid, skipped=bool(reason))
-    return ExtractionReport(recordings=len(paths) - len(skipped), skipped=tuple(skipped))
+                skip(vid, reason)
+                bar.total = bar.total and bar.total - length  # it cost no time: counting it would tell too short a time left
+            bar.set_description_str(f"recordings{of} {number + 1}/{len(lacking)}", refresh=False)
+            bar.update(0.0 if reason else length)
+    num_skipped = len(lacking) - (len(skipped) - (len(lacking_text) - done_queries))
+    return ExtractionReport(num_skipped, done_queries, len(paths) - len(lacking), len(wanted) - len(lacking_text), tuple(skipped))
 
 
-def _encode(vid: str, path: Path, cache: FeatureCache, combo: Encoder) -> str:
-    """Encode and store a recording; returns why that was not possible, or nothing."""
+def _version(encoder: Stream) -> StreamVersion:
+    return StreamVersion(encoder.name, encoder.fingerprint, encoder.source, encoder.dtype)
+
+
+def _lacking(vid: str, audio: Mapping[str, StreamFiles]) -> list[str]:
+    """Streams of a recording that are not there; one that cannot be read is told when its turn comes."""
     try:
-        identity = cache.identify(vid)
-        cache.write_audio(vid, combo.encode_recording(path).streams, identity)
+        return [name for name, files in audio.items() if not files.has(vid)]
+    except AudioError:
+        return [*audio]
+
+
+def _encode(vid: str, names: Sequence[str], keys: AudioKeys, audio: Mapping[str, StreamFiles], streams: Streams) -> str:
+    """Encode and store a recording; returns why that was not possible, or nothing."""
+    path = keys.recordings[vid]
+    try:
+        stamp = keys.stamp(vid)
+        recording = streams.encode(Sound(path), names)
+        if keys.stamp(vid) != stamp:
+            raise AudioError(f"{path} changed while it was read", "extract again when it is complete")
+        for note in recording.notes:
+            _log.warning("%s: %s", path, note)
+        for name, rows in recording.streams.items():
+            audio[name].write_audio(vid, rows)
     except (AudioError, FeatureValuesError) as error:
         return str(error)
     return ""
-
-
-def _is_cached(vid: str, path: Path, cache: FeatureCache, *, verify: bool) -> bool:
-    """Whether a recording need not be encoded; one that cannot be read is told when its turn comes."""
-    try:
-        if not path.is_file() or not cache.has_audio(vid, verify=verify):
-            return False
-        cache.note_stamp(vid)
-    except (AudioError, DataError):
-        return False
-    return True
-
-
-class _Bars:
-    """Progress bars of the first process; the others stay silent."""
-
-    def __init__(self, share: Share, *, show: bool) -> None:
-        self._hidden = not show or share.index > 0
-        self._of = f" (process 1 of {share.count})" if share.count > 1 else ""
-        # A log file gets a line now and then, not ten a second.
-        self._interval = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
-
-    def over(self, names: Sequence[str], what: str, unit: str, *, show: bool = True) -> Iterable[str]:
-        return tqdm(
-            names,
-            desc=f"{what}{self._of}",
-            unit=unit,
-            disable=self._hidden or not show or not names,
-            mininterval=self._interval,
-            file=sys.stderr,
-        )
-
-    def of_audio(self, paths: Mapping[str, Path], seconds: Mapping[str, float]) -> _AudioBar:
-        hidden = self._hidden or not paths
-        return _AudioBar({} if hidden else _lengths(paths, seconds), len(paths), self._of, self._interval, hidden=hidden)
-
-
-class _AudioBar:
-    """Counts recordings, but measures the time left by their lengths: an hour takes longer than ten seconds."""
-
-    def __init__(self, lengths: Mapping[str, float], total: int, of: str, interval: float, *, hidden: bool) -> None:
-        self._lengths, self._of = lengths, of
-        self._total, self._done = total, 0
-        self._seconds = sum(lengths.values())
-        self._bar = tqdm(
-            total=self._seconds,
-            desc=self._describe(),
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]",
-            disable=hidden,
-            mininterval=interval,
-            smoothing=0.1,
-            file=sys.stderr,
-        )
-
-    def __enter__(self) -> _AudioBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def finish(self, vid: str, *, skipped: bool) -> None:
-        """Count a recording; one that was skipped cost no time, and counting its length would tell too short a time left."""
-        self._done += 1
-        self._bar.set_description_str(self._describe(), refresh=False)
-        length = self._lengths.get(vid, 0.0)
-        if skipped:
-            self._seconds -= length
-            self._bar.total = self._seconds
-            self._bar.refresh()
-        else:
-            self._bar.update(length)
-
-    def _describe(self) -> str:
-        return f"recordings{self._of} {self._done}/{self._total}"
 
 
 def _lengths(paths: Mapping[str, Path], seconds: Mapping[str, float]) -> dict[str, float]:

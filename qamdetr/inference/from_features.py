@@ -9,11 +9,10 @@ import numpy as np
 
 from qamdetr.audio import find_recordings
 from qamdetr.data.dataset import MomentDataset
-from qamdetr.data.manifest import QueryEntry
+from qamdetr.data.manifest import QueryEntry, names_in
 from qamdetr.errors import DataError
 from qamdetr.features.base import OnStage
-from qamdetr.features.encoder_record import describe_settings
-from qamdetr.features.feature_store import FeatureStore, require_features
+from qamdetr.features.store import FeatureStore, describe_settings, require_features
 from qamdetr.inference.checkpoint import load_changed
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.inference.trained_encoder import own_versions
@@ -61,7 +60,7 @@ class StoredEncoder:
         Raises:
             DataError: Missing or damaged features.
         """
-        return self._store.text(self._by_query[query])
+        return self._store.text(query, self._by_query[query].qid)
 
 
 def open_stored(
@@ -91,13 +90,14 @@ def open_stored(
     model, config = load_changed(name_or_dir, overrides)
     audio = find_recordings(audio_dir) if audio_dir and audio_dir.is_dir() else {}
     store = FeatureStore(config.model, config.data, audio)
-    require_features([(store, entries)])
-    store.check_widths(entries[0])
+    require_features([(store, *names_in(entries))])
+    store.check(*names_in(entries[:1]))
     MomentDataset(entries, store)  # refuses features of another length than the manifest says
-    found, wanted = own_versions(store.encoder_version(entries)), own_versions(config.data.encoder)
+    found, wanted = own_versions(store.encoder_version(*names_in(entries))), own_versions(config.data.encoder)
     if found and wanted and found != wanted:
         data = config.data
-        settings = store.made_by.settings
+        models, dtype = store.settings
+        settings = describe_settings(models, dtype) if dtype else ""
         theirs = f" ({describe_settings(data.encoder_models, data.encoder_dtype)})" if settings else ""
         raise DataError(
             f"{data.feature_dir} holds features of encoder version {', '.join(found)}{f' ({settings})' if settings else ''}, {name_or_dir} "

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.features.base import COMBOS, AudioStream, OnStage, TextStream
-from qamdetr.features.encoder_record import describe_settings
+from qamdetr.features.store import describe_settings
 from qamdetr.types import Recording, TextFeatures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -16,11 +16,10 @@ from qamdetr.audio import find_recordings
 from qamdetr.config import Config, DataConfig
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset, covered_windows
-from qamdetr.data.manifest import QueryEntry, read_manifest
+from qamdetr.data.manifest import QueryEntry, names_in, read_manifest
 from qamdetr.data.sampler import LengthBucketSampler
 from qamdetr.errors import ConfigError, DataError
-from qamdetr.features.encoder_record import EncoderRecord
-from qamdetr.features.feature_store import FeatureStore, require_features
+from qamdetr.features.store import FeatureStore, require_features
 
 _log = logging.getLogger(__name__)
 
@@ -64,11 +63,11 @@ def load_data(config: Config) -> TrainingData:
     train_entries, val_entries = _known_entries(config.data.train_manifest), _known_entries(config.data.val_manifest)
     train_store = _open_store(config, config.data.train_manifest, config.data.audio_dir)
     val_store = _open_store(config, config.data.val_manifest, config.data.val_audio_dir)
-    section = _with_encoders(config.data, train_store.made_by)
-    require_features([(train_store, train_entries), (val_store, val_entries)])
-    train_store.check_widths(train_entries[0])
+    section = _with_encoders(config.data, *train_store.settings)
+    require_features([(train_store, *names_in(train_entries)), (val_store, *names_in(val_entries))])
+    train_store.check(*names_in(train_entries[:1]))
     # All of the validation set is read once now, so that a bad value in it cannot cost an epoch of training.
-    val_store.check_values(val_entries)
+    val_store.check(*names_in(val_entries))
     train_entries = _heard_entries(config.data.train_manifest, train_entries, train_store)
     train_set = MomentDataset(
         train_entries,
@@ -84,7 +83,8 @@ def load_data(config: Config) -> TrainingData:
     workers = config.data.num_workers
     train_collator = Collator(train_entries, saliency_windows=config.data.saliency_windows)
     val_collator = Collator(val_entries, saliency_windows=config.data.saliency_windows)
-    encoder = train_store.encoder_version(train_entries)
+    encoder = train_store.encoder_version(*names_in(train_entries))
+    features = train_store.content(*names_in(train_entries)) + val_store.content(*names_in(val_entries))
     return TrainingData(
         train=train_set,
         val=val_set,
@@ -93,7 +93,7 @@ def load_data(config: Config) -> TrainingData:
         val_loader=DataLoader(val_set, batch_sampler=val_sampler, collate_fn=val_collator, num_workers=workers),
         encoder=encoder,
         section=replace(section, encoder=encoder),
-        fingerprint=_fingerprint(config, encoder, train_store.content(train_entries) + val_store.content(val_entries)),
+        fingerprint=_fingerprint(config, encoder, features),
     )
 
 
@@ -132,28 +132,28 @@ def _open_store(config: Config, manifest: str, audio_dir: str) -> FeatureStore:
     return FeatureStore(config.model, config.data, find_recordings(folder) if folder.is_dir() else None)
 
 
-def _with_encoders(data: DataConfig, made_by: EncoderRecord) -> DataConfig:
-    """Take over what the cache notes of its encoders: a checkpoint that named others could not be served.
+def _with_encoders(data: DataConfig, models: Mapping[str, str], dtype: str) -> DataConfig:
+    """Take over what stands beside the features of their encoders: a checkpoint that named others could not be served.
 
     Raises:
         ConfigError: The configuration names another type or model.
     """
-    if not made_by.dtype:
+    if not dtype:
         return data
-    if data.encoder_dtype not in (DataConfig.encoder_dtype, made_by.dtype):
-        raise _other_encoders(data, "encoder_dtype", data.encoder_dtype, made_by.dtype)
-    for stream, found in made_by.models.items():
+    if data.encoder_dtype not in (DataConfig.encoder_dtype, dtype):
+        raise _other_encoders(data, "encoder_dtype", data.encoder_dtype, dtype)
+    for stream, found in models.items():
         wanted = data.encoder_models.get(stream, found)
         # One folder may be written in two ways.
         if wanted != found and not (found and Path(wanted).expanduser().resolve() == Path(found).expanduser().resolve()):
             raise _other_encoders(data, f"encoder_models.{stream}", wanted, found)
-    models = {**{stream: model for stream, model in made_by.models.items() if model}, **data.encoder_models}
-    return replace(data, encoder_dtype=cast("Any", made_by.dtype), encoder_models=models)
+    named = {**{stream: model for stream, model in models.items() if model}, **data.encoder_models}
+    return replace(data, encoder_dtype=cast("Any", dtype), encoder_models=named)
 
 
 def _other_encoders(data: DataConfig, key: str, wanted: str, found: str) -> ConfigError:
     return ConfigError(
-        f"data.{key} is {wanted}, the features in {Path(data.feature_dir) / data.combo} were made with {found or 'the default model'}; "
+        f"data.{key} is {wanted}, the features in {data.feature_dir} were made with {found or 'the default model'}; "
         "leave that setting out, or extract with it (into another data.feature_dir, unless the weights are the same)."
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from qamdetr import audio
 from qamdetr.audio_blocks import MAX_SECONDS
 from qamdetr.errors import QamDetrError
-from qamdetr.features.audio_key import content_key
+from qamdetr.features.store import content_key
 from qamdetr.types import Candidate, Recording, Window
 from qamdetr.verifiers.base import crop_window
 

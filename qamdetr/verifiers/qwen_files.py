@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from qamdetr.errors import CheckpointError
-from qamdetr.features.audio_key import quick_key
+from qamdetr.features.store import quick_key
 
 _log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from stored_features import OwnFeatures
 from tiny_system import save_tiny, tiny_config, write_sound
 
 from qamdetr import cli, files
 from qamdetr.config import load_config
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.errors import QamDetrError
-from qamdetr.features.cache import FeatureCache
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.model.qam_detr import QamDetr
@@ -305,8 +305,7 @@ def test_an_unreadable_recording_keeps_the_curve_but_not_the_weight(calibrate, c
 def stored(entries, encoder, tmp_path):
     """Options that read the features of the recordings and queries from a cache."""
     recordings = {entry.vid: tmp_path / "audio" / f"{entry.vid}.wav" for entry in entries}
-    cache = FeatureCache(tmp_path / "features", "tiny", recordings)
-    cache.claim("tiny-1")
+    cache = OwnFeatures(tmp_path / "features", recordings=recordings)
     for entry in entries:
         cache.write_audio(entry.vid, encoder.encode_recording(recordings[entry.vid]).streams)
         cache.write_text(entry.query, encoder.encode_query(entry.query))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stored_features import OwnFeatures
 from tiny_system import write_sound
 
 import qamdetr.features.base
@@ -16,8 +17,6 @@ from qamdetr import cli
 from qamdetr.audio import find_recordings
 from qamdetr.cli.processes import Processes
 from qamdetr.data.manifest import QueryEntry, write_manifest
-from qamdetr.features.cache import FeatureCache
-from qamdetr.features.encoder_record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +47,7 @@ def test_a_manifest_fills_the_cache_once(tmp_path, extract, encoder):
     status, err = extract(*args)
     assert status == 0
     assert f"encoded 1 recording and 2 queries into {tmp_path / 'cache'}; 0 recordings and 0 queries were there already." in err
-    assert (tmp_path / "cache" / "tiny").is_dir()
+    assert (tmp_path / "cache" / "pocket-tiny-1").is_dir()
     status, err = extract(*args)
     assert status == 0
     assert "encoded 0 recordings and 0 queries" in err
@@ -65,9 +64,9 @@ def test_a_folder_fills_the_cache_with_every_recording(tmp_path, extract, encode
     status, err = extract("--audio-dir", tmp_path / "audio", "--queries", tmp_path / "more.txt")
     assert status == 0
     assert "encoded 3 recordings and 2 queries" in err
-    cache = FeatureCache(tmp_path / "cache", "tiny", find_recordings(tmp_path / "audio"))
-    assert [cache.num_clips(vid) for vid in "abc"] == [2, 3, 4]
-    assert not cache.missing_text(["a dog barks", "rain"])
+    cache = OwnFeatures(tmp_path / "cache", recordings=find_recordings(tmp_path / "audio"))
+    assert [len(cache.audio(vid)["pocket"]) for vid in "abc"] == [2, 3, 4]
+    assert cache.text("a dog barks") and cache.text("rain")
 
 
 def test_what_cannot_be_read_is_told_at_once_and_at_the_end(tmp_path, extract):
@@ -102,29 +101,6 @@ def test_options_reach_the_encoders(tmp_path, extract, encoder, monkeypatch):
         ("pocket", {"models": {}, "dtype": "float32", "device": None}),
         ("pocket", {"models": {}, "dtype": "float32", "device": "cpu"}),
     ]
-
-
-def test_the_cache_notes_what_the_big_encoders_were_opened_with(tmp_path, extract):
-    write_sound(tmp_path / "a.wav", 3)
-    assert extract("--audio-dir", tmp_path, "--dtype", "bfloat16")[0] == 0
-    cache_dir = tmp_path / "cache" / "tiny"
-    assert read_record(cache_dir).settings == "", "the pocket encoders have no settings"
-    assert extract("--audio-dir", tmp_path, "--combo", "B", "--encoder", "ms_clap=/models/a=b", "--dtype", "bfloat16")[0] == 0
-    record = read_record(cache_dir)
-    assert (record.models, record.dtype) == ({"laion_clap": "", "ms_clap": "/models/a=b"}, "bfloat16")
-
-
-def test_verify_makes_damaged_features_again(tmp_path, extract, encoder):
-    write_sound(tmp_path / "a.wav", 3)
-    assert extract("--audio-dir", tmp_path)[0] == 0
-    (path,) = (tmp_path / "cache" / "tiny" / "audio").iterdir()
-    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
-    assert "encoded 0 recordings" in extract("--audio-dir", tmp_path)[1]
-    status, err = extract("--audio-dir", tmp_path, "--verify")
-    assert status == 0
-    assert "verifying recordings: 100%" in err
-    assert "encoded 1 recording and 0 queries" in err
-    assert FeatureCache(tmp_path / "cache", "tiny").audio("a")
 
 
 @pytest.mark.parametrize(
@@ -170,10 +146,10 @@ from qamdetr.cli.processes import Processes
 from qamdetr.errors import AudioError
 
 class Encoder(LoggingEncoder):
-    def encode_recording(self, path):
-        recording = super().encode_recording(path)
-        if Path(path).stem.startswith("bad"):
-            raise AudioError(f"{path} is corrupt; convert it again.")
+    def encoding(self, sound, only=()):
+        recording = yield from super().encoding(sound, only)
+        if Path(sound.path).stem.startswith("bad"):
+            raise AudioError(f"{sound.path} is corrupt; convert it again.")
         return recording
 
 qamdetr.features.base.open_streams = lambda *streams, name, **options: Encoder(Path(sys.argv[2]))
@@ -219,7 +195,8 @@ def test_two_processes_share_the_recordings_and_tell_one_result(tmp_path):
     assert (tmp_path / "log.status").read_text() == "1\n1\n"
     assert "process 1 of 2" in done.stderr
     assert "process 2 of 2" not in done.stderr
-    assert not FeatureCache(tmp_path / "cache", "logging", find_recordings(tmp_path / "audio")).missing_audio(names[:5])
+    cache = OwnFeatures(tmp_path / "cache", recordings=find_recordings(tmp_path / "audio"))
+    assert all(cache.audio(name) for name in names[:5])
 
     for name in names[5:]:
         (tmp_path / "audio" / f"{name}.wav").unlink()

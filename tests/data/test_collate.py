@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored_features import OwnFeatures
 
 from qamdetr.data.collate import Collator, clip_coverage
 from qamdetr.data.dataset import MomentItem
 from qamdetr.data.manifest import QueryEntry
-from qamdetr.features.cache import FeatureCache
 from qamdetr.features.pipeline import prepare
 from qamdetr.types import TextFeatures
 
@@ -89,11 +89,12 @@ def test_negatives_vary_with_the_draw_and_only_with_it() -> None:
 
 def test_training_and_serving_tensors_are_equal(tmp_path) -> None:
     item = make_item("a", "a dog barks")
-    cache = FeatureCache(tmp_path, "toy")
+    cache = OwnFeatures(tmp_path)
     cache.write_audio("a", item.audio)
     cache.write_text("a dog barks", item.text)
     served = prepare([item.audio], [item.text])
-    trained_item = MomentItem(item.entry, cache.audio("a"), cache.text("a dog barks"), item.windows, item.duration_seconds, 0)
+    stored = {name: cache.audio("a")[name] for name in item.audio}
+    trained_item = MomentItem(item.entry, stored, cache.text("a dog barks"), item.windows, item.duration_seconds, 0)
     trained = Collator([item.entry])([trained_item]).batch
     assert list(trained.audio) == list(served.audio)
     # The only difference is the cache's float16.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from public_files import write_audio_file, write_text_file
+from stored_features import OwnFeatures, write_audio_file, write_text_file
 from tiny_system import TinyEncoder, tiny_config, tiny_model, write_sound
 
 from qamdetr.audio import find_recordings
@@ -16,9 +16,8 @@ from qamdetr.config import Config
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.manifest import QueryEntry
-from qamdetr.features.cache import FeatureCache
 from qamdetr.features.extract import extract
-from qamdetr.features.feature_store import FeatureStore
+from qamdetr.features.store import FeatureStore
 from qamdetr.inference import retriever as serving
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.types import Batch, Recording, TextFeatures
@@ -94,7 +93,7 @@ def public_set(tmp_path: Path) -> Set:
             text_features={"ms": str(tmp_path / "clap_text")},
         ),
     )
-    cache, lengths = FeatureCache(tmp_path, "A"), {"walk": 13, "street": 30}
+    cache, lengths = OwnFeatures(tmp_path), {"walk": 13, "street": 30}
     generator = torch.Generator().manual_seed(0)
     for vid, num_clips in lengths.items():
         write_audio_file(tmp_path / "clap", vid, num_clips)
@@ -115,14 +114,14 @@ def public_set(tmp_path: Path) -> Set:
         def encode_recording(self, path):
             streams = {
                 "ms": torch.from_numpy(np.load(tmp_path / "clap" / f"{path}.npz")["features"]),
-                **FeatureCache(tmp_path, "A").audio(path),
+                **OwnFeatures(tmp_path).audio(path),
             }
             cut = {name: rows[: lengths[path]] for name, rows in streams.items()}
             return Recording(path, "", float(lengths[path]), cut, np.zeros((2, 1)))
 
         def encode_query(self, query):
             tokens = np.load(tmp_path / "clap_text" / f"qidwalk{query}.npz")["last_hidden_state"]
-            return {**FeatureCache(tmp_path, "A").text(query), "ms": TextFeatures(torch.from_numpy(tokens), ())}
+            return {**OwnFeatures(tmp_path).text(query), "ms": TextFeatures(torch.from_numpy(tokens), ())}
 
     return Set(config, entries, FeatureStore(config.model, config.data), StoredEncoder(), {vid: vid for vid in lengths})
 

@@ -10,12 +10,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from qamdetr.features.base import AudioStream, Sound, Step, Streams
 from qamdetr.types import Recording
 
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.link")
@@ -24,22 +25,27 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["killed_extraction", "qamdetr.features.base", "qamdetr.features.extract", "qamdetr.data.manifest"])
 
 
-class LoggingEncoder:
+class FirstBytes(AudioStream):
+    """Only a name: `LoggingEncoder` does the work."""
+
+    name, fingerprint = "bytes", "v1"
+
+    def __init__(self) -> None:
+        pass
+
+
+class LoggingEncoder(Streams):
     """Encodes a file to its first bytes, and notes in a log, that a kill cannot undo, what it encoded."""
 
-    name = "logging"
-    fingerprint = "v1"
-
     def __init__(self, log: Path, reached: Callable[[str], None] = lambda moment: None) -> None:
+        super().__init__("logging", {"bytes": FirstBytes()}, {})
         self._log, self._reached = log, reached
 
-    def encode_recording(self, path: str | Path) -> Recording:
-        self._note(Path(path).stem)
-        rows = torch.frombuffer(bytearray(Path(path).read_bytes()[:64]), dtype=torch.uint8).float().reshape(-1, 4)
-        return Recording(Path(path).name, str(path), float(len(rows)), {"bytes": rows}, np.zeros((2, 1)))
-
-    def encode_query(self, query: str) -> dict:
-        raise NotImplementedError
+    def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
+        yield Step("bytes", 0.0)
+        self._note(Path(sound.path).stem)
+        rows = torch.frombuffer(bytearray(Path(sound.path).read_bytes()[:64]), dtype=torch.uint8).float().reshape(-1, 4)
+        return Recording(sound.name, sound.path, float(len(rows)), {"bytes": rows}, np.zeros((2, 1)))
 
     def _note(self, vid: str) -> None:
         with self._log.open("a") as log:

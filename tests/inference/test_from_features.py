@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from public_files import write_audio_file, write_text_file
+from stored_features import OwnFeatures, write_audio_file, write_text_file
 
 from qamdetr.cli import main
 from qamdetr.config import Config, config_from_dict
@@ -14,8 +14,8 @@ from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.manifest import QueryEntry, read_predictions, write_manifest
 from qamdetr.errors import ConfigError, DataError, QamDetrError
-from qamdetr.features.cache import FeatureCache
-from qamdetr.features.feature_store import FeatureStore
+from qamdetr.features.base import join_fingerprints
+from qamdetr.features.store import FeatureStore
 from qamdetr.inference.candidates import decode
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.inference.from_features import open_stored
@@ -109,14 +109,16 @@ def test_features_of_another_length_are_refused(checkpoint: Path, tmp_path: Path
         open_stored(checkpoint, ENTRIES)
 
 
+NEW = join_fingerprints({"toy": "new"})
+
+
 def test_features_of_other_encoders_are_refused(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path, "toy")
-    cache.claim("new")
+    cache = OwnFeatures(tmp_path, "new")
     for vid, clips in (("first", 40), ("second", 25)):
         cache.write_audio(vid, {"toy": torch.randn(clips, DIM)})
     for entry in ENTRIES:
         cache.write_text(entry.query, {"toy": TextFeatures(torch.randn(3, DIM), ((0, 1), (1, 2), (2, 3)))})
-    for version, message in (("old", "encoder version new, .* was trained on version old"), ("new", None), ("", None)):
+    for version, message in (("old", f"encoder version {NEW}, .* was trained on version old"), (NEW, None), ("", None)):
         config = make_config(tmp_path, data={"combo": "toy", "feature_dir": str(tmp_path), "encoder": version})
         save_pretrained(tmp_path / "checkpoint", QamDetr(config.model), config, half=False)
         if message is None:
@@ -127,15 +129,14 @@ def test_features_of_other_encoders_are_refused(tmp_path: Path) -> None:
 
 
 def test_features_of_another_type_are_refused_with_both_types(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path, "toy")
-    cache.claim("new", models={"toy": "clap"}, dtype="bfloat16")
+    cache = OwnFeatures(tmp_path, "new", models={"toy": "clap"}, dtype="bfloat16")
     for vid, clips in (("first", 40), ("second", 25)):
         cache.write_audio(vid, {"toy": torch.randn(clips, DIM)})
     for entry in ENTRIES:
         cache.write_text(entry.query, {"toy": TextFeatures(torch.randn(3, DIM), ((0, 1), (1, 2), (2, 3)))})
     config = make_config(tmp_path, data={"combo": "toy", "feature_dir": str(tmp_path), "encoder": "old"})
     save_pretrained(tmp_path / "checkpoint", QamDetr(config.model), config, half=False)
-    with pytest.raises(DataError, match=r"version new \(bfloat16, toy=clap\), .* was trained on version old \(float32\); extract"):
+    with pytest.raises(DataError, match=rf"version {NEW} \(bfloat16, toy=clap\), .* was trained on version old \(float32\); extract"):
         open_stored(tmp_path / "checkpoint", ENTRIES)
 
 
@@ -143,7 +144,7 @@ def test_a_label_file_beside_a_recording_is_no_recording(tmp_path: Path) -> None
     audio_dir = tmp_path / "sounds"
     audio_dir.mkdir()
     recordings = {vid: audio_dir / f"{vid}.flac" for vid in ("first", "second")}
-    cache = FeatureCache(tmp_path, "toy", recordings)
+    cache = OwnFeatures(tmp_path, recordings=recordings)
     for (vid, path), clips in zip(recordings.items(), (40, 25), strict=True):
         path.write_text(f"sound of {vid}")
         path.with_suffix(".txt").write_text("a label")

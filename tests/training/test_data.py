@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from public_files import write_audio_file, write_text_file
+from stored_features import OwnFeatures, write_audio_file, write_text_file
 
 from qamdetr.config import Config, DataConfig, ModelConfig, TrainConfig
 from qamdetr.errors import AudioError, ConfigError, DataError
-from qamdetr.features.cache import FeatureCache
+from qamdetr.features.base import join_fingerprints
 from qamdetr.training.data import load_data
 
 ToyConfig = Callable[..., Config]
@@ -78,7 +78,7 @@ def test_gaps_of_both_sets_all_streams_and_all_places_are_one_line(public_config
     with pytest.raises(DataError) as caught:
         load_data(replace(public_config, model=model))
     message = str(caught.value)
-    assert "no cache/A lacks features of 6 recordings ('a', 'b', 'c', 'd', 'e', 'f') and 6 queries ('sound a', " in message
+    assert "no cache lacks features of 6 recordings ('a', 'b', 'c', 'd', 'e', 'f') and 6 queries ('sound a', " in message
     assert "data.audio_features.ms_clap" in message
     assert "lacks features of 2 recordings ('b', 'e')" in message
     assert "lacks features of 2 queries ('a_1', 'f_1')" in message
@@ -153,9 +153,8 @@ def test_the_fingerprint_changes_with_data_encoder_and_streams_alone(public_conf
 
 def test_the_cache_alone_keeps_its_version(toy_config: ToyConfig, toy_folder: Path) -> None:
     data = load_data(toy_config())
-    assert data.encoder == FeatureCache(toy_folder / "features", "toy").fingerprint
+    assert data.encoder == join_fingerprints({"toy": "v1", "level": "v1"})
     narrower = load_data(toy_config(model={"audio_streams": {"toy": 16}}))
-    assert narrower.encoder == data.encoder
     assert narrower.fingerprint != data.fingerprint
     assert list(narrower.train[0].audio) == ["toy"]
 
@@ -180,11 +179,11 @@ def test_the_fingerprint_changes_with_any_feature_file(public_config: Config, tm
 def test_the_fingerprint_changes_with_features_in_the_cache(toy_config: ToyConfig, toy_folder: Path) -> None:
     config = toy_config()
     before = load_data(config).fingerprint
-    path = sorted((toy_folder / "features" / "toy" / "audio").glob("*.safetensors"))[3]
+    path = sorted((toy_folder / "features" / "toy-v1").glob("*.npz"))[3]
     content = path.read_bytes()
-    cache, vid = FeatureCache(toy_folder / "features", "toy"), path.name.split(".")[0]
+    cache, vid = OwnFeatures(toy_folder / "features"), path.name.split(".")[0]
     try:
-        cache.write_audio(vid, {name: -values for name, values in cache.audio(vid).items()})
+        cache.write_audio(vid, {"toy": -cache.audio(vid)["toy"]})
         assert load_data(config).fingerprint != before
     finally:
         path.write_bytes(content)
@@ -203,7 +202,7 @@ def test_a_bad_value_in_the_validation_set_is_found_before_training(public_confi
 def noted_config(small_toy_config: ToyConfig, small_toy_folder: Path, tmp_path: Path) -> Config:
     """The toy set, whose cache notes encoders: `toy` from `clap` in bfloat16, `level` its default."""
     shutil.copytree(small_toy_folder / "features", tmp_path / "features")
-    FeatureCache(tmp_path / "features", "toy").claim("v1", models={"toy": "clap", "level": ""}, dtype="bfloat16")
+    OwnFeatures(tmp_path / "features", models={"toy": "clap", "level": ""}, dtype="bfloat16")
     return with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
 
 
@@ -220,18 +219,21 @@ def test_a_checkpoint_takes_over_the_encoders_of_the_cache(noted_config: Config,
     here = Path.cwd().name
     settings, models = (json.loads(json.dumps(part).replace("{here}", here)) for part in (settings, models))
     config = with_data(noted_config, **settings)
-    assert load_data(config).section == replace(config.data, encoder="v1", encoder_dtype="bfloat16", encoder_models=models)
+    assert load_data(config).section == replace(
+        config.data, encoder=join_fingerprints({"toy": "v1", "level": "v1"}), encoder_dtype="bfloat16", encoder_models=models
+    )
 
 
 def test_a_cache_that_notes_no_encoders_leaves_the_settings_as_they_are(small_toy_config: ToyConfig) -> None:
     config = with_data(small_toy_config(), encoder_dtype="bfloat16", encoder_models={"toy": "clap"})
-    assert load_data(config).section == config.data
+    encoder = join_fingerprints({"toy": "v1", "level": "v1"})
+    assert load_data(config).section == replace(config.data, encoder=encoder)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"encoder_models": {"toy": "other"}}, r"data\.encoder_models\.toy is other, the features in .*features/toy were made with clap; "),
+        ({"encoder_models": {"toy": "other"}}, r"data\.encoder_models\.toy is other, the features in .*features were made with clap; "),
         ({"encoder_models": {"level": "own"}}, r"data\.encoder_models\.level is own, .* were made with the default model; leave that"),
     ],
 )
@@ -242,15 +244,15 @@ def test_settings_of_other_encoders_than_the_caches_are_refused(noted_config: Co
 
 
 def test_another_type_than_the_caches_is_refused(noted_config: Config, tmp_path: Path) -> None:
-    FeatureCache(tmp_path / "features", "toy").claim("v1", models={"toy": "", "level": ""}, dtype="float32")
+    OwnFeatures(tmp_path / "features", models={"toy": "", "level": ""}, dtype="float32")
     with pytest.raises(ConfigError, match=r"data\.encoder_dtype is bfloat16, the features in .* were made with float32; leave that"):
         load_data(with_data(noted_config, encoder_dtype="bfloat16"))
 
 
 def test_files_beside_recordings_do_not_matter_but_two_recordings_of_a_name_do(public_config: Config, tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path / "cache", "A", {vid: tmp_path / "audio" / f"{vid}.flac" for vid in (*TRAIN_WINDOWS, *VAL_WINDOWS)})
+    cache = OwnFeatures(tmp_path / "cache", recordings={vid: tmp_path / "audio" / f"{vid}.flac" for vid in (*TRAIN_WINDOWS, *VAL_WINDOWS)})
     (tmp_path / "audio").mkdir()
-    for vid, path in cache.recordings.items():
+    for vid, path in cache.keys.recordings.items():
         path.write_text(f"sound of {vid}")
         cache.write_audio(vid, {"laion_clap": torch.ones(DURATION_SECONDS, 4)})
     model = replace(public_config.model, audio_streams={"ms_clap": 6, "laion_clap": 4})

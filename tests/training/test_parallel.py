@@ -13,13 +13,13 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from stored_features import OwnFeatures
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qamdetr.config import Config, config_from_dict
 from qamdetr.data.collate import LabelledBatch
 from qamdetr.data.manifest import QueryEntry, write_manifest
-from qamdetr.features.cache import FeatureCache
 from qamdetr.model.losses import compute_losses
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import TrainingData, load_data
@@ -68,7 +68,7 @@ def uneven_set(folder: Path) -> None:
     Only the two present queries can be each other's negatives. A process that has these two holds all windows and all negative pairs.
     """
     generator = torch.Generator().manual_seed(0)
-    cache = FeatureCache(folder / "features", "toy")
+    cache = OwnFeatures(folder / "features")
     windows = {"a": ((2.0, 7.0), (12.0, 16.0)), "b": ((1.0, 4.0), (9.0, 15.0), (20.0, 23.5))}
     words = {"a": "a dog barks", "b": "rain falls"}
     for word in words.values():

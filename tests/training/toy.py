@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from stored_features import OwnFeatures
 from torch.nn.functional import normalize
 
 from qamdetr.data.manifest import QueryEntry, write_manifest
-from qamdetr.features.cache import FeatureCache
 from qamdetr.types import TextFeatures
 
 JOINT_DIM = 16
@@ -20,7 +20,7 @@ def make_toy_set(folder: Path, num_recordings: int, seed: int) -> None:
     """Write `manifest.jsonl` and the features of its recordings and queries under `folder`; one query in four is of an absent sound."""
     rng = np.random.default_rng(seed)
     directions = normalize(torch.randn(len(SOUNDS), JOINT_DIM, generator=torch.Generator().manual_seed(0)), dim=-1)
-    cache = FeatureCache(folder / "features", "toy")
+    cache = OwnFeatures(folder / "features")
     for sound, direction in zip(SOUNDS, directions, strict=True):
         cache.write_text(sound, {"toy": TextFeatures(direction.repeat(3, 1), ((0, 0), (0, 3), (3, len(sound))), direction)})
     entries = []

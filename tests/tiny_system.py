@@ -9,9 +9,10 @@ import numpy as np
 import soundfile
 import torch
 
+from qamdetr.audio import Sound
 from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.features.base import AudioStream, EncoderOptions, Sound, Step, Streams, TextStream
+from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams, TextStream
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Recording, TextFeatures

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qamdetr.audio import num_clips
+from qamdetr.audio import Listener, Sound, num_clips
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.features.bridge import Listener, Sound
 from qamdetr.features.hub import Hub, MissingModelError, locate
 from qamdetr.types import Recording, TextFeatures
 

@@ -11,11 +11,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from qamdetr.audio import stated_seconds
-from qamdetr.audio_blocks import MAX_SECONDS
+from qamdetr.audio import MAX_SECONDS, Sound, stated_seconds
 from qamdetr.errors import AudioError, FeatureValuesError, QamDetrError
 from qamdetr.features.base import Stream, Streams
-from qamdetr.features.bridge import Sound
 from qamdetr.features.store import AudioKeys, StreamFiles, StreamVersion
 
 _GUESSED_BYTES_PER_SECOND = 16_000.0  # 128 kbit/s, usual where the length does not stand at the beginning of the file

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qamdetr.features.base import AudioStream, Sound, Step, Streams
+from qamdetr.audio import Sound
+from qamdetr.features.base import AudioStream, Step, Streams
 from qamdetr.types import Recording
 
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.link")

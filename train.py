@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import json
 import logging
+import math
+import os
 import shlex
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import psutil
 import torch
 from accelerate import PartialState
 
 from qamdetr.config import Config, load_config
-from qamdetr.errors import QamDetrError
+from qamdetr.errors import ConfigError, QamDetrError
 from qamdetr.evaluation.data_report import data_report
-from qamdetr.training.allocator import keep_freed_memory
 from qamdetr.training.data import check_manifests
 from qamdetr.training.loop import train
-from qamdetr.training.run import Run
-from qamdetr.training.seeds import seeds_table, train_seeds
+from qamdetr.training.run import CONFIG_FILE, Run, replace_text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,9 +46,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--set", metavar="a.b=c", dest="overrides", action="append", default=[], help="change one setting; repeatable")
     parser.add_argument("--init-from", metavar="NAME_OR_DIR", help="begin with the weights of a checkpoint (pretrain, then fine-tune)")
     parser.add_argument("--name", metavar="RUN_NAME", help="name of the run's folder (default: config, seed and time)")
-    parser.add_argument(
-        "--seeds", metavar="SEED", type=int, nargs="+", help="train with each, one after the other; the same command continues after a stop"
-    )
+    seeds = "train with each, one after the other; the same command continues after a stop"
+    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help=seeds)
     parser.add_argument("--data-report", action="store_true", help="print what the training and validation manifests hold, and stop")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: what PyTorch or OMP_NUM_THREADS says)")
     arguments = parser.parse_args(argv)
@@ -56,6 +61,69 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
+def train_seeds(config: Config, name: str, seeds: Sequence[int], *, command: str = "") -> dict[str, Any]:
+    """Train `config` with each seed in `train.output_dir`/`name`-s<seed>, and write `name`-seeds.json beside these folders.
+
+    The same call continues after a stop: a finished run is left as it is, an unfinished one is resumed with its own configuration.
+
+    Returns:
+        `{"name", "seeds", "runs": {seed: metrics of the best epoch}, "mean": {metric: …}, "std": {metric: …}}`; the deviation is the
+        sample's (n - 1), None with one seed.
+
+    Raises:
+        ConfigError: A seed is named twice, or an unfinished run there was begun with another configuration.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds are {' '.join(map(str, seeds))}; name each seed once.")
+    parent = Path(config.train.output_dir)
+    plan = [(replace(config, train=replace(config.train, seed=seed)), parent / f"{name}-s{seed}") for seed in seeds]
+    # All folders are looked at before any process makes one, so that several processes come to the same plan.
+    begun = [(directory / CONFIG_FILE).is_file() for _, directory in plan]
+    for (wanted, directory), is_begun in zip(plan, begun, strict=True):
+        if is_begun and Run(directory).config() != wanted:
+            raise ConfigError(f"{directory} holds a run with another configuration; choose another --name.")
+    runs = [train(wanted, directory, resume=resume, command=command) for (wanted, directory), resume in zip(plan, begun, strict=True)]
+    PartialState().wait_for_everyone()
+    best = {seed: run.facts()["finished"]["best"] for seed, run in zip(seeds, runs, strict=True)}
+    rows = list(best.values())
+    values = {metric: [row.get(metric, math.nan) for row in rows] for metric in rows[0]}
+    values = {metric: found for metric, found in values.items() if all(map(math.isfinite, found))}
+    summary = {
+        "name": name,
+        "seeds": list(seeds),
+        "runs": best,
+        "mean": {metric: round(statistics.mean(found), 4) for metric, found in values.items()},
+        "std": {metric: round(statistics.stdev(found), 4) if len(rows) > 1 else None for metric, found in values.items()},
+    }
+    if PartialState().is_main_process:
+        replace_text(parent / f"{name}-seeds.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def seeds_table(summary: dict[str, Any]) -> str:
+    """Put what `train_seeds` returned into a table: one line per seed, then mean and standard deviation."""
+    lines = [("seed", *summary["mean"])]
+    lines += [(str(seed), *(f"{values[metric]:.2f}" for metric in summary["mean"])) for seed, values in summary["runs"].items()]
+    spread = zip(summary["mean"].values(), summary["std"].values(), strict=True)
+    lines.append(("mean", *(f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}" for mean, std in spread)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensors (mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD): a tenth of a step (docs/performance.md)."""
+    with contextlib.suppress(OSError, AttributeError):  # another system or C library
+        _ = [ctypes.CDLL(None).mallopt(*option) for option in ((-4, 0), (-1, 2**31 - 1)) if sys.platform.startswith("linux")]
+
+
+def end_launcher() -> None:
+    """End an `accelerate launch` of one process, which would add a traceback of its own to the one line that says what is wrong."""
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent is not None else []
+    if os.environ.get("WORLD_SIZE", "1") == "1" and "launch" in words and any(Path(word).stem.startswith("accelerate") for word in words):
+        parent.terminate()
+
+
 def main(argv: list[str]) -> int:
     """Run one training, or one per seed; returns the exit status."""
     arguments = parse_arguments(argv)
@@ -63,20 +131,12 @@ def main(argv: list[str]) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    command = shlex.join(["python", "train.py", *argv])
     try:
-        if arguments.resume:
-            run = Run.open(arguments.resume)
-            train(run.config(), run.directory, resume=True, command=command)
-            sys.stderr.write(f"best checkpoint: {run.best_dir}\n")
-        else:
-            config = load_config(arguments.config, arguments.overrides)
-            if arguments.init_from:
-                config = replace(config, train=replace(config.train, init_from=arguments.init_from))
-            _start(arguments, config, command)
+        run(arguments, shlex.join(["python", "train.py", *argv]))
         PartialState().destroy_process_group()
     except QamDetrError as error:
         sys.stderr.write(f"error: {error}\n")
+        end_launcher()
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped: continue with --resume RUN_DIR; with --seeds, give the same command again.\n")
@@ -84,8 +144,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _start(arguments: argparse.Namespace, config: Config, command: str) -> None:
-    """Do what the command line asks of a configuration."""
+def run(arguments: argparse.Namespace, command: str) -> None:
+    """Do what the command line asks."""
+    if arguments.resume:
+        found = Run.open(arguments.resume)
+        train(found.config(), found.directory, resume=True, command=command)
+        sys.stderr.write(f"best checkpoint: {found.best_dir}\n")
+        return
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.init_from:
+        config = replace(config, train=replace(config.train, init_from=arguments.init_from))
     stem = Path(arguments.config).stem
     if arguments.data_report:
         check_manifests(config)
@@ -96,8 +164,8 @@ def _start(arguments: argparse.Namespace, config: Config, command: str) -> None:
             sys.stdout.write(seeds_table(summary) + "\n")
     else:
         name = arguments.name or f"{stem}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = train(config, Path(config.train.output_dir) / name, command=command)
-        sys.stderr.write(f"best checkpoint: {run.best_dir}\n")
+        trained = train(config, Path(config.train.output_dir) / name, command=command)
+        sys.stderr.write(f"best checkpoint: {trained.best_dir}\n")
 
 
 if __name__ == "__main__":

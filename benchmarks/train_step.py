@@ -27,8 +27,7 @@ from qamdetr.data.manifest import QueryEntry
 from qamdetr.model.bimamba import warm_up
 from qamdetr.model.losses import compute_losses
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.training.allocator import keep_freed_memory
-from qamdetr.training.optimisation import make_optimizer
+from qamdetr.training.loop import make_optimizer
 from qamdetr.types import TextFeatures
 
 TOKENS = 10

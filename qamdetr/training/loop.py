@@ -1,4 +1,11 @@
-"""The training loop: read `train` from top to bottom."""
+"""The training loop: read `train` from top to bottom.
+
+**One process or many.** `train.batch_size` is the size of the batch that one optimiser step sees, over all processes together, so a
+configuration means the same on one GPU and on eight. Three things make the gradients equal: each process takes every n-th item of the
+batch (`ProcessShare`); each mean of the objective is over the pairs, items or clips of all processes, though one may hold more of them
+(`make_normaliser`); and what is drawn (crops, noise, order) is a function of seed, epoch and item. Two things differ from one process,
+by nature: dropout, and the negative pairs, which are drawn among the items of a process.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +13,35 @@ import copy
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
-from torch import Tensor
+from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DataLoaderConfiguration, LoggerType, broadcast_object_list, parse_flag_from_env, set_seed
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from qamdetr.config import Config, TrainConfig
+from qamdetr.config import Config, ModelConfig, TrainConfig
 from qamdetr.data.collate import LabelledBatch
-from qamdetr.errors import ConfigError, QamDetrError
-from qamdetr.model.losses import Normaliser, compute_losses
+from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
+from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.model.losses import Normaliser, compute_losses, own_count
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.training.data import TrainingData, load_data
-from qamdetr.training.model_card import model_card
-from qamdetr.training.optimisation import initialise, make_optimizer, make_schedule, update_average
-from qamdetr.training.parallel import batches_after, make_accelerator, make_normaliser, share_loader
-from qamdetr.training.precision import in_float32
+from qamdetr.training.data import load_data
 from qamdetr.training.run import Progress, Run, saving
-from qamdetr.training.tracking import end_tracker, epoch_line, start_tracker, track
 from qamdetr.training.validation import Validation, validate
 
-_BAR_EVERY_STEPS = 10
-"""How often the loss is read back for the progress bar; each time a GPU must wait."""
-
-
-@dataclass
-class _Training:
-    """A run in memory: what it was told, and all that changes while it goes on."""
-
-    config: Config
-    run: Run
-    data: TrainingData
-    accelerator: Accelerator
-    normaliser: Normaliser
-    model: Any  # Accelerate's wrappers have no types
-    average: QamDetr | None
-    optimizer: Any
-    schedule: Any
-    train_loader: Any
-    val_loader: Any
-    progress: Progress
-
-    @property
-    def evaluated(self) -> QamDetr:
-        """The weights that are validated and shipped: the averaged ones where there are any."""
-        model: QamDetr = self.accelerator.unwrap_model(self.model) if self.average is None else self.average
-        return model
+LOOK_EVERY_BATCHES = 10
+"""How often the losses are read back for the progress bar and `progress.json`; each time a GPU must wait."""
 
 
 def train(config: Config, directory: Path, *, resume: bool = False, command: str = "") -> Run:
@@ -78,153 +63,364 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
     if resume and Run(directory).finished:
         return Run.open(directory)
     with ExitStack() as held:
-        return _run(_prepare(config, directory, held, resume=resume, command=command))
-
-
-def _run(training: _Training) -> Run:
-    """Train what is left of a run, epoch by epoch."""
-    config, run, progress = training.config, training.run, training.progress
-    start_tracker(training.accelerator, config.train, progress.epoch)
-    while not _is_over(config.train, progress):
-        started = time.perf_counter() - progress.seconds
-        losses = _train_epoch(training, started)
-        validation = validate(training.evaluated, training.val_loader, training.data.val.entries, config.inference, training.accelerator)
-        progress.finish_epoch()
-        is_best = validation.rank > progress.best_rank
-        if is_best:
-            progress.best, progress.best_rank, progress.best_epoch = validation.metrics, validation.rank, progress.epoch
-        if training.accelerator.is_main_process:
-            if is_best:
-                _save_best(training, validation)
-            row = _metrics_row(training, losses, validation, time.perf_counter() - started)
-            run.log_metrics(row)
-            training.accelerator.print(epoch_line(row, config.train.epochs, is_best=is_best))
-            with saving(run.directory / config.train.tracker):
-                track(training.accelerator, row)
-        run.save_state(training.accelerator, progress)
-    end_tracker(training.accelerator)
-    if training.accelerator.is_main_process:
-        run.finish(progress)
-    return run
-
-
-def _prepare(config: Config, directory: Path, held: ExitStack, *, resume: bool, command: str) -> _Training:
-    """Check everything that can be wrong, make or find the folder, build all parts and bring them to where the run had come.
-
-    The folder is claimed until `held` is closed.
-    """
-    accelerator = make_accelerator(config.train, directory)
-    set_seed(config.train.seed)
-    data = load_data(config)
-    model = QamDetr(config.model)
-    if config.train.init_from and not (resume and Run(directory).has_state):
-        initialise(model, config.train.init_from)
-    run = _enter_run(accelerator, config, data, directory, held, resume=resume, command=command)
-    if accelerator.process_index:
-        # From here on the seed is that of dropout, which should not be the same in every process.
-        torch.manual_seed(config.train.seed + accelerator.process_index)
-
-    optimizer = make_optimizer(model, config.train)
-    steps_per_epoch = math.ceil(len(data.train_loader) / config.train.accumulate_batches)
-    schedule = make_schedule(optimizer, config.train, steps_per_epoch * config.train.epochs)
-    average = copy.deepcopy(model).to(accelerator.device).requires_grad_(False) if config.train.ema_decay else None
-    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
-    progress = Progress()
-    accelerator.register_for_checkpointing(progress, *([average] if average is not None else []))
-    if resume:
-        run.load_state(accelerator)
+        training = Training(config, directory, held, resume=resume, command=command)
+        run, progress, accelerator, settings = training.run, training.progress, training.accelerator, config.train
+        start_tracker(accelerator, settings, progress.epoch)
+        while progress.epoch < settings.epochs and not 0 < settings.early_stop_epochs <= progress.epoch - progress.best_epoch:
+            started = time.perf_counter() - progress.seconds
+            losses = training.train_epoch(started)
+            training.show("validation", losses, started)
+            validation = validate(training.evaluated, training.val_loader, training.data.val.entries, config.inference, accelerator)
+            is_best = progress.finish_epoch(validation.metrics, validation.rank)
+            if accelerator.is_main_process:
+                if is_best:
+                    training.save_best(validation)
+                row = training.metrics_row(losses, validation, time.perf_counter() - started)
+                run.log_metrics(row)
+                accelerator.print(epoch_line(row, settings.epochs, is_best=is_best))
+                with saving(directory / settings.tracker):
+                    track(accelerator, row)
+            run.save_state(accelerator, progress)
+        for tracker in accelerator.trackers:
+            tracker.finish()  # the processes stay joined, for a run that may follow in them
         if accelerator.is_main_process:
-            run.forget_metrics_after(progress.epoch)
-    return _Training(
-        config=config,
-        run=run,
-        data=data,
-        accelerator=accelerator,
-        normaliser=make_normaliser(accelerator),
-        model=model,
-        average=average,
-        optimizer=optimizer,
-        schedule=schedule,
-        train_loader=share_loader(data.train_loader, accelerator),
-        val_loader=share_loader(data.val_loader, accelerator),
-        progress=progress,
-    )
+            run.finish(progress)
+        return run
 
 
-def _train_epoch(training: _Training, started: float) -> dict[str, float]:
-    """Take what is left of one pass over the training set; returns the mean of every part of the loss over the whole pass."""
-    config, accelerator, progress, loader = training.config.train, training.accelerator, training.progress, training.train_loader
-    for part in (loader, training.data.sampler, training.data.train):
-        part.set_epoch(progress.epoch)
-    training.model.train()
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-    sums |= {name: torch.tensor(value, device=accelerator.device) for name, value in progress.sums.items()}
-    bar = tqdm(
-        batches_after(loader, progress.batches),
-        desc=f"epoch {progress.epoch + 1}/{config.epochs}",
-        initial=progress.batches,
-        total=len(loader),
-        leave=False,
-        disable=not accelerator.is_main_process,
-    )
-    for batch in bar:
-        for name, value in _take_step(training, batch).items():
-            sums[name] += value.detach()
-        progress.batches += 1
-        if progress.batches % _BAR_EVERY_STEPS == 0:
-            bar.set_postfix(loss=f"{_finite(sums['total'].item(), config, progress) / progress.batches:.3f}")
-        is_due = accelerator.sync_gradients and config.save_every_steps and progress.step % config.save_every_steps == 0
-        # The end of an epoch saves by itself, after validation.
-        if is_due and progress.batches < len(loader):
-            _finite(sums["total"].item(), config, progress)
-            sums |= _joined(accelerator, sums)
-            progress.sums = {name: value.item() for name, value in sums.items()}
-            progress.seconds = time.perf_counter() - started
-            training.run.save_state(accelerator, progress)
-    _finite(sums["total"].item(), config, progress)
-    return {name: round(value.item() / len(loader), 5) for name, value in _joined(accelerator, sums).items()}
+class Training:
+    """A run in memory: what it was told, and all that changes while it goes on."""
 
+    def __init__(self, config: Config, directory: Path, held: ExitStack, *, resume: bool, command: str) -> None:
+        """Check everything that can be wrong, make or find the folder, build all parts and bring them to where the run had come.
 
-def _take_step(training: _Training, batch: LabelledBatch) -> dict[str, Tensor]:
-    """Learn from one batch; every `accumulate_batches` of them the weights move. Returns the parts of the loss."""
-    config, accelerator, progress = training.config, training.accelerator, training.progress
-    with accelerator.accumulate(training.model):
-        with accelerator.autocast():
-            output = training.model(batch.batch, batch.targets.negative_index)
-        losses = compute_losses(in_float32(output), batch.batch, batch.targets, config.loss, training.normaliser)
-        accelerator.backward(losses["total"])
+        The folder is claimed until `held` is closed.
+        """
+        self.config = config
+        self.accelerator = accelerator = make_accelerator(config.train, directory)
+        set_seed(config.train.seed)
+        self.data = data = load_data(config)
+        model = QamDetr(config.model)
+        if config.train.init_from and not (resume and Run(directory).has_state):
+            initialise(model, config.train.init_from)
+
+        def enter() -> Run:
+            run = Run.open(directory) if resume else Run.create(directory, config, command, data.fingerprint, accelerator.num_processes)
+            held.enter_context(run.claimed())
+            if resume:
+                run.check_unchanged(config, data.fingerprint, accelerator.num_processes)
+            return run
+
+        self.run = in_main_process(accelerator, enter)
+        if accelerator.process_index:
+            # From here on the seed is that of dropout, which should not be the same in every process.
+            torch.manual_seed(config.train.seed + accelerator.process_index)
+        optimizer = make_optimizer(model, config.train)
+        steps_per_epoch = math.ceil(len(data.train_loader) / config.train.accumulate_batches)
+        schedule = make_schedule(optimizer, config.train, steps_per_epoch * config.train.epochs)
+        self.average = copy.deepcopy(model).to(accelerator.device).requires_grad_(False) if config.train.ema_decay else None
+        self.model, self.optimizer, self.schedule = accelerator.prepare(model, optimizer, schedule)
+        self.progress = Progress()
+        accelerator.register_for_checkpointing(self.progress, *([] if self.average is None else [self.average]))
+        if resume:
+            self.run.load_state(accelerator)
+            if accelerator.is_main_process:
+                self.run.forget_metrics_after(self.progress.epoch)
+        self.normaliser = make_normaliser(accelerator)
+        self.train_loader, self.val_loader = share_loader(data.train_loader, accelerator), share_loader(data.val_loader, accelerator)
+
+    @property
+    def evaluated(self) -> QamDetr:
+        """The weights that are validated and shipped: the averaged ones where there are any."""
+        model: QamDetr = self.accelerator.unwrap_model(self.model) if self.average is None else self.average
+        return model
+
+    def train_epoch(self, started: float) -> dict[str, float]:
+        """Take what is left of one pass over the training set; returns the mean of every part of the loss over the whole pass."""
+        settings, accelerator, progress = self.config.train, self.accelerator, self.progress
+        for part in (self.train_loader, self.data.sampler, self.data.train):
+            part.set_epoch(progress.epoch)
+        self.model.train()
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+        sums |= {name: torch.tensor(value, device=accelerator.device) for name, value in progress.sums.items()}
+        self.show("training", {}, started)
+        bar = tqdm(
+            batches_after(self.train_loader, progress.batches),
+            desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
+            initial=progress.batches,
+            total=len(self.train_loader),
+            leave=False,
+            disable=not accelerator.is_main_process,
+        )
+        for batch in bar:
+            for name, value in self.take_step(batch).items():
+                sums[name] += value.detach()
+            progress.batches += 1
+            if progress.batches % LOOK_EVERY_BATCHES == 0:
+                means = {name: value / progress.batches for name, value in self.check_finite(sums).items()}
+                bar.set_postfix(loss=f"{means['total']:.3f}")
+                self.show("training", means, started)
+            is_due = accelerator.sync_gradients and settings.save_every_steps and progress.step % settings.save_every_steps == 0
+            # The end of an epoch saves by itself, after validation.
+            if is_due and progress.batches < len(self.train_loader):
+                sums |= self.join(sums)
+                progress.sums, progress.seconds = self.check_finite(sums), time.perf_counter() - started
+                self.run.save_state(accelerator, progress)
+        self.check_finite(sums)
+        return {name: round(value.item() / len(self.train_loader), 5) for name, value in self.join(sums).items()}
+
+    def take_step(self, batch: LabelledBatch) -> dict[str, Tensor]:
+        """Learn from one batch; every `accumulate_batches` of them the weights move. Returns the parts of the loss."""
+        config, accelerator = self.config, self.accelerator
+        with accelerator.accumulate(self.model):
+            with accelerator.autocast():
+                output = self.model(batch.batch, batch.targets.negative_index)
+            losses = compute_losses(in_float32(output), batch.batch, batch.targets, config.loss, self.normaliser)
+            accelerator.backward(losses["total"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
         if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(training.model.parameters(), config.train.clip_norm)
-        training.optimizer.step()
-        training.schedule.step()
-        training.optimizer.zero_grad()
-    if accelerator.sync_gradients:
-        progress.step += 1
-        if training.average is not None:
-            update_average(training.average, accelerator.unwrap_model(training.model), config.train.ema_decay, progress.step)
-    return losses
+            self.progress.step += 1
+            if self.average is not None:
+                update_average(self.average, accelerator.unwrap_model(self.model), config.train.ema_decay, self.progress.step)
+        return losses
+
+    def join(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean of the processes' sums; each is weighed already by its share of the batch."""
+        return {name: self.accelerator.reduce(value, reduction="mean") for name, value in sums.items()}
+
+    def check_finite(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Read the sums back, once for all; a loss that is not finite ends the run."""
+        values = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        if not math.isfinite(values["total"]):
+            raise ConfigError(
+                f"The loss became {values['total']} near step {self.progress.step} at train.learning_rate "
+                f"{self.config.train.learning_rate:g}; lower it."
+            )
+        return values
+
+    def show(self, stage: str, losses: Mapping[str, float], started: float) -> None:
+        """Tell whoever looks at the run's folder how far it is (`Run.show_progress`)."""
+        if self.accelerator.is_main_process:
+            seconds = time.perf_counter() - started
+            self.run.show_progress(self.progress, stage, self.config.train.epochs, len(self.train_loader), losses, seconds)
+
+    def metrics_row(self, losses: Mapping[str, float], validation: Validation, seconds: float) -> dict[str, Any]:
+        """One line of `metrics.jsonl`."""
+        gates = {**self.evaluated.audio.gates(), **self.evaluated.text.gates()}
+        return {
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "seconds": round(seconds, 1),
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "loss": losses,
+            "val": validation.metrics,
+            "gates": {name: round(gate, 4) for name, gate in gates.items()},
+        }
+
+    def save_best(self, validation: Validation) -> None:
+        """Write the checkpoint of this epoch, with its threshold and its card."""
+        inference = replace(self.config.inference, found_threshold=round(validation.found_threshold, 4))
+        calibrated = replace(self.config, data=self.data.section, inference=inference)
+        num_queries = (len(self.data.train), len(self.data.val))
+        self.run.save_best(self.evaluated, calibrated, validation.metrics, self.progress.epoch, num_queries, self.data.encoder)
 
 
-def _is_over(config: TrainConfig, progress: Progress) -> bool:
-    """Whether all epochs are done, or validation has not risen for `early_stop_epochs`."""
-    return progress.epoch >= config.epochs or 0 < config.early_stop_epochs <= progress.epoch - progress.best_epoch
+def initialise(model: QamDetr, name_or_dir: str) -> None:
+    """Take the weights of another checkpoint (pretrain, then fine-tune).
+
+    Raises:
+        CheckpointError: It does not exist or was made for another model; names the streams or settings that differ.
+    """
+    source, _ = load_pretrained(name_or_dir)
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        differences = _differences(source.config, model.config) or " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"train.init_from={name_or_dir} was made for another model: {differences}; give both the same model section."
+        ) from error
 
 
-def _enter_run(
-    accelerator: Accelerator, config: Config, data: TrainingData, directory: Path, held: ExitStack, *, resume: bool, command: str
-) -> Run:
+def _differences(source: ModelConfig, wanted: ModelConfig) -> str:
+    """Name what differs between two networks: streams first, because with them nothing else can fit."""
+
+    def told(streams: Mapping[str, int]) -> str:
+        return " + ".join(f"{name} ({width} wide)" for name, width in streams.items())
+
+    names = [item.name for item in fields(ModelConfig) if getattr(source, item.name) != getattr(wanted, item.name)]
+    streams = [
+        f"its {name.replace('_', ' ')} are {told(getattr(source, name))}, here they are {told(getattr(wanted, name))}"
+        for name in names
+        if name.endswith("_streams")
+    ]
+    return "; ".join(streams or [f"model.{name} is {getattr(source, name)} there, {getattr(wanted, name)} here" for name in names])
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW; biases, norms, gates and the scan's own `A_log` and `D` are not decayed.
+
+    Source: mamba-ssm spares `A_log` and `D`, because decay would change how long the state remembers; the baseline decays everything.
+    """
+    spared = {name for name, p in model.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in ("A_log", "D")}
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if name not in spared], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in model.named_parameters() if name in spared], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=config.learning_rate)
+
+
+def make_schedule(optimizer: AdamW, config: TrainConfig, total_steps: int) -> LambdaLR:
+    """Linear warm-up over `warmup_fraction` of all steps, then constant, or half a cosine down to zero."""
+    warmup_steps = max(1, round(config.warmup_fraction * total_steps))
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / warmup_steps)
+        if config.schedule == "constant" or step < warmup_steps:
+            return warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+    return LambdaLR(optimizer, factor)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the averaged weights towards the model's by `1 - decay`; faster in the first steps, so that the start is soon forgotten."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for kept, new in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
+    for kept_buffer, new_buffer in zip(average.buffers(), model.buffers(), strict=True):
+        kept_buffer.copy_(new_buffer)
+
+
+def make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:
+    """Find the devices and processes to run on, and choose precision and tracker.
+
+    Raises:
+        ConfigError: A tracker that is not known or not installed, or a precision that the device lacks.
+    """
+    known = [str(kind) for kind in LoggerType if str(kind) != "all"]
+    available = [str(kind) for kind in get_available_trackers()]
+    if config.tracker and config.tracker not in known:
+        raise ConfigError(f"train.tracker is {config.tracker!r}; choose one of {', '.join(known)}, or leave it empty.")
+    if config.tracker and config.tracker not in available:  # Accelerate would silently track nothing
+        raise ConfigError(
+            f"train.tracker is {config.tracker!r}, whose package is not installed; install it, choose one of "
+            f"{', '.join(available) or 'none'}, or leave it empty."
+        )
+    return Accelerator(
+        mixed_precision=choose_precision(config),
+        gradient_accumulation_steps=config.accumulate_batches,
+        log_with=config.tracker or None,
+        project_dir=str(directory) if config.tracker else None,
+        # The shares are cut here (`share_loader`): one step of the schedule per optimiser step, whatever the number of processes.
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+
+
+def choose_precision(config: TrainConfig) -> str:
+    """Return `no`, `bf16` or `fp16`: what the configuration names; `auto` is bf16 on a GPU that computes in it, else float32.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where Accelerate would silently compute in float32; bf16 on a GPU without it.
+    """
+    # This may be the first to ask for the processes' state, which is made only once: it must hear of `accelerate launch --cpu`.
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
+    has_bf16 = device == "cpu" or (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    if config.mixed_precision == "auto":
+        return "bf16" if has_bf16 and device == "cuda" else "no"
+    if (config.mixed_precision == "fp16" and device == "cpu") or (config.mixed_precision == "bf16" and not has_bf16):
+        raise ConfigError(f"train.mixed_precision is {config.mixed_precision!r}, which this {device} device lacks; choose auto or no.")
+    return config.mixed_precision
+
+
+def in_float32(value: Any) -> Any:  # noqa: ANN401 - walks over values of any type
+    """Return a dataclass or tuple with its floating-point tensors in float32; what is float32 already is not copied."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, tuple):
+        return tuple(in_float32(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: in_float32(getattr(value, item.name)) for item in fields(value)})
+    return value
+
+
+class ProcessShare(Sampler[list[int]]):
+    """Every `num_processes`-th item of each batch, from `process_index` on; the items are sorted by length, so shares are equally long.
+
+    A batch with fewer items than processes is first repeated as a whole, which leaves every mean over it as it was and every process
+    with something to do.
+    """
+
+    def __init__(self, batches: Iterable[list[int]], process_index: int, num_processes: int) -> None:
+        self._batches, self._process_index, self._num_processes = batches, process_index, num_processes
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            repeats = -(-self._num_processes // len(batch))
+            yield (batch * repeats)[self._process_index :: self._num_processes]
+
+
+def share_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:  # noqa: ANN401 - Accelerate's loaders have no types
+    """Return a loader over this process's share of each batch, which puts it on the process's device."""
+    own = ProcessShare(loader.batch_sampler, accelerator.process_index, accelerator.num_processes)  # type: ignore[arg-type]
+    own_loader = DataLoader(loader.dataset, batch_sampler=own, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
+    # Accelerate's own sharding takes all batches to be of one size, but the smaller one may come anywhere in an epoch here.
+    return prepare_data_loader(own_loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
+
+
+def batches_after(loader: Any, num_done: int) -> Iterator[Any]:  # noqa: ANN401 - Accelerate's loaders have no types
+    """Give the batches of the epoch after the first `num_done`, which are not read.
+
+    Raises:
+        QamDetrError: Features that cannot be read; one line also when a worker process found them.
+    """
+    try:
+        if not num_done:
+            yield from loader
+            return
+        # A loader draws a seed for its workers when it starts; the run had drawn it before its state was saved.
+        with torch.random.fork_rng(devices=[]):
+            rest = iter(skip_first_batches(loader, num_done))
+            first = next(rest, None)
+        if first is not None:
+            yield first
+        yield from rest
+    except QamDetrError as error:
+        # A worker hands over its whole traceback as the message, of which the last line is the error.
+        lines = str(error).strip().splitlines()
+        if len(lines) < 2:
+            raise
+        raise type(error)(lines[-1].partition(f"{type(error).__name__}: ")[2]) from error
+
+
+def make_normaliser(accelerator: Accelerator) -> Normaliser:
+    """Return what divides the sums of the objective, so that the average over the processes is the mean over all that they hold."""
+    num_processes = accelerator.num_processes
+    if num_processes == 1:
+        return own_count
+
+    def mean_count(count: int) -> Tensor:
+        own = torch.tensor(float(count), device=accelerator.device)
+        mean: Tensor = accelerator.reduce(own, reduction="mean")
+        # At least one value in all processes together, as `own_count` has it.
+        return mean.clamp(min=1 / num_processes)
+
+    return mean_count
+
+
+def in_main_process(accelerator: Accelerator, work: Callable[[], Run]) -> Run:
     """Let one process make or check the folder; all processes learn which it is, or why it cannot be."""
     outcome: list[Run | QamDetrError | None] = [None]
     if accelerator.is_main_process:
         try:
-            if resume:
-                run = Run.open(directory)
-                held.enter_context(run.claimed())
-                run.check_unchanged(config, data.fingerprint, accelerator.num_processes)
-            else:
-                run = Run.create(directory, config, command, data_fingerprint=data.fingerprint, num_processes=accelerator.num_processes)
-                held.enter_context(run.claimed())
-            outcome = [run]
+            outcome = [work()]
         except QamDetrError as error:
             outcome = [error]
     (found,) = broadcast_object_list(outcome)
@@ -233,45 +429,22 @@ def _enter_run(
     return found  # type: ignore[no-any-return]
 
 
-def _metrics_row(training: _Training, losses: dict[str, float], validation: Validation, seconds: float) -> dict[str, Any]:
-    progress, evaluated = training.progress, training.evaluated
-    return {
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "seconds": round(seconds, 1),
-        "learning_rate": training.schedule.get_last_lr()[0],
-        "loss": losses,
-        "val": validation.metrics,
-        "gates": {name: round(gate, 4) for name, gate in {**evaluated.audio.gates(), **evaluated.text.gates()}.items()},
-    }
+def start_tracker(accelerator: Accelerator, config: TrainConfig, epochs_done: int) -> None:
+    """Open the tracker of the run; a resumed run goes on after `epochs_done`."""
+    if config.tracker:
+        # TensorBoard takes the name for its folder, and hides what a killed run wrote after its last saved epoch.
+        name = "tensorboard" if config.tracker == "tensorboard" else "qamdetr"
+        accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": epochs_done + 1}})
 
 
-def _save_best(training: _Training, validation: Validation) -> None:
-    config, data, run, model = training.config, training.data, training.run, training.evaluated
-    calibrated = replace(
-        config,
-        data=data.section,
-        inference=replace(config.inference, found_threshold=round(validation.found_threshold, 4)),
-    )
-    card = model_card(
-        calibrated,
-        run.facts(),
-        validation.metrics,
-        name=run.directory.name,
-        epoch=training.progress.epoch,
-        parameters=sum(p.numel() for p in model.parameters()),
-        num_queries=(len(data.train), len(data.val)),
-        encoder=data.encoder,
-    )
-    run.save_best(model, calibrated, card)
+def track(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
+    """Send one row of `metrics.jsonl` to the tracker, with the epoch as its step."""
+    values = {f"train/{key}": value for key, value in row["loss"].items()} | {f"val/{key}": value for key, value in row["val"].items()}
+    accelerator.log(values, step=row["epoch"])
 
 
-def _joined(accelerator: Accelerator, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean of the processes' sums; each is weighed already by its share of the batch."""
-    return {name: accelerator.reduce(value, reduction="mean") for name, value in sums.items()}
-
-
-def _finite(total: float, config: TrainConfig, progress: Progress) -> float:
-    if not math.isfinite(total):
-        raise ConfigError(f"The loss became {total} near step {progress.step} at train.learning_rate {config.learning_rate:g}; lower it.")
-    return total
+def epoch_line(row: Mapping[str, Any], epochs: int, *, is_best: bool) -> str:
+    """Put one row of `metrics.jsonl` into a line for people."""
+    parts = "  ".join(f"{name} {value:.3f}" for name, value in row["loss"].items() if "_aux" not in name)
+    scores = "  ".join(f"{name} {value:g}" for name, value in row["val"].items())
+    return f"epoch {row['epoch']}/{epochs}  {row['seconds']:.0f} s | {parts} | {scores}{'  (best)' if is_best else ''}"

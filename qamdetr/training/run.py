@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from hashlib import blake2b, sha256
+from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from qamdetr.config import Config, load_config, save_config
-from qamdetr.errors import CheckpointError, ConfigError
+import qamdetr
+from qamdetr.config import Config, config_to_dict, load_config, save_config
+from qamdetr.errors import CheckpointError, ConfigError, DataError
 from qamdetr.files import remove_abandoned, write_whole
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.training.provenance import changed_settings, collect_facts, git_revision
 
-CONFIG_FILE, FACTS_FILE, METRICS_FILE = "config.yaml", "run.json", "metrics.jsonl"
+CONFIG_FILE, FACTS_FILE, METRICS_FILE, PROGRESS_FILE, SUMS_FILE = "config.yaml", "run.json", "metrics.jsonl", "progress.json", "sums.json"
+
+PACKAGES = ("accelerate", "numba", "numpy", "safetensors", "scipy", "torch")
+"""Those that a number of a run may depend on."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,20 +60,23 @@ class Progress:
     best_rank: tuple[float, ...] = ()
     best_epoch: int = 0
 
-    def finish_epoch(self) -> None:
-        """Count one more epoch and begin the next."""
+    def finish_epoch(self, metrics: dict[str, float], rank: tuple[float, ...]) -> bool:
+        """Count one more epoch and begin the next; returns whether it is the best so far."""
         self.epoch += 1
         self.batches, self.sums, self.seconds = 0, {}, 0.0
+        is_best = rank > self.best_rank
+        if is_best:
+            self.best, self.best_rank, self.best_epoch = metrics, rank, self.epoch
+        return is_best
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for Accelerate's `save_state`."""
-        return {**asdict(self), "best_rank": list(self.best_rank)}
+        return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
         for item in fields(self):
             setattr(self, item.name, state[item.name])
-        self.best_rank = tuple(state["best_rank"])
 
 
 @dataclass(frozen=True)
@@ -74,21 +84,33 @@ class Run:
     """The folder of one run.
 
     It holds `config.yaml`; `run.json` (what the run is made of, and `finished` when it is); `metrics.jsonl` (one row per epoch);
-    `best/` (a checkpoint, with its own `config.yaml` and `run.json`) and `last/step-<steps>/` (the state to resume from, likewise).
+    `progress.json` (see `show_progress`); `best/` (a checkpoint, with its own `config.yaml` and `run.json`) and `last/step-<steps>/`
+    (the state to resume from, likewise).
     """
 
     directory: Path
 
     @classmethod
-    def create(cls, directory: Path, config: Config, command: str, *, data_fingerprint: str = "", num_processes: int = 1) -> Run:
+    def create(cls, directory: Path, config: Config, command: str, data_fingerprint: str = "", num_processes: int = 1) -> Run:
         """Make the folder of a new run; it appears whole, by one rename.
 
         Raises:
             ConfigError: The folder is there already: a run never overwrites another. Or it cannot be made.
         """
+        taken = ConfigError(f"{directory} holds another run; choose another --name or continue it with --resume {directory}.")
         if directory.exists():
-            raise _taken(directory)
-        facts = collect_facts(config, command=command, data_fingerprint=data_fingerprint, num_processes=num_processes)
+            raise taken
+        facts = {
+            "command": command,
+            "seed": config.train.seed,
+            "git_revision": git_revision(),
+            "python": sys.version.split()[0],
+            "packages": {"qamdetr": qamdetr.__version__, **{name: version(name) for name in PACKAGES}},
+            "num_processes": num_processes,
+            "data_fingerprint": data_fingerprint,
+            "train_manifest": file_fingerprint(Path(config.data.train_manifest)),
+            "val_manifest": file_fingerprint(Path(config.data.val_manifest)),
+        }
         fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
         try:
             fresh.mkdir(parents=True)
@@ -98,13 +120,13 @@ class Run:
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             if directory.exists():
-                raise _taken(directory) from None
+                raise taken from None
             raise ConfigError(f"Cannot make {directory}: {error.strerror or error}; set train.output_dir to another place.") from error
         return cls(directory)
 
     @classmethod
     def open(cls, directory: Path) -> Run:
-        """Find the folder of an earlier run.
+        """Find the folder of an earlier run, and clear away what a kill left there.
 
         Raises:
             CheckpointError: It holds no run.
@@ -118,7 +140,7 @@ class Run:
             kept.rename(run.best_dir)
         return run
 
-    @contextmanager
+    @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Keep the folder for this process; the system gives it free when the process ends, however it ends.
 
@@ -150,23 +172,19 @@ class Run:
         return load_config(self.directory / CONFIG_FILE)
 
     def facts(self) -> dict[str, Any]:
-        """Read what the run is made of (`provenance.collect_facts`); `finished`, where it is, holds epoch, step, best epoch and metrics.
+        """Read what the run is made of (see `create`); `finished`, where it is, holds epoch, step, best epoch and metrics.
 
         Raises:
             CheckpointError: The file is not there or damaged.
         """
         try:
-            values: dict[str, Any] = json.loads((self.directory / FACTS_FILE).read_text(encoding="utf-8"))
+            values = json.loads((self.directory / FACTS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.directory / FACTS_FILE} cannot be read ({error}); copy the run's folder again.") from error
-        return values
+        return dict(values)
 
     def finish(self, progress: Progress) -> None:
-        """Note in `run.json` that nothing is left to do.
-
-        Raises:
-            CheckpointError: The disk refuses; the run can be resumed, which only notes it again.
-        """
+        """Note in `run.json` that nothing is left to do; on a full disk the run can be resumed, which only notes it again."""
         kept = ("epoch", "step", "best_epoch", "best")
         self._write_facts({**self.facts(), "finished": {name: getattr(progress, name) for name in kept}})
 
@@ -181,8 +199,11 @@ class Run:
             raise CheckpointError(
                 f"{self.directory} was begun by an earlier version of this program, which noted too little to continue it."
             )
+        now = dict(_leaves(config_to_dict(config)))
         for folder in (self.directory, *self._states()[-1:]):
-            changed = changed_settings(load_config(folder / CONFIG_FILE), config)
+            before = dict(_leaves(config_to_dict(load_config(folder / CONFIG_FILE))))
+            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+            changed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys]
             if changed:
                 raise CheckpointError(f"{folder} was saved with another configuration ({'; '.join(changed[:3])}); start a new run for it.")
         if facts["data_fingerprint"] != data_fingerprint:
@@ -200,12 +221,39 @@ class Run:
             _log.warning("%s was begun with code %s, which is now %s.", self.directory, facts["git_revision"], revision)
             self._write_facts({**facts, "git_revision": f"{facts['git_revision']}, then {revision}"})
 
-    def save_best(self, model: QamDetr, config: Config, card: str) -> None:
-        """Replace `best/` by a checkpoint of `model` with its model card.
+    def show_progress(
+        self, progress: Progress, stage: str, epochs: int, batches: int, losses: Mapping[str, float], seconds: float
+    ) -> None:
+        """Replace `progress.json`, for whoever wants to show how far the run is: the page's training tab reads it.
 
-        Raises:
-            CheckpointError: The disk refuses; the earlier checkpoint stays.
+        `{"stage", "epoch", "epochs", "batch", "batches", "step", "losses", "seconds_per_batch", "time"}`: `stage` is "training" or
+        "validation"; `epoch`, from 1, is the one under way, of `epochs`; `batch` of `batches` are done in it, and `step` optimiser
+        steps in all; `losses` are the means of the parts of the loss over the epoch so far, "total" among them, empty while nothing is
+        known; `seconds_per_batch` is null likewise; `time` (seconds since 1970) is when it was written.
         """
+        row = {
+            "stage": stage,
+            "epoch": progress.epoch + 1,
+            "epochs": epochs,
+            "batch": progress.batches,
+            "batches": batches,
+            "step": progress.step,
+            "losses": {name: round(value, 5) for name, value in losses.items()},
+            "seconds_per_batch": round(seconds / progress.batches, 4) if progress.batches else None,
+            "time": round(time.time(), 1),
+        }
+        with contextlib.suppress(OSError):  # a full disk ends a run where something would be lost, not here
+            write_whole(self.directory / PROGRESS_FILE, json.dumps(row) + "\n")
+
+    def save_best(
+        self, model: QamDetr, config: Config, metrics: Mapping[str, float], epoch: int, num_queries: tuple[int, int], encoder: str
+    ) -> None:
+        """Replace `best/` by a checkpoint of `model` with its model card (see `model_card`); on a full disk the earlier one stays."""
+        parameters = sum(p.numel() for p in model.parameters())
+        name = self.directory.name
+        card = model_card(
+            config, self.facts(), metrics, name=name, epoch=epoch, parameters=parameters, num_queries=num_queries, encoder=encoder
+        )
         fresh = self.directory / ".best.new"
         shutil.rmtree(fresh, ignore_errors=True)
         with saving(self.best_dir, fresh):
@@ -215,11 +263,7 @@ class Run:
             swap_directory(fresh, self.best_dir)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one epoch to `metrics.jsonl`.
-
-        Raises:
-            CheckpointError: The disk refuses.
-        """
+        """Append one epoch to `metrics.jsonl`."""
         path = self.directory / METRICS_FILE
         with saving(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -228,13 +272,17 @@ class Run:
         """Drop the lines of epochs that a resumed run will repeat.
 
         Raises:
-            CheckpointError: The disk refuses.
+            CheckpointError: A line that is none of this program's, or the disk refuses.
         """
         path = self.directory / METRICS_FILE
         if path.is_file():
-            # A kill while appending leaves half a line at most: the last one, and that epoch is repeated.
-            whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            replace_text(path, "".join(line for line in whole if json.loads(line)["epoch"] <= epoch))
+            try:
+                # A kill while appending leaves half a line at most: the last one, and that epoch is repeated.
+                whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+                kept = "".join(line for line in whole if json.loads(line)["epoch"] <= epoch)
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{path} is damaged ({error}); copy the run's folder again, or remove that file.") from error
+            replace_text(path, kept)
 
     def save_state(self, accelerator: Accelerator, progress: Progress) -> None:
         """Save all that resuming needs as `last/step-<steps>`, then remove the state before.
@@ -255,6 +303,7 @@ class Run:
             if accelerator.is_main_process:
                 for name in (CONFIG_FILE, FACTS_FILE):
                     shutil.copyfile(self.directory / name, fresh / name)
+                (fresh / SUMS_FILE).write_text(json.dumps(_sums(fresh)), encoding="utf-8")
                 earlier = self._states()
                 swap_directory(fresh, final)
                 for state in earlier:
@@ -270,14 +319,18 @@ class Run:
         """Restore model, optimiser, schedule, random generators and all that was registered for checkpointing.
 
         Raises:
-            CheckpointError: The state is damaged or of another model.
+            CheckpointError: The state is damaged, even by one bit, or of another model.
         """
         if not self.has_state:
             return
         state = self._states()[-1]
         try:
+            noted = json.loads((state / SUMS_FILE).read_text(encoding="utf-8"))
+            damaged = sorted(name for name, digest in _sums(state).items() if noted.pop(name, digest) != digest)
+            if damaged or noted:
+                raise ValueError(f"damaged or missing: {', '.join([*damaged, *noted])}")
             accelerator.load_state(str(state))
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{state} cannot be resumed from ({' '.join(str(error).split())[:200]}); start a new run, "
                 f"from {self.best_dir} if you like (--init-from)."
@@ -290,7 +343,7 @@ class Run:
         replace_text(self.directory / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def saving(path: Path, unfinished: Path | None = None) -> Iterator[None]:
     """Turn what a full disk makes of saving `path` into one line, and give the space of `unfinished` back.
 
@@ -319,14 +372,100 @@ def swap_directory(fresh: Path, target: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole, or stays as it was.
-
-    Raises:
-        CheckpointError: The disk refuses.
-    """
+    """Write a text file that appears whole, or stays as it was."""
     with saving(path):
         write_whole(path, text)
 
 
-def _taken(directory: Path) -> ConfigError:
-    return ConfigError(f"{directory} holds another run; choose another --name or continue it with --resume {directory}.")
+def git_revision() -> str:
+    """Commit of the code, with `+changes` where the working tree differs; `unknown` outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.strip() + ("+changes" if changes.strip() else "")
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return 16 hex digits of a file's whole content.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}; check data.train_manifest and data.val_manifest.") from error
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Checksum of every file of a state."""
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.name != SUMS_FILE}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+_CARD = """---
+license: apache-2.0
+library_name: qamdetr
+tags: [audio, audio-moment-retrieval]
+---
+
+# {name}
+
+QAM-DETR for audio moment retrieval: finds the seconds of a recording that match a sentence.
+It reads features of the combo `{data.combo}` (encoder version `{encoder}`) and works with that encoder only.
+What the encoder was trained on, under which licences, and what it cannot hear is on its own card.
+
+| validation (`{data.val_manifest}`, {num_queries[1]} queries) | |
+|---|---|
+{rows}
+
+- **Data**: trained on `{data.train_manifest}` ({num_queries[0]} queries, content `{facts[train_manifest]}`); \
+validated on content `{facts[val_manifest]}`.
+- **Model**: {parameters:,} trainable parameters; streams {streams}; all settings in `config.yaml`.
+- **Chosen**: epoch {epoch} of {train.epochs}, by validation R1@0.7, ties by mAP{average}. Such numbers flatter a little.
+- **"Not in this recording"**: said below a decoder score of {threshold:.3f}, calibrated on the same validation set.
+- **Made by**: `{facts[command]}`, seed {train.seed}, git revision `{facts[git_revision]}`.
+"""
+
+
+def model_card(
+    config: Config,
+    facts: Mapping[str, str],
+    metrics: Mapping[str, float],
+    *,
+    name: str,
+    epoch: int,
+    parameters: int,
+    num_queries: tuple[int, int],
+    encoder: str,
+) -> str:
+    """Write the README.md of a checkpoint: what it is, what it was trained on (`facts`), how good it is, how to get it again.
+
+    `epoch` is the one that the weights come from, `num_queries` those of both manifests, `encoder` the version of the encoders whose
+    features were used, empty when not known.
+    """
+    streams = [f"audio `{name}`" for name in config.model.audio_streams] + [f"text `{name}`" for name in config.model.text_streams]
+    return _CARD.format(
+        name=name,
+        data=config.data,
+        train=config.train,
+        facts=facts,
+        encoder=encoder or "unknown",
+        num_queries=num_queries,
+        rows="\n".join(f"| {key} | {value:g} |" for key, value in metrics.items()),
+        parameters=parameters,
+        streams=", ".join(streams),
+        epoch=epoch,
+        average=f"; weights averaged with decay {config.train.ema_decay:g}" if config.train.ema_decay else "",
+        threshold=config.inference.found_threshold,
+    )

@@ -41,7 +41,7 @@ class Validation:
 def validate(
     model: QamDetr, loader: Iterable[LabelledBatch], truth: Iterable[QueryEntry], config: InferenceConfig, accelerator: Accelerator
 ) -> Validation:
-    """Run `model` over `loader` (this process's share), join the processes' predictions and score them against `truth`."""
+    """Answer as serving does over `loader` (this process's share), join the processes' answers and score them against `truth`."""
     model.eval()
     rows: list[PredictionEntry] = []
     for batch in loader:

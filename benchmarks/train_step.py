@@ -29,6 +29,7 @@ from qamdetr.model.losses import compute_losses
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.loop import make_optimizer
 from qamdetr.types import TextFeatures
+from train import keep_freed_memory
 
 TOKENS = 10
 """Of a query; CASTELLA's have seven words on average."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -180,7 +181,7 @@ class TrainConfig:
     weight_decay: Annotated[Number, between(0, 1)] = 1e-4
     warmup_fraction: Annotated[Number, between(0, 1)] = 0.05
     schedule: Literal["constant", "cosine"] = "constant"
-    clip_norm: Weight = 0.1
+    clip_norm: Annotated[Number, between(0, math.inf)] = 0.1
     ema_decay: Annotated[Number, between(0, 1)] = 0.0  # of the averaged weights that are validated and saved; 0 = off
     accumulate_batches: Annotated[Whole, between(1, 65536)] = 1  # batches per optimiser step
     # auto: bf16 on a GPU that has it, else float32. YAML 1.1 reads a bare `no` as False.

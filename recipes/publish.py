@@ -22,8 +22,7 @@ from qamdetr.config import Config, load_config
 from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.inference.checkpoint import load_pretrained, save_pretrained
 from qamdetr.training.data import TrainingData, load_data
-from qamdetr.training.model_card import model_card
-from qamdetr.training.run import Run
+from qamdetr.training.run import Run, model_card
 from qamdetr.training.validation import Validation, validate
 
 MAX_LOSS = 0.5
@@ -55,16 +54,7 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
         inference=replace(config.inference, found_threshold=round(halved.found_threshold, 4)),
     )
     save_pretrained(output, model, calibrated, half=True)
-    card = model_card(
-        calibrated,
-        Run(run_dir).facts(),
-        halved.metrics,
-        name=output.name,
-        epoch=_best_epoch(run_dir),
-        parameters=sum(p.numel() for p in model.parameters()),
-        num_queries=(len(data.train), len(data.val)),
-        encoder=data.encoder,
-    )
+    card = model_card(output.name, model, calibrated, Run(run_dir).facts(), halved.metrics, data, _best_epoch(run_dir))
     (output / "README.md").write_text(card, encoding="utf-8")
     return halved.metrics
 

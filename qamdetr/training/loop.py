@@ -37,7 +37,7 @@ from qamdetr.inference.checkpoint import load_pretrained
 from qamdetr.model.losses import Normaliser, compute_losses, own_count
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import load_data
-from qamdetr.training.run import Progress, Run, saving
+from qamdetr.training.run import Progress, Run, model_card, saving
 from qamdetr.training.validation import Validation, validate
 
 LOOK_EVERY_BATCHES = 10
@@ -225,8 +225,9 @@ class Training:
         """Write the checkpoint of this epoch, with its threshold and its card."""
         inference = replace(self.config.inference, found_threshold=round(validation.found_threshold, 4))
         calibrated = replace(self.config, data=self.data.section, inference=inference)
-        num_queries = (len(self.data.train), len(self.data.val))
-        self.run.save_best(self.evaluated, calibrated, validation.metrics, self.progress.epoch, num_queries, self.data.encoder)
+        facts, epoch = self.run.facts(), self.progress.epoch
+        card = model_card(self.run.directory.name, self.evaluated, calibrated, facts, validation.metrics, self.data, epoch)
+        self.run.save_best(self.evaluated, calibrated, card)
 
 
 def initialise(model: QamDetr, name_or_dir: str) -> None:

@@ -27,6 +27,7 @@ from qamdetr.errors import CheckpointError, ConfigError, DataError
 from qamdetr.files import remove_abandoned, write_whole
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.model.qam_detr import QamDetr
+from qamdetr.training.data import TrainingData
 
 CONFIG_FILE, FACTS_FILE, METRICS_FILE, PROGRESS_FILE, SUMS_FILE = "config.yaml", "run.json", "metrics.jsonl", "progress.json", "sums.json"
 
@@ -221,9 +222,7 @@ class Run:
             _log.warning("%s was begun with code %s, which is now %s.", self.directory, facts["git_revision"], revision)
             self._write_facts({**facts, "git_revision": f"{facts['git_revision']}, then {revision}"})
 
-    def show_progress(
-        self, progress: Progress, stage: str, epochs: int, batches: int, losses: Mapping[str, float], seconds: float
-    ) -> None:
+    def show_progress(self, progress: Progress, stage: str, epochs: int, batches: int, losses: Mapping[str, float], seconds: float) -> None:
         """Replace `progress.json`, for whoever wants to show how far the run is: the page's training tab reads it.
 
         `{"stage", "epoch", "epochs", "batch", "batches", "step", "losses", "seconds_per_batch", "time"}`: `stage` is "training" or
@@ -245,15 +244,8 @@ class Run:
         with contextlib.suppress(OSError):  # a full disk ends a run where something would be lost, not here
             write_whole(self.directory / PROGRESS_FILE, json.dumps(row) + "\n")
 
-    def save_best(
-        self, model: QamDetr, config: Config, metrics: Mapping[str, float], epoch: int, num_queries: tuple[int, int], encoder: str
-    ) -> None:
-        """Replace `best/` by a checkpoint of `model` with its model card (see `model_card`); on a full disk the earlier one stays."""
-        parameters = sum(p.numel() for p in model.parameters())
-        name = self.directory.name
-        card = model_card(
-            config, self.facts(), metrics, name=name, epoch=epoch, parameters=parameters, num_queries=num_queries, encoder=encoder
-        )
+    def save_best(self, model: QamDetr, config: Config, card: str) -> None:
+        """Replace `best/` by a checkpoint of `model` with its model card; on a full disk the earlier one stays."""
         fresh = self.directory / ".best.new"
         shutil.rmtree(fresh, ignore_errors=True)
         with saving(self.best_dir, fresh):
@@ -439,31 +431,19 @@ validated on content `{facts[val_manifest]}`.
 
 
 def model_card(
-    config: Config,
-    facts: Mapping[str, str],
-    metrics: Mapping[str, float],
-    *,
-    name: str,
-    epoch: int,
-    parameters: int,
-    num_queries: tuple[int, int],
-    encoder: str,
+    name: str, model: QamDetr, config: Config, facts: Mapping[str, Any], metrics: Mapping[str, float], data: TrainingData, epoch: int
 ) -> str:
-    """Write the README.md of a checkpoint: what it is, what it was trained on (`facts`), how good it is, how to get it again.
-
-    `epoch` is the one that the weights come from, `num_queries` those of both manifests, `encoder` the version of the encoders whose
-    features were used, empty when not known.
-    """
+    """Write the README.md of a checkpoint: what it is, what it was trained on (`Run.facts`), how good it is, how to get it again."""
     streams = [f"audio `{name}`" for name in config.model.audio_streams] + [f"text `{name}`" for name in config.model.text_streams]
     return _CARD.format(
         name=name,
         data=config.data,
         train=config.train,
         facts=facts,
-        encoder=encoder or "unknown",
-        num_queries=num_queries,
+        encoder=data.encoder or "unknown",
+        num_queries=(len(data.train), len(data.val)),
         rows="\n".join(f"| {key} | {value:g} |" for key, value in metrics.items()),
-        parameters=parameters,
+        parameters=sum(p.numel() for p in model.parameters()),
         streams=", ".join(streams),
         epoch=epoch,
         average=f"; weights averaged with decay {config.train.ema_decay:g}" if config.train.ema_decay else "",

@@ -22,8 +22,7 @@ from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
 from qamdetr.inference.checkpoint import save_pretrained
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import loop
-from qamdetr.training.loop import train
-from qamdetr.training.optimisation import make_optimizer, make_schedule, update_average
+from qamdetr.training.loop import make_optimizer, make_schedule, train, update_average
 from qamdetr.training.run import Run
 from qamdetr.training.validation import Validation
 

@@ -23,7 +23,7 @@ from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.model.losses import compute_losses
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import TrainingData, load_data
-from qamdetr.training.parallel import ProcessShare, batches_after
+from qamdetr.training.loop import ProcessShare, batches_after
 from qamdetr.types import TextFeatures
 
 ROOT = Path(__file__).resolve().parents[2]

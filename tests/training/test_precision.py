@@ -14,8 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from qamdetr.config import Config, TrainConfig
 from qamdetr.errors import ConfigError
 from qamdetr.training import loop
-from qamdetr.training.loop import train
-from qamdetr.training.precision import choose_precision, in_float32
+from qamdetr.training.loop import choose_precision, in_float32, train
 from qamdetr.types import DecoderOutput, ModelOutput
 
 ToyConfig = Callable[..., Config]

@@ -117,7 +117,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(name: str, reference
     assert status == 0, errors
     assert contents(directory) == reference.contents
     names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
-    assert names == {"best", "config.yaml", "last", "metrics.jsonl", "run.json"}
+    assert names == {"best", "config.yaml", "last", "metrics.jsonl", "progress.json", "run.json"}
 
 
 @pytest.mark.slow

@@ -17,8 +17,7 @@ from qamdetr.errors import CheckpointError, ConfigError, DataError
 from qamdetr.inference.checkpoint import load_pretrained
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import run as checkpoint
-from qamdetr.training.provenance import file_fingerprint
-from qamdetr.training.run import Progress, Run, swap_directory
+from qamdetr.training.run import Progress, Run, file_fingerprint, swap_directory
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from qamdetr.config import Config
 from qamdetr.errors import ConfigError
 from qamdetr.training.loop import train
 from qamdetr.training.run import Run
-from qamdetr.training.seeds import seeds_table, train_seeds
+from train import seeds_table, train_seeds
 
 ToyConfig = Callable[..., Config]
 

@@ -1,16 +1,21 @@
-"""A toy task: features in a joint space of 16 dimensions in which the query's direction marks the clips of its windows."""
+"""A toy task in a joint space of 16 dimensions, where the query's direction marks the clips of its windows; fixtures of runs on it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from stored_features import OwnFeatures
 from torch.nn.functional import normalize
 
+from qamdetr.config import Config, config_from_dict
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.types import TextFeatures
+
+ToyConfig = Callable[..., Config]
 
 JOINT_DIM = 16
 SOUNDS = ("a dog barks", "rain falls", "a bell rings", "a man speaks", "glass breaks", "an engine runs")
@@ -73,3 +78,35 @@ def toy_settings(folder: Path, output_dir: Path, model: dict | None = None, **tr
             **train,
         },
     }
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    make_toy_set(folder, num_recordings=48, seed=1)
+    return folder
+
+
+@pytest.fixture
+def toy_config(toy_folder: Path, tmp_path: Path) -> ToyConfig:
+    """Gives the configuration of `toy_settings` on the toy set."""
+    return lambda model=None, **train: config_from_dict(toy_settings(toy_folder, tmp_path, model, **train))
+
+
+@pytest.fixture(scope="session")
+def small_toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy set of 14 queries, for what needs many runs and no learning."""
+    folder = tmp_path_factory.mktemp("small-toy")
+    make_toy_set(folder, num_recordings=10, seed=3)
+    return folder
+
+
+@pytest.fixture
+def small_toy_config(small_toy_folder: Path, tmp_path: Path) -> ToyConfig:
+    """As `toy_config`, on the small set with batches of 4; without the scan, which would compile."""
+
+    def make(model: dict | None = None, **train: object) -> Config:
+        settings = toy_settings(small_toy_folder, tmp_path, {"encoder": "transformer", **(model or {})}, **{"batch_size": 4, **train})
+        return config_from_dict(settings)
+
+    return make

@@ -23,6 +23,17 @@ def median_seconds(runs: Mapping[str, Callable[[], object]], *, repeats: int, wa
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def compile_kernels() -> None:
+    """Compile or load the CPU kernels: some ten seconds on a fresh machine, afterwards Numba's cache."""
+    import torch
+
+    from qamdetr.kernels import speed_up
+    from qamdetr.model.encoder import BiMambaLayer
+
+    layer = speed_up(BiMambaLayer(4, dropout=0.5))
+    layer(torch.zeros(1, 2, 4, requires_grad=True), torch.ones(1, 2, dtype=torch.bool)).sum().backward()
+
+
 @dataclass(frozen=True)
 class Target:
     """What was asked for, and what was measured."""

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from benchmarks._timing import write_json
 from qamdetr.errors import ConfigError
-from qamdetr.kernels.backends import Backend, choose_backend
-from qamdetr.kernels.scan import selective_scan_channels_last
+from qamdetr.kernels.scan import Backend, choose_backend, selective_scan
 
 SHAPES = ((32, 300), (4, 7200))  # batch, clips
 CHANNELS, STATE = 512, 16
@@ -60,7 +59,7 @@ def floor_bytes(batch: int, clips: int, item_bytes: int) -> int:
 
 def scan(leaves: list[Tensor], backend: Backend) -> Tensor:
     u, delta, A, B, C, D, z, bias = leaves  # noqa: N806 - the paper's letters
-    return selective_scan_channels_last(u, delta, A, B, C, D, z, bias, delta_softplus=True, backend=backend)[0]
+    return selective_scan(u, delta, A, B, C, D, z, bias, backend=backend)
 
 
 def can_run(backend: Backend) -> bool:

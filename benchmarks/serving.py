@@ -25,6 +25,7 @@ from qamdetr.audio import decode
 from qamdetr.config import ModelConfig, load_config
 from qamdetr.features.pipeline import prepare
 from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.kernels import speed_up
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Batch, TextFeatures
 
@@ -127,7 +128,7 @@ def main() -> None:
         }
         medians = median_seconds(runs | network_runs(networks), repeats=arguments.repeats)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the networks of the field's size are made
-    networks = {name: QamDetr(load_config(config).model).eval() for name, config in FIELD_SIZES.items()}
+    networks = {name: speed_up(QamDetr(load_config(config).model)).eval() for name, config in FIELD_SIZES.items()}
     medians |= median_seconds(network_runs(networks), repeats=arguments.repeats)
     rows = {"load the models": loading, "first encoding": first_encoding, "first query": first_query, **medians}
     print(f"{arguments.threads} threads, medians of {arguments.repeats} runs (the first three rows happen once)")

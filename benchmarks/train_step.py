@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._timing import Target, median_seconds, print_targets, write_json
+from benchmarks._timing import Target, compile_kernels, median_seconds, print_targets, write_json
 from qamdetr.config import Config, load_config
 from qamdetr.data.collate import Collator, LabelledBatch
 from qamdetr.data.dataset import MomentItem
 from qamdetr.data.manifest import QueryEntry
-from qamdetr.model.bimamba import warm_up
+from qamdetr.kernels import speed_up
 from qamdetr.model.losses import compute_losses
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.loop import make_optimizer
@@ -61,7 +61,7 @@ def random_batch(config: Config, clips: int, generator: torch.Generator) -> Labe
 def training_step(config: Config, clips: int, device: torch.device) -> Callable[[], None]:
     """Return one optimiser step of a fresh model on one batch."""
     torch.manual_seed(0)
-    model = QamDetr(config.model).to(device).train()
+    model = speed_up(QamDetr(config.model)).to(device).train()
     optimizer = make_optimizer(model, config.train)
     labelled = random_batch(config, clips, torch.Generator().manual_seed(0)).to(device)
 
@@ -102,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    warm_up()
+    compile_kernels()
     keep_freed_memory()
 
     rows, full_steps = [], []

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Window = tuple[float, float]
 """`(start, end)` in seconds."""
 
+TEF_DIM = 2
+"""Temporal endpoint features of clip i of T: `(i / T, (i + 1) / T)`, the last columns of the main audio stream."""
+
 
 class _Movable:
     """Gives a dataclass of tensors a `to(device)` that returns a moved copy."""

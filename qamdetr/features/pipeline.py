@@ -11,9 +11,6 @@ from torch.nn.functional import normalize
 from qamdetr.features.base import STREAMS
 from qamdetr.types import Batch, TextFeatures
 
-TEF_DIM = 2
-"""Columns that the temporal endpoint feature adds to the main audio stream."""
-
 
 def temporal_endpoint_feature(num_clips: int) -> Tensor:
     """Return `(num_clips, 2)` rows `(i / T, (i + 1) / T)`.

@@ -14,6 +14,7 @@ import qamdetr.config
 from qamdetr.config import Config, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.files import replacing
+from qamdetr.kernels import speed_up
 from qamdetr.model.qam_detr import QamDetr
 
 DEFAULT_CHECKPOINT = "qam-detr-pocket"
@@ -33,7 +34,7 @@ def load_pretrained(name_or_dir: str | Path = DEFAULT_CHECKPOINT) -> tuple[QamDe
     folder = find_checkpoint(name_or_dir)
     try:
         config = load_config(folder / CONFIG_FILE)
-        model = QamDetr(config.model)
+        model = speed_up(QamDetr(config.model))
     except ConfigError as error:
         raise CheckpointError(f"Checkpoint {folder}: {error}") from error
     try:

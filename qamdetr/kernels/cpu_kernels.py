@@ -1,25 +1,27 @@
-"""CPU kernels of the Mamba block, compiled by Numba; imported on first use only, since Numba is slow to import.
+"""CPU kernels of the Mamba block and of dropout, compiled by Numba; imported on first use only, since Numba is slow to import.
 
 Layout: everything is channels-last, so that the innermost loop runs over neighbouring channels and the compiler turns it into SIMD. One
 task is one recording of the batch and one block of `BLOCK_CHANNELS` channels, whose hidden state stays in the L1 cache. Every kernel takes
 the range of tasks it shall run, from `first` to `last` (exclusive); tasks share nothing, so ranges may run in different threads. What
 several tasks would have to add up (gradients of parameters, of B and of C) they leave in separate places for the caller to sum.
 
-Kernels walk the first `lengths[b]` clips of each recording, against time with `reverse`, and leave zeros in the rest (`time_order.py`).
+Kernels walk the first `lengths[b]` clips of each recording, against time with `reverse`, and leave zeros in the rest (`scan.py`).
 
 Memory: the scan's forward pass keeps the hidden state only every `CHUNK_STEPS` steps; the backward pass recomputes the states of one chunk
 at a time from there, as the GPU kernel does (Source: Gu & Dao, https://arxiv.org/abs/2312.00752, section 3.3.2).
 
 The letters are those of `scan.py`; besides, `decay = exp(dt * A)`, `dx` is the gradient of x, and `A_log2 = A * log2(e)`, because the
-exponential here is base 2. All in one file, because Numba's cache does not notice a change in a file that a kernel only imports from.
+exponential here is base 2. Two states are walked at a time, which keeps more of the processor busy than one. All in one file, because
+Numba's cache does not notice a change in a file that a kernel only imports from.
 """
 
 # Compiled code is typed by its compiler, and its letters are the paper's.
 # ruff: noqa: ANN001, ANN201, ANN202, N803, N806
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,7 @@ import numpy as np
 
 BLOCK_CHANNELS = 128
 CHUNK_STEPS = 16
+BLOCK_VALUES = 1 << 15  # of dropout: 128 kB of float32, small enough to share out evenly, large enough that the call costs nothing
 
 # Everything but "no NaN" and "no infinity": a training that diverges must be seen to diverge.
 _FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
@@ -37,9 +40,9 @@ _EXP2_LIMIT = _f(126.0)  # 2**-126 is the smallest normal float32
 _ROUNDS, _MANTISSA_BITS = _f(1.5 * 2**23), np.int32(23)
 
 
-def num_blocks(channels: int) -> int:
-    """How many blocks, and so tasks per recording, `channels` channels make."""
-    return -(-channels // BLOCK_CHANNELS)
+def num_blocks(size: int, block: int = BLOCK_CHANNELS) -> int:
+    """How many blocks, and so tasks, `size` channels (of each recording) or values make."""
+    return -(-size // block)
 
 
 def jit(function: Callable[..., Any], *, fastmath: set[str] = _FAST_MATH, **extra: bool) -> Callable[..., Any]:
@@ -53,17 +56,14 @@ def jit(function: Callable[..., Any], *, fastmath: set[str] = _FAST_MATH, **extr
     return compiled
 
 
-def jit_in_order(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile what depends on the order of its additions."""
-    return jit(function, fastmath=_FAST_MATH - {"reassoc"})
+# For parts of kernels. Inlined by force: each kernel brings a copy of what it calls, optimised in its own surroundings, and of copies that
+# are not inlined the linker takes the first it meets. Which that is hangs on what the process compiled or loaded before, and so would the
+# last bits of a result: a training while kernels were being compiled differed from all later ones. Without the runtime, because an atomic
+# count of references per slice took half of the kernels' time.
+inlined = functools.partial(jit, forceinline=True, _nrt=False)
 
 
-def jit_uncounted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile what allocates nothing, without counting references: an atomic operation per slice took half of the kernels' time."""
-    return jit(function, _nrt=False)
-
-
-@jit_in_order
+@functools.partial(inlined, fastmath=_FAST_MATH - {"reassoc"})
 def exp2(x):
     """2**x for x in [-126, 126], clamped outside; relative error below 2.5e-7.
 
@@ -84,13 +84,13 @@ def exp2(x):
     return bits.view(np.float32)
 
 
-@jit
+@inlined
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return _f(1.0) / (_f(1.0) + exp2(-x * _LOG2_E))
 
 
-@jit
+@inlined
 def softplus(x):
     """log(1 + exp(x)), accurate relative to its own size also where it is tiny.
 
@@ -110,25 +110,10 @@ def softplus(x):
     return max(x, _f(0.0)) + _f(2.0) * s * series
 
 
-@jit_uncounted
+@inlined
 def _row_of(step, length, reverse):
     """Where the clip stands that is walked at `step`."""
     return length - 1 - step if reverse else step
-
-
-@jit_uncounted
-def _prepare_step(u_row, delta_row, D, bias, use_softplus, dt, dt_u, y):
-    """Start one time step: `dt = softplus(delta + bias)`, `dt * u` and `y = D * u`."""
-    width = u_row.shape[0]
-    if use_softplus:
-        for j in range(width):
-            dt[j] = softplus(delta_row[j] + bias[j])
-    else:
-        for j in range(width):
-            dt[j] = delta_row[j] + bias[j]
-    for j in range(width):
-        dt_u[j] = dt[j] * u_row[j]
-        y[j] = D[j] * u_row[j]
 
 
 @jit
@@ -139,7 +124,7 @@ def _scratch(rows, width):
     return whole[skipped : skipped + rows * width].reshape(rows, width)
 
 
-@jit_uncounted
+@inlined
 def _flatten(rows, flat):
     """Write rows `(state, width)` one after the other, `BLOCK_CHANNELS` apart."""
     for n in range(rows.shape[0]):
@@ -147,21 +132,31 @@ def _flatten(rows, flat):
             flat[n * BLOCK_CHANNELS + j] = rows[n, j]
 
 
-@jit_uncounted
+@inlined
 def _unflatten(flat, rows):
-    """Undo `_flatten`."""
     for n in range(rows.shape[0]):
         for j in range(rows.shape[1]):
             rows[n, j] = flat[n * BLOCK_CHANNELS + j]
 
 
-@jit_uncounted
+@inlined
 def _pair(row, m):
     """Elements 2m and 2m + 1, with zero for one that is beyond the end."""
     return row[2 * m], (row[2 * m + 1] if 2 * m + 1 < row.shape[0] else _f(0.0))
 
 
-@jit_uncounted
+@inlined
+def _prepare_step(u_row, delta_row, D, bias, dt, dt_u, y):
+    """Start one time step: `dt = softplus(delta + bias)`, `dt * u` and `y = D * u`."""
+    width = u_row.shape[0]
+    for j in range(width):
+        dt[j] = softplus(delta_row[j] + bias[j])
+    for j in range(width):
+        dt_u[j] = dt[j] * u_row[j]
+        y[j] = D[j] * u_row[j]
+
+
+@inlined
 def _advance(width, A, B_row, C_row, dt, dt_u, h, y):
     """Move the state `h` by one step and add its part to `y`."""
     for m in range(h.shape[0] // (2 * BLOCK_CHANNELS)):
@@ -176,11 +171,8 @@ def _advance(width, A, B_row, C_row, dt, dt_u, h, y):
             y[j] += h_0 * c_0 + h_1 * c_1
 
 
-@jit_uncounted
-def _scan_forward_task(
-    length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, out, checkpoints, last_state,
-    A, h, dt, dt_u, y,
-):  # fmt: skip
+@inlined
+def _scan_forward_task(length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, out, checkpoints, A, h, dt, dt_u, y):
     """Scan one recording's block of channels from `start` to `stop`; A, h, dt, dt_u and y are scratch."""
     _flatten(A_log2[:, start:stop], A)
     h[:] = _f(0.0)
@@ -188,28 +180,20 @@ def _scan_forward_task(
         t = _row_of(step, length, reverse)
         if step % CHUNK_STEPS == 0 and checkpoints.shape[0] > 0:
             _unflatten(h, checkpoints[step // CHUNK_STEPS, :, start:stop])
-        _prepare_step(u[t, start:stop], delta[t, start:stop], D[start:stop], bias[start:stop], use_softplus, dt, dt_u, y)
+        _prepare_step(u[t, start:stop], delta[t, start:stop], D[start:stop], bias[start:stop], dt, dt_u, y)
         _advance(stop - start, A, B[t], C[t], dt, dt_u, h, y)
         z_row, out_row = z[t, start:stop], out[t, start:stop]
-        if use_gate:
-            for j in range(stop - start):
-                out_row[j] = y[j] * z_row[j] * sigmoid(z_row[j])
-        else:
-            for j in range(stop - start):
-                out_row[j] = y[j]
+        for j in range(stop - start):
+            out_row[j] = y[j] * z_row[j] * sigmoid(z_row[j])
     out[length:, start:stop] = _f(0.0)
-    _unflatten(h, last_state[:, start:stop])
 
 
 @jit
-def scan_forward(
-    first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, out, checkpoints, last_state
-):  # fmt: skip
+def scan_forward(first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, out, checkpoints):
     """Run the scan.
 
     Shapes: u, delta, z, out `(batch, steps, channels)`; B, C `(batch, steps, state)`; A_log2 `(state, channels)`; D, bias `(channels,)`;
-    last_state `(batch, state, channels)`; checkpoints `(batch, chunks, state, channels)`, the state before each chunk, or zero chunks
-    when no gradient is wanted.
+    checkpoints `(batch, chunks, state, channels)`, the state before each chunk, or zero chunks when no gradient is wanted.
     """
     channels, state = u.shape[2], A_log2.shape[0]
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
@@ -218,11 +202,11 @@ def scan_forward(
         b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
         _scan_forward_task(
             lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), u[b], delta[b], A_log2, B[b], C[b], D, z[b], bias,
-            use_softplus, use_gate, out[b], checkpoints[b], last_state[b], states[0], states[1], rows[0], rows[1], rows[2],
+            out[b], checkpoints[b], states[0], states[1], rows[0], rows[1], rows[2],
         )  # fmt: skip
 
 
-@jit_uncounted
+@inlined
 def _advance_and_keep(width, A, B_row, C_row, dt, dt_u, before, after, decay, y):
     """As `_advance`, from the state `before` to the state `after`, keeping `decay`."""
     for m in range(A.shape[0] // (2 * BLOCK_CHANNELS)):
@@ -240,21 +224,17 @@ def _advance_and_keep(width, A, B_row, C_row, dt, dt_u, before, after, decay, y)
             y[j] += h_0 * c_0 + h_1 * c_1
 
 
-@jit_uncounted
-def _gate_backward(use_gate, grad_row, z_row, y, dz_row, dy):
+@inlined
+def _gate_backward(grad_row, z_row, y, dz_row, dy):
     """Send the gradient of the output to the gate and to `y`."""
-    if use_gate:
-        for j in range(z_row.shape[0]):
-            gate = sigmoid(z_row[j])
-            silu = z_row[j] * gate
-            dz_row[j] = grad_row[j] * y[j] * (gate + silu * (_f(1.0) - gate))
-            dy[j] = grad_row[j] * silu
-    else:
-        for j in range(z_row.shape[0]):
-            dy[j] = grad_row[j]
+    for j in range(z_row.shape[0]):
+        gate = sigmoid(z_row[j])
+        silu = z_row[j] * gate
+        dz_row[j] = grad_row[j] * y[j] * (gate + silu * (_f(1.0) - gate))
+        dy[j] = grad_row[j] * silu
 
 
-@jit_uncounted
+@inlined
 def _state_backward(width, A, B_row, C_row, dt, dt_u, before, after, decay, dy, dh, dA, d_dt, d_dt_u, dB_row, dC_row):
     """One step backward: `dh` goes from the state after the step to the state before it."""
     d_dt[:] = _f(0.0)
@@ -284,49 +264,46 @@ def _state_backward(width, A, B_row, C_row, dt, dt_u, before, after, decay, dy, 
             dB_row[2 * m + 1], dC_row[2 * m + 1] = dB_1, dC_1
 
 
-@jit_uncounted
-def _input_backward(use_softplus, u_row, delta_row, D, bias, dt, dy, d_dt, d_dt_u, du_row, ddelta_row, dD, dbias):
+@inlined
+def _input_backward(u_row, delta_row, D, bias, dt, dy, d_dt, d_dt_u, du_row, ddelta_row, dD, dbias):
     """Send the gradients of `y`, `dt` and `dt * u` on to u, delta, D and the bias."""
-    width = u_row.shape[0]
-    for j in range(width):
+    for j in range(u_row.shape[0]):
         du_row[j] = dy[j] * D[j] + d_dt_u[j] * dt[j]
         dD[j] += dy[j] * u_row[j]
         ddelta_row[j] = d_dt[j] * _LN_2 + d_dt_u[j] * u_row[j]
-    if use_softplus:
-        for j in range(width):
-            ddelta_row[j] *= sigmoid(delta_row[j] + bias[j])
-    for j in range(width):
+    for j in range(u_row.shape[0]):
+        ddelta_row[j] *= sigmoid(delta_row[j] + bias[j])
+    for j in range(u_row.shape[0]):
         dbias[j] += ddelta_row[j]
 
 
-@jit_uncounted
+@inlined
 def _scan_backward_task(
-    length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, checkpoints, grad_out, grad_last_state,
-    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, A, dh, dA, h, decay, dt, dt_u, y, dy, d_dt, d_dt_u,
+    length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, checkpoints, grad_out, grad_u, grad_delta, grad_A, grad_B, grad_C,
+    grad_D, grad_z, grad_bias, A, dh, dA, h, decay, dt, dt_u, y, dy, d_dt, d_dt_u,
 ):  # fmt: skip
     """Run one recording's block of channels; from A on, everything is scratch."""
     width, D_block, bias_block = stop - start, D[start:stop], bias[start:stop]
     dD, dbias = grad_D[start:stop], grad_bias[start:stop]
-    for sums in (dD, dbias, dA):
+    for sums in (dD, dbias, dA, dh):
         sums[:] = _f(0.0)
     _flatten(A_log2[:, start:stop], A)
-    _flatten(grad_last_state[:, start:stop], dh)
     for chunk in range((length + CHUNK_STEPS - 1) // CHUNK_STEPS - 1, -1, -1):
         first_step = chunk * CHUNK_STEPS
         chunk_length = min(CHUNK_STEPS, length - first_step)
         _flatten(checkpoints[chunk, :, start:stop], h[0])
         for i in range(chunk_length):
             t = _row_of(first_step + i, length, reverse)
-            _prepare_step(u[t, start:stop], delta[t, start:stop], D_block, bias_block, use_softplus, dt[i], dt_u[i], y[i])
+            _prepare_step(u[t, start:stop], delta[t, start:stop], D_block, bias_block, dt[i], dt_u[i], y[i])
             _advance_and_keep(width, A, B[t], C[t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], y[i])
         for i in range(chunk_length - 1, -1, -1):
             t = _row_of(first_step + i, length, reverse)
-            _gate_backward(use_gate, grad_out[t, start:stop], z[t, start:stop], y[i], grad_z[t, start:stop], dy)
+            _gate_backward(grad_out[t, start:stop], z[t, start:stop], y[i], grad_z[t, start:stop], dy)
             _state_backward(
                 width, A, B[t], C[t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], dy, dh, dA, d_dt, d_dt_u, grad_B[t], grad_C[t]
             )  # fmt: skip
             _input_backward(
-                use_softplus, u[t, start:stop], delta[t, start:stop], D_block, bias_block, dt[i], dy, d_dt, d_dt_u,
+                u[t, start:stop], delta[t, start:stop], D_block, bias_block, dt[i], dy, d_dt, d_dt_u,
                 grad_u[t, start:stop], grad_delta[t, start:stop], dD, dbias,
             )  # fmt: skip
     for grad in (grad_u, grad_delta, grad_z):
@@ -338,7 +315,7 @@ def _scan_backward_task(
 
 @jit
 def scan_backward(
-    first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, use_softplus, use_gate, checkpoints, grad_out, grad_last_state,
+    first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, checkpoints, grad_out,
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias,
 ):  # fmt: skip
     """Run the scan's gradient.
@@ -356,13 +333,12 @@ def scan_backward(
         start = block * BLOCK_CHANNELS
         _scan_backward_task(
             lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), u[b], delta[b], A_log2, B[b], C[b], D, z[b], bias,
-            use_softplus, use_gate, checkpoints[b], grad_out[b], grad_last_state[b], grad_u[b], grad_delta[b], grad_A[b],
-            grad_B[b, block], grad_C[b, block], grad_D[b], grad_z[b], grad_bias[b],
-            states[0], states[1], states[2], h, decay, dt, dt_u, y, rows[0], rows[1], rows[2],
+            checkpoints[b], grad_out[b], grad_u[b], grad_delta[b], grad_A[b], grad_B[b, block], grad_C[b, block], grad_D[b], grad_z[b],
+            grad_bias[b], states[0], states[1], states[2], h, decay, dt, dt_u, y, rows[0], rows[1], rows[2],
         )  # fmt: skip
 
 
-@jit_uncounted
+@inlined
 def _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre):
     """One step before SiLU: `bias + sum_k weight[k] * x[step - taps + 1 + k]`, with zeros before the start."""
     taps, width = weight.shape[0], stop - start
@@ -375,9 +351,8 @@ def _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre):
             pre[j] += weight_row[j] * x_row[j]
 
 
-@jit_uncounted
+@inlined
 def _conv_forward_task(length, reverse, start, stop, x, weight, bias, out, pre):
-    """Convolve one recording's block of channels."""
     for step in range(length):
         out_row = out[_row_of(step, length, reverse), start:stop]
         _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre)
@@ -397,9 +372,8 @@ def conv_forward(first, last, lengths, reverse, x, weight, bias, out):
         _conv_forward_task(lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), x[b], weight, bias, out[b], pre)
 
 
-@jit_uncounted
+@inlined
 def _conv_backward_task(length, reverse, start, stop, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias, pre):
-    """Run one recording's block of channels."""
     width, taps, dbias = stop - start, weight.shape[0], grad_bias[start:stop]
     dbias[:] = _f(0.0)
     grad_weight[:, start:stop] = _f(0.0)
@@ -434,3 +408,43 @@ def conv_backward(first, last, lengths, reverse, x, weight, bias, grad_out, grad
             lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), x[b], weight, bias, grad_out[b], grad_x[b],
             grad_weight[b], grad_bias[b], pre,
         )  # fmt: skip
+
+
+@jit
+def drop(first, last, x, draws, limit, scale, out):
+    """Run `out = x * scale` where a value is kept, else 0; also the gradient, with `x` the gradient of the output. All flat.
+
+    What PyTorch does in four passes (decide, convert, scale, multiply) is one here. One task is `BLOCK_VALUES` neighbouring values;
+    `draws` holds 16 random bits for each, and a value is kept where they are at least `limit`.
+    """
+    limit, scale = np.int16(limit), _f(scale)
+    for i in range(first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])):
+        out[i] = x[i] * scale if draws[i] >= limit else _f(0.0)
+
+
+@jit
+def prelu_drop(first, last, x, slope, draws, limit, scale, out):
+    """Run `drop` behind a PReLU: `x`, or `slope[0] * x` where x is negative. All flat but slope `(1,)`."""
+    limit, scale, negative = np.int16(limit), _f(scale), slope[0]
+    for i in range(first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])):
+        bent = x[i] if x[i] > _f(0.0) else negative * x[i]
+        out[i] = bent * scale if draws[i] >= limit else _f(0.0)
+
+
+@jit
+def prelu_drop_backward(first, last, x, slope, draws, limit, scale, grad_out, grad_x, grad_slope):
+    """Run its gradient: grad_x as x; to be summed over tasks, grad_slope `(tasks,)`.
+
+    The sum has a loop of its own. In one that also writes, the compiler looks where the arrays lie before it sums several values at
+    once, and the order of the sum, and with it the last bits, would change from run to run.
+    """
+    limit, scale, negative = np.int16(limit), _f(scale), slope[0]
+    for task in range(first, last):
+        start, stop = task * BLOCK_VALUES, min((task + 1) * BLOCK_VALUES, x.shape[0])
+        for i in range(start, stop):
+            grad = grad_out[i] * scale if draws[i] >= limit else _f(0.0)
+            grad_x[i] = grad if x[i] > _f(0.0) else negative * grad
+        total = _f(0.0)
+        for i in range(start, stop):
+            total += x[i] * grad_out[i] * scale if draws[i] >= limit and x[i] <= _f(0.0) else _f(0.0)
+        grad_slope[task] = total

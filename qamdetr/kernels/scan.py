@@ -1,23 +1,27 @@
-"""Selective scan, the recurrence at the heart of Mamba: one readable reference and fast backends behind the same two functions.
+"""Selective scan, the recurrence at the heart of Mamba, and the convolution before it: readable references, faster backends behind them.
 
 For each recording, channel and time step t, with the letters of the paper (and of mamba-ssm):
 
-    dt_t = softplus(delta_t + delta_bias)       step size: how far this step moves the state, (batch, channels, steps)
+    dt_t = softplus(delta_t + delta_bias)       step size: how far this step moves the state, (batch, steps, channels)
     h_t  = exp(dt_t * A) * h_{t-1} + dt_t * B_t * u_t       hidden state, (batch, channels, state); h before the first step is 0
     y_t  = <C_t, h_t> + D * u_t                 output before the gate
     out_t = y_t * silu(z_t)                     output, gated
 
-    u      input, (batch, channels, steps)      A      decay rates, negative, (channels, state)
-    delta  raw step size, as u                  B, C   input and output matrices, which depend on the input, (batch, state, steps)
+    u      input, (batch, steps, channels)      A      decay rates, negative, (channels, state)
+    delta  raw step size, as u                  B, C   input and output matrices, which depend on the input, (batch, steps, state)
     z      gate, as u                           D, delta_bias   skip weight and bias of delta, (channels,)
 
-Backends: `reference` is a plain PyTorch loop that runs anywhere and differentiates itself; `cpu` is a Numba kernel with its own backward
-(`cpu_kernels.py`), hundreds of times faster for training; `triton` is the same for GPUs (`triton_kernels.py`); `mamba_ssm` is the package
-of that name where it is installed. The choice is automatic (`backends.py`); `use_backend` or `backend=` override it.
+Walking order: `lengths` says how many clips of each item are valid, from the first on; `reverse` walks them from the last valid clip to the
+first. Padding is not walked: nothing that stands there, not even NaN, reaches a valid clip or the last state, and the result and all
+gradients are zero there. The CPU kernels follow this order by index; for all other backends, tensors are brought into it and back.
 
-Source: Gu & Dao, "Mamba" (https://arxiv.org/abs/2312.00752), Algorithm 2; maths, shapes and names of `selective_scan_ref` in mamba-ssm.
-Beyond it: `lengths` and `reverse`, the clips and the direction that are walked (`time_order.py`).
-Deliberate differences: real numbers and input-dependent B and C in one group only, which is all that Mamba uses.
+Backends: `reference` is a plain PyTorch loop that runs anywhere and differentiates itself; `cpu` are Numba kernels with their own backward
+(`cpu_kernels.py`), hundreds of times faster for training; `triton` is the same for GPUs; `mamba_ssm` is the package of that name where it
+is installed. The choice is automatic; `use_backend` or `backend=` override it.
+
+Source: Gu & Dao, "Mamba" (https://arxiv.org/abs/2312.00752), Algorithm 2; maths and names of `selective_scan_ref` in mamba-ssm. Deliberate
+differences: time stands before channels, as linear layers produce it and our kernels want it; lengths and direction; real numbers and
+input-dependent B and C in one group only, which is all that Mamba uses.
 """
 
 # The letters are the paper's.
@@ -25,108 +29,163 @@ Deliberate differences: real numbers and input-dependent B and C in one group on
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qamdetr.kernels.backends import HALF_TYPES, Backend, choose_backend, differentiable_once, run_kernel, wants_gradient
-from qamdetr.kernels.mamba_ssm_scan import mamba_ssm_scan
-from qamdetr.kernels.time_order import checked_lengths, in_walking_order
+from qamdetr.errors import ConfigError
+
+Backend = Literal["reference", "cpu", "triton", "mamba_ssm"]
+HALF_TYPES = (torch.float16, torch.bfloat16)
+# Best first: the compiled kernels of mamba-ssm have been measured on many GPUs, ours on few.
+_GPU_BACKENDS: tuple[Backend, ...] = ("mamba_ssm", "triton")
+
+_forced_backend: ContextVar[Backend | None] = ContextVar("_forced_backend", default=None)
+
+
+@contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Run every scan and convolution inside the `with` block on `backend`."""
+    token = _forced_backend.set(_checked(backend))
+    try:
+        yield
+    finally:
+        _forced_backend.reset(token)
+
+
+def choose_backend(backend: Backend | None, tensors: Sequence[Tensor]) -> Backend:
+    """Return `backend`, else what `use_backend` says, else the fastest that can take these tensors.
+
+    That is `cpu` on the CPU; on a GPU `mamba_ssm` where it is installed, else `triton`; `reference` wherever these cannot run, as for
+    float64.
+
+    Raises:
+        ConfigError: The wanted backend does not exist, is not installed or cannot take these tensors.
+    """
+    wanted = _checked(backend) if backend is not None else _forced_backend.get()
+    if wanted is None:
+        return next((name for name in ("cpu", *_GPU_BACKENDS) if _misfit(name, tensors) is None), "reference")
+    misfit = _misfit(wanted, tensors)
+    if misfit is not None:
+        raise ConfigError(f"Backend {wanted!r} {misfit}", "use another, or 'reference', which runs anywhere")
+    return wanted
+
+
+def _checked(backend: str) -> Backend:
+    if backend not in get_args(Backend):
+        raise ConfigError(f"Backend {backend!r} does not exist", f"use one of {', '.join(get_args(Backend))}")
+    return cast("Backend", backend)
+
+
+def _misfit(backend: Backend, tensors: Sequence[Tensor]) -> str | None:
+    """Say why `backend` cannot take these tensors, or return None where it can."""
+    if backend == "reference":
+        return None
+    if any(tensor.dtype not in (torch.float32, *HALF_TYPES) for tensor in tensors):
+        return "takes float32, bfloat16 and float16 tensors only"
+    device = "cpu" if backend == "cpu" else "cuda"
+    others = {tensor.device.type for tensor in tensors} - {device}
+    if others and not (others == {"cpu"} and backend == "triton" and _triton_is_interpreted()):
+        return f"takes tensors on {device!r} only, not on {', '.join(map(repr, sorted(others)))}"
+    problem = _start_problem(backend) if backend in _GPU_BACKENDS else None
+    return None if problem is None else f"does not start ({problem})"
+
+
+@functools.cache
+def _start_problem(backend: Backend) -> str | None:
+    """Import what a GPU backend needs; return the error where that fails, and warn where it means a slower scan than one would expect."""
+    try:
+        if backend == "mamba_ssm":
+            importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+        elif not _triton_is_interpreted():
+            # Builds Triton's launcher, which takes a C compiler; better to find out here than in a kernel's first call.
+            importlib.import_module("triton").runtime.driver.active.get_current_target()
+    except Exception as error:  # a build for another CUDA may fail in any way, and there are other backends
+        if backend == "triton":
+            warnings.warn(f"The scan runs as a slow loop, since Triton, which needs gcc, does not start: {error}", stacklevel=2)
+        elif not isinstance(error, ModuleNotFoundError):
+            warnings.warn(f"The scan runs on Triton: mamba_ssm is installed but does not start: {error}", stacklevel=2)
+        return str(error)
+    return None
+
+
+def _triton_is_interpreted() -> bool:
+    """Return whether Triton runs its kernels on the CPU, step by step, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    backend: Backend | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Scan in mamba-ssm's layout, as its `selective_scan_fn(..., return_last_state=True)`.
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor,
+    *, lengths: Tensor | None = None, reverse: bool = False, backend: Backend | None = None,
+) -> Tensor:  # fmt: skip
+    """Scan tensors of the shapes above; `out` is of u's type.
 
-    Args:
-        u: Input `(batch, channels, steps)`.
-        delta: Raw step size, as `u`.
-        A: `(channels, state)`.
-        B: `(batch, state, steps)`.
-        C: As `B`.
-        D: `(channels,)`, or None for zero.
-        z: Gate, as `u`; without it the output is not gated.
-        delta_bias: `(channels,)`, or None for zero.
-        delta_softplus: Whether `delta` still needs its softplus.
-        lengths: `(batch,)`, valid steps of each item, or None for all; with `reverse` it is explained in `time_order.py`.
-        reverse: Walk from the last valid step to the first.
-        backend: Overrides the automatic choice (`backends.choose_backend`).
-
-    Returns:
-        Output `(batch, channels, steps)` and the state after the last step that is walked, `(batch, channels, state)`.
+    `lengths` are `(batch,)` whole numbers, None for all clips; `backend` overrides the automatic choice. Half precision is computed in
+    float32, as in mamba-ssm: GPU kernels convert as they read, for the others the tensors are cast.
 
     Raises:
         ValueError: Shapes that do not fit together, or lengths that are not within the steps.
         ConfigError: A backend that does not exist or cannot take these tensors.
     """
-    u, delta, B, C = (tensor.transpose(1, 2) for tensor in (u, delta, B, C))
-    z = None if z is None else z.transpose(1, 2)
-    out, last_state = selective_scan_channels_last(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths=lengths, reverse=reverse, backend=backend
-    )
-    return out.transpose(1, 2), last_state
-
-
-def selective_scan_channels_last(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    *,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-    backend: Backend | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Scan with time before channels: what linear layers produce and our kernels want, so nothing is transposed.
-
-    As `selective_scan`, but u, delta, z and the output are `(batch, steps, channels)`, and B and C are `(batch, steps, state)`.
-    Half precision is computed in float32, as in mamba-ssm: GPU kernels convert as they read, for the others the tensors are cast. The last
-    state is float32 then.
-    """
-    D = u.new_zeros(u.shape[-1]) if D is None else D
-    delta_bias = u.new_zeros(u.shape[-1]) if delta_bias is None else delta_bias
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    tensors = [u, delta, A, B, C, D, z, delta_bias]
     _check_shapes(*tensors)
     chosen = choose_backend(backend, tensors)
+    if chosen not in _GPU_BACKENDS and any(tensor.dtype in HALF_TYPES for tensor in tensors):
+        tensors = [tensor.float() for tensor in tensors]
+    if chosen == "cpu":
+        from qamdetr.kernels import cpu
+
+        return cpu.scan(checked_lengths(lengths, u), reverse, wants_gradient(tensors), *tensors).to(u.dtype)
     scan = _SCANS[chosen]
-    if lengths is not None or reverse or chosen == "cpu":
-        lengths = checked_lengths(lengths, u)
-        scan = partial(scan if chosen == "cpu" else partial(_scan_in_order, scan), lengths, reverse)
-    if chosen in ("triton", "mamba_ssm") or not any(tensor is not None and tensor.dtype in HALF_TYPES for tensor in tensors):
-        return scan(*tensors, delta_softplus)
-    out, last_state = scan(*(None if tensor is None else tensor.float() for tensor in tensors), delta_softplus)
-    return out.to(u.dtype), last_state
+    if lengths is None and not reverse:
+        return scan(*tensors).to(u.dtype)
+    lengths = checked_lengths(lengths, u)
+    tensors = [in_walking_order(tensor, lengths, reverse=reverse) if tensor.dim() == 3 else tensor for tensor in tensors]
+    return in_walking_order(scan(*tensors), lengths, reverse=reverse).to(u.dtype)
 
 
-def _scan_reference(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, delta_bias: Tensor, delta_softplus: bool
-) -> tuple[Tensor, Tensor]:
-    """Compute the module's formulas step by step; channels last."""
-    dt = delta + delta_bias
-    dt = functional.softplus(dt) if delta_softplus else dt
+def causal_conv_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, *, lengths: Tensor | None = None, reverse: bool = False, backend: Backend | None = None
+) -> Tensor:
+    """Convolve `x` `(batch, steps, channels)` with `weight` `(channels, 1, taps)` and `bias` `(channels,)`; the result has x's shape.
+
+    `out_t = silu(bias + sum_k weight_k * x_{t - taps + 1 + k})` for each channel by itself, with zeros before the first step; `lengths`
+    and `reverse` as in `selective_scan`. PyTorch's own convolution with one group per channel takes a third of the block's training time
+    on a CPU, hence the kernel.
+
+    Raises:
+        ValueError: Shapes that do not fit together, or lengths that are not within the steps.
+        ConfigError: A backend that does not exist or cannot take these tensors.
+
+    Source: the operation of the `causal-conv1d` package that mamba-ssm uses; weight and bias are those of its `nn.Conv1d`.
+    """
+    channels = x.shape[-1]
+    if x.dim() != 3 or weight.dim() != 3 or tuple(weight.shape[:2]) != (channels, 1) or tuple(bias.shape) != (channels,):
+        raise ValueError(f"x {tuple(x.shape)} needs a weight ({channels}, 1, taps) and a bias ({channels},), not {tuple(weight.shape)}.")
+    walk = lengths is not None or reverse
+    lengths = checked_lengths(lengths, x)
+    if choose_backend(backend, [x, weight, bias]) == "cpu":
+        from qamdetr.kernels import cpu
+
+        return cpu.causal_conv_silu(x.float(), weight.float(), bias.float(), lengths, reverse).to(x.dtype)
+    ordered = in_walking_order(x, lengths, reverse=reverse) if walk else x
+    padded = functional.pad(ordered.transpose(1, 2), (weight.shape[2] - 1, 0))
+    out = functional.silu(functional.conv1d(padded, weight, bias, groups=channels)).transpose(1, 2)
+    return in_walking_order(out, lengths, reverse=reverse) if walk else out
+
+
+def _scan_reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor) -> Tensor:
+    """Compute the module's formulas step by step."""
+    dt = functional.softplus(delta + delta_bias)
     decay = torch.exp(dt[..., None] * A)  # (batch, steps, channels, state)
     driven = (dt * u)[..., None] * B[:, :, None, :]
     h = torch.zeros_like(decay[:, 0])
@@ -135,132 +194,115 @@ def _scan_reference(
     for decay_t, driven_t, C_t in zip(decay.unbind(1), driven.unbind(1), C.unbind(1), strict=True):
         h = decay_t * h + driven_t
         outputs.append((h * C_t[:, None, :]).sum(dim=-1))
-    y = torch.stack(outputs, dim=1) + D * u
-    return (y if z is None else y * functional.silu(z)), h
+    return (torch.stack(outputs, dim=1) + D * u) * functional.silu(z)
 
 
-def _scan_in_order(
-    scan: Callable[..., tuple[Tensor, Tensor]],
-    lengths: Tensor,
-    reverse: bool,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    z: Tensor | None,
-    delta_bias: Tensor,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    """Do as `time_order.py` says with a scan that knows neither lengths nor direction: a step size of zero leaves the state as it is."""
+def _scan_triton(*tensors: Tensor) -> Tensor:
+    from qamdetr.kernels import triton  # which may not be installed
 
-    def ordered(x: Tensor) -> Tensor:
-        return in_walking_order(x, lengths, reverse=reverse)
-
-    # Half precision would lose a small step size next to its bias. Zeroed before softplus too, whose gradient at NaN is NaN.
-    delta, bias = (x.float() if x.dtype in HALF_TYPES else x for x in (ordered(delta), delta_bias))
-    dt = functional.softplus(delta + bias) if delta_softplus else delta + bias
-    within = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
-    dt = dt.masked_fill(~within[..., None], 0.0)
-    z = None if z is None else ordered(z)
-    out, last_state = scan(ordered(u), dt, A, ordered(B), ordered(C), D, z, torch.zeros_like(delta_bias), False)
-    return ordered(out), last_state
+    return triton.scan(wants_gradient(tensors), *tensors)
 
 
-class _CpuScan(torch.autograd.Function):
-    """The kernels as one differentiable operation; channels last, float32, on the CPU."""
+def _scan_mamba_ssm(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor) -> Tensor:
+    """Scan by the package's kernel, which wants channels first, A, D and delta_bias in float32, and all others in one type.
+
+    Source: `selective_scan_fn` in mamba-ssm (https://github.com/state-spaces/mamba).
+    """
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    u, delta, B, C, z = (tensor.to(u.dtype).transpose(1, 2).contiguous() for tensor in (u, delta, B, C, z))
+    out: Tensor = selective_scan_fn(u, delta, A.float(), B, C, D.float(), z, delta_bias.float(), delta_softplus=True)
+    return out.transpose(1, 2)
+
+
+_SCANS: dict[Backend, Callable[..., Tensor]] = {"reference": _scan_reference, "triton": _scan_triton, "mamba_ssm": _scan_mamba_ssm}
+
+
+class _Permute(torch.autograd.Function):
+    """Rows of each item in another order, for orders that are their own inverse, so that the gradient takes the same way back.
+
+    PyTorch's own gradient of indexing has to allow for repeated rows, which costs far more.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - torch gives the context no type
-        lengths: Tensor,
-        reverse: bool,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor,
-        z: Tensor | None,
-        delta_bias: Tensor,
-        delta_softplus: bool,
-        keep_states: bool,
-    ) -> tuple[Tensor, Tensor]:
-        from qamdetr.kernels import cpu_kernels
-
-        batch, steps, channels = u.shape
-        state = A.shape[1]
-        A_log2 = A.t() / math.log(2.0)
-        # The kernel does not read the gate when told so, but its compiled form wants an array.
-        arrays = [tensor.detach().contiguous() for tensor in (u, delta, A_log2, B, C, D, u if z is None else z, delta_bias)]
-        chunks = -(-steps // cpu_kernels.CHUNK_STEPS) if keep_states else 0
-        out, last_state = torch.empty_like(arrays[0]), u.new_empty(batch, state, channels)
-        checkpoints = u.new_empty(batch, chunks, state, channels)
-        tasks = batch * cpu_kernels.num_blocks(channels)
-        run_kernel(
-            cpu_kernels.scan_forward, tasks, [lengths, reverse, *arrays, delta_softplus, z is not None], [out, checkpoints, last_state]
-        )
-        ctx.reverse, ctx.flags = reverse, (delta_softplus, z is not None)
-        ctx.save_for_backward(lengths, *arrays, checkpoints)
-        return out, last_state.transpose(1, 2)
+    def forward(ctx: Any, x: Tensor, flat_order: Tensor) -> Tensor:  # noqa: ANN401 - torch gives the context no type
+        ctx.save_for_backward(flat_order)
+        return x.reshape(-1, x.shape[-1]).index_select(0, flat_order).view(x.shape)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad_out: Tensor, grad_last_state: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        from qamdetr.kernels import cpu_kernels
-
-        lengths, *arrays, checkpoints = ctx.saved_tensors
-        u, state = arrays[0], checkpoints.shape[2]
-        batch, steps, channels = u.shape
-        blocks = cpu_kernels.num_blocks(channels)
-        grad_u, grad_delta, grad_z = (torch.empty_like(u) for _ in range(3))
-        grad_A = u.new_empty(batch, state, channels)
-        grad_B, grad_C = (u.new_empty(batch, blocks, steps, state) for _ in range(2))
-        grad_D, grad_bias = (u.new_empty(batch, channels) for _ in range(2))
-        upstream = [checkpoints, grad_out.contiguous(), grad_last_state.transpose(1, 2).contiguous()]
-        outputs = [grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias]
-        run_kernel(cpu_kernels.scan_backward, batch * blocks, [lengths, ctx.reverse, *arrays, *ctx.flags, *upstream], outputs)
-        return (
-            None, None, grad_u, grad_delta, grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1),
-            grad_D.sum(dim=0), grad_z if ctx.flags[1] else None, grad_bias.sum(dim=0), None, None,
-        )  # fmt: skip
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (flat_order,) = ctx.saved_tensors
+        reversed_grad: Tensor = _Permute.apply(grad, flat_order)  # type: ignore[no-untyped-call]
+        return reversed_grad, None
 
 
-def _scan_cpu(*arguments: Tensor | bool | None) -> tuple[Tensor, Tensor]:
-    keep_states = wants_gradient([value for value in arguments if isinstance(value, Tensor)])
-    results: tuple[Tensor, Tensor] = _CpuScan.apply(*arguments, keep_states)  # type: ignore[no-untyped-call]
-    return results
+def reverse_valid(x: Tensor, mask: Tensor) -> Tensor:
+    """Reverse each item's valid clips in time and leave its padding where it is; applying it twice gives `x` back.
+
+    Args:
+        x: `(batch, clips, dim)`.
+        mask: `(batch, clips)` bool, valid clips first.
+    """
+    batch, clips = mask.shape
+    position = torch.arange(clips, device=mask.device)
+    length = mask.sum(dim=1, keepdim=True)
+    order = torch.where(position < length, length - 1 - position, position)
+    flat_order = (order + clips * torch.arange(batch, device=mask.device)[:, None]).flatten()
+    reversed_x: Tensor = _Permute.apply(x, flat_order)  # type: ignore[no-untyped-call]
+    return reversed_x
 
 
-def _scan_triton(*arguments: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - as `triton_scan`, which is imported on first use only
-    from qamdetr.kernels.triton_scan import triton_scan
-
-    return triton_scan(*arguments)
-
-
-_SCANS: dict[Backend, Callable[..., tuple[Tensor, Tensor]]] = {
-    "reference": _scan_reference,
-    "cpu": _scan_cpu,
-    "triton": _scan_triton,
-    "mamba_ssm": mamba_ssm_scan,
-}
+def in_walking_order(x: Tensor, lengths: Tensor, *, reverse: bool) -> Tensor:
+    """Zero the padding of `x` `(batch, clips, dim)` and put its valid clips in the order that they are walked in, or back."""
+    mask = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    x = x.masked_fill(~mask[..., None], 0.0)
+    return reverse_valid(x, mask) if reverse else x
 
 
-def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor | None, delta_bias: Tensor) -> None:
+def checked_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
+    """Return `lengths` as `(batch,)` int64 beside `x` `(batch, clips, dim)`; None means that every clip is valid.
+
+    Raises:
+        ValueError: Another shape, no whole numbers, or a length outside [0, clips]; compiled code does not check its bounds.
+    """
+    batch, clips, _ = x.shape
+    if lengths is None:
+        return torch.full((batch,), clips, device=x.device)
+    if lengths.shape != (batch,) or lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be {batch} whole numbers, one per item; they are {tuple(lengths.shape)}, {lengths.dtype}.")
+    if lengths.device.type != "meta" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= clips:
+        raise ValueError(f"lengths must lie within [0, {clips}], the clips there are; they reach from {lengths.min()} to {lengths.max()}.")
+    return lengths.to(x.device, torch.int64).contiguous()
+
+
+def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor) -> None:
     """Refuse a wrong shape, since compiled code does not check its bounds."""
     if u.dim() != 3 or A.dim() != 2 or u.shape[1] == 0:
         raise ValueError(f"u must have three dimensions and at least one step, and A two; they are {tuple(u.shape)} and {tuple(A.shape)}.")
     (batch, steps, channels), state = u.shape, A.shape[1]
-    expected = {
-        "delta": (delta, (batch, steps, channels)),
-        "A": (A, (channels, state)),
-        "B": (B, (batch, steps, state)),
-        "C": (C, (batch, steps, state)),
-        "D": (D, (channels,)),
-        "z": (z, (batch, steps, channels)),
-        "delta_bias": (delta_bias, (channels,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)} in channels-last order; with u {tuple(u.shape)} it must be {shape}.")
+    small = (batch, steps, state)
+    expected = {"delta": u.shape, "A": (channels, state), "B": small, "C": small, "D": (channels,), "z": u.shape, "delta_bias": (channels,)}
+    for (name, shape), tensor in zip(expected.items(), (delta, A, B, C, D, z, delta_bias), strict=True):
+        if tensor.shape != shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}; with u {tuple(u.shape)} it must be {tuple(shape)}.")
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark the backward of an operation whose gradient has none: as torch's own mark, but a second gradient is refused, never left out.
+
+    Torch's attaches its refusal to the gradient that comes in, where that wants one; a loss made of an output and a gradient of it then
+    loses the second part without a word.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Any) -> Any:  # noqa: ANN401 - torch gives neither a type
+        if torch.is_grad_enabled():  # only under `create_graph`
+            raise RuntimeError("A gradient of a gradient goes through this kernel, which has none; use_backend('reference') has it.")
+        return backward(ctx, *grads)
+
+    return checked
+
+
+def wants_gradient(tensors: Sequence[Tensor]) -> bool:
+    """Whether a result of these tensors will be differentiated; inside an operation of one's own torch does not tell."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

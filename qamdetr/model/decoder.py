@@ -1,13 +1,14 @@
-"""The DAB-style moment decoder: moment queries that carry an anchor and move it layer by layer (report, section 2; QD-DETR)."""
+"""The DAB-style moment decoder, whose moment queries move their anchors layer by layer, and the heads (report, sections 2 and 2.3)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 
-from qamdetr.kernels.dropout import Dropout, FeedForward
-from qamdetr.kernels.linear import Linear
-from qamdetr.model.layers import Mlp, attend, sine_embedding, split_heads, xavier_init
+from qamdetr.model.layers import Mlp, attend, feed_forward, sine_embedding, split_heads, xavier_init
+from qamdetr.types import DecoderOutput
 
 ANCHOR_EPSILON = 1e-3
 """Anchors stay this far from 0 and 1 when taken back to logits; 0.3 s of a 300 s recording."""
@@ -30,26 +31,26 @@ class DecoderLayer(nn.Module):
     def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, *, first: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.attention_dropout = dropout
-        self.self_query = Linear(dim, dim)
-        self.self_query_position = Linear(dim, dim)
-        self.self_key = Linear(dim, dim, bias=False)
-        self.self_key_position = Linear(dim, dim, bias=False)
-        self.self_value = Linear(dim, dim)
-        self.self_out = Linear(dim, dim)
-        self.cross_query = Linear(dim, dim)
+        self.attention_dropout = nn.Dropout(dropout)
+        self.self_query = nn.Linear(dim, dim)
+        self.self_query_position = nn.Linear(dim, dim)
+        self.self_key = nn.Linear(dim, dim, bias=False)
+        self.self_key_position = nn.Linear(dim, dim, bias=False)
+        self.self_value = nn.Linear(dim, dim)
+        self.self_out = nn.Linear(dim, dim)
+        self.cross_query = nn.Linear(dim, dim)
         # Only in the first layer, where the content says nothing yet, does the anchor also enter the content half.
-        self.cross_query_position = Linear(dim, dim) if first else None
-        self.cross_query_sine = Linear(dim, dim)
-        self.cross_key = Linear(dim, dim, bias=False)
-        self.cross_key_position = Linear(dim, dim, bias=False)
-        self.cross_value = Linear(dim, dim)
-        self.cross_out = Linear(dim, dim)
-        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.cross_query_position = nn.Linear(dim, dim) if first else None
+        self.cross_query_sine = nn.Linear(dim, dim)
+        self.cross_key = nn.Linear(dim, dim, bias=False)
+        self.cross_key_position = nn.Linear(dim, dim, bias=False)
+        self.cross_value = nn.Linear(dim, dim)
+        self.cross_out = nn.Linear(dim, dim)
+        self.ffn = feed_forward(dim, ffn_dim, dropout)
         self.norm_self = nn.LayerNorm(dim)
         self.norm_cross = nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, content: Tensor, anchor_position: Tensor, anchor_sine: Tensor, memory: Tensor, memory_mask: Tensor, memory_position: Tensor
@@ -64,7 +65,7 @@ class DecoderLayer(nn.Module):
             memory_mask: `(batch, clips)` bool.
             memory_position: `(batch, clips, dim)` sine positions of the clips, or `(1, clips, dim)` where they are the same for all.
         """
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = self.attention_dropout
         queries = self.self_query(content) + self.self_query_position(anchor_position)
         keys = self.self_key(content) + self.self_key_position(anchor_position)
         mixed = attend(queries, keys, self.self_value(content), num_heads=self.num_heads, key_mask=None, dropout=dropout)
@@ -152,3 +153,42 @@ class MomentDecoder(nn.Module):
                 # The next layer's prediction may move this offset, its attention may not (look forward once).
                 anchors = refined.detach()
         return outputs
+
+
+class MomentHeads(nn.Module):
+    """Reads class, span and (optionally) quality off the content of the moment queries; shared by all decoder layers."""
+
+    def __init__(self, dim: int, *, quality: bool) -> None:
+        super().__init__()
+        self.label = nn.Linear(dim, 2)
+        self.span = Mlp(dim, dim, 2, 3)
+        self.quality = Mlp(dim, dim, 1, 3) if quality else None
+
+    def forward(self, content: Tensor, anchor_logits: Tensor, *, bypass_quality: bool = False) -> DecoderOutput:
+        """Predict from one decoder layer.
+
+        Args:
+            content: `(batch, moment_queries, dim)`.
+            anchor_logits: `(batch, moment_queries, 2)` logits of (centre, width); the span head adds to them.
+            bypass_quality: Leave `quality_logits` None, as without the head.
+        """
+        quality = None if self.quality is None or bypass_quality else self.quality(content).squeeze(-1)
+        return DecoderOutput(logits=self.label(content), spans_cxw=(self.span(content) + anchor_logits).sigmoid(), quality_logits=quality)
+
+
+class SaliencyHead(nn.Module):
+    """Relevance of each clip: `<W1 memory_t, W2 query> / sqrt(dim)`.
+
+    Source: QD-DETR's saliency score.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.memory = nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim)
+        self.scale = 1.0 / math.sqrt(dim)
+
+    def forward(self, memory: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+        """Score `memory` `(batch, clips, dim)` against `query` `(batch, dim)`: `(batch, clips)`, padded clips the lowest float."""
+        scores = torch.einsum("btd,bd->bt", self.memory(memory), self.query(query)) * self.scale
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from qamdetr.model.layers import AttentionBlock, xavier_init
@@ -16,14 +14,11 @@ class ThreeWayFusion(nn.Module):
     the audio that has already seen the query, so that information goes forward through all three blocks.
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, norm: Literal["post", "pre"]) -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
-        self.audio_from_text = AttentionBlock(dim, num_heads, ffn_dim, dropout, norm)
-        self.text_from_audio = AttentionBlock(dim, num_heads, ffn_dim, dropout, norm)
-        self.audio_from_refined = AttentionBlock(dim, num_heads, ffn_dim, dropout, norm)
-        # Post-norm blocks end with a norm; pre-norm blocks leave a residual stream of any size.
-        self.norm_audio = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
-        self.norm_text = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
+        self.audio_from_text = AttentionBlock(dim, num_heads, ffn_dim, dropout)
+        self.text_from_audio = AttentionBlock(dim, num_heads, ffn_dim, dropout)
+        self.audio_from_refined = AttentionBlock(dim, num_heads, ffn_dim, dropout)
         xavier_init(self)
 
     def forward(
@@ -44,10 +39,9 @@ class ThreeWayFusion(nn.Module):
         """
         audio = self.audio_from_text(audio, text, text_mask, x_positions=positions)
         if bypass:
-            return self.norm_audio(audio), self.norm_text(text)
-        text = self.norm_text(self.text_from_audio(text, audio, audio_mask, source_positions=positions))
-        audio = self.audio_from_refined(audio, text, text_mask, x_positions=positions)
-        return self.norm_audio(audio), text
+            return audio, text
+        text = self.text_from_audio(text, audio, audio_mask, source_positions=positions)
+        return self.audio_from_refined(audio, text, text_mask, x_positions=positions), text
 
 
 class TextToAudioFusion(nn.Module):
@@ -56,23 +50,15 @@ class TextToAudioFusion(nn.Module):
     Source: QD-DETR's text-to-video cross-attention layers.
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, norm: Literal["post", "pre"], num_layers: int) -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, num_layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(AttentionBlock(dim, num_heads, ffn_dim, dropout, norm) for _ in range(num_layers))
-        self.norm_audio = nn.LayerNorm(dim) if norm == "pre" else nn.Identity()
+        self.layers = nn.ModuleList(AttentionBlock(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
         xavier_init(self)
 
     def forward(
-        self,
-        audio: Tensor,
-        text: Tensor,
-        audio_mask: Tensor,
-        text_mask: Tensor,
-        positions: Tensor,
-        *,
-        bypass: bool = False,
+        self, audio: Tensor, text: Tensor, audio_mask: Tensor, text_mask: Tensor, positions: Tensor, *, bypass: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Fuse, with the arguments of `ThreeWayFusion.forward`; the text comes back as it was."""
         for layer in self.layers:
             audio = layer(audio, text, text_mask, x_positions=positions)
-        return self.norm_audio(audio), text
+        return audio, text

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
-
-from qamdetr.kernels.dropout import Dropout, FeedForward, drop
-from qamdetr.kernels.linear import Linear
 
 _SINE_TEMPERATURE = 10000.0
 
@@ -39,7 +35,7 @@ def clip_positions(mask: Tensor, dim: int) -> Tensor:
     return sine_embedding(order / order[:, -1:].clamp(min=1.0), dim)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, key_mask: Tensor | None, dropout: float) -> Tensor:
+def attend(queries: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, key_mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
     """Scaled dot-product attention over `num_heads` slices of the last dimension.
 
     Args:
@@ -48,19 +44,20 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, key
         values: `(batch, keys, dim_v)`.
         num_heads: Divides `dim_k` and `dim_v`.
         key_mask: `(batch, keys)` bool, True = may be looked at, at least one per item; None for all.
-        dropout: Probability of dropping an attention weight; 0 outside training.
+        dropout: Of the attention weights.
 
     Returns:
         `(batch, queries, dim_v)`.
     """
     q, k, v = (split_heads(part, num_heads).transpose(1, 2) for part in (queries, keys, values))
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    if dropout > 0.0 and q.device.type == "cpu":
+    p = dropout.p if dropout.training else 0.0
+    if p > 0.0 and q.device.type == "cpu":  # where PyTorch's own would draw slowly
         scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
         weights = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(dim=-1)
-        out = drop(weights, dropout) @ v
+        out: Tensor = dropout(weights) @ v
     else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -82,7 +79,7 @@ class Mlp(nn.Module):
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, num_layers: int) -> None:
         super().__init__()
         sizes = [dim_in, *[dim_hidden] * (num_layers - 1), dim_out]
-        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers; the last one has no ReLU."""
@@ -101,38 +98,38 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.dropout = dropout
-        self.query = Linear(dim, dim)
-        self.key = Linear(dim, dim, bias=False)
-        self.value = Linear(dim, dim)
-        self.out = Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
         """`(batch, queries, dim)` looks at `(batch, keys, dim)`; see `attend` for the mask."""
-        dropout = self.dropout if self.training else 0.0
-        mixed = attend(
-            self.query(queries), self.key(keys), self.value(values), num_heads=self.num_heads, key_mask=key_mask, dropout=dropout
-        )
-        out: Tensor = self.out(mixed)
+        projected = self.query(queries), self.key(keys), self.value(values)
+        out: Tensor = self.out(attend(*projected, num_heads=self.num_heads, key_mask=key_mask, dropout=self.dropout))
         return out
+
+
+def feed_forward(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    """Make the feed-forward network of a Transformer block: `(..., dim)` -> the same."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.PReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
 
 
 class AttentionBlock(nn.Module):
     """Attention and feed-forward network (PReLU between its two layers), each with dropout, residual and LayerNorm.
 
     Source: the official baseline's encoder layer. Deliberate difference: where its text-to-audio layer adds the feed-forward
-    output to the values before the first norm, this one is the usual post-norm block (or pre-norm, by argument).
+    output to the values before the first norm, this one is the usual post-norm block.
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float, norm: Literal["post", "pre"] = "post") -> None:
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
         self.attention = Attention(dim, num_heads, dropout)
-        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.ffn = feed_forward(dim, ffn_dim, dropout)
         self.norm_attention = nn.LayerNorm(dim)
         self.norm_ffn = nn.LayerNorm(dim)
-        # In a pre-norm block the source is a residual stream too and nothing else bounds its size.
-        self.norm_source = nn.LayerNorm(dim) if norm == "pre" else None
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -152,18 +149,8 @@ class AttentionBlock(nn.Module):
             x_positions: Added to the attention's queries.
             source_positions: Added to its keys, not to its values.
         """
-        if self.norm_source is None:
-            x = self.norm_attention(x + self._attend(x, source, source_mask, x_positions, source_positions))
-            out: Tensor = self.norm_ffn(x + self.dropout(self.ffn(x)))
-            return out
-        x = x + self._attend(self.norm_attention(x), self.norm_source(source), source_mask, x_positions, source_positions)
-        updated: Tensor = x + self.dropout(self.ffn(self.norm_ffn(x)))
-        return updated
-
-    def _attend(
-        self, x: Tensor, source: Tensor, source_mask: Tensor | None, x_positions: Tensor | None, source_positions: Tensor | None
-    ) -> Tensor:
         queries = x if x_positions is None else x + x_positions
         keys = source if source_positions is None else source + source_positions
-        attended: Tensor = self.dropout(self.attention(queries, keys, source, source_mask))
-        return attended
+        x = self.norm_attention(x + self.dropout(self.attention(queries, keys, source, source_mask)))
+        out: Tensor = self.norm_ffn(x + self.dropout(self.ffn(x)))
+        return out

@@ -8,13 +8,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
-from qamdetr.kernels.dropout import Dropout
-
 INITIAL_SCALE = 0.1
 """The context starts as a faint addition, so that the encoder trains first and the scales grow where they help."""
 
 
-def masked_average_pool(x: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def masked_average_pool(x: Tensor, mask: Tensor, stride: int) -> Tensor:
     """Average each run of `stride` clips over its valid clips.
 
     Args:
@@ -23,15 +21,13 @@ def masked_average_pool(x: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, T
         stride: Clips per run; a last, shorter run counts too.
 
     Returns:
-        `(batch, ceil(clips / stride), dim)`, zero where a run has no valid clip, and the mask of the runs.
+        `(batch, ceil(clips / stride), dim)`, zero where a run has no valid clip.
     """
     missing = -x.shape[1] % stride
     batch, _, dim = x.shape
     weight = F.pad(mask.to(x.dtype), (0, missing)).reshape(batch, -1, stride)
     runs = F.pad(x, (0, 0, 0, missing)).reshape(batch, -1, stride, dim)
-    count = weight.sum(dim=2)
-    mean = (runs * weight[..., None]).sum(dim=2) / count.clamp(min=1.0)[..., None]
-    return mean, count > 0
+    return (runs * weight[..., None]).sum(dim=2) / weight.sum(dim=2).clamp(min=1.0)[..., None]
 
 
 class MultiScaleFusion(nn.Module):
@@ -47,13 +43,13 @@ class MultiScaleFusion(nn.Module):
         self.strides = tuple(strides)
         self.convolutions = nn.ModuleList(nn.Conv1d(dim, dim, kernel_size=3, padding=1) for _ in self.strides)
         self.scales = nn.ParameterList(nn.Parameter(torch.full((dim,), INITIAL_SCALE)) for _ in self.strides)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Add context to `x` `(batch, clips, dim)` with `mask` `(batch, clips)` bool; same shape out."""
         fused = x
         for stride, convolution, scale in zip(self.strides, self.convolutions, self.scales, strict=True):
-            pooled, _ = masked_average_pool(x, mask, stride)
+            pooled = masked_average_pool(x, mask, stride)
             context = F.gelu(convolution(pooled.transpose(1, 2)).transpose(1, 2))
             context = context.repeat_interleave(stride, dim=1)[:, : x.shape[1]]
             fused = fused + scale * self.dropout(context)

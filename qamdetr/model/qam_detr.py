@@ -7,18 +7,15 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from qamdetr.config import ModelConfig
+from qamdetr.config import ModelConfig, switches
 from qamdetr.errors import ConfigError
-from qamdetr.features.pipeline import TEF_DIM
-from qamdetr.model.bimamba import BiMambaEncoder
-from qamdetr.model.decoder import MomentDecoder
+from qamdetr.model.decoder import MomentDecoder, MomentHeads, SaliencyHead
+from qamdetr.model.encoder import BiMambaEncoder, TransformerEncoder
 from qamdetr.model.fusion import TextToAudioFusion, ThreeWayFusion
-from qamdetr.model.heads import MomentHeads, SaliencyHead
 from qamdetr.model.layers import clip_positions
 from qamdetr.model.multiscale import MultiScaleFusion
 from qamdetr.model.streams import GatedStreams
-from qamdetr.model.temporal import TransformerEncoder
-from qamdetr.types import Batch, ModelOutput
+from qamdetr.types import TEF_DIM, Batch, ModelOutput
 
 
 class QamDetr(nn.Module):
@@ -46,9 +43,7 @@ class QamDetr(nn.Module):
         self.similarity = nn.Linear(1, dim) if config.similarity else None
         attention = (dim, config.num_heads, config.ffn_dim, dropout)
         self.fusion: ThreeWayFusion | TextToAudioFusion = (
-            ThreeWayFusion(*attention, "post")
-            if config.fusion == "three_way"
-            else TextToAudioFusion(*attention, "post", config.fusion_layers)
+            ThreeWayFusion(*attention) if config.fusion == "three_way" else TextToAudioFusion(*attention, config.fusion_layers)
         )
         self.encoder: BiMambaEncoder | TransformerEncoder
         if config.encoder == "bimamba":
@@ -72,12 +67,7 @@ class QamDetr(nn.Module):
     def bypassable(self) -> frozenset[str]:
         """Names that `forward` takes as `bypass`, for this configuration."""
         names = {f"audio/{name}" for name in self.audio.auxiliary} | {f"text/{name}" for name in self.text.auxiliary}
-        if isinstance(self.fusion, ThreeWayFusion):
-            names.add("three_way")
-        if self.multiscale is not None:
-            names.add("multiscale")
-        if self.heads.quality is not None:
-            names.add("quality")
+        names |= {name for name, switch in switches().items() if switch.bypassable and switch.is_on(self.config)}
         return frozenset(names)
 
     def forward(self, batch: Batch, negative_index: Tensor | None = None, bypass: Collection[str] = ()) -> ModelOutput:

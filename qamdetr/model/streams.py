@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from qamdetr.errors import ConfigError
-from qamdetr.kernels.dropout import Dropout
-from qamdetr.kernels.linear import Linear
 
 
 class StreamProjection(nn.Sequential):
@@ -21,12 +19,12 @@ class StreamProjection(nn.Sequential):
     def __init__(self, dim_in: int, dim: int, dropout: float) -> None:
         super().__init__(
             nn.LayerNorm(dim_in),
-            Dropout(dropout),
-            Linear(dim_in, dim),
+            nn.Dropout(dropout),
+            nn.Linear(dim_in, dim),
             nn.ReLU(),
             nn.LayerNorm(dim),
-            Dropout(dropout),
-            Linear(dim, dim),
+            nn.Dropout(dropout),
+            nn.Linear(dim, dim),
         )
 
 

@@ -34,6 +34,7 @@ from qamdetr.config import Config, ModelConfig, TrainConfig
 from qamdetr.data.collate import LabelledBatch
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.kernels import speed_up
 from qamdetr.model.losses import Normaliser, compute_losses, own_count
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import load_data
@@ -100,7 +101,7 @@ class Training:
         self.accelerator = accelerator = make_accelerator(config.train, directory)
         set_seed(config.train.seed)
         self.data = data = load_data(config)
-        model = QamDetr(config.model)
+        model = speed_up(QamDetr(config.model))
         if config.train.init_from and not (resume and Run(directory).has_state):
             initialise(model, config.train.init_from)
 

@@ -1,40 +1,31 @@
-"""Every backend of the selective scan agrees with mamba-ssm's own numbers, and the kernel with the readable reference."""
+"""Scan and convolution: every backend agrees with mamba-ssm's own numbers and with the readable reference; the right one is chosen."""
 
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
-import numba
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import NAMES, assert_close, check_padded_batch, check_walk, random_inputs, run
+from scan_cases import NAMES, assert_close, check_golden, check_walk, ramp, random_inputs, run
+from torch.nn import functional
 
 from qamdetr.errors import ConfigError
-from qamdetr.kernels import cpu_kernels, scan
-from qamdetr.kernels.backends import use_backend
-from qamdetr.kernels.scan import selective_scan, selective_scan_channels_last
+from qamdetr.kernels import cpu, scan
+from qamdetr.kernels.scan import causal_conv_silu, choose_backend, reverse_valid, selective_scan, use_backend
 
 BACKENDS = ["reference", "cpu"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["small", "odd", "long"])
-def test_agrees_with_mamba_ssm(shared_dir: Path, case, backend):
-    golden = np.load(shared_dir / "golden" / "official_reference.npz")
-    leaves = {name: torch.from_numpy(golden[f"scan/{case}/{name}"]).requires_grad_() for name in NAMES}
-
-    out, last_state = selective_scan(**leaves, delta_softplus=True, backend=backend)
-    out.backward(torch.from_numpy(golden[f"scan/{case}/grad_out"]))
-
-    np.testing.assert_allclose(out.detach(), golden[f"scan/{case}/out"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(last_state.detach(), golden[f"scan/{case}/last_state"], rtol=1e-4, atol=1e-4)
-    for name, leaf in leaves.items():
-        np.testing.assert_allclose(leaf.grad, golden[f"scan/{case}/grad_{name}"], rtol=1e-4, atol=1e-4, err_msg=name)
+def test_agrees_with_mamba_ssm(shared_dir, case, backend):
+    check_golden(np.load(shared_dir / "golden" / "official_reference.npz"), case, backend)
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,49 +35,24 @@ def test_agrees_with_mamba_ssm(shared_dir: Path, case, backend):
     channels=st.sampled_from([1, 3, 16, 31, 130]),
     state=st.sampled_from([1, 4, 16, 17]),
     step_scale=st.sampled_from([0.1, 1.0, 10.0, 100.0]),
-    softplus=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_kernel_equals_reference(batch, steps, channels, state, step_scale, softplus, seed):
+def test_kernel_equals_reference(batch, steps, channels, state, step_scale, seed):
     inputs = random_inputs(batch, steps, channels, state, seed=seed, step_scale=step_scale)
-    if not softplus:  # without softplus a step size is positive as it stands
-        inputs[1], inputs[7] = inputs[1].abs(), inputs[7].abs()
-
-    actual, expected = run(inputs, "cpu", softplus=softplus), run(inputs, "reference", softplus=softplus)
-
-    assert_close(actual, expected)
-
-
-@settings(max_examples=16, deadline=None)
-@given(missing=st.sets(st.sampled_from(["D", "z", "delta_bias"])))
-def test_kernel_equals_reference_without_optional_inputs(missing):
-    inputs = [None if name in missing else tensor for name, tensor in zip(NAMES, random_inputs(2, 19, 5, 4), strict=True)]
-
-    actual, expected = run(inputs, "cpu"), run(inputs, "reference")
-
-    assert len(actual) == 10 - len(missing)
-    assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("steps", [1, 33])
-@pytest.mark.parametrize("delta", [-1e4, -60.0, 60.0, 1e4])
-def test_extreme_step_sizes(delta, steps):
-    inputs = random_inputs(1, steps, 20, 16)
-    inputs[1] = torch.full_like(inputs[1], delta)
-
     assert_close(run(inputs, "cpu"), run(inputs, "reference"))
+
+
+@pytest.mark.parametrize("walk", [{}, {"lengths": torch.tensor([33, 1]), "reverse": True}])
+@pytest.mark.parametrize("delta", [-1e4, -60.0, 60.0, 1e4])
+def test_extreme_step_sizes(delta, walk):
+    inputs = random_inputs(2, 33, 20, 16)
+    inputs[1] = torch.full_like(inputs[1], delta)
+    assert_close(run(inputs, "cpu", **walk), run(inputs, "reference", **walk))
 
 
 def test_reference_passes_gradient_check():
     inputs = [tensor.double().requires_grad_() for tensor in random_inputs(1, 5, 2, 3)]
-
-    assert torch.autograd.gradcheck(lambda *leaves: selective_scan_channels_last(*leaves, delta_softplus=True), inputs)
-
-
-@settings(max_examples=30, deadline=None)
-@given(lengths=st.lists(st.integers(1, 37), min_size=1, max_size=3), channels=st.sampled_from([1, 8, 131]), seed=st.integers(0, 2**16))
-def test_padding_changes_nothing_before_it(lengths, channels, seed):
-    check_padded_batch(lengths, channels, 4, "cpu", seed=seed)
+    assert torch.autograd.gradcheck(selective_scan, inputs)
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,31 +62,10 @@ def test_padding_changes_nothing_before_it(lengths, channels, seed):
     state=st.sampled_from([1, 3, 16]),
     backend=st.sampled_from(BACKENDS),
     reverse=st.booleans(),
-    softplus=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_lengths_and_direction(lengths, channels, state, backend, reverse, softplus, seed):
-    check_walk(lengths, channels, state, backend, reverse=reverse, softplus=softplus, seed=seed)
-
-
-@pytest.mark.parametrize("delta", [-1e4, 60.0, 1e4])
-def test_extreme_step_sizes_against_time(delta):
-    inputs = random_inputs(2, 33, 20, 16)
-    inputs[1] = torch.full_like(inputs[1], delta)
-    walk = {"lengths": torch.tensor([33, 1]), "reverse": True}
-
-    assert_close(run(inputs, "cpu", **walk), run(inputs, "reference", **walk))
-
-
-def test_both_layouts_take_lengths_and_direction():
-    u, delta, A, B, C = random_inputs(2, 9, 3, 4)[:5]  # noqa: N806 - the paper's letters
-    walk = {"lengths": torch.tensor([9, 5]), "reverse": True}
-
-    expected, last_state = selective_scan_channels_last(u, delta, A, B, C, **walk)
-    out, same_state = selective_scan(*(x.transpose(1, 2) for x in (u, delta)), A, *(x.transpose(1, 2) for x in (B, C)), **walk)
-
-    assert torch.equal(out.transpose(1, 2), expected)
-    assert torch.equal(same_state, last_state)
+def test_lengths_and_direction(lengths, channels, state, backend, reverse, seed):
+    check_walk(lengths, channels, state, backend, reverse=reverse, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -135,47 +80,51 @@ def test_both_layouts_take_lengths_and_direction():
 )
 def test_lengths_that_do_not_fit_never_reach_compiled_code(lengths, message):
     with pytest.raises(ValueError, match=message):
-        selective_scan_channels_last(*random_inputs(2, 7, 3, 4), lengths=lengths)
+        selective_scan(*random_inputs(2, 7, 3, 4), lengths=lengths)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_wrong_shapes_never_reach_compiled_code(name):
+    inputs = dict(zip(NAMES, random_inputs(2, 7, 3, 4), strict=True))
+    inputs[name] = inputs[name][:-1] if name == "A" else inputs[name][..., :-1]
+    with pytest.raises(ValueError, match=f"^{name} is"):
+        selective_scan(**inputs)
+    with pytest.raises(ValueError, match="needs a weight"):
+        causal_conv_silu(torch.zeros(1, 4, 3), torch.zeros(2, 1, 4), torch.zeros(3))
 
 
 @pytest.mark.parametrize("walk", [{}, {"lengths": torch.tensor([40, 23, 1]), "reverse": True}])
 def test_result_does_not_depend_on_threads(walk):
-    inputs = random_inputs(3, 40, 300, 16)
-    threads = torch.get_num_threads()
+    inputs, threads = random_inputs(3, 40, 300, 16), torch.get_num_threads()
+    results = []
     try:
-        torch.set_num_threads(1)
-        one = run(inputs, "cpu", **walk)
-        torch.set_num_threads(3)
-        three = run(inputs, "cpu", **walk)
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(run(inputs, "cpu", **walk))
     finally:
         torch.set_num_threads(threads)
-
-    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_concurrent_callers_get_their_own_results():
     inputs = [random_inputs(2, 30, 40, 8, seed=seed) for seed in range(6)]
     expected = [run(each, "cpu") for each in inputs]
-
     with ThreadPoolExecutor(3) as pool:
         actual = list(pool.map(lambda each: run(each, "cpu"), inputs))
-
     assert all(torch.equal(a, b) for mine, theirs in zip(actual, expected, strict=True) for a, b in zip(mine, theirs, strict=True))
 
 
 def _scan_in_child(inputs, queue):
     with torch.no_grad():
-        queue.put(selective_scan_channels_last(*inputs, backend="cpu")[0].numpy())
+        queue.put(selective_scan(*inputs, backend="cpu").numpy())
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_kernel_works_after_a_fork():
-    inputs = random_inputs(4, 9, 6, 3)
-    threads = torch.get_num_threads()
+    inputs, threads = random_inputs(4, 9, 6, 3), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with torch.no_grad():
-            expected = selective_scan_channels_last(*inputs, backend="cpu")[0]
+        expected = selective_scan(*inputs, backend="cpu")
         context = multiprocessing.get_context("fork")
         queue = context.Queue()
         child = context.Process(target=_scan_in_child, args=(inputs, queue))
@@ -184,121 +133,207 @@ def test_kernel_works_after_a_fork():
         child.join(timeout=60)
     finally:
         torch.set_num_threads(threads)
-
     np.testing.assert_array_equal(actual, expected.numpy())
-
-
-def test_kernels_compile_where_numba_may_not_write_its_cache(monkeypatch):
-    compile_in_memory = numba.njit
-
-    def refuse_cache(*args, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_in_memory(*args, **options)
-
-    monkeypatch.setattr(numba, "njit", refuse_cache)
-
-    assert cpu_kernels.jit(lambda x: 2 * x + 1)(3) == 7
-
-
-def test_kernel_exponential_is_accurate():
-    x = np.linspace(-126, 126, 20_001, dtype=np.float32)
-
-    actual = np.array([cpu_kernels.exp2(value) for value in x])
-
-    assert np.abs(actual / np.exp2(x.astype(np.float64)) - 1).max() < 2.5e-7
-    assert 0 < cpu_kernels.exp2(np.float32(-1e9)) < 1.2e-38
-    assert np.isfinite(cpu_kernels.exp2(np.float32(1e9)))
-
-
-def test_kernel_softplus_is_accurate_relative_to_its_size():
-    x = np.linspace(-30, 30, 6001, dtype=np.float32)
-
-    actual = np.array([cpu_kernels.softplus(value) for value in x])
-
-    assert np.abs(actual / np.logaddexp(0, x.astype(np.float64)) - 1).max() < 3e-6
 
 
 def test_a_diverged_input_stays_visible():
     inputs = random_inputs(1, 6, 4, 2)
     inputs[0][0, 3, 1] = float("nan")
-
-    with torch.no_grad():
-        out, _ = selective_scan_channels_last(*inputs, backend="cpu")
-
+    out = selective_scan(*inputs, backend="cpu")
     assert out[0, 3:, 1].isnan().all()
     assert out[0, :3].isfinite().all()
 
 
-def test_every_call_runs_on_the_chosen_backend(monkeypatch):
-    used = []
-    for name in scan._SCANS:
-        monkeypatch.setitem(scan._SCANS, name, lambda *_, name=name: (used.append(name), None))
-    inputs = random_inputs(1, 2, 3, 2)
-
-    selective_scan_channels_last(*inputs)
-    selective_scan_channels_last(*[tensor.double() for tensor in inputs])
-    selective_scan_channels_last(*[tensor.to("meta") for tensor in inputs])
-    selective_scan_channels_last(*inputs, backend="reference")
-    with use_backend("reference"):
-        selective_scan_channels_last(*inputs)
-    selective_scan_channels_last(*inputs)
-
-    assert used == ["cpu", "reference", "reference", "reference", "reference", "cpu"]
-
-
 def test_half_precision_is_computed_in_float32_and_cast_back():
-    inputs = random_inputs(1, 12, 6, 4)
-    halves = [tensor.bfloat16() for tensor in inputs]
-
-    out, _ = selective_scan_channels_last(*halves, delta_softplus=True)
-    expected, _ = selective_scan_channels_last(*[tensor.float() for tensor in halves], delta_softplus=True)
-
+    halves = [tensor.bfloat16() for tensor in random_inputs(1, 12, 6, 4)]
+    out = selective_scan(*halves)
     assert out.dtype == torch.bfloat16
-    assert torch.equal(out, expected.bfloat16())
-
-
-def test_unknown_or_unfit_backend_is_refused():
-    inputs = random_inputs(1, 2, 3, 2)
-
-    with pytest.raises(ConfigError, match="'gpu' does not exist"):
-        selective_scan_channels_last(*inputs, backend="gpu")
-    with pytest.raises(ConfigError, match="float32"):
-        selective_scan_channels_last(*[tensor.double() for tensor in inputs], backend="cpu")
-
-
-@pytest.mark.parametrize("name", ["delta", "B", "C", "D", "z", "delta_bias"])
-def test_wrong_shapes_never_reach_compiled_code(name):
-    inputs = dict(zip(NAMES, random_inputs(2, 7, 3, 4), strict=True))
-    inputs[name] = inputs[name][..., :-1]
-
-    with pytest.raises(ValueError, match=f"^{name} is"):
-        selective_scan_channels_last(**inputs)
-
-
-def small_inputs():
-    return [torch.randn(1, 3, 4), torch.randn(1, 3, 4), -torch.ones(4, 2), torch.randn(1, 3, 2), torch.randn(1, 3, 2)]
+    assert torch.equal(out, selective_scan(*[tensor.float() for tensor in halves]).bfloat16())
 
 
 def test_a_second_gradient_is_refused_and_never_left_out():
-    u, *others = small_inputs()
-    u.requires_grad_()
-    out, _ = selective_scan_channels_last(u, *others, backend="cpu")
+    inputs = [tensor.requires_grad_() for tensor in random_inputs(1, 3, 4, 2)]
     with pytest.raises(RuntimeError, match="gradient of a gradient"):
-        torch.autograd.grad(out.sum(), u, create_graph=True)
+        torch.autograd.grad(selective_scan(*inputs, backend="cpu").sum(), inputs[0], create_graph=True)
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_states_are_kept_for_a_gradient_only(monkeypatch, wanted):
-    kept, run_kernel = [], scan.run_kernel
+    kept, run_kernel = [], cpu.run_kernel
 
     def watch(kernel, tasks, inputs, outputs):
         kept.append(outputs[1].shape[1])
         run_kernel(kernel, tasks, inputs, outputs)
 
-    monkeypatch.setattr(scan, "run_kernel", watch)
-    u, *others = small_inputs()
-    u.requires_grad_()
+    monkeypatch.setattr(cpu, "run_kernel", watch)
     with torch.set_grad_enabled(wanted):
-        selective_scan_channels_last(u, *others, backend="cpu")
+        selective_scan(*[tensor.requires_grad_() for tensor in random_inputs(1, 3, 4, 2)], backend="cpu")
     assert kept == [1 if wanted else 0]
+
+
+# The convolution.
+
+
+def convolve(inputs, backend, **walk):
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    out = causal_conv_silu(*leaves, backend=backend, **walk)
+    return [out.detach(), *torch.autograd.grad(out, leaves, ramp(out))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=3).filter(any),
+    channels=st.sampled_from([1, 7, 128, 133]),
+    taps=st.integers(1, 5),
+    walked=st.booleans(),
+    reverse=st.booleans(),
+)
+def test_convolution_kernel_equals_reference(lengths, channels, taps, walked, reverse):
+    torch.manual_seed(0)
+    inputs = [torch.randn(len(lengths), 9, channels), torch.randn(channels, 1, taps), torch.randn(channels)]
+    walk = {"lengths": torch.tensor(lengths), "reverse": reverse} if walked else {}
+    if walked:
+        inputs[0][torch.arange(9) >= torch.tensor(lengths)[:, None]] = float("nan")
+    for actual, expected in zip(convolve(inputs, "cpu", **walk), convolve(inputs, "reference", **walk), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_convolution_is_the_formula(backend):
+    x, weight, bias = torch.randn(1, 6, 2), torch.randn(2, 1, 3), torch.randn(2)
+    out = causal_conv_silu(x, weight, bias, backend=backend)
+    by_hand = bias + weight[:, 0, 0] * x[0, 2] + weight[:, 0, 1] * x[0, 3] + weight[:, 0, 2] * x[0, 4]
+    torch.testing.assert_close(out[0, 4], functional.silu(by_hand))
+    torch.testing.assert_close(out[0, 0], functional.silu(bias + weight[:, 0, 2] * x[0, 0]))
+    back = causal_conv_silu(x.flip(1), weight, bias, lengths=torch.tensor([6]), reverse=True, backend=backend)
+    torch.testing.assert_close(back.flip(1), out)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 1000))
+def test_reverse_valid_turns_valid_clips_only_and_sends_gradients_back(lengths, seed):
+    torch.manual_seed(seed)
+    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
+    x = torch.randn(len(lengths), 9, 3, requires_grad=True)
+    upstream = torch.randn_like(x)
+    turned = reverse_valid(x, mask)
+    for row, was, length in zip(turned, x, lengths, strict=True):
+        assert torch.equal(row, torch.cat([was[:length].flip(0), was[length:]]))
+    assert torch.equal(torch.autograd.grad(turned, x, upstream)[0], reverse_valid(upstream, mask))
+
+
+# The choice of a backend.
+
+
+def tensor_on(device, dtype=torch.float32):
+    """What the choice looks at, for devices that are not here."""
+    return SimpleNamespace(device=torch.device(device), dtype=dtype)
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Make the GPU packages importable or not, whatever is installed here."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    scan._start_problem.cache_clear()
+
+    def install(*, mamba_ssm, triton):
+        modules = {
+            "mamba_ssm": mamba_ssm,
+            "mamba_ssm.ops": mamba_ssm,
+            "mamba_ssm.ops.selective_scan_interface": mamba_ssm,
+            "triton": triton,
+        }
+        for name, there in modules.items():
+            monkeypatch.setitem(sys.modules, name, ModuleType(name) if there else None)
+        if triton:
+            active = SimpleNamespace(get_current_target=lambda: "a GPU")
+            sys.modules["triton"].runtime = SimpleNamespace(driver=SimpleNamespace(active=active))
+
+    yield install
+    scan._start_problem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("mamba_ssm", "triton", "device", "dtype", "expected"),
+    [
+        (True, True, "cuda", torch.float32, "mamba_ssm"),
+        (True, False, "cuda", torch.bfloat16, "mamba_ssm"),
+        (False, True, "cuda", torch.float16, "triton"),
+        (True, True, "cuda", torch.float64, "reference"),
+        (True, True, "cpu", torch.float32, "cpu"),
+        (True, True, "cpu", torch.bfloat16, "cpu"),
+        (True, True, "cpu", torch.float64, "reference"),
+        (True, True, "meta", torch.float32, "reference"),
+    ],
+)
+def test_the_fastest_backend_is_chosen(install, mamba_ssm, triton, device, dtype, expected):
+    install(mamba_ssm=mamba_ssm, triton=triton)
+    assert choose_backend(None, [tensor_on(device, dtype), tensor_on(device)]) == expected
+
+
+def test_a_gpu_without_either_says_that_it_will_be_slow(install):
+    install(mamba_ssm=False, triton=False)
+    with pytest.warns(UserWarning, match="slow loop"):
+        assert choose_backend(None, [tensor_on("cuda")]) == "reference"
+
+
+def test_a_package_that_does_not_start_is_passed_over(install, monkeypatch):
+    install(mamba_ssm=True, triton=True)
+
+    def broken(name):
+        if name == "triton":
+            return sys.modules["triton"]
+        raise OSError("undefined symbol")
+
+    monkeypatch.setattr(scan, "importlib", SimpleNamespace(import_module=broken))
+    with pytest.warns(UserWarning, match="undefined symbol"):
+        assert choose_backend(None, [tensor_on("cuda")]) == "triton"
+    with pytest.raises(ConfigError, match=r"'mamba_ssm' does not start \(undefined symbol\)"):
+        choose_backend("mamba_ssm", [tensor_on("cuda")])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton", "mamba_ssm", "reference"])
+def test_the_choice_can_be_forced_for_a_call_or_a_block(install, backend):
+    install(mamba_ssm=True, triton=True)
+    tensors = [tensor_on("cpu" if backend == "cpu" else "cuda")]
+    assert choose_backend(backend, tensors) == backend
+    with use_backend(backend):
+        assert choose_backend(None, tensors) == backend
+        assert choose_backend("reference", tensors) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("backend", "tensor", "message"),
+    [
+        ("gpu", tensor_on("cpu"), "'gpu' does not exist; use one of reference, cpu"),
+        ("cpu", tensor_on("cpu", torch.float64), "'cpu' takes float32, bfloat16 and float16 tensors only; .*'reference'"),
+        ("cpu", tensor_on("cuda"), "'cpu' takes tensors on 'cpu' only, not on 'cuda'"),
+        ("triton", tensor_on("cpu"), "'triton' takes tensors on 'cuda' only, not on 'cpu'"),
+        ("mamba_ssm", tensor_on("cpu"), "'mamba_ssm' takes tensors on 'cuda' only, not on 'cpu'"),
+    ],
+)
+def test_an_unfit_backend_is_refused(install, backend, tensor, message):
+    install(mamba_ssm=True, triton=True)
+    with pytest.raises(ConfigError, match=f"^Backend {message}"):
+        choose_backend(backend, [tensor])
+
+
+def test_the_mamba_ssm_backend_calls_the_package_as_it_wants_to_be_called(install, monkeypatch):
+    """On a stand-in that computes as the package's own reference and is as strict about types and layout."""
+    install(mamba_ssm=True, triton=False)
+
+    def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus):  # noqa: N803 - the paper's letters
+        assert all(tensor.dtype == torch.float32 for tensor in (A, D, delta_bias))
+        assert all(tensor.dtype == u.dtype and tensor.is_contiguous() for tensor in (u, delta, B, C, z))
+        assert u.shape == (2, 3, 7)
+        assert B.shape == C.shape == (2, 4, 7)
+        assert delta_softplus
+        u, delta, B, C, z = (tensor.transpose(1, 2) for tensor in (u, delta, B, C, z))  # noqa: N806
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, backend="reference").transpose(1, 2)
+
+    sys.modules["mamba_ssm.ops.selective_scan_interface"].selective_scan_fn = selective_scan_fn
+    monkeypatch.setattr(scan, "choose_backend", lambda backend, _: backend)
+    inputs = random_inputs(2, 7, 3, 4)
+    assert_close(run(inputs, "mamba_ssm"), run(inputs, "reference"))
+    mixed = [tensor.bfloat16() if name in ("u", "D") else tensor for name, tensor in zip(NAMES, inputs, strict=True)]
+    assert selective_scan(*mixed, backend="mamba_ssm").dtype == torch.bfloat16

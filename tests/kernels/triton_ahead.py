@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qamdetr.kernels import triton_kernels, triton_scan
+from qamdetr.kernels import triton as room
 
 KERNELS = ["segment_states", "pass_states", "scan_forward", "segment_gradients", "scan_backward"]
 SIZES = {"steps", "channels", "state", "segments", "segment_steps"}
@@ -17,9 +17,9 @@ ACTIVATIONS = {"u", "delta", "B", "C", "z", "out", "grad_out", "grad_u", "grad_d
 
 
 def compile_ahead(name, *, activations, compute_capability, mode, size_one):
-    """Compile one kernel; `mode` is for all its switches; a size of one is a constant to Triton, as when it is called with one."""
-    kernel = getattr(triton_kernels, name)
-    switches = {"STATE_PAD": 16, "BLOCK": triton_scan.BLOCK_CHANNELS, "CHUNK": triton_scan.CHUNK_STEPS}
+    """Compile one kernel; `mode` is for its switch; a size of one is a constant to Triton, as when it is called with one."""
+    kernel = getattr(room, name)
+    switches = {"STATE_PAD": 16, "BLOCK": room.BLOCK_CHANNELS, "CHUNK": room.CHUNK_STEPS}
     signature, constants = {}, {}
     for position, argument in enumerate(inspect.signature(kernel.fn).parameters):
         if argument.isupper() and len(argument) > 1:

@@ -1,4 +1,4 @@
-"""GPU kernels of the selective scan, compiled by Triton where they run, so that a CUDA user needs no compiler of their own.
+"""The selective scan on a GPU: kernels that Triton compiles where they run, so that a CUDA user needs no compiler of their own.
 
 Layout: as the CPU kernels (`cpu_kernels.py`), channels-last, in the letters of `scan.py`. One program is one recording of the batch, one
 segment of its steps and one block of `BLOCK` channels; it walks its steps in order with the hidden state `(state, BLOCK)` in registers,
@@ -23,8 +23,22 @@ all its rows before it stores any, since a compiler may not move a load over a s
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from qamdetr.kernels.scan import differentiable_once
+
+BLOCK_CHANNELS = 32
+CHUNK_STEPS = 4  # more do not fit into registers, fewer mean more states kept in memory
+MIN_SEGMENT_STEPS = 64
+# One warp is one program: with fewer than `FEW` per multiprocessor most of the GPU idles, and segments repay their two passes more.
+FEW_PROGRAMS, ENOUGH_PROGRAMS = 2, 8
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -74,11 +88,8 @@ def _row(base, columns, width):
 
 
 @triton.jit
-def _step_size(raw, within, SOFTPLUS: tl.constexpr):
-    dt = raw
-    if SOFTPLUS:
-        dt = _softplus(raw)
-    return tl.where(within, dt, 0.0)
+def _step_size(raw, within):
+    return tl.where(within, _softplus(raw), 0.0)
 
 
 @triton.jit
@@ -102,7 +113,7 @@ def _cells(block, channels, state, BLOCK: tl.constexpr, STATE_PAD: tl.constexpr)
 @_kernel
 def segment_states(
     u, delta, A, B, bias, states, dt_sums, steps, channels, state, segments, segment_steps,
-    SOFTPLUS: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Scan each segment from h = 0: the state it ends in into states `(batch, segments, state, channels)`, its sum of dt into dt_sums."""
     b, segment, block, first, stop = _place(steps, channels, segments, segment_steps, BLOCK)
@@ -115,7 +126,7 @@ def segment_states(
         delta_rows = _rows(delta + b * steps * channels, t, stop, columns, channels, CHUNK)
         B_rows = _rows(B + b * steps * state, t, stop, n, state, CHUNK)
         for i in tl.static_range(CHUNK):
-            dt = _step_size(delta_rows[i] + bias_row, t + i < stop, SOFTPLUS)
+            dt = _step_size(delta_rows[i] + bias_row, t + i < stop)
             h = tl.exp2(dt[None, :] * A_log2) * h + (dt * u_rows[i])[None, :] * B_rows[i][:, None]
             dt_sum += dt
     here = b * segments + segment
@@ -125,15 +136,14 @@ def segment_states(
 
 @_kernel
 def pass_states(
-    A, states, dt_sums, initial, starts, channels, state, segments,
-    REVERSE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    A, states, dt_sums, starts, channels, state, segments, REVERSE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Turn what each segment adds (states) into what it starts from (starts): forwards h, or with REVERSE its gradient, from `initial`."""
+    """Turn what each segment adds (states) into what it starts from (starts): forwards h, with REVERSE its gradient; the first from 0."""
     blocks = tl.cdiv(channels, BLOCK)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     columns, _, cells, cells_exist = _cells(tl.program_id(0) % blocks, channels, state, BLOCK, STATE_PAD)
     A_log2 = tl.load(A + cells, mask=cells_exist, other=0.0) * _LOG2_E
-    x = tl.load(initial + b * state * channels + cells, mask=cells_exist, other=0.0)
+    x = tl.zeros((STATE_PAD, BLOCK), tl.float32)
     for k in range(segments):
         segment = k
         if REVERSE:
@@ -147,13 +157,13 @@ def pass_states(
 
 @_kernel
 def scan_forward(
-    u, delta, A, B, C, D, z, bias, starts, out, checkpoints, last_state, steps, channels, state, segments, segment_steps,
-    SOFTPLUS: tl.constexpr, GATE: tl.constexpr, SAVE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    u, delta, A, B, C, D, z, bias, starts, out, checkpoints, steps, channels, state, segments, segment_steps,
+    SAVE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Run the scan, each segment from starts `(batch, segments, state, channels)`.
 
     Shapes: u, delta, z, out `(batch, steps, channels)`; A `(state, channels)`; B, C `(batch, steps, state)`; D, bias `(channels,)`;
-    last_state `(batch, state, channels)`; with SAVE also checkpoints `(batch, chunks, state, channels)`, the state before each chunk.
+    with SAVE also checkpoints `(batch, chunks, state, channels)`, the state before each chunk.
     """
     b, segment, block, first, stop = _place(steps, channels, segments, segment_steps, BLOCK)
     columns, n, cells, cells_exist = _cells(block, channels, state, BLOCK, STATE_PAD)
@@ -165,28 +175,23 @@ def scan_forward(
     for t in range(first, stop, CHUNK):
         u_rows = _rows(u + row, t, stop, columns, channels, CHUNK)
         delta_rows = _rows(delta + row, t, stop, columns, channels, CHUNK)
-        z_rows = u_rows
-        if GATE:
-            z_rows = _rows(z + row, t, stop, columns, channels, CHUNK)
+        z_rows = _rows(z + row, t, stop, columns, channels, CHUNK)
         B_rows = _rows(B + b * steps * state, t, stop, n, state, CHUNK)
         C_rows = _rows(C + b * steps * state, t, stop, n, state, CHUNK)
         if SAVE:
             tl.store(checkpoints + (b * chunks + t // CHUNK) * state * channels + cells, h, mask=cells_exist)
         for i in tl.static_range(CHUNK):
-            dt = _step_size(delta_rows[i] + bias_row, t + i < stop, SOFTPLUS)
+            dt = _step_size(delta_rows[i] + bias_row, t + i < stop)
             h = tl.exp2(dt[None, :] * A_log2) * h + (dt * u_rows[i])[None, :] * B_rows[i][:, None]
             y = tl.sum(h * C_rows[i][:, None], axis=0) + D_row * u_rows[i]
-            if GATE:
-                y = y * z_rows[i] * _sigmoid(z_rows[i])
+            y *= z_rows[i] * _sigmoid(z_rows[i])
             tl.store(out + row + (t + i) * channels + columns, y, mask=(columns < channels) & (t + i < stop))
-    if segment == segments - 1:
-        tl.store(last_state + b * state * channels + cells, h, mask=cells_exist)
 
 
 @_kernel
 def segment_gradients(
     delta, A, C, z, bias, grad_out, states, steps, channels, state, segments, segment_steps,
-    SOFTPLUS: tl.constexpr, GATE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Run each segment's gradient back from dh = 0: dh at its start into states `(batch, segments, state, channels)`."""
     b, segment, block, first, stop = _place(steps, channels, segments, segment_steps, BLOCK)
@@ -199,25 +204,21 @@ def segment_gradients(
         t = first + (chunks - 1 - k) * CHUNK
         delta_rows = _rows(delta + row, t, stop, columns, channels, CHUNK)
         dy_rows = _rows(grad_out + row, t, stop, columns, channels, CHUNK)
-        z_rows = dy_rows
-        if GATE:
-            z_rows = _rows(z + row, t, stop, columns, channels, CHUNK)
+        z_rows = _rows(z + row, t, stop, columns, channels, CHUNK)
         C_rows = _rows(C + b * steps * state, t, stop, n, state, CHUNK)
         for i in tl.static_range(CHUNK - 1, -1, -1):
-            dt = _step_size(delta_rows[i] + bias_row, t + i < stop, SOFTPLUS)
-            dy = dy_rows[i]
-            if GATE:
-                dy = dy * z_rows[i] * _sigmoid(z_rows[i])
+            dt = _step_size(delta_rows[i] + bias_row, t + i < stop)
+            dy = dy_rows[i] * z_rows[i] * _sigmoid(z_rows[i])
             dh = tl.exp2(dt[None, :] * A_log2) * (dh + dy[None, :] * C_rows[i][:, None])
     tl.store(states + (b * segments + segment) * state * channels + cells, dh, mask=cells_exist)
 
 
 @triton.jit
-def _recompute(h, A_log2, u_rows, delta_rows, bias_row, B_rows, t, stop, SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr):
+def _recompute(h, A_log2, u_rows, delta_rows, bias_row, B_rows, t, stop, CHUNK: tl.constexpr):
     """Run a chunk's steps again from the state `h` before it: their dt, their decay, and the states before and after each."""
     dt_rows, decays, states = (), (), (h,)
     for i in tl.static_range(CHUNK):
-        dt = _step_size(delta_rows[i] + bias_row, t + i < stop, SOFTPLUS)
+        dt = _step_size(delta_rows[i] + bias_row, t + i < stop)
         decay = tl.exp2(dt[None, :] * A_log2)
         h = decay * h + (dt * u_rows[i])[None, :] * B_rows[i][:, None]
         dt_rows, decays, states = dt_rows + (dt,), decays + (decay,), states + (h,)  # type: ignore[assignment]  # noqa: RUF005
@@ -227,8 +228,7 @@ def _recompute(h, A_log2, u_rows, delta_rows, bias_row, B_rows, t, stop, SOFTPLU
 @_kernel
 def scan_backward(
     u, delta, A, B, C, D, z, bias, checkpoints, grad_out, starts, grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias,
-    steps, channels, state, segments, segment_steps,
-    SOFTPLUS: tl.constexpr, GATE: tl.constexpr, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    steps, channels, state, segments, segment_steps, STATE_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Run the scan's gradient, each segment from starts `(batch, segments, state, channels)`, dh after its last step.
 
@@ -253,22 +253,19 @@ def scan_backward(
         u_rows = _rows(u + row, t, stop, columns, channels, CHUNK)
         delta_rows = _rows(delta + row, t, stop, columns, channels, CHUNK)
         dout_rows = _rows(grad_out + row, t, stop, columns, channels, CHUNK)
-        z_rows = u_rows
-        if GATE:
-            z_rows = _rows(z + row, t, stop, columns, channels, CHUNK)
+        z_rows = _rows(z + row, t, stop, columns, channels, CHUNK)
         B_rows = _rows(B + small_row, t, stop, n, state, CHUNK)
         C_rows = _rows(C + small_row, t, stop, n, state, CHUNK)
-        dt_rows, decays, states = _recompute(h, A_log2, u_rows, delta_rows, bias_row, B_rows, t, stop, SOFTPLUS, CHUNK)
+        dt_rows, decays, states = _recompute(h, A_log2, u_rows, delta_rows, bias_row, B_rows, t, stop, CHUNK)
         for i in tl.static_range(CHUNK - 1, -1, -1):
             mask = (columns < channels) & (t + i < stop)
             at = row + (t + i) * channels + columns
             dt, u_row, dy = dt_rows[i], u_rows[i], dout_rows[i]
-            if GATE:
-                y = tl.sum(states[i + 1] * C_rows[i][:, None], axis=0) + D_row * u_row
-                gate = _sigmoid(z_rows[i])
-                silu = z_rows[i] * gate
-                tl.store(grad_z + at, dy * y * (gate + silu * (1.0 - gate)), mask=mask)
-                dy = dy * silu
+            y = tl.sum(states[i + 1] * C_rows[i][:, None], axis=0) + D_row * u_row
+            gate = _sigmoid(z_rows[i])
+            silu = z_rows[i] * gate
+            tl.store(grad_z + at, dy * y * (gate + silu * (1.0 - gate)), mask=mask)
+            dy *= silu
             dh += dy[None, :] * C_rows[i][:, None]
             small_at, small_mask = partial_row + (t + i) * state + n, (n < state) & (t + i < stop)
             tl.store(grad_B + small_at, tl.sum(dh * (dt * u_row)[None, :], axis=1), mask=small_mask)
@@ -277,9 +274,7 @@ def scan_backward(
             dh *= decays[i]
             d_exponent = dh * states[i]
             dA += d_exponent * dt[None, :]
-            d_delta = tl.sum(d_exponent * A_row, axis=0) + d_dt_u * u_row
-            if SOFTPLUS:
-                d_delta *= _sigmoid(delta_rows[i] + bias_row)
+            d_delta = (tl.sum(d_exponent * A_row, axis=0) + d_dt_u * u_row) * _sigmoid(delta_rows[i] + bias_row)
             dD += dy * u_row
             dbias += tl.where(t + i < stop, d_delta, 0.0)
             tl.store(grad_u + at, dy * D_row + d_dt_u * dt, mask=mask)
@@ -287,3 +282,98 @@ def scan_backward(
     tl.store(grad_A + here * state * channels + cells, dA, mask=cells_exist)
     tl.store(grad_D + here * channels + columns, dD, mask=columns < channels)
     tl.store(grad_bias + here * channels + columns, dbias, mask=columns < channels)
+
+
+def num_segments(programs: int, steps: int, device: torch.device) -> int:
+    """Return into how many segments to cut `steps`, where each would run as `programs` programs."""
+    if device.type != "cuda":
+        return 1
+    multiprocessors = _multiprocessors(device)
+    if programs >= FEW_PROGRAMS * multiprocessors:
+        return 1
+    return max(1, min(ENOUGH_PROGRAMS * multiprocessors // programs, steps // MIN_SEGMENT_STEPS))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+class _Launch:
+    """How the kernels are started for inputs of one shape."""
+
+    def __init__(self, u: Tensor, state: int) -> None:
+        self.batch, self.steps, self.channels = u.shape
+        self.state = state
+        self.blocks = triton.cdiv(self.channels, BLOCK_CHANNELS)
+        segments = num_segments(self.batch * self.blocks, self.steps, u.device)
+        # Whole chunks, so that no chunk lies in two segments.
+        self.segment_steps = CHUNK_STEPS * triton.cdiv(triton.cdiv(self.steps, segments), CHUNK_STEPS)
+        self.segments = triton.cdiv(self.steps, self.segment_steps)
+        self.empty = functools.partial(torch.empty, dtype=torch.float32, device=u.device)
+
+    def run(self, kernel: Any, *arguments: Tensor | int, programs: int, **modes: int) -> None:  # noqa: ANN401 - Triton gives kernels no type
+        """Start `programs` programs for each block of channels."""
+        tile = {"STATE_PAD": triton.next_power_of_2(self.state), "BLOCK": BLOCK_CHANNELS, "num_warps": 1}
+        # Triton launches on the current GPU, whichever the tensors are on.
+        with torch.cuda.device_of(arguments[0]):
+            kernel[(programs * self.blocks,)](*arguments, **tile, **modes)
+
+    def scan(self, kernel: Any, *tensors: Tensor, **modes: int) -> None:  # noqa: ANN401
+        """Run `kernel` with one program for each recording, segment and block."""
+        sizes = (self.steps, self.channels, self.state, self.segments, self.segment_steps)
+        self.run(kernel, *tensors, *sizes, programs=self.batch * self.segments, CHUNK=CHUNK_STEPS, **modes)
+
+    def starts(self, A: Tensor, dt_sums: Tensor, kernel: Any, *tensors: Tensor, reverse: bool) -> Tensor:  # noqa: ANN401
+        """Return what each segment starts from, after `kernel` has written what it ends with."""
+        shape = (self.batch, self.segments, self.state, self.channels)
+        if self.segments == 1:
+            return torch.zeros(shape, device=A.device)
+        states, starts = self.empty(shape), self.empty(shape)
+        self.scan(kernel, *tensors, states, *([] if reverse else [dt_sums]))
+        self.run(pass_states, A, states, dt_sums, starts, self.channels, self.state, self.segments, programs=self.batch, REVERSE=reverse)
+        return starts
+
+
+class _Scan(torch.autograd.Function):
+    """`scan.selective_scan` on a GPU; inputs may be float32 or half precision, gradients have their types."""
+
+    @staticmethod
+    def forward(ctx: Any, keep_states: bool, *tensors: Tensor) -> Tensor:  # noqa: ANN401 - torch gives the context no type
+        u, delta, A, B, C, D, z, delta_bias = tensors
+        parts = (u, delta, A.float().t(), B, C, D.float(), z, delta_bias.float())
+        inputs = [tensor.detach().contiguous() for tensor in parts]
+        u, delta, A_rows, B, _, _, _, bias = inputs
+        launch = _Launch(u, A.shape[1])
+        dt_sums = launch.empty(launch.batch, launch.segments, launch.channels)
+        starts = launch.starts(A_rows, dt_sums, segment_states, u, delta, A_rows, B, bias, reverse=False)
+        chunks = triton.cdiv(launch.steps, CHUNK_STEPS) if keep_states else 0
+        out, checkpoints = torch.empty_like(u), launch.empty(launch.batch, chunks, launch.state, launch.channels)
+        launch.scan(scan_forward, *inputs, starts, out, checkpoints, SAVE=keep_states)
+        ctx.launch, ctx.types = launch, [tensor.dtype for tensor in tensors]
+        ctx.save_for_backward(*inputs, checkpoints, dt_sums)
+        return out
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        *inputs, checkpoints, dt_sums = ctx.saved_tensors
+        u, delta, A_rows, _, C, _, z, bias = inputs
+        launch: _Launch = ctx.launch
+        grad_out = grad_out.contiguous()
+        starts = launch.starts(A_rows, dt_sums, segment_gradients, delta, A_rows, C, z, bias, grad_out, reverse=True)
+        grad_u, grad_delta, grad_z = torch.empty_like(u), torch.empty_like(delta), torch.empty_like(z)
+        runs = launch.batch * launch.segments
+        grad_A = launch.empty(runs, launch.state, launch.channels)
+        grad_B, grad_C = (launch.empty(launch.batch, launch.blocks, launch.steps, launch.state) for _ in range(2))
+        grad_D, grad_bias = (launch.empty(runs, launch.channels) for _ in range(2))
+        outputs = [grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias]
+        launch.scan(scan_backward, *inputs, checkpoints, grad_out, starts, *outputs)
+        grads = (
+            grad_u, grad_delta, grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1), grad_D.sum(dim=0), grad_z, grad_bias.sum(dim=0)
+        )  # fmt: skip
+        return None, *(grad.to(dtype) for grad, dtype in zip(grads, ctx.types, strict=True))
+
+
+scan: Callable[..., Tensor] = _Scan.apply

@@ -1,4 +1,4 @@
-"""Bidirectional Mamba: the temporal encoder of QAM-DETR (report section 2.2).
+"""Temporal encoders: bidirectional Mamba (report, section 2.2), and the Transformer of the baseline.
 
 Glossary (mamba-ssm's names, kept so that weights move both ways by name):
 
@@ -21,12 +21,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from qamdetr.kernels.backends import choose_backend
-from qamdetr.kernels.causal_conv import causal_conv_silu
-from qamdetr.kernels.dropout import Dropout
-from qamdetr.kernels.linear import Linear, linear
-from qamdetr.kernels.scan import selective_scan_channels_last
-from qamdetr.kernels.time_order import reverse_valid
+from qamdetr.kernels.cpu import linear
+from qamdetr.kernels.scan import causal_conv_silu, choose_backend, reverse_valid, selective_scan
+from qamdetr.model.layers import AttentionBlock, xavier_init
 
 
 class Mamba(nn.Module):
@@ -40,19 +37,16 @@ class Mamba(nn.Module):
         inner = expand * dim
         self.state = state
         self.dt_rank = math.ceil(dim / 16)
-        self.in_proj = Linear(dim, 2 * inner, bias=False)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, conv, groups=inner, padding=conv - 1)
-        self.x_proj = Linear(inner, self.dt_rank + 2 * state, bias=False)
-        self.dt_proj = Linear(self.dt_rank, inner)
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = Linear(inner, dim, bias=False)
-        self._reset_step_size()
-
-    def _reset_step_size(self, shortest: float = 1e-3, longest: float = 0.1, floor: float = 1e-4) -> None:
-        """Let step sizes start log-uniform in [shortest, longest], so that channels remember over different times."""
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        # Step sizes start log-uniform in [0.001, 0.1], so that channels remember over different times.
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        dt = torch.exp(torch.empty_like(self.D).uniform_(math.log(shortest), math.log(longest))).clamp(min=floor)
+        dt = torch.exp(torch.empty_like(self.D).uniform_(math.log(1e-3), math.log(0.1)))
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
@@ -62,17 +56,13 @@ class Mamba(nn.Module):
         return out
 
     def mix(self, x: Tensor, *, lengths: Tensor | None = None, reverse: bool = False) -> Tensor:
-        """Do all but the last projection: `(batch, clips, dim)` -> `(batch, clips, inner)`; `lengths`, `reverse` as in `time_order.py`."""
+        """Do all but the last projection: `(batch, clips, dim)` -> `(batch, clips, inner)`; `lengths` and `reverse` as in `scan.py`."""
         # One product each for u and z, rather than one that is cut in two, leaves both contiguous: what the kernels take without a copy.
         u, z = (linear(x, weight) for weight in self.in_proj.weight.chunk(2))
         u = causal_conv_silu(u, self.conv1d.weight, cast("Tensor", self.conv1d.bias), lengths=lengths, reverse=reverse)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.state, self.state], dim=-1)  # noqa: N806 - the paper's letters
         delta = linear(dt, self.dt_proj.weight)
-        y, _ = selective_scan_channels_last(
-            u, delta, -torch.exp(self.A_log), B, C, self.D, z, delta_bias=self.dt_proj.bias, delta_softplus=True,
-            lengths=lengths, reverse=reverse,
-        )  # fmt: skip
-        return y
+        return selective_scan(u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias, lengths=lengths, reverse=reverse)
 
 
 class BiMambaLayer(nn.Module):
@@ -82,8 +72,8 @@ class BiMambaLayer(nn.Module):
         super().__init__()
         self.forward_branch = Mamba(dim, state=state, conv=conv, expand=expand)
         self.backward_branch = Mamba(dim, state=state, conv=conv, expand=expand)
-        self.merge = Linear(2 * dim, dim)
-        self.dropout = Dropout(dropout)
+        self.merge = nn.Linear(2 * dim, dim)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -134,10 +124,19 @@ class BiMambaEncoder(nn.Module):
         return x
 
 
-def warm_up() -> None:
-    """Compile the CPU kernels, forward and backward; call it at start-up so that nobody waits for it later.
+class TransformerEncoder(nn.Module):
+    """Stacked post-norm self-attention blocks with PReLU.
 
-    Takes some ten seconds on a fresh machine; afterwards the kernels come from Numba's cache.
+    Source: the official baseline (QD-DETR's encoder).
     """
-    with torch.enable_grad():
-        Mamba(4)(torch.zeros(1, 2, 4, requires_grad=True)).sum().backward()
+
+    def __init__(self, dim: int, num_layers: int, *, num_heads: int, ffn_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(AttentionBlock(dim, num_heads, ffn_dim, dropout) for _ in range(num_layers))
+        xavier_init(self)
+
+    def forward(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Encode `x` `(batch, clips, dim)` with `mask` `(batch, clips)` bool and `positions` shaped like `x`; same shape out."""
+        for layer in self.layers:
+            x = layer(x, x, mask, x_positions=positions, source_positions=positions)
+        return x

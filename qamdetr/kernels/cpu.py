@@ -1,0 +1,321 @@
+"""What a CPU computes faster than PyTorch does on its own: the Mamba block's operations, products with weights, and dropout.
+
+`speed_up` swaps the layers of a network. The compiled kernels (`cpu_kernels.py`) are imported where one is first called, since Numba is
+slow to import.
+"""
+
+# The letters are the paper's.
+# ruff: noqa: N806
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor, nn
+
+from qamdetr.kernels.scan import differentiable_once, wants_gradient
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_LEAST_WORK = 1_000_000
+"""Multiplications below which oneDNN's longer call (some 10 us) takes back what it gains."""
+
+_DRAWS = 1 << 16
+"""Values that 16 random bits can take."""
+
+
+def speed_up(model: Network) -> Network:
+    """Let the linear layers, dropouts and feed-forward networks of `model` run by this module; returns `model`.
+
+    On other devices they do as before. Classes are swapped rather than modules, so that parameters, their names and hooks stay.
+    """
+    faster: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Linear, nn.Dropout: Dropout}
+    for module in model.modules():  # a network comes before its parts, which are plain still
+        if [type(part) for part in module.children()] == [nn.Linear, nn.PReLU, nn.Dropout, nn.Linear] and type(module) is nn.Sequential:
+            module.__class__ = FeedForward
+        module.__class__ = faster.get(type(module), type(module))
+    return model
+
+
+def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | float], outputs: Sequence[Tensor]) -> None:
+    """Call `kernel(first, last, *inputs, *outputs)` on ranges that cover `tasks`, in as many threads as PyTorch may use.
+
+    Plain threads, because the kernels release the GIL: unlike Numba's own parallel loops they add nothing to compile time, can be called
+    from several threads of a web server at once, and survive a fork (PyTorch's own threads, which products use, do not).
+    """
+    arguments = [value.detach().numpy() if isinstance(value, Tensor) else value for value in (*inputs, *outputs)]
+    threads = min(torch.get_num_threads(), tasks)
+    if threads <= 1:
+        kernel(0, tasks, *arguments)
+        return
+    pool = _thread_pool(os.getpid(), threads)
+    # More ranges than threads, so that a core that is busy elsewhere does not hold up the rest.
+    ranges = min(tasks, 4 * threads)
+    futures = [pool.submit(kernel, tasks * i // ranges, tasks * (i + 1) // ranges, *arguments) for i in range(ranges)]
+    for future in futures:
+        future.result()
+
+
+@functools.lru_cache(maxsize=1)
+def _thread_pool(process_id: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that outlive a call; `process_id` is part of the key because a forked process needs its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"mamba-{process_id}")
+
+
+class _Scan(torch.autograd.Function):
+    """`scan.selective_scan` in float32, in the order of `lengths` and `reverse`; `keep_states` for a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, lengths: Tensor, reverse: bool, keep_states: bool, *tensors: Tensor) -> Tensor:  # noqa: ANN401 - torch's untyped
+        from qamdetr.kernels import cpu_kernels
+
+        u, delta, A, B, C, D, z, delta_bias = tensors
+        batch, steps, channels = u.shape
+        arrays = [tensor.detach().contiguous() for tensor in (u, delta, A.t() / math.log(2.0), B, C, D, z, delta_bias)]
+        chunks = cpu_kernels.num_blocks(steps, cpu_kernels.CHUNK_STEPS) if keep_states else 0
+        out, checkpoints = torch.empty_like(arrays[0]), u.new_empty(batch, chunks, A.shape[1], channels)
+        run_kernel(cpu_kernels.scan_forward, batch * cpu_kernels.num_blocks(channels), [lengths, reverse, *arrays], [out, checkpoints])
+        ctx.reverse = reverse
+        ctx.save_for_backward(lengths, *arrays, checkpoints)
+        return out
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        from qamdetr.kernels import cpu_kernels
+
+        lengths, *arrays, checkpoints = ctx.saved_tensors
+        u, state = arrays[0], checkpoints.shape[2]
+        batch, steps, channels = u.shape
+        blocks = cpu_kernels.num_blocks(channels)
+        grad_u, grad_delta, grad_z = (torch.empty_like(u) for _ in range(3))
+        grad_A = u.new_empty(batch, state, channels)
+        grad_B, grad_C = (u.new_empty(batch, blocks, steps, state) for _ in range(2))
+        grad_D, grad_bias = (u.new_empty(batch, channels) for _ in range(2))
+        inputs = [lengths, ctx.reverse, *arrays, checkpoints, grad_out.contiguous()]
+        outputs = [grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias]
+        run_kernel(cpu_kernels.scan_backward, batch * blocks, inputs, outputs)
+        small = (grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1), grad_D.sum(dim=0))
+        return None, None, None, grad_u, grad_delta, *small, grad_z, grad_bias.sum(dim=0)
+
+
+scan: Callable[..., Tensor] = _Scan.apply
+
+
+class _Convolution(torch.autograd.Function):
+    """`scan.causal_conv_silu` in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor, reverse: bool) -> Tensor:  # noqa: ANN401
+        from qamdetr.kernels import cpu_kernels
+
+        inputs = [tensor.detach().contiguous() for tensor in (x, weight[:, 0].t(), bias)]
+        out = torch.empty_like(inputs[0])
+        run_kernel(cpu_kernels.conv_forward, x.shape[0] * cpu_kernels.num_blocks(x.shape[2]), [lengths, reverse, *inputs], [out])
+        ctx.reverse = reverse
+        ctx.save_for_backward(lengths, *inputs)
+        return out
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        from qamdetr.kernels import cpu_kernels
+
+        lengths, x, weight, bias = ctx.saved_tensors
+        batch, _, channels = x.shape
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), x.new_empty(batch, *weight.shape), x.new_empty(batch, channels)
+        inputs, outputs = [lengths, ctx.reverse, x, weight, bias, grad_out.contiguous()], [grad_x, grad_weight, grad_bias]
+        run_kernel(cpu_kernels.conv_backward, batch * cpu_kernels.num_blocks(channels), inputs, outputs)
+        return grad_x, grad_weight.sum(dim=0).t()[:, None], grad_bias.sum(dim=0), None, None
+
+
+causal_conv_silu: Callable[..., Tensor] = _Convolution.apply
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, with the same parameters and values, by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., dim_in)` -> `(..., dim_out)`."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `x @ weight.T + bias` as `F.linear` does, by the faster of PyTorch's two libraries.
+
+    PyTorch multiplies float32 matrices on a CPU with MKL, which takes processors of other makers for ones without AVX-512. On one AMD
+    Zen 5 core it does 92 GFLOP/s, and oneDNN, which comes with PyTorch too, 205 to 215, in the same arithmetic. oneDNN is reached by an
+    operator that has no gradient, hence the gradient here.
+    """
+    factors = (x, weight) if bias is None else (x, weight, bias)
+    if (
+        x.numel() * weight.shape[0] < _LEAST_WORK
+        or x.dim() < 2
+        or x.shape[-1:] != weight.shape[1:]
+        or (bias is not None and bias.shape != weight.shape[:1])
+        or any(part.dtype != torch.float32 or part.device.type != "cpu" for part in factors)
+        or torch.is_autocast_enabled("cpu")
+        or not has_faster_product()
+    ):
+        return F.linear(x, weight, bias)
+    if wants_gradient(factors):
+        return cast("Tensor", _Product.apply(x, weight, bias))  # type: ignore[no-untyped-call]
+    return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+
+@functools.cache
+def has_faster_product() -> bool:
+    """Whether this is a processor with AVX-512 that MKL does not use it on, and a PyTorch that lets oneDNN be asked."""
+    with_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not with_onednn or not _is_amd():
+        return False
+    # The operator is PyTorch's own business and may change with any version.
+    rows, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(8.0)[::2]
+    try:
+        return torch.allclose(_product(rows, weight, bias), F.linear(rows, weight, bias))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _is_amd() -> bool:
+    from llvmlite import binding  # type: ignore[import-untyped]  # of Numba's compiler, which knows every processor by name
+
+    return str(binding.get_host_cpu_name()).startswith("znver")
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x, weight)
+        return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN401
+        x, weight = ctx.saved_tensors
+        rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        grad_x = _product(grad_rows, weight.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            # oneDNN copies its second factor into an order of its own, so the narrower one goes there.
+            narrow_rows = rows.shape[1] < grad_rows.shape[1]
+            grad_weight = _product(rows.t(), grad_rows.t()).t() if narrow_rows else _product(grad_rows.t(), rows.t())
+        return grad_x, grad_weight, grad_rows.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # the operator reads it as if it was, whatever its strides say
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return out
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, by `drop`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, of any shape, with some values dropped in training."""
+        return drop(x, self.p) if self.training and self.p else x
+
+
+class FeedForward(nn.Sequential):
+    """`nn.Sequential` of Linear, PReLU, Dropout, Linear; in training PReLU and dropout are one operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., dim)` -> the same."""
+        widen, bend, dropout, narrow = self
+        hidden = widen(x)
+        if dropout.training and dropout.p:
+            hidden = prelu_drop(hidden, cast("Tensor", bend.weight), cast("float", dropout.p))
+        else:
+            hidden = bend(hidden)
+        out: Tensor = narrow(hidden)
+        return out
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Zero the share `p` of the values of `x` and scale up the rest.
+
+    On a CPU the decision takes 16 random bits per value, four values to one draw of the generator, where `nn.Dropout` takes a draw and a
+    logarithm each: that alone was a quarter of a training step. The share is therefore a multiple of 2^-16, and the scale fits it exactly.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return cast("Tensor", _Drop.apply(x, _random_draws(x.numel()), p))  # type: ignore[no-untyped-call]
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    # The same draws in other types, so that half precision can be compared with single.
+    limit, scale = _limit_and_scale(p)
+    return x * (_random_draws(x.numel()) >= limit).view(x.shape).to(x.dtype).mul_(scale)
+
+
+def prelu_drop(x: Tensor, slope: Tensor, p: float) -> Tensor:
+    """Apply a PReLU with one `slope` `(1,)` for negative values, then `drop`."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return drop(F.prelu(x, slope), p)
+    return cast("Tensor", _PreluDrop.apply(x, slope, _random_draws(x.numel()), p))  # type: ignore[no-untyped-call]
+
+
+def _random_draws(values: int) -> Tensor:
+    """Draw 16 random bits for each of `values` values, from PyTorch's generator: `(values,)` int16."""
+    # From the least int64 on, so that all 64 bits are random.
+    return torch.empty((values + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:values]
+
+
+def _limit_and_scale(p: float) -> tuple[int, float]:
+    """Least draw that keeps a value, and what kept values are multiplied with."""
+    dropped = round(p * _DRAWS)
+    return dropped - _DRAWS // 2, _DRAWS / (_DRAWS - dropped)
+
+
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, draws: Tensor, p: float) -> Tensor:  # noqa: ANN401
+        ctx.p = p
+        ctx.save_for_backward(draws)
+        return _keep(x, draws, p)
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        return _keep(grad_out, ctx.saved_tensors[0], ctx.p), None, None
+
+
+def _keep(x: Tensor, draws: Tensor, p: float) -> Tensor:
+    from qamdetr.kernels import cpu_kernels
+
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
+    run_kernel(cpu_kernels.drop, tasks, [x.detach().reshape(-1), draws, *_limit_and_scale(p)], [out.view(-1)])
+    return out
+
+
+class _PreluDrop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor, draws: Tensor, p: float) -> Tensor:  # noqa: ANN401
+        from qamdetr.kernels import cpu_kernels
+
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        inputs = [x.detach().reshape(-1), slope.detach(), draws]
+        tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
+        run_kernel(cpu_kernels.prelu_drop, tasks, [*inputs, *_limit_and_scale(p)], [out.view(-1)])
+        ctx.p = p
+        ctx.save_for_backward(*inputs)
+        return out
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
+        from qamdetr.kernels import cpu_kernels
+
+        x, slope, draws = ctx.saved_tensors
+        tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
+        grad_x, grad_slope = torch.empty_like(x), x.new_empty(tasks)
+        inputs = [x, slope, draws, *_limit_and_scale(ctx.p), grad_out.reshape(-1)]
+        run_kernel(cpu_kernels.prelu_drop_backward, tasks, inputs, [grad_x, grad_slope])
+        return grad_x.view(grad_out.shape), grad_slope.sum(dim=0, keepdim=True), None, None

@@ -1,0 +1,231 @@
+"""Faster layers on a CPU: products, dropout, the swap in a network, and the compiled kernels' own promises."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from qamdetr.kernels import cpu, cpu_kernels, speed_up
+from qamdetr.kernels.cpu import drop, linear, prelu_drop
+from qamdetr.model.encoder import BiMambaLayer, TransformerEncoder
+
+faster_product = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
+    reason="this PyTorch has no oneDNN product",
+)
+
+
+@pytest.fixture
+def always_faster(monkeypatch):
+    """Small products, too, take the other way, on any processor; return a list that grows by one with each."""
+    calls, product = [], cpu._product
+    monkeypatch.setattr(cpu, "_LEAST_WORK", 0)
+    monkeypatch.setattr(cpu, "has_faster_product", lambda: True)
+    monkeypatch.setattr(cpu, "_product", lambda *arguments: calls.append(1) or product(*arguments))
+    return calls
+
+
+def values_and_gradients(function, inputs, upstream):
+    leaves = [None if part is None else part.clone().requires_grad_() for part in inputs]
+    out = function(*leaves)
+    out.backward(upstream)
+    return [out.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
+
+
+@faster_product
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 37),
+    dim_in=st.integers(1, 40),
+    dim_out=st.integers(1, 40),
+    with_bias=st.booleans(),
+    strided=st.booleans(),
+)
+def test_products_and_their_gradients_are_those_of_pytorch(batch, rows, dim_in, dim_out, with_bias, strided):
+    generator = torch.Generator().manual_seed(rows * 41 + dim_in)
+    x = torch.randn(batch, rows, 2 * dim_in, generator=generator)
+    x = x[..., ::2] if strided else x[..., :dim_in].contiguous()
+    bias = torch.randn(2 * dim_out, generator=generator)[::2] if with_bias else None
+    inputs = [x, torch.randn(dim_out, dim_in, generator=generator), bias]
+    upstream = torch.randn(batch, rows, dim_out, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "_LEAST_WORK", 0)
+        patch.setattr(cpu, "has_faster_product", lambda: True)
+        ours = values_and_gradients(linear, inputs, upstream)
+        assert torch.equal(linear(*inputs), ours[0])  # without a gradient it takes another way
+    exact = values_and_gradients(functional.linear, [None if part is None else part.double() for part in inputs], upstream.double())
+    for own, true in zip(ours, exact, strict=True):
+        torch.testing.assert_close(own.double(), true, rtol=1e-5, atol=1e-4)
+
+
+@faster_product
+def test_only_the_gradients_that_are_wanted_are_made(always_faster):
+    x, weight, bias = torch.randn(4, 5), torch.randn(3, 5, requires_grad=True), torch.randn(3, requires_grad=True)
+    linear(x, weight, bias).sum().backward()
+    assert len(always_faster) == 2  # forward, and the gradient of the weight
+    torch.testing.assert_close(bias.grad, torch.full((3,), 4.0))
+
+
+@pytest.mark.parametrize("case", ["small", "float64", "autocast", "vector"])
+def test_what_the_other_product_is_not_for_stays_with_pytorch(monkeypatch, always_faster, case):
+    monkeypatch.setattr(cpu, "_LEAST_WORK", 10_000 if case == "small" else 0)
+    dtype = torch.float64 if case == "float64" else torch.float32
+    x, weight = torch.randn(4, 5, dtype=dtype), torch.randn(3, 5, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        out = linear(x[0] if case == "vector" else x, weight)
+    assert always_faster == []
+    assert out.dtype == (torch.bfloat16 if case == "autocast" else dtype)
+
+
+@faster_product
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"), [((4, 5), (3, 6), None), ((4, 5), (3, 5), (4,)), ((4, 5), (5,), None), ((2, 4, 5), (3, 5), (2,))]
+)
+def test_shapes_that_do_not_fit_never_reach_the_operator(always_faster, x, weight, bias):
+    arguments = [torch.zeros(x), torch.zeros(weight), None if bias is None else torch.zeros(bias)]
+    with contextlib.suppress(RuntimeError):  # PyTorch broadcasts some, and has words for the others
+        assert linear(*arguments).shape == functional.linear(*arguments).shape
+    assert always_faster == []
+
+
+@pytest.mark.parametrize(("capability", "amd", "expected"), [("AVX512", True, True), ("AVX512", False, False), ("AVX2", True, False)])
+def test_the_processor_decides(monkeypatch, capability, amd, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(cpu, "_is_amd", lambda: amd)
+    assert cpu.has_faster_product.__wrapped__() is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("shape", [(7,), (3, 5, 1001)])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(p, shape):
+    torch.manual_seed(0)
+    draws = 20000 // math.prod(shape) + 20
+    total = sum(drop(torch.ones(shape), p) for _ in range(draws))
+    assert all(value == 0 or abs(float(value) - 1 / (1 - p)) < 1e-4 for value in drop(torch.ones(shape), p).unique())
+    # Three standard errors of a mean of independent draws.
+    error = math.sqrt(p / (1 - p) / (draws * math.prod(shape)))
+    assert float(total.mean()) / draws == pytest.approx(1.0, abs=3 * error + 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 11), (2, 5, 4099)])
+def test_prelu_and_dropout_in_one_are_the_two_one_after_the_other(shape):
+    torch.manual_seed(0)
+    inputs, upstream = [torch.randn(shape), torch.tensor([0.3])], torch.randn(shape)
+    torch.manual_seed(1)
+    together = values_and_gradients(lambda x, slope: prelu_drop(x, slope, 0.2), inputs, upstream)
+    torch.manual_seed(1)
+    apart = values_and_gradients(lambda x, slope: drop(functional.prelu(x, slope), 0.2), inputs, upstream)
+    assert torch.equal(together[0], apart[0])
+    torch.testing.assert_close(together, apart)
+
+
+def test_dropout_follows_the_seed_in_any_layout_and_type():
+    torch.manual_seed(0)
+    x = torch.randn(6, 5).t().requires_grad_()
+    results = []
+    for value in (x, x.detach().contiguous(), x.detach().bfloat16()):
+        torch.manual_seed(1)
+        results.append(drop(value, 0.5))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0].bfloat16(), results[2])
+    assert not torch.equal(drop(x, 0.5), results[0])
+    (grad,) = torch.autograd.grad(results[0].sum(), x)
+    assert torch.equal(grad, (results[1] != 0) * 2.0)
+
+
+@pytest.mark.parametrize("second", [lambda x: drop(x, 0.5), lambda x: prelu_drop(x, torch.ones(1), 0.5), lambda x: linear(x, x)])
+def test_a_second_gradient_is_refused(always_faster, second):
+    x = torch.randn(4, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="gradient of a gradient"):
+        torch.autograd.grad(second(x).pow(2).sum(), x, create_graph=True)
+
+
+def test_a_network_keeps_its_names_and_values_when_it_is_sped_up():
+    torch.manual_seed(0)
+    plain = nn.ModuleDict({"a": BiMambaLayer(8), "b": TransformerEncoder(8, 1, num_heads=2, ffn_dim=16, dropout=0.3)})
+    names, x, mask = list(plain.state_dict()), torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    expected = plain.eval()["b"](plain["a"](x, mask), mask, x)
+    fast = speed_up(plain)
+    assert fast is plain
+    assert list(fast.state_dict()) == names
+    torch.testing.assert_close(fast["b"](fast["a"](x, mask), mask, x), expected)
+    kinds = {type(module) for module in fast.modules()}
+    assert {cpu.Linear, cpu.Dropout, cpu.FeedForward} < kinds
+    assert not kinds & {nn.Linear, nn.Dropout, nn.Sequential}
+    ffn = fast.train()["b"].layers[0].ffn
+    assert not torch.equal(ffn(x), ffn(x))
+    ffn[2].eval()  # its dropout alone
+    assert torch.equal(ffn(x), ffn(x))
+
+
+def test_kernels_compile_where_numba_may_not_write_its_cache(monkeypatch):
+    compile_in_memory = numba.njit
+
+    def refuse_cache(*args, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_in_memory(*args, **options)
+
+    monkeypatch.setattr(numba, "njit", refuse_cache)
+    assert cpu_kernels.jit(lambda x: 2 * x + 1)(3) == 7
+
+
+def test_kernel_exponential_and_softplus_are_accurate():
+    x = np.linspace(-126, 126, 20_001, dtype=np.float32)
+    powers = np.array([cpu_kernels.exp2(value) for value in x])
+    assert np.abs(powers / np.exp2(x.astype(np.float64)) - 1).max() < 2.5e-7
+    assert 0 < cpu_kernels.exp2(np.float32(-1e9)) < 1.2e-38
+    assert np.isfinite(cpu_kernels.exp2(np.float32(1e9)))
+    x = np.linspace(-30, 30, 6001, dtype=np.float32)
+    steps = np.array([cpu_kernels.softplus(value) for value in x])  # relative to their size, however small
+    assert np.abs(steps / np.logaddexp(0, x.astype(np.float64)) - 1).max() < 3e-6
+
+
+FIRST_STEPS = """
+import hashlib, sys, torch
+from qamdetr.kernels import speed_up
+from qamdetr.model.encoder import BiMambaEncoder, TransformerEncoder
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+mamba, transformer = BiMambaEncoder(32, 2), TransformerEncoder(32, 1, num_heads=4, ffn_dim=64, dropout=0.1)
+network = speed_up(torch.nn.ModuleList([mamba, transformer]))
+x, mask = torch.randn(4, 30, 32), torch.arange(30) < torch.tensor([30, 20, 10, 7])[:, None]
+if sys.argv[1] == "serve first":
+    with torch.no_grad():
+        mamba.eval()(x, mask)
+    mamba.train()
+optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+for _ in range(3):
+    optimizer.zero_grad()
+    (transformer(mamba(x, mask), mask, x) * torch.linspace(-1, 1, 32)).square().sum().backward()
+    optimizer.step()
+print(hashlib.sha256(b"".join(parameter.detach().numpy().tobytes() for parameter in network.parameters())).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_training_while_kernels_are_compiled_has_the_bits_of_all_later_ones(tmp_path):
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)}
+    hashes = []
+    for order in ("train", "train", "serve first"):  # the first compiles, the others load
+        told = subprocess.run([sys.executable, "-c", FIRST_STEPS, order], env=environment, capture_output=True, text=True, check=True)
+        hashes.append(told.stdout)
+    assert any(tmp_path.rglob("*.nbc"))
+    assert len(set(hashes)) == 1, hashes

@@ -1,0 +1,242 @@
+"""Streams, fusion, multi-scale context, decoder, heads and shared layers, each against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from qamdetr.errors import ConfigError
+from qamdetr.model.decoder import ANCHOR_EPSILON, MomentDecoder, MomentHeads, SaliencyHead, inverse_sigmoid
+from qamdetr.model.fusion import TextToAudioFusion, ThreeWayFusion
+from qamdetr.model.layers import AttentionBlock, Mlp, attend, clip_positions, sine_embedding
+from qamdetr.model.multiscale import MultiScaleFusion, masked_average_pool
+from qamdetr.model.streams import GatedStreams
+
+DIM = 16
+
+
+# Streams follow Eq. 1 of the report.
+
+
+@pytest.fixture
+def streams():
+    torch.manual_seed(0)
+    return {"main": torch.randn(2, 5, 6), "loud": torch.randn(2, 5, 3), "soft": torch.randn(2, 5, 4)}
+
+
+@pytest.fixture
+def gated():
+    module = GatedStreams("audio", {"main": 6, "loud": 3, "soft": 4}, 8, 0.5).eval()
+    with torch.no_grad():
+        module.gate_logits["loud"].fill_(2.0)
+        module.gate_logits["soft"].fill_(-1.0)
+    return module
+
+
+def test_sum_is_main_plus_gated_auxiliaries_and_a_bypass_closes_a_gate(streams, gated):
+    parts = {name: gated.projections[name](value) for name, value in streams.items()}
+    gates = {"loud": torch.sigmoid(torch.tensor(2.0)), "soft": torch.sigmoid(torch.tensor(-1.0))}
+    torch.testing.assert_close(gated(streams), parts["main"] + gates["loud"] * parts["loud"] + gates["soft"] * parts["soft"])
+    torch.testing.assert_close(gated(streams, bypass={"audio/loud"}), parts["main"] + gates["soft"] * parts["soft"])
+    assert gated.gates() == pytest.approx({f"audio/{name}": gate.item() for name, gate in gates.items()})
+    assert GatedStreams("audio", {"main": 6, "other": 3}, 8, 0.5).gates() == {"audio/other": 0.5}
+
+
+def test_missing_and_wrong_streams_are_named(streams, gated):
+    with pytest.raises(ConfigError, match="'soft' but got main, loud"):
+        gated({"main": streams["main"], "loud": streams["loud"]})
+    with pytest.raises(ConfigError, match="'loud' has 4 columns but the model takes 3"):
+        gated({**streams, "loud": streams["soft"]})
+
+
+# Fusion: who looks at whom.
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    audio_mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    text_mask = torch.tensor([[True] * 3, [True] * 2 + [False]])
+    return [torch.randn(2, 6, DIM), torch.randn(2, 3, DIM), audio_mask, text_mask, clip_positions(audio_mask, DIM)]
+
+
+@pytest.mark.parametrize("kind", ["three_way", "text_to_audio"])
+def test_fusion_hears_the_text_and_no_padding(pair, kind):
+    fusion = (ThreeWayFusion(DIM, 4, 32, 0.1) if kind == "three_way" else TextToAudioFusion(DIM, 4, 32, 0.1, 2)).eval()
+    audio, text = fusion(*pair)
+    assert torch.equal(text, pair[1]) == (kind == "text_to_audio")
+    pair[0][1, 4:], pair[1][1, 2:] = 9.0, 9.0
+    again, text_again = fusion(*pair)
+    torch.testing.assert_close(again[1, :4], audio[1, :4])
+    torch.testing.assert_close(text_again[1, :2], text[1, :2])
+    pair[1] = -pair[1]
+    assert not torch.allclose(fusion(*pair)[0], audio, atol=1e-2)
+
+
+def test_three_way_fusion_is_its_three_blocks_and_a_bypass_the_first_alone(pair):
+    fusion = ThreeWayFusion(DIM, 4, 32, 0.1).eval()
+    audio, text, audio_mask, text_mask, positions = pair
+    first = fusion.audio_from_text(audio, text, text_mask, x_positions=positions)
+    bypassed = fusion(*pair, bypass=True)
+    torch.testing.assert_close(bypassed, (first, text))
+    refined = fusion.text_from_audio(text, first, audio_mask, source_positions=positions)
+    torch.testing.assert_close(fusion(*pair), (fusion.audio_from_refined(first, refined, text_mask, x_positions=positions), refined))
+
+
+# Multi-scale context.
+
+
+def test_pool_averages_valid_clips_of_each_run():
+    x = torch.tensor([1.0, 3.0, 5.0, 100.0, 100.0])[None, :, None]
+    pooled = masked_average_pool(x, torch.tensor([[True, True, True, False, False]]), 2)
+    assert pooled[0, :, 0].tolist() == [2.0, 5.0, 0.0]
+
+
+@pytest.mark.parametrize("clips", [1, 2, 7, 8])
+def test_resolution_stays_whole_and_padding_changes_nothing(clips):
+    torch.manual_seed(0)
+    module, x = MultiScaleFusion(8, (2, 4), 0.1).eval(), torch.randn(1, clips, 8)
+    alone = module(x, torch.ones(1, clips, dtype=torch.bool))
+    padded = module(torch.cat([x, torch.full((1, 5, 8), 7.0)], dim=1), torch.arange(clips + 5)[None, :] < clips)
+    torch.testing.assert_close(padded[:, :clips], alone)
+
+
+def test_context_reaches_beyond_a_clip_and_not_everywhere():
+    torch.manual_seed(0)
+    module, x, mask = MultiScaleFusion(8, (2, 4), 0.0).eval(), torch.randn(1, 32, 8), torch.ones(1, 32, dtype=torch.bool)
+    changed = x.clone()
+    changed[0, 16] += 1.0
+    moved = (module(changed, mask) - module(x, mask)).abs().sum(-1)[0] > 1e-6
+    # Stride 4 and a convolution over three runs: runs 3, 4 and 5, which are clips 12 to 23.
+    assert moved.nonzero().squeeze(1).tolist() == list(range(12, 24))
+
+
+# Shared layers.
+
+
+def test_sine_embedding_turns_once_over_the_range():
+    embedded = sine_embedding(torch.tensor([0.0, 0.25, 0.5, 1.0]), 8)
+    torch.testing.assert_close(embedded[:, 0], torch.tensor([0.0, 1.0, 0.0, 0.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(embedded[:, 1], torch.tensor([1.0, 0.0, -1.0, 1.0]), atol=1e-5, rtol=0)
+    assert embedded[1, 4].item() == pytest.approx(math.sin(0.25 * 2 * math.pi / 10000 ** (4 / 8)), abs=1e-6)
+
+
+def test_positions_run_over_valid_clips_only():
+    positions = clip_positions(torch.tensor([[True] * 4 + [False] * 3, [True] * 7]), 8)
+    torch.testing.assert_close(positions[0, :4], clip_positions(torch.ones(1, 4, dtype=torch.bool), 8)[0])
+    torch.testing.assert_close(positions[0, 3], positions[1, 6])
+
+
+def test_attention_is_the_weighted_mean_of_valid_values_also_on_average_under_dropout():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 4)
+    mask = torch.tensor([[True, True, True, False, False], [True] * 5])
+    got = attend(q, k, v, num_heads=2, key_mask=mask, dropout=nn.Dropout(0.0))
+    for item in range(2):
+        for head in range(2):
+            scores = q[item, :, 4 * head : 4 * head + 4] @ k[item, mask[item], 4 * head : 4 * head + 4].T / 2.0
+            wanted = scores.softmax(-1) @ v[item, mask[item], 2 * head : 2 * head + 2]
+            torch.testing.assert_close(got[item, :, 2 * head : 2 * head + 2], wanted, atol=1e-5, rtol=1e-5)
+    dropped = [attend(q, k, v, num_heads=2, key_mask=mask, dropout=nn.Dropout(0.2)) for _ in range(4000)]
+    assert not torch.equal(dropped[0], dropped[1])
+    torch.testing.assert_close(torch.stack(dropped).mean(0), got, atol=0.05, rtol=0)
+
+
+def test_positions_move_the_attention_and_not_the_values():
+    torch.manual_seed(0)
+    block = AttentionBlock(8, 2, 16, 0.0).eval()
+    x, source, positions = torch.randn(1, 3, 8), torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    moved, plain = block(x, source, None, source_positions=positions), block(x, source, None)
+    assert not torch.allclose(moved, plain, atol=1e-3)
+    # One source row takes all the attention wherever it stands.
+    torch.testing.assert_close(block(x, source[:, :1], None, source_positions=positions[:, :1]), block(x, source[:, :1], None))
+    torch.testing.assert_close(plain.mean(-1), torch.zeros(1, 3), atol=1e-5, rtol=0)  # post-norm
+
+
+def test_mlp_has_no_relu_at_its_end():
+    mlp = Mlp(4, 8, 2, 3)
+    nn.init.constant_(mlp.layers[-1].bias, -100.0)
+    assert bool((mlp(torch.randn(5, 4)) < 0).all())
+
+
+# Decoder and heads.
+
+
+def make_decoder(num_layers=2, *, trained=True):
+    torch.manual_seed(0)
+    decoder = MomentDecoder(DIM, 4, 32, 0.1, num_layers=num_layers, num_moment_queries=5).eval()
+    if trained:
+        with torch.no_grad():
+            for parameter in decoder.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return decoder
+
+
+@pytest.fixture
+def memory():
+    torch.manual_seed(3)
+    mask = torch.tensor([[True] * 7, [True] * 5 + [False] * 2])
+    return torch.randn(2, 7, DIM), mask, clip_positions(mask, DIM)
+
+
+def test_inverse_sigmoid_undoes_sigmoid_and_is_bounded():
+    logits = torch.tensor([-3.0, 0.0, 2.5])
+    torch.testing.assert_close(inverse_sigmoid(logits.sigmoid()), logits)
+    edges = inverse_sigmoid(torch.tensor([0.0, 1.0]))
+    assert edges.tolist() == pytest.approx([math.log(ANCHOR_EPSILON), -math.log(ANCHOR_EPSILON)], abs=1e-3)
+
+
+def test_each_layer_gives_content_and_the_anchors_it_started_from(memory):
+    decoder = make_decoder()
+    (first, first_anchors), (second, second_anchors) = decoder(*memory)
+    assert first.shape == second.shape == (2, 5, DIM)
+    torch.testing.assert_close(first_anchors, decoder.anchor_logits.expand(2, 5, 2))
+    assert not torch.allclose(first_anchors, second_anchors, atol=1e-3)
+    (_, before), (_, after) = make_decoder(trained=False)(*memory)
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)  # a fresh decoder leaves anchors in place
+    assert len(make_decoder(num_layers=1)(*memory)) == 1
+
+
+def test_moment_queries_have_no_order_and_hear_no_padding(memory):
+    decoder, order = make_decoder(), torch.tensor([2, 0, 4, 1, 3])
+    # Copies: the first anchors are a view of the parameter that is about to be shuffled.
+    before = [(content.clone(), anchors.clone()) for content, anchors in decoder(*memory)]
+    with torch.no_grad():
+        decoder.anchor_logits.copy_(decoder.anchor_logits[order])
+        decoder.content.copy_(decoder.content[order])
+    memory[0][1, 5:], memory[2][1, 5:] = 9.0, 9.0
+    for (content, anchors), (shuffled, shuffled_anchors) in zip(before, decoder(*memory), strict=True):
+        torch.testing.assert_close(shuffled, content[:, order], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(shuffled_anchors, anchors[:, order], atol=1e-5, rtol=1e-4)
+
+
+def test_refinement_learns_from_the_next_span_and_not_from_the_next_attention(memory):
+    decoder = make_decoder()
+    weight = decoder.refine.layers[0].weight
+    _, (content, anchors) = decoder(*memory)
+    assert torch.autograd.grad(content.square().sum(), weight, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(anchors.sum(), weight)[0].any()
+
+
+@pytest.mark.parametrize("width_logit", [-60.0, 60.0])
+def test_extreme_anchors_stay_finite(memory, width_logit):
+    decoder = make_decoder()
+    nn.init.constant_(decoder.anchor_logits, width_logit)
+    assert all(bool(part.isfinite().all()) for layer in decoder(*memory) for part in layer)
+
+
+def test_heads_are_their_formulas():
+    torch.manual_seed(0)
+    heads, saliency = MomentHeads(8, quality=True), SaliencyHead(16)
+    content, anchors = torch.randn(2, 3, 8), torch.randn(2, 3, 2)
+    output = heads(content, anchors)
+    torch.testing.assert_close(output.spans_cxw, (heads.span(content) + anchors).sigmoid())
+    assert output.logits.shape == (2, 3, 2)
+    assert output.quality_logits.shape == (2, 3)
+    memory, query, mask = torch.randn(2, 4, 16), torch.randn(2, 16), torch.tensor([[True] * 4, [True, True, False, False]])
+    scores = saliency(memory, query, mask)
+    torch.testing.assert_close(scores[0, 2], (saliency.memory(memory[0, 2]) * saliency.query(query[0])).sum() / 4.0)
+    assert scores[1, 2:].tolist() == [torch.finfo(torch.float32).min] * 2

@@ -13,20 +13,16 @@ from qamdetr.evaluation.metrics import QueryScores, match, query_scores
 from qamdetr.inference.rerank import check_beta
 from qamdetr.inference.verified import VerifiedAnswer
 
-REPORT_BETAS = (0.30, 0.35, 0.45)
-"""The weights that the report names: submissions 4, 2 and 3."""
-
-FINE_GRID = tuple(step / 20 for step in range(21))
-"""0.00:0.05:1.00, which holds the report's."""
-
+REPORT_BETAS = (0.30, 0.35, 0.45)  # the weights that the report names: submissions 4, 2 and 3
+FINE_GRID = tuple(step / 20 for step in range(21))  # 0.00:0.05:1.00, which holds the report's
 CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
 
 
 def calibrate_found_threshold(present_scores: Sequence[float], absent_scores: Sequence[float]) -> tuple[float, float]:
     """Choose the threshold with the best balanced accuracy of `score >= threshold` as "the sound is there".
 
-    Balanced: the mean of the share of present queries found and the share of absent queries refused, so that their numbers do not
-    matter. It lies half-way between two scores. Scores are the best decoder score of each query, whose sound is in its recording or is not.
+    Scores are the best decoder score of each query, whose sound is in its recording or is not. Balanced: the mean of the share of present
+    queries found and the share of absent queries refused, so that their numbers do not matter. It lies half-way between two scores.
 
     Returns:
         Threshold and balanced accuracy, both in [0, 1]; `(0, 0.5)`, "always found", when one side is empty.
@@ -59,18 +55,12 @@ class BetaPoint:
 
 @dataclass(frozen=True)
 class BetaCurve:
-    """The scores over the weight of the verifier.
+    """The scores over the weight of the verifier."""
 
-    Attributes:
-        points, chosen: Of the grid, smallest weight first, and the best of them.
-        decoder_alone: The point of weight 0, whether the grid holds it or not.
-        gain: R1@0.7 and mAP of `chosen` less those of `decoder_alone`, tested as in `compare_best`; empty with one recording.
-    """
-
-    points: tuple[BetaPoint, ...]
-    chosen: BetaPoint
-    decoder_alone: BetaPoint
-    gain: Mapping[str, Difference]
+    points: tuple[BetaPoint, ...]  # of the grid, smallest weight first
+    chosen: BetaPoint  # the best of them
+    decoder_alone: BetaPoint  # of weight 0, whether the grid holds it or not
+    gain: Mapping[str, Difference]  # `chosen` less `decoder_alone`, tested as in `compare_best`; empty with one recording
 
     @property
     def shown(self) -> tuple[BetaPoint, ...]:
@@ -98,12 +88,6 @@ def calibrate_beta(
     answers: Sequence[VerifiedAnswer], grid: Sequence[float] = FINE_GRID, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
 ) -> BetaCurve:
     """Choose the weight of the verifier on validation by R1@0.7; ties by mAP, then for the smaller weight.
-
-    `resamples` and `seed` are of the test whether the choice beats the decoder alone; all `answers` are of queries with true windows.
-
-    Raises:
-        QamDetrError: An empty grid, or a weight outside [0, 1].
-        DataError: No query has true windows.
 
     Source: the report tunes beta on validation by the challenge's ranking metric; the rest of the order, and the test, are ours.
     """

@@ -1,7 +1,6 @@
-"""How sure a score is, and whether one system is better than another: both by resampling recordings.
+"""How sure a score is, and whether one system is better than another: both by resampling whole recordings.
 
-Queries of one recording share its sound and its moments, so that they are not independent; whole recordings are drawn, or flipped,
-together.
+Queries of one recording share its sound and its moments, so that they are not independent.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from qamdetr.evaluation.metrics import METRICS, FloatArray, IntArray, QueryScore
 
 CONFIDENCE = 0.95
 DEFAULT_RESAMPLES = 10_000
-MAX_RESAMPLES = 1_000_000
-"""What the command line allows; a hundred times the usual number, and more only takes long."""
+MAX_RESAMPLES = 1_000_000  # what the command line allows; more only takes long
 _AT_ONCE = 500  # resamples that are held in memory together
 
 
@@ -49,13 +47,7 @@ class Difference:
 def bootstrap(
     scores: QueryScores, names: Sequence[str] = METRICS, *, resamples: int = DEFAULT_RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Find 95 % confidence intervals of metrics (names as in `QueryScores.columns`).
-
-    As many recordings as there are get drawn with replacement, each with all its queries; the metric is the mean over the queries drawn.
-    The interval holds the middle 95 % of these means.
-
-    Raises:
-        DataError: Fewer than two recordings, or less than one resample.
+    """Find 95 % confidence intervals of metrics: the middle of their values on recordings drawn with replacement, with all their queries.
 
     Source: the percentile bootstrap (Efron and Tibshirani, 1993, chapter 13) with recordings as the units that are drawn.
     """
@@ -70,9 +62,6 @@ def compare(
     The interval is `bootstrap`'s on the differences. The test asks how often a difference as large comes about when, recording by
     recording, a coin decides which system's answers go by which name. It is two-sided, and no correction is made for looking at
     several metrics. The smallest p-value is `1 / (resamples + 1)`; of few recordings all coins are tried.
-
-    Raises:
-        DataError: Other queries, fewer than two recordings, or less than one resample.
 
     Source: paired randomisation test (Smucker, Allan and Carterette, CIKM 2007) with recordings as units.
     """
@@ -96,9 +85,8 @@ def compare_best(
     Source: single-step adjustment by the largest statistic (Westfall and Young, 1993, chapter 2), in two-sided sign flips of recordings.
     """
     if tried[best].vids != other.vids:
-        raise DataError(
-            f"The systems were scored on {tried[best].num_queries} and {other.num_queries} other queries", "use one ground truth"
-        )
+        numbers = f"{tried[best].num_queries} and {other.num_queries}"
+        raise DataError(f"The systems were scored on {numbers} other queries", "use one ground truth")
     columns = [scores.columns(names) - other.columns(names) for scores in tried]
     intervals = _intervals(columns[best], other.vids, names, resamples, seed)
     sums = np.stack([_by_recording(differences, other.vids)[0] for differences in columns])

@@ -47,11 +47,7 @@ def check_figure_path(path: str | Path) -> Path:
 
 
 def save_figure(systems: Sequence[FigureSystem], path: str | Path) -> None:
-    """Draw one or two systems and write the file; it appears whole or not at all.
-
-    Raises:
-        DataError: Unknown ending, or a place that cannot be written.
-    """
+    """Draw one or two systems and write the file; it appears whole or not at all."""
     figure = _new_figure(12, 4)
     recall, precision, lengths = figure.subplots(1, 3)
     _draw_curves(recall, systems, "R1")

@@ -16,17 +16,10 @@ from numpy.typing import NDArray
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.errors import DataError
 
-METRICS = ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")
-"""The field's five numbers, in the order of its tables; R1@0.7 ranks the challenge."""
-
-IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""0.50:0.05:0.95."""
-
-MAX_PREDICTIONS = 10
-"""The evaluator reads the first ten windows of each query."""
-
-LENGTH_EDGES_SECONDS = (2.0, 5.0, 10.0, 30.0)
-"""Upper ends of the buckets of window lengths, included; the last bucket has none."""
+METRICS = ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")  # in the order of the field's tables; R1@0.7 ranks the challenge
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))  # 0.50:0.05:0.95
+MAX_PREDICTIONS = 10  # the evaluator reads the first ten windows of each query
+LENGTH_EDGES_SECONDS = (2.0, 5.0, 10.0, 30.0)  # upper ends of the buckets of window lengths, included; the last bucket has none
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -35,39 +28,25 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Matching:
-    """What every prediction hits. True windows are numbered through all queries; -1 means none.
+    """What every prediction hits. True windows are numbered through all queries; -1 means none."""
 
-    Attributes:
-        vids: Recording of each counted query, as the truth has it.
-        true_query: `(windows,)` query of each true window.
-        true_seconds: `(windows,)` length of each true window.
-        first_iou, first_truth: `(queries,)` IoU of the first-listed window with its best true window, and that window.
-        claimed: `(MAX_PREDICTIONS, queries, thresholds)` true window that the prediction at each rank (score order) claims.
-        is_prediction: `(MAX_PREDICTIONS, queries)` True where there is a prediction at that rank.
-        num_without_windows: Queries of the truth that do not count: their sound is absent, or their windows are not known.
-        num_other_recordings: Predictions whose `vid` is not the one that the truth has for their query.
-    """
-
-    vids: tuple[str, ...]
-    true_query: IntArray
-    true_seconds: FloatArray
-    first_iou: FloatArray
-    first_truth: IntArray
-    claimed: IntArray
-    is_prediction: BoolArray
-    num_without_windows: int
-    num_other_recordings: int
+    vids: tuple[str, ...]  # recording of each counted query, as the truth has it
+    true_query: IntArray  # (windows,) query of each true window
+    true_seconds: FloatArray  # (windows,) its length
+    first_iou: FloatArray  # (queries,) IoU of the first-listed window with its best true window
+    first_truth: IntArray  # (queries,) that true window
+    claimed: IntArray  # (MAX_PREDICTIONS, queries, thresholds) true window that the prediction at each rank (score order) claims
+    is_prediction: BoolArray  # (MAX_PREDICTIONS, queries) True where there is a prediction at that rank
+    num_without_windows: int  # queries that do not count: their sound is absent, or their windows are not known
+    num_other_recordings: int  # predictions whose `vid` is not the one that the truth has for their query
 
 
 def match(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> Matching:
-    """Match predictions to true windows at every threshold.
+    """Match predictions, one entry per query, to true windows (read with `clamp=False` for parity) at every threshold.
 
     The first ten windows of a query are taken in score order (ties keep list order); each claims its best still-free true window at or
-    above the threshold (of several with the same IoU the last listed).
-
-    Args:
-        predictions: One entry per query; more than ten windows are allowed, fewer too. Entries of other queries are ignored.
-        truth: The ground truth, read with `clamp=False` for parity; queries without windows are left out and counted.
+    above the threshold (of several with the same IoU the last listed). Entries of other queries are ignored; queries without true windows
+    are left out and counted.
 
     Raises:
         DataError: A query of the truth has no prediction entry, a qid occurs twice, or no query has windows.
@@ -108,11 +87,10 @@ def match(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -
                     free.remove(best)
                     claimed[rank, query, column] = offset + best
         offset += len(windows)
-    windows_of = [entry.relevant_windows or () for entry in counted]
     return Matching(
         vids=tuple(entry.vid for entry in counted),
-        true_query=np.repeat(np.arange(len(counted)), [len(windows) for windows in windows_of]),
-        true_seconds=np.array([end - start for windows in windows_of for start, end in windows]),
+        true_query=np.array([query for query, entry in enumerate(counted) for _ in entry.relevant_windows or ()]),
+        true_seconds=np.array([end - start for entry in counted for start, end in entry.relevant_windows or ()]),
         first_iou=first_iou,
         first_truth=first_truth,
         claimed=claimed,
@@ -130,17 +108,11 @@ def _iou(start: float, end: float, true_start: float, true_end: float) -> float:
 
 @dataclass(frozen=True)
 class QueryScores:
-    """What each query adds to the metrics; every metric is the mean of its column over the queries.
+    """What each query adds to the metrics; every metric is the mean of its column over the queries."""
 
-    Attributes:
-        vids: Recording of each query; queries of one recording are not independent.
-        recall_at_1: `(queries, thresholds)` 1 where the first window reaches the threshold, else 0.
-        average_precision: `(queries, thresholds)` in [0, 1].
-    """
-
-    vids: tuple[str, ...]
-    recall_at_1: FloatArray
-    average_precision: FloatArray
+    vids: tuple[str, ...]  # recording of each query; queries of one recording are not independent
+    recall_at_1: FloatArray  # (queries, thresholds) 1 where the first window reaches the threshold, else 0
+    average_precision: FloatArray  # (queries, thresholds) in [0, 1]
 
     @property
     def num_queries(self) -> int:
@@ -167,15 +139,12 @@ def query_scores(matching: Matching) -> QueryScores:
 
 
 def _average_precision(hits: BoolArray, counts: BoolArray, num_truths: IntArray) -> FloatArray:
-    """All-point interpolated AP: each hit adds 1 / truths times the best precision at its rank or later.
+    """All-point interpolated AP, `(queries, thresholds)`: each hit adds 1 / truths times the best precision at its rank or later.
 
     Args:
         hits: `(ranks, queries, thresholds)` True where the prediction at that rank claims a true window.
         counts: Broadcasts with `hits`; False where there is no prediction, or one that is neither right nor wrong.
         num_truths: `(queries,)` at least 1.
-
-    Returns:
-        `(queries, thresholds)` in [0, 1].
 
     Source: the VOC 2011 development kit's definition.
     """
@@ -188,19 +157,12 @@ def _average_precision(hits: BoolArray, counts: BoolArray, num_truths: IntArray)
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of a set of queries, in percent and unrounded; NaN where nothing could be right or wrong.
-
-    Attributes:
-        recall_at_1: IoU threshold -> share of queries whose first window reaches it.
-        average_precision: IoU threshold -> mean over queries.
-        num_queries: Queries that counted.
-        num_without_windows: Queries of the ground truth that could not count: their sound is absent, or their windows are not known.
-    """
+    """Metrics of a set of queries by IoU threshold, in percent and unrounded; NaN where nothing could be right or wrong."""
 
     recall_at_1: dict[float, float]
     average_precision: dict[float, float]
     num_queries: int
-    num_without_windows: int = 0
+    num_without_windows: int = 0  # queries of the truth that could not count
 
     @property
     def mean_average_precision(self) -> float:
@@ -221,11 +183,7 @@ def evaluate(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]
 
 
 def score(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> Scores:
-    """Score predictions at every threshold; arguments and errors as `match`.
-
-    R1 takes the first-listed window against the true window with the best IoU. AP takes the first ten in score order; precision is
-    interpolated at all points.
-    """
+    """Score predictions at every threshold: R1 of the first-listed window, AP of the first ten in score order; errors as `match`."""
     matching = match(predictions, truth)
     return summarise(query_scores(matching), matching.num_without_windows)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,16 @@ from qamdetr.evaluation.metrics import MAX_PREDICTIONS
 OUTPUT_SUFFIX = ".output.jsonl"
 METADATA_SUFFIX = ".meta.yaml"
 OUTPUT_FIELDS = ("qid", "query", "vid", "duration", "pred_relevant_windows")
-LABEL_FORM = "Last_Inst_task6_N"
-"""Last name, institute, and the number of the system, 1 to 4."""
+LABEL_FORM = "Last_Inst_task6_N"  # last name, institute, and the number of the system, 1 to 4
+PLACEHOLDER = "FILL IN"  # stands where only a person knows the value; `check_submission` refuses it
 MAX_SYSTEMS = 4
 MAX_ABBREVIATION = 10
-MAX_PARAMETERS = 10**15
-"""No model comes near it; a number above is a slip of the keyboard."""
-
-PLACEHOLDER = "FILL IN"
-"""Stands where only a person knows the value; `check_submission` refuses it."""
+MAX_PARAMETERS = 10**15  # no model comes near it; a number above is a slip of the keyboard
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """What a broken YAML file may raise: its own errors, and Python's, of impossible dates, huge integers, wrong tags and deep nesting."""
 
 _LABEL = re.compile(r"[A-Za-z0-9-]+_[A-Za-z0-9-]+_task6_[1-4]")
-_NAMES_SHOWN = 10
-_HUGE = 10**20  # integers from here on are not written out
 
 FieldPath = tuple[str, ...]
 _Rules = tuple[tuple[Callable[[Any], bool], str], ...]
@@ -53,11 +46,12 @@ def _is_blank(value: object) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and is_finite_number(value) and 0 <= value <= MAX_PARAMETERS
-
-
-_COUNT: _Rules = ((_is_count, f"; it must be a whole number, at least 0 and at most {MAX_PARAMETERS:g}."),)
+_COUNT: _Rules = (
+    (
+        lambda value: isinstance(value, int) and is_finite_number(value) and 0 <= value <= MAX_PARAMETERS,
+        f"; it must be a whole number, at least 0 and at most {MAX_PARAMETERS:g}.",
+    ),
+)
 _RECALL: _Rules = (
     (lambda value: is_finite_number(value) and 0 <= value <= 100, "; it must be a percentage, from 0 to 100."),
     (lambda value: not 0 < value <= 1, ", which looks like a share of 1; give percent, from 0 to 100."),
@@ -91,14 +85,10 @@ _TOP_SECTIONS = ", ".join(dict.fromkeys(path[0] for path in _FIELDS))
 def output_text(predictions: Sequence[PredictionEntry], manifest: Sequence[QueryEntry]) -> tuple[str, int]:
     """Write predictions as the challenge wants them: a line per query of the manifest, windows as pairs, most confident first.
 
-    At most ten windows of a query are written, cut at the recording's ends. `manifest` is the evaluation set, whose order, queries,
-    recordings and durations are kept.
+    At most ten windows of a query are written, cut at the recording's ends.
 
     Returns:
         The file's text, and how many windows were left out because nothing of them lies inside the recording.
-
-    Raises:
-        DataError: A query without an entry or without a window, or an entry for another recording.
     """
     by_qid = {entry.qid: entry for entry in predictions}
     _refuse("have no prediction", [entry for entry in manifest if entry.qid not in by_qid], manifest)
@@ -126,9 +116,7 @@ def raw_qid(entry: QueryEntry) -> str | int:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Read a YAML file with some or all fields of the metadata; a `DataError` where it has a field that the challenge does not know."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}; give a YAML file.") from error
+        values = yaml.safe_load(_read(Path(path)))
     except YAML_ERRORS as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -167,10 +155,7 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
 
 
 def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
-    """Read from a checkpoint what the metadata asks of the model: streams, parameters, loss.
-
-    The encoders' parameters count as frozen; they stay open where the encoders are not here to be counted.
-    """
+    """Read from a checkpoint what the metadata asks of the model; frozen parameters stay open where the encoders are not here."""
     from qamdetr.features.base import open_streams
     from qamdetr.inference.checkpoint import load_pretrained
 
@@ -182,17 +167,11 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
         "loss": _loss_in_words(config.loss, quality=config.model.quality),
     }
     try:
-        encoders = open_streams(
-            tuple(config.model.audio_streams),
-            tuple(config.model.text_streams),
-            name=config.data.combo,
-            models=config.data.encoder_models,
-            dtype=config.data.encoder_dtype,
-            download=False,
-        )
+        streams, data = (tuple(config.model.audio_streams), tuple(config.model.text_streams)), config.data
+        encoders = open_streams(*streams, name=data.combo, models=data.encoder_models, dtype=data.encoder_dtype, download=False)
+        facts["frozen_parameters"] = encoders.num_parameters
     except (ConfigError, CheckpointError):
-        return {"system": {"model": facts}}
-    facts["frozen_parameters"] = encoders.num_parameters
+        pass
     return {"system": {"model": facts}}
 
 
@@ -229,11 +208,7 @@ def _short(seconds: float) -> float | int:
 
 
 def check_submission(outputs: Sequence[str | Path], metadata: Sequence[str | Path], manifest: Sequence[QueryEntry]) -> list[str]:
-    """Find every problem of the files of one or several systems, one line each; empty when all is well.
-
-    `outputs` are the JSONL files, one per system, `metadata` their YAML files in the same order, `manifest` the evaluation set. A file that
-    cannot be read at all is a `DataError`.
-    """
+    """Find every problem of the JSONL and YAML files of one or several systems in the same order, one line each."""
     problems: list[str] = []
     if len(outputs) != len(metadata):
         problems.append(f"{len(outputs)} output files and {len(metadata)} metadata files; every system needs one of each.")
@@ -280,7 +255,7 @@ def check_output(path: str | Path, manifest: Sequence[QueryEntry]) -> list[str]:
             lines.setdefault(qid, number)
     missing = [qid for qid in expected if qid not in lines]
     if missing:
-        shown = ", ".join(map(str, missing[:_NAMES_SHOWN])) + (", …" if len(missing) > _NAMES_SHOWN else "")
+        shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
         problems.append(f"{path}: {len(missing)} of {len(expected)} queries are missing: {shown}.")
     order, wanted = [qid for qid in lines if qid in expected], [qid for qid in expected if qid in lines]
     first, other = next(((a, b) for a, b in zip(order, wanted, strict=True) if a != b), (None, None))
@@ -290,7 +265,7 @@ def check_output(path: str | Path, manifest: Sequence[QueryEntry]) -> list[str]:
 
 
 def check_metadata(path: str | Path) -> list[str]:
-    """Find everything wrong with a metadata file: its name, fields that are missing, open or unknown, values out of range."""
+    """Find everything wrong with a metadata file."""
     path = Path(path)
     problems = _check_name(path, METADATA_SUFFIX)
     try:
@@ -350,9 +325,9 @@ def _check_windows(windows: object, duration_seconds: float) -> Iterator[str]:
             yield f"window {_shown(window)} needs 0 <= start < end <= {duration_seconds:g}, in seconds."
 
 
-def _check_field(field: FieldPath, rules: _Rules | None, value: Any) -> Iterable[str]:  # noqa: ANN401 - any YAML value
+def _check_field(field: FieldPath, rules: _Rules | None, value: Any) -> Iterable[str]:  # noqa: ANN401
     """Problems of one metadata field; `value` is None where it is missing."""
-    if _holds_placeholder(value):
+    if PLACEHOLDER in repr(value):
         return [f"still says {PLACEHOLDER!r}."]
     if rules is None:
         return []
@@ -373,19 +348,6 @@ def _check_authors(value: object) -> Iterator[str]:
                 yield f"has {_shown(author[name])} as `{name}` of author {number}; it must be text that is not empty."
 
 
-def _holds_placeholder(value: object) -> bool:
-    """Whether `PLACEHOLDER` stands anywhere inside; each container is opened once, as YAML's may hold themselves."""
-    waiting, opened = [value], set()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str) and PLACEHOLDER in item:
-            return True
-        if isinstance(item, (Mapping, list)) and id(item) not in opened:
-            opened.add(id(item))
-            waiting += item.values() if isinstance(item, Mapping) else item
-    return False
-
-
 def _check_name(path: Path, suffix: str) -> list[str]:
     if path.name.endswith(suffix) and is_label(path.name.removesuffix(suffix)):
         return []
@@ -401,15 +363,7 @@ def _read(path: Path) -> str:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}).") from error
 
 
-class _Shown(reprlib.Repr):
-    """Shows a value from a file, cut when it is long: a file may hold numbers of any size, and YAML lists that hold themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 80
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if abs(x) < _HUGE else "a huge integer"
-
-
-_shown = _Shown().repr
+def _shown(value: object) -> str:
+    """Show a value from a file, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

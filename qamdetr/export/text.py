@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.export import export, find_export
+from qamdetr.errors import QamDetrError
+from qamdetr.export import EXPORTS, export
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment, Result, Window  # only named here: `--help` must not wait for torch
 
 _SCORES = ("score", "decoder_score", "foreground", "quality", "verifier_score")
 _SUBTITLE_MARKS = str.maketrans("<>{}", "[]()")  # SRT has tags and braces, and no way to escape them
-_FORMULA_STARTS = frozenset("=+-@\u2212")
 _REORDERING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))  # hides what is written by turning it round
-_MAX_NAME_BYTES = 120
 
 
 def one_line(text: str) -> str:
@@ -36,7 +35,7 @@ def cell(text: str) -> str:
     text = one_line(text)
     # Blanks and invisible characters before the sign do not hide it, nor do its full-width and small forms.
     first = next((letter for letter in text if unicodedata.category(letter) not in {"Cf", "Zs"}), "")
-    return f"'{text}" if unicodedata.normalize("NFKC", first)[:1] in _FORMULA_STARTS and first else text
+    return f"'{text}" if unicodedata.normalize("NFKC", first)[:1] in {*"=+-@\u2212"} and first else text
 
 
 def tab_cell(text: str) -> str:
@@ -54,28 +53,20 @@ def file_name_part(text: str, *, fallback: str, max_letters: int = 40) -> str:
     kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in unicodedata.normalize("NFC", text))
     part = "-".join(kept.split())[:max_letters]
     # Letters of some scripts have four bytes, and file systems count bytes.
-    part = part.encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", errors="ignore").strip("-")
+    part = part.encode("utf-8")[:120].decode("utf-8", errors="ignore").strip("-")
     return part or fallback
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A result as it is written to a file.
-
-    Attributes:
-        ranks: Ranks (from 1) of the moments that a person chose, also where the sound was not found; None: nobody chose.
-        name: What tells the answer from another one to the same query, such as "Without 3-way fusion"; may be empty.
-        how: With a name: what kind of model answered, such as "bypassed in the full model: 3-way fusion".
-        truth: True windows in seconds where they are known.
-        everything: Where nobody chose, all moments are written and not only the likely ones.
-    """
+    """A result as it is written to a file."""
 
     result: Result
-    ranks: tuple[int, ...] | None = None
-    name: str = ""
-    how: str = ""
-    truth: Sequence[Window] | None = None
-    everything: bool = False
+    ranks: tuple[int, ...] | None = None  # of the moments that a person chose, from 1, also where the sound was not found
+    name: str = ""  # tells the answer from another one to the same query, such as "Without 3-way fusion"
+    how: str = ""  # with a name: what kind of model answered, such as "bypassed in the full model: 3-way fusion"
+    truth: Sequence[Window] | None = None  # true windows in seconds where they are known
+    everything: bool = False  # where nobody chose: all moments are written and not only the likely ones
 
     def moments(self) -> list[tuple[int, Moment]]:
         """Rank and moment of everything that is written, best first: no guesses, for a label claims a sound, unless a person says so."""
@@ -101,7 +92,9 @@ def as_text(results: Sequence[Result | Answer], name: str, *, everything: bool =
 
     It is no markup in captions, and no formula in `csv`, `audacity` and `raven`, which spreadsheets open; `json` keeps it letter by letter.
     """
-    text: str = find_export(name).make(as_answers(results, everything=everything))
+    if name not in EXPORTS:
+        raise QamDetrError(f"Unknown format {name!r}", f"choose one of {', '.join(EXPORTS)}")
+    text: str = EXPORTS[name].make(as_answers(results, everything=everything))
     return text
 
 

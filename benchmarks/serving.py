@@ -119,7 +119,7 @@ def main() -> None:
         started = time.perf_counter()
         retriever.retrieve(recording, QUERIES[0])
         first_query = time.perf_counter() - started
-        networks = {"shipped model": retriever.model}
+        networks = {"shipped model": retriever.members[0].model}
         runs: dict[str, Callable[[], object]] = {
             ENCODE: lambda: retriever.encode(path),
             ONE: lambda: retriever.retrieve(recording, QUERIES[0]),

@@ -25,8 +25,7 @@ from qamdetr.evaluation.calibration import calibrate_beta
 from qamdetr.evaluation.compare import compare
 from qamdetr.evaluation.metrics import QueryScores, match, query_scores
 from qamdetr.inference.pools import MergeMethod
-from qamdetr.inference.system import SystemConfig, load_system, open_stored_system
-from qamdetr.inference.verified import VerifiedAnswer, verify_manifest
+from qamdetr.inference.retriever import MomentRetriever, SystemConfig, VerifiedAnswer, load_system, verify_manifest
 from qamdetr.verifiers.registry import get_verifier
 
 STANDS_FOR = {"A": "6_multi_feature", "B": "5_three_way", "C": "4_multiscale"}
@@ -87,7 +86,7 @@ class Bench:
 
     def _ask(self, system: SystemConfig, split: str, label: str) -> list[VerifiedAnswer]:
         entries = self._entries[split]
-        retriever = open_stored_system(system, entries, audio_dir=self._audio[split])
+        retriever = MomentRetriever.from_features(system, entries, audio_dir=self._audio[split])
         verifier = get_verifier("pocket")
         assert verifier is not None
         answers: list[VerifiedAnswer] = []

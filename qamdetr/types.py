@@ -47,6 +47,8 @@ class Recording:
         streams: Audio features, stream name -> `(clips, dim_s)`, as the encoder gives them (not yet normalised, no tef).
         peaks: `(2, columns)` minimum and maximum of the waveform per column, in [-1, 1], for drawing.
         notes: What reading the file has decided on its own, such as "the file ends after 0:45 of 1:30".
+        start_seconds: Where it begins on the file's own clock, if only a part was encoded; clips and `duration_seconds` count from there.
+        channel, track: What was asked to be heard of it; None leaves the choice to `audio.Sound`.
     """
 
     name: str
@@ -55,6 +57,9 @@ class Recording:
     streams: Mapping[str, Tensor]
     peaks: np.ndarray
     notes: tuple[str, ...] = ()
+    start_seconds: float = 0.0
+    channel: int | None = None
+    track: int | None = None
 
     @property
     def num_clips(self) -> int:
@@ -174,7 +179,7 @@ class Candidate:
     Attributes:
         start_seconds, end_seconds: Window inside the recording; never empty.
         foreground, quality: In [0, 1]; from the decoder, or, where segments of the saliency are pooled with its candidates, also from the
-            saliency: see `inference.segments`. Without the quality head, or with it bypassed, quality is 1 for all.
+            saliency: see `inference.candidates`. Without the quality head, or with it bypassed, quality is 1 for all.
         decoder_score: `foreground * quality` (report, Eq. 2).
         verifier_score: Normalised probability of "Yes" in [0, 1], or None when no verifier looked at it.
     """
@@ -211,14 +216,14 @@ class Result:
 
     Attributes:
         audio: Path or name of the recording, as the user gave it.
-        duration_seconds: Length of the recording.
+        duration_seconds: Where the recording ends, in seconds of its file.
         query: The user's sentence.
         found: False when the best moment scores below the checkpoint's calibrated threshold ("not in this recording").
         encoder: Name of the combo in use, such as `pocket`.
         verifier: Name of the verifier in use, `none` when the decoder alone ranked.
         beta: Weight of the verifier in the score.
         moments: Best first.
-        saliency: One relevance value in [0, 1] per clip.
+        saliency: One relevance value in [0, 1] per clip, from where the encoded part begins.
         notes: What the user should know (a verifier that failed, words the encoder has never met).
     """
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from qamdetr.config import Config, load_config
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.checkpoint import CONFIG_FILE, load_pretrained
+from qamdetr.inference.checkpoint import CONFIG_FILE, load_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import load_data
 from qamdetr.training.run import replace_text
@@ -124,7 +124,7 @@ def score_run(directory: Path, test_manifest: Path, reading: Sequence[str] = ())
         test_manifest: Held-back scenes.
         reading: Overrides of the inference section.
     """
-    model, _ = load_pretrained(directory / "best")
+    model, _ = load_checkpoint(directory / "best")
     config = load_config(directory / "best" / CONFIG_FILE, reading)
     return {name: _score(model, config, manifest) for name, manifest in (("val", config.data.val_manifest), ("test", str(test_manifest)))}
 

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from qamdetr.config import Config, load_config
 from qamdetr.errors import CheckpointError, QamDetrError
-from qamdetr.inference.checkpoint import load_pretrained, save_pretrained
+from qamdetr.inference.checkpoint import load_checkpoint, save_checkpoint
 from qamdetr.training.data import TrainingData, load_data
 from qamdetr.training.run import Run, model_card
 from qamdetr.training.validation import Validation, validate
@@ -37,11 +37,11 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
         QamDetrError: The validation set or its features are gone.
     """
     best = run_dir / "best"
-    model, config = load_pretrained(best)
+    model, config = load_checkpoint(best)
     config = load_config(best / "config.yaml", overrides)
     data = load_data(config)
     full = _validate(best, config, data)
-    save_pretrained(output, model, config, half=True)
+    save_checkpoint(output, model, config, half=True)
     halved = _validate(output, config, data)
     if full.metrics["R1@0.7"] - halved.metrics["R1@0.7"] > MAX_LOSS:
         raise CheckpointError(
@@ -53,14 +53,14 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
         data=data.section,
         inference=replace(config.inference, found_threshold=round(halved.found_threshold, 4)),
     )
-    save_pretrained(output, model, calibrated, half=True)
+    save_checkpoint(output, model, calibrated, half=True)
     card = model_card(output.name, model, calibrated, Run(run_dir).facts(), halved.metrics, data, _best_epoch(run_dir))
     (output / "README.md").write_text(card, encoding="utf-8")
     return halved.metrics
 
 
 def _validate(checkpoint: Path, config: Config, data: TrainingData) -> Validation:
-    model, _ = load_pretrained(checkpoint)
+    model, _ = load_checkpoint(checkpoint)
     with torch.inference_mode():
         return validate(model, data.val_loader, data.val.entries, config.inference, Accelerator())
 

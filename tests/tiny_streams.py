@@ -10,7 +10,7 @@ import torch
 from tiny_system import tiny_config
 
 from qamdetr.features.base import AudioStream, EncoderOptions, FeatureListener, Streams, TextStream
-from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import TextFeatures
 
@@ -75,5 +75,5 @@ def save_member(folder: Path, combo: str, seed: int = 0, **data: object) -> Path
     streams = {"audio_streams": dict.fromkeys(audio_streams, DIM), "text_streams": dict.fromkeys(text_streams, DIM)}
     config = replace(config, model=replace(config.model, **streams), data=replace(config.data, combo=combo, **data))
     torch.manual_seed(seed)
-    save_pretrained(folder, QamDetr(config.model), config, half=False)
+    save_checkpoint(folder, QamDetr(config.model), config)
     return folder

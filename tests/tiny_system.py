@@ -13,7 +13,7 @@ from qamdetr.audio import Sound
 from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams, TextStream
-from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Recording, TextFeatures
 
@@ -41,7 +41,7 @@ def tiny_model(config: Config) -> QamDetr:
 
 def save_tiny(folder: Path, **inference) -> Path:
     config = tiny_config(**inference)
-    save_pretrained(folder, tiny_model(config), config, half=False)
+    save_checkpoint(folder, tiny_model(config), config)
     return folder
 
 

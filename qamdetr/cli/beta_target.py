@@ -9,9 +9,8 @@ from typing import Protocol
 
 from qamdetr.config import SYSTEM_DIR, load_config
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
-from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
-from qamdetr.inference.stored_beta import beta_line, store_in_checkpoint, store_in_system
-from qamdetr.inference.system import load_system
+from qamdetr.inference.checkpoint import CONFIG_FILE, beta_line, find_checkpoint, store_in_checkpoint, store_in_system
+from qamdetr.inference.retriever import load_system
 from qamdetr.verifiers.base import DEFAULT_VERIFIER
 
 _HARMLESS = ("data.", *(f"verifier.{key}=" for key in ("batch_size", "cache_dir", "retries", "timeout_seconds", "url")))

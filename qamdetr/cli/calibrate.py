@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qamdetr.cli.common import Commands
     from qamdetr.data.manifest import QueryEntry
     from qamdetr.evaluation.calibration import BetaCurve
-    from qamdetr.inference.verified import VerifiedAnswer
+    from qamdetr.inference.retriever import VerifiedAnswer
 
 
 def add(commands: Commands) -> None:
@@ -106,7 +106,7 @@ def _ask(target: BetaTarget, entries: Sequence[QueryEntry], args: argparse.Names
     from tqdm import tqdm
 
     from qamdetr.evaluation.metrics import MAX_PREDICTIONS
-    from qamdetr.inference.verified import verify_manifest
+    from qamdetr.inference.retriever import verify_manifest
 
     retriever, recordings, verifier = open_for_manifest(args, entries, must_verify=True)
     found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from qamdetr.config import VerifierConfig
     from qamdetr.data.manifest import QueryEntry
-    from qamdetr.inference.protocol import Retriever
-    from qamdetr.inference.system import SystemConfig
+    from qamdetr.inference.retriever import MomentRetriever, SystemConfig
     from qamdetr.types import Result
     from qamdetr.verifiers.base import Verifier
 
@@ -66,43 +65,39 @@ def check_options(args: argparse.Namespace) -> None:
     read_encoders(args.encoders)
 
 
-def open_retriever(args: argparse.Namespace) -> Retriever:
+def open_retriever(args: argparse.Namespace) -> MomentRetriever:
     """Open the checkpoint or system for recordings.
 
     Raises:
         QamDetrError: It, or its encoders, cannot be used.
     """
-    models = read_encoders(args.encoders)
-    if args.system is not None:
-        from qamdetr.inference.system import open_system
-
-        return open_system(_load_system(args), device=args.device, encoder_models=models)
     from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
     from qamdetr.inference.retriever import MomentRetriever
 
+    models = read_encoders(args.encoders)
+    if args.system is not None:
+        return MomentRetriever.from_system(_load_system(args), device=args.device, encoder_models=models)
     name = args.checkpoint or DEFAULT_CHECKPOINT
     return MomentRetriever.from_pretrained(name, overrides=args.overrides, device=args.device, encoder_models=models)
 
 
-def open_stored_retriever(args: argparse.Namespace, entries: Sequence[QueryEntry], audio_dir: Path) -> Retriever:
+def open_stored_retriever(args: argparse.Namespace, entries: Sequence[QueryEntry], audio_dir: Path) -> MomentRetriever:
     """Open the checkpoint or system for the stored features of a manifest.
 
     Raises:
         QamDetrError: It, or the features, cannot be used.
     """
-    if args.system is not None:
-        from qamdetr.inference.system import open_stored_system
-
-        return open_stored_system(_load_system(args), entries, audio_dir=audio_dir, device=args.device)
     from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
-    from qamdetr.inference.from_features import open_stored
+    from qamdetr.inference.retriever import MomentRetriever
 
-    return open_stored(args.checkpoint or DEFAULT_CHECKPOINT, entries, args.overrides, audio_dir=audio_dir, device=args.device)
+    source = _load_system(args) if args.system is not None else args.checkpoint or DEFAULT_CHECKPOINT
+    overrides = () if args.system is not None else args.overrides
+    return MomentRetriever.from_features(source, entries, overrides=overrides, audio_dir=audio_dir, device=args.device)
 
 
 def open_for_manifest(
     args: argparse.Namespace, entries: Sequence[QueryEntry], *, must_verify: bool = False
-) -> tuple[Retriever, Mapping[str, str | Path], Verifier | str]:
+) -> tuple[MomentRetriever, Mapping[str, str | Path], Verifier | str]:
     """Open what answers a manifest, from its recordings or, with `--from-features`, from stored features.
 
     Args:
@@ -119,7 +114,7 @@ def open_for_manifest(
     from qamdetr.inference.retriever import check_query
 
     recordings: Mapping[str, str | Path]
-    retriever: Retriever
+    retriever: MomentRetriever
     if args.from_features:
         audio_dir = Path(args.manifest).parent / "audio" if args.audio_dir is None else Path(args.audio_dir)
         retriever = open_stored_retriever(args, entries, audio_dir)
@@ -141,7 +136,7 @@ def open_for_manifest(
     return retriever, recordings, verifier
 
 
-def open_verifier(args: argparse.Namespace, retriever: Retriever) -> Verifier | str:
+def open_verifier(args: argparse.Namespace, retriever: MomentRetriever) -> Verifier | str:
     """Make the verifier that the options ask for, else the system's; `none` where nobody asks for one.
 
     Raises:
@@ -160,7 +155,7 @@ def open_verifier(args: argparse.Namespace, retriever: Retriever) -> Verifier | 
 
 
 def retrieve(
-    retriever: Retriever, path: str, queries: Sequence[str], verifier: Verifier | str, args: argparse.Namespace, failures: list[str]
+    retriever: MomentRetriever, path: str, queries: Sequence[str], verifier: Verifier | str, args: argparse.Namespace, failures: list[str]
 ) -> list[Result]:
     """Encode a recording once and answer all queries; one that cannot be read gives no results and adds to `failures`."""
     try:
@@ -189,6 +184,6 @@ def check_sounds(verifier: Verifier | str, entries: Sequence[QueryEntry], manife
 
 
 def _load_system(args: argparse.Namespace) -> SystemConfig:
-    from qamdetr.inference.system import load_system
+    from qamdetr.inference.retriever import load_system
 
     return load_system(args.system, args.overrides, members=args.members or ())

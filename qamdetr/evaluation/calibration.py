@@ -11,7 +11,7 @@ from qamdetr.errors import QamDetrError
 from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, Difference, compare_best
 from qamdetr.evaluation.metrics import QueryScores, match, query_scores
 from qamdetr.inference.rerank import check_beta
-from qamdetr.inference.verified import VerifiedAnswer
+from qamdetr.inference.retriever import VerifiedAnswer
 
 REPORT_BETAS = (0.30, 0.35, 0.45)  # the weights that the report names: submissions 4, 2 and 3
 FINE_GRID = tuple(step / 20 for step in range(21))  # 0.00:0.05:1.00, which holds the report's

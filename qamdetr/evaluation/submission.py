@@ -157,9 +157,9 @@ def metadata_text(metadata: Mapping[str, Any]) -> str:
 def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
     """Read from a checkpoint what the metadata asks of the model; frozen parameters stay open where the encoders are not here."""
     from qamdetr.features.base import open_streams
-    from qamdetr.inference.checkpoint import load_pretrained
+    from qamdetr.inference.checkpoint import load_checkpoint
 
-    model, config = load_pretrained(name_or_dir)
+    model, config = load_checkpoint(name_or_dir)
     facts: dict[str, Any] = {
         "audio_models": list(config.model.audio_streams),
         "text_models": list(config.model.text_streams),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,77 +17,109 @@ from torch import Tensor
 import qamdetr.config
 from qamdetr.config import Config, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.files import replacing
+from qamdetr.files import replacing, write_whole
 from qamdetr.kernels import speed_up
 from qamdetr.model.qam_detr import QamDetr
 
 DEFAULT_CHECKPOINT = "qam-detr-pocket"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
+CARD_FILE = "README.md"
+
+_BETA_LINE = re.compile(r"^beta:[ \t]*[^#\s]+", re.MULTILINE)
 
 
-def load_pretrained(name_or_dir: str | Path = DEFAULT_CHECKPOINT) -> tuple[QamDetr, Config]:
+def load_checkpoint(name_or_dir: str | Path = DEFAULT_CHECKPOINT, overrides: Sequence[str] = ()) -> tuple[QamDetr, Config]:
     """Load a checkpoint for inference, on the CPU, in float32 and `eval()`.
 
     Args:
         name_or_dir: A checkpoint folder, or the name of one in `qamdetr.config.CHECKPOINT_DIR`.
+        overrides: `section.key=value` changes of the settings it was saved with; the network stays as it is.
 
     Raises:
         CheckpointError: Nothing there, a file missing or damaged, or weights that do not fit the configuration.
+        ConfigError: A malformed override, or one that changes the network.
     """
     folder = find_checkpoint(name_or_dir)
     try:
         config = load_config(folder / CONFIG_FILE)
+        with torch.device("meta"):  # sizes that do not fit the weights are told before they take memory
+            expected = QamDetr(config.model).state_dict()
+        weights = _read_weights(folder, config.weights_sha256, expected)
         model = speed_up(QamDetr(config.model))
     except ConfigError as error:
         raise CheckpointError(f"Checkpoint {folder}: {error}") from error
-    try:
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"Checkpoint {folder}: {WEIGHTS_FILE} is damaged ({error}); copy it again.") from error
-    _check_weights(folder, weights, model.state_dict())
     model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()})
+    if overrides:
+        trained, config = config, load_config(folder / CONFIG_FILE, overrides)
+        if config.model != trained.model:
+            raise ConfigError("--set changes the model section; the weights fit the network that they were trained in: leave it out.")
     return model.eval(), config
 
 
-def load_changed(name_or_dir: str | Path, overrides: Sequence[str] = ()) -> tuple[QamDetr, Config]:
-    """Load a checkpoint as `load_pretrained`, with other settings than it was saved with.
+def _read_weights(folder: Path, sha256: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read weights that are whole, finite and of the names and shapes expected."""
+    path, remedy = folder / WEIGHTS_FILE, f"{WEIGHTS_FILE} and {CONFIG_FILE} must come from the same training run"
+    try:
+        weights = load_file(path)
+        digest = hash_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"Checkpoint {folder}: {WEIGHTS_FILE} is damaged ({error})", "copy it again") from error
+    for problem, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
+        if names:
+            raise CheckpointError(f"Checkpoint {folder} {problem} weights for {len(names)} parameters, such as {min(names)}", remedy)
+    for name, tensor in expected.items():
+        found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+        if found != wanted:
+            raise CheckpointError(f"Checkpoint {folder}: {name} has shape {found}, the configuration makes {wanted}", remedy)
+    if sha256 and digest != sha256:  # checkpoints that were saved before their hash was noted are taken as they are
+        what = f"Checkpoint {folder}: {WEIGHTS_FILE} is not what was saved; its hash is {digest[:8]}…, {CONFIG_FILE} says {sha256[:8]}…"
+        raise CheckpointError(what, "copy the whole folder again")
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"Checkpoint {folder}: {name} holds values that are not finite", "copy the folder again, or train anew")
+    return weights
+
+
+def save_checkpoint(folder: str | Path, model: QamDetr, config: Config, card_text: str = "", *, half: bool = False) -> None:
+    """Write weights, configuration and card.
 
     Args:
-        name_or_dir: See `load_pretrained`.
-        overrides: `section.key=value` changes; the network stays as it is.
-
-    Raises:
-        CheckpointError: See `load_pretrained`.
-        ConfigError: A malformed override, or one that changes the network.
-    """
-    model, trained = load_pretrained(name_or_dir)
-    config = load_config(find_checkpoint(name_or_dir) / CONFIG_FILE, overrides)
-    if config.model != trained.model:
-        raise ConfigError("--set changes the model section; the weights fit the network that they were trained in: leave it out.")
-    return model, config
-
-
-def save_pretrained(directory: str | Path, model: QamDetr, config: Config, *, half: bool) -> None:
-    """Write weights and configuration; the card (`README.md`) is left to whoever knows what the model was trained on.
-
-    Args:
-        directory: Made if it is not there; the weights replace earlier ones in one step.
+        folder: Made if it is not there; each file replaces an earlier one in one step.
         model: Its `state_dict` is written.
-        config: Written in full, so that later defaults do not change the checkpoint.
-        half: Store floating-point weights as float16: half the size. `load_pretrained` turns them back to float32.
+        config: Written in full, so that later defaults do not change the checkpoint, with the hash of the weights.
+        card_text: What `README.md` says; empty leaves the card as it is.
+        half: Store floating-point weights as float16: half the size. `load_checkpoint` turns them back to float32.
 
     Raises:
         CheckpointError: The folder cannot be written, or a weight is too large for float16.
     """
-    folder = Path(directory)
+    folder = Path(folder)
     weights = {name: _stored(name, tensor, half=half) for name, tensor in model.state_dict().items()}
     try:
         with replacing(folder / WEIGHTS_FILE) as temporary:
             save_file(weights, temporary, metadata={"format": "pt"})
-        save_config(config, folder / CONFIG_FILE)
+        with replacing(folder / CONFIG_FILE) as temporary:
+            save_config(replace(config, weights_sha256=hash_file(folder / WEIGHTS_FILE)), temporary)
+        if card_text:
+            write_whole(folder / CARD_FILE, card_text)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot write checkpoint {folder} ({error}); choose another folder.") from error
+        raise CheckpointError(f"Cannot write checkpoint {folder} ({error})", "choose another folder") from error
+
+
+def _stored(name: str, tensor: Tensor, *, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if not half or not tensor.is_floating_point():
+        return tensor
+    stored = tensor.half()
+    if not torch.isfinite(stored).all():
+        raise CheckpointError(f"{name} does not fit float16 (largest value {tensor.abs().max():.3g}, limit 65504); save with half=False.")
+    return stored
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def find_checkpoint(name_or_dir: str | Path) -> Path:
@@ -109,22 +145,50 @@ def available_checkpoints() -> list[str]:
     return sorted(folder.name for folder in folders if (folder / WEIGHTS_FILE).is_file())
 
 
-def _check_weights(folder: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    remedy = f"{WEIGHTS_FILE} and {CONFIG_FILE} must come from the same training run."
-    for problem, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
-        if names:
-            raise CheckpointError(f"Checkpoint {folder} {problem} weights for {len(names)} parameters, such as {min(names)}; {remedy}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
-            raise CheckpointError(f"Checkpoint {folder}: {name} has shape {found}, the configuration makes {wanted}; {remedy}")
+def store_in_checkpoint(folder: Path, verifier: str, beta: float) -> Path:
+    """Write `inference.beta_by_verifier.{verifier}` into a checkpoint's configuration; every other setting keeps its value.
+
+    Returns:
+        The file that was written, whole or not at all.
+
+    Raises:
+        ConfigError: The configuration cannot be read.
+        CheckpointError: It cannot be written.
+    """
+    path = folder / CONFIG_FILE
+    config = load_config(path)
+    weights = {**config.inference.beta_by_verifier, verifier: beta}
+    try:
+        with replacing(path) as temporary:
+            save_config(replace(config, inference=replace(config.inference, beta_by_verifier=weights)), temporary)
+    except OSError as error:
+        what = f"{path} cannot be written ({error.strerror or error})"
+        raise CheckpointError(what, "calibrate a copy of the checkpoint, or give --dry-run") from error
+    return path
 
 
-def _stored(name: str, tensor: Tensor, *, half: bool) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    if not half or not tensor.is_floating_point():
-        return tensor
-    stored = tensor.half()
-    if not torch.isfinite(stored).all():
-        raise CheckpointError(f"{name} does not fit float16 (largest value {tensor.abs().max():.3g}, limit 65504); save with half=False.")
-    return stored
+def store_in_system(path: Path, beta: float) -> None:
+    """Write `beta` into a system's YAML file, whole or not at all; every other character stays, comments too.
+
+    Raises:
+        ConfigError: It cannot be written, or is laid out in a way that this does not understand.
+    """
+    line = beta_line(beta)
+    unusual = ConfigError(f"{path} is laid out in an unusual way; write `{line}` into it yourself.")
+    try:
+        old = path.read_bytes().decode("utf-8")
+        new, found = _BETA_LINE.subn(line, old)
+        if not found:
+            new = f"{old.rstrip()}\n{line}\n".lstrip()
+        if yaml.safe_load(new) != {**(yaml.safe_load(old) or {}), "beta": beta}:
+            raise unusual
+        write_whole(path, new)
+    except yaml.YAMLError:
+        raise unusual from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror or error}); write `{line}` into a copy of it.") from error
+
+
+def beta_line(beta: float) -> str:
+    """Line of a system's file that sets its weight."""
+    return yaml.safe_dump({"beta": beta}).strip()

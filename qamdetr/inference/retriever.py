@@ -1,38 +1,225 @@
-"""`MomentRetriever`: the Python API. A checkpoint, its encoders and a verifier behind `encode` and `retrieve`."""
+"""`MomentRetriever`: the Python API. One checkpoint or several, their encoders and a verifier behind `encode` and `retrieve`.
+
+A system is a recipe of several checkpoints, a way to merge their candidates, and a verifier; the report's four submissions are such. It is
+a YAML file, strict and with `extends:` like an experiment's (`qamdetr.config`); `qamdetr/configs/systems` holds some.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from qamdetr.config import Config, InferenceConfig, VerifierConfig
-from qamdetr.errors import ConfigError, QamDetrError
-from qamdetr.features.base import OnStage
+from qamdetr.audio import Sound, find_recordings
+from qamdetr.config import (
+    CONFIG_DIR,
+    SYSTEM_DIR,
+    Config,
+    Count,
+    InferenceConfig,
+    Share,
+    VerifierConfig,
+    apply_overrides,
+    build,
+    read_yaml,
+    section,
+)
+from qamdetr.data.dataset import MomentDataset
+from qamdetr.data.manifest import PredictionEntry, QueryEntry, names_in
+from qamdetr.errors import AudioError, CheckpointError, ConfigError, DataError, QamDetrError
+from qamdetr.features.base import COMBOS, STREAMS, Combo, OnStage, Step, Streams, finish, open_streams
 from qamdetr.features.pipeline import prepare
+from qamdetr.features.store import FeatureStore, describe_settings, require_features
 from qamdetr.inference import sections as long_audio
 from qamdetr.inference.candidates import Decoded, DecodeProtocol, answers, overlap_limit
-from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, load_changed
-from qamdetr.inference.rerank import Ranking, choose_beta, rank
-from qamdetr.inference.trained_encoder import ComboEncoder, open_encoder
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint, load_checkpoint
+from qamdetr.inference.pools import MergeMethod, check_merge, merge_pools
+from qamdetr.inference.rerank import Ranking, rank, rerank
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.types import Recording, Result, TextFeatures
+from qamdetr.types import Candidate, Recording, Result, TextFeatures
 from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
-from qamdetr.verifiers.registry import Verifiers
+from qamdetr.verifiers.registry import Verifiers, check_verifier
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
-
-_Features = TypeVar("_Features")
 
 _PAIRS_PER_FORWARD = 8
 """Pairs of section and query that run through the network at once; bounds memory for long recordings and many queries."""
 
 _INVISIBLE = {"Cc", "Cf"}
 """Unicode categories of control and format characters, such as the zero-width space."""
+
+_OF_A_RUN = re.compile(r"runs/(?P<config>[^/]+)-s(?P<seed>\d+)/best")
+
+MEMBER_SECTIONS = ("data.", "inference.")
+"""Overrides that begin so are no settings of a system; each member takes them."""
+
+_Encoder = TypeVar("_Encoder")
+
+Source: TypeAlias = "str | Path | BinaryIO | tuple[np.ndarray, int]"
+"""What `audio.Sound` opens."""
+
+
+@section
+class MemberConfig:
+    """One checkpoint of a system."""
+
+    checkpoint: str  # a name or a folder, such as runs/combo_a_finetune-s0/best
+    weight: float = 1.0  # of its word in merging; see `pools.merge_pools`
+    overrides: tuple[str, ...] = ()  # `section.key=value` changes of its data or inference section
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"The weight of member {self.checkpoint} is {self.weight}; it must be above 0.")
+
+
+@section
+class SystemConfig:
+    """Several checkpoints that answer as one."""
+
+    members: Mapping[str, MemberConfig]  # any name -> member; a file may also list checkpoints, which then are their own names
+    merge: MergeMethod = "nms"  # the report does not say; docs/submissions.md compares the three
+    merge_iou: float = 0.7  # nms drops windows that overlap a better one by more; fusion joins those that overlap so much
+    verify_with: str = DEFAULT_VERIFIER  # name of the verifier; its settings are the section `verifier`, as in a checkpoint
+    beta: Share = InferenceConfig.beta
+    top_k: Count = InferenceConfig.top_k  # merged candidates that the verifier sees
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not self.members:
+            raise ConfigError("members is empty; a system needs at least one checkpoint.")
+        check_merge(self.merge, self.merge_iou)
+        check_verifier(self.verify_with)
+        known: dict[tuple[Path, tuple[str, ...]], str] = {}
+        for name, member in self.members.items():
+            try:
+                place = find_checkpoint(member.checkpoint)
+            except CheckpointError:
+                place = Path(member.checkpoint)
+            other = known.setdefault((place.resolve(), member.overrides), name)
+            if other != name:
+                raise ConfigError(
+                    f"members {other} and {name} are one checkpoint, {member.checkpoint}; name it once, with a weight where it counts more."
+                )
+
+
+def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, members: Sequence[str] = ()) -> SystemConfig:
+    """Read a system.
+
+    Args:
+        name_or_path: Name of one in `qamdetr/configs/systems`, such as `submit1`, or a YAML file.
+        overrides: `key=value`; those of `MEMBER_SECTIONS`, such as `data.feature_dir=features`, change each member, after its own.
+        members: Checkpoints in the place of the recipe's.
+
+    Raises:
+        ConfigError: Unknown file, key, type or value, a circular `extends`, a checkpoint named twice, or a malformed override.
+    """
+    of_members = tuple(override for override in overrides if override.startswith(MEMBER_SECTIONS))
+    values = read_yaml(str(name_or_path), SYSTEM_DIR, "system")
+    if members:
+        values["members"] = list(members)
+    _name_members(values)
+    apply_overrides(values, [override for override in overrides if override not in of_members])
+    _name_members(values)
+    if isinstance(values.get("verifier"), (str, bool)):
+        raise ConfigError(f"verifier is {values['verifier']!r}; a system names its verifier in `verify_with`, here stand its settings.")
+    if values.get("verify_with") is False:  # a bare `no` in YAML 1.1
+        values["verify_with"] = DEFAULT_VERIFIER
+    system = build(SystemConfig, values)
+    changed = {name: replace(member, overrides=(*member.overrides, *of_members)) for name, member in system.members.items()}
+    return replace(system, members=changed)
+
+
+def _name_members(values: dict[str, Any]) -> None:
+    """Bring the short forms of `members` to the long one: a list of checkpoints, and a checkpoint in the place of its section."""
+    members = values.get("members")
+    if isinstance(members, list):
+        named: dict[str, Any] = {}
+        for item in members:
+            name = item.get("checkpoint") if isinstance(item, dict) else item
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"members lists {item!r}; each must be a checkpoint, or a section with the key `checkpoint`.")
+            if name in named:
+                raise ConfigError(f"members lists {name} twice; name each checkpoint once, with a weight where it counts more.")
+            named[name] = item
+        members = named
+    if isinstance(members, dict):
+        members = {str(name): {"checkpoint": item} if isinstance(item, str) else item for name, item in members.items()}
+    values["members"] = {} if members is None else members
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of a retriever.
+
+    Attributes:
+        model: The network.
+        config: Its configuration.
+        weight: Of its word in merging, above 0.
+        audio, text: Stream that the network reads -> what the retriever calls it, where that is something else.
+    """
+
+    model: QamDetr
+    config: Config
+    weight: float = 1.0
+    audio: Mapping[str, str] = field(default_factory=dict)
+    text: Mapping[str, str] = field(default_factory=dict)
+
+    def heard(self, recording: Recording) -> Recording:
+        """Return a recording as the network reads it: its streams alone, main stream first."""
+        streams = {name: recording.streams[self.audio.get(name, name)] for name in self.config.model.audio_streams}
+        return replace(recording, streams=streams)
+
+    def read(self, text: Mapping[str, TextFeatures]) -> dict[str, TextFeatures]:
+        """Return an encoded query likewise."""
+        return {name: text[self.text.get(name, name)] for name in self.config.model.text_streams}
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        recording: Recording,
+        texts: Sequence[Mapping[str, TextFeatures]],
+        *,
+        protocol: DecodeProtocol = "exact",
+        bypass: Collection[str] = (),
+    ) -> list[Decoded]:
+        """Run the network on every section for every query; per query the merged candidates and the saliency.
+
+        Args:
+            recording: May hold more streams than the network reads, in any order.
+            texts: Encoded queries, likewise.
+            protocol: See `candidates.answers`.
+            bypass: See `QamDetr.forward`.
+        """
+        settings, heard = self.config.inference, self.heard(recording)
+        sections = long_audio.split(heard.num_clips, settings.section_clips, settings.section_overlap_clips)
+        pairs = [(self.read(text), section) for text in texts for section in sections]
+        decoded: list[Decoded] = []
+        for begin in range(0, len(pairs), _PAIRS_PER_FORWARD):
+            chunk = pairs[begin : begin + _PAIRS_PER_FORWARD]
+            # Where all pairs are of one section, its audio is prepared and projected once for all of them.
+            parts = sections if len(sections) == 1 else [section for _, section in chunk]
+            batch = prepare([long_audio.section_streams(heard.streams, section) for section in parts], [text for text, _ in chunk])
+            output = self.model(batch.to(next(self.model.parameters()).device), bypass=bypass)
+            durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
+            decoded += answers(output, durations, [section.num_clips for _, section in chunk], settings, protocol=protocol)
+        nms_iou = overlap_limit(settings, protocol)
+        merged = []
+        for at in range(0, len(pairs), len(sections)):
+            found, curves = zip(*decoded[at : at + len(sections)], strict=True)
+            moments = long_audio.merge_candidates(sections, found, recording.duration_seconds, nms_iou)
+            merged.append(Decoded(moments, long_audio.merge_saliency(sections, curves)))
+        return merged
 
 
 class MomentRetriever:
@@ -41,19 +228,33 @@ class MomentRetriever:
     Example:
         >>> retriever = MomentRetriever.from_pretrained()
         >>> recording = retriever.encode("walk.wav")
-        >>> best = retriever.retrieve(recording, "a dog barks").moments[0]
+        >>> likely = [moment for moment in retriever.retrieve(recording, "a dog barks").moments if moment.likely]
+
+    Attributes:
+        members: One checkpoint, or several that answer as one.
+        encoder: Encodes recordings and queries for all of them.
+        config: Of the first member.
+        verifier: Name of the verifier that answers where none is named.
+        verifier_settings: Of verifiers given by name.
     """
 
-    def __init__(self, model: QamDetr, config: Config, encoder: ComboEncoder, *, device: str | None = None) -> None:
-        """Put the parts together.
+    def __init__(self, members: Sequence[Member], encoder: Streams | StoredFeatures, system: SystemConfig | None = None) -> None:
+        """Put members together.
 
-        Raises:
-            ConfigError: No such device here.
+        Args:
+            members: At least one.
+            encoder: Gives the streams that they read.
+            system: How several answer as one; None for one checkpoint, which answers by its own settings.
         """
-        self.model = _move(model.eval(), device)
-        self.config = config
+        if not members:
+            raise ConfigError("A system needs at least one member; name checkpoints.")
+        self.members = tuple(members)
         self.encoder = encoder
-        self._verifiers = Verifiers(config.verifier)
+        self.config = self.members[0].config
+        self._system = system
+        self.verifier = system.verify_with if system else DEFAULT_VERIFIER
+        self.verifier_settings = system.verifier if system else self.config.verifier
+        self._verifiers = Verifiers(self.verifier_settings)
 
     @classmethod
     def from_pretrained(
@@ -77,32 +278,100 @@ class MomentRetriever:
             CheckpointError: The checkpoint, or its encoders' weights, cannot be used.
             ConfigError: `overrides` change the network, there is no such device, or `encoder_models` names a stream that is not its.
         """
-        model, config = load_changed(name_or_dir, overrides)
+        model, config = load_checkpoint(name_or_dir, overrides)
         encoder = open_encoder(config, name_or_dir, device=device, models=encoder_models)
-        return cls(model, config, encoder, device=device)
+        return cls([Member(_move(model, device), config)], encoder)
 
-    @property
-    def verifier(self) -> str:
-        """Name of the verifier that answers where none is named."""
-        return DEFAULT_VERIFIER
-
-    @property
-    def verifier_settings(self) -> VerifierConfig:
-        """Settings of verifiers given by name."""
-        return self.config.verifier
-
-    def encode(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
-        """Encode an audio file once; any number of queries may follow.
+    @classmethod
+    def from_system(cls, system: SystemConfig, *, device: str | None = None, encoder_models: Mapping[str, str] | None = None) -> Self:
+        """Open a system for recordings; each encoder is opened, and runs on a recording, once, however many members read it.
 
         Args:
-            path: The audio file.
-            on_stage: Called before each stream with its name and the recording's length in seconds, for whoever shows progress.
+            system: From `load_system`.
+            device: See `from_pretrained`.
+            encoder_models: Likewise.
 
         Raises:
-            AudioError: The file cannot be used.
+            CheckpointError: Members are missing (all are named at once), or a checkpoint or its encoders cannot be used.
+            ConfigError: An override changes a network, there is no such device, or `encoder_models` names a stream that no member has.
         """
-        with torch.inference_mode():
-            return self.encoder.encode_recording(path) if on_stage is None else self.encoder.encode_recording(path, on_stage)
+        _check_members(system)
+        loaded = [(member, *load_checkpoint(member.checkpoint, member.overrides)) for member in system.members.values()]
+        models = encoder_models or {}
+        _check_streams(models, {member.checkpoint: config for member, _, config in loaded})
+        audio: dict[str, Any] = {}
+        text: dict[str, Any] = {}
+        members, names = [], []
+        for member, model, config in loaded:
+            own = {stream: named for stream, named in models.items() if stream in _streams_of(config)}
+            opened = open_encoder(config, member.checkpoint, device=device, models=own)
+            names.append(opened.name)
+            keys = (_join(audio, opened.audio, config.model.audio_streams), _join(text, opened.text, config.model.text_streams))
+            members.append(Member(_move(model, device), config, member.weight, *keys))
+        return cls(members, Streams("+".join(dict.fromkeys(names)), audio, text), system)
+
+    @classmethod
+    def from_features(
+        cls,
+        source: str | Path | SystemConfig,
+        entries: Sequence[QueryEntry],
+        *,
+        overrides: Sequence[str] = (),
+        audio_dir: Path | None = None,
+        device: str | None = None,
+    ) -> Self:
+        """Open a checkpoint or a system for the recordings and queries of a manifest, whose features lie where `data` says.
+
+        `encode` then takes a `vid`; queries go by their wording.
+
+        Args:
+            source: A checkpoint, such as `runs/NAME/best`, or a system.
+            entries: The manifest.
+            overrides: `a.b=c` changes of a checkpoint's configuration, such as other feature folders.
+            audio_dir: Folder of the recordings, where it is at hand: tells apart cached features of recordings with the same name, and
+                lets verifiers listen.
+            device: Where the networks run; None = the CPU.
+
+        Raises:
+            CheckpointError: A checkpoint is missing or cannot be used.
+            ConfigError: `overrides` change the network, or there is no such device.
+            AudioError: `audio_dir` holds two recordings of one name.
+            DataError: Features are missing (all are named at once), damaged, of other recordings, or from another version of the encoders.
+        """
+        system = source if isinstance(source, SystemConfig) else None
+        if system:
+            _check_members(system)
+        wanted = list(system.members.values()) if system else [MemberConfig(str(source), overrides=tuple(overrides))]
+        audio = find_recordings(audio_dir) if audio_dir and audio_dir.is_dir() else {}
+        stored = StoredFeatures(entries, audio)
+        members = []
+        for member in wanted:
+            model, config = load_checkpoint(member.checkpoint, member.overrides)
+            members.append(Member(_move(model, device), config, member.weight, *stored.add(member.checkpoint, config)))
+        return cls(members, stored, system)
+
+    def encode(self, source: Source, on_stage: OnStage | None = None, **choice: Any) -> Recording:  # noqa: ANN401 - as `Sound`
+        """Encode a recording once; any number of queries may follow.
+
+        Args:
+            source: A file, an open one, or samples with their rate; of a retriever on stored features, the `vid`.
+            on_stage: Called before each stage with its name and the recording's length in seconds.
+            choice: What of it to hear: `channel`, `track`, `start_seconds`, `end_seconds`, `max_seconds`; see `audio.Sound`.
+
+        Raises:
+            AudioError: It cannot be used.
+            DataError: Stored features are missing or damaged.
+        """
+        if on_stage is not None and isinstance(self.encoder, Streams) and isinstance(source, (str, Path)):
+            return self.encoder.encode_recording(source, on_stage)
+        return finish(self.encoding(source, **choice))
+
+    def encoding(self, source: Source, **choice: Any) -> Generator[Step, None, Recording]:  # noqa: ANN401 - as `Sound`
+        """Do what `encode` does step by step: yields what is being done and how far that is. Closing the generator stops the work."""
+        if isinstance(self.encoder, StoredFeatures):
+            return self.encoder.recording(str(source))
+        recording = yield from self.encoder.encoding(Sound(source, **choice))
+        return replace(recording, **{name: choice[name] for name in ("start_seconds", "channel", "track") if name in choice})
 
     def retrieve(
         self,
@@ -110,7 +379,7 @@ class MomentRetriever:
         query: str,
         *,
         top_k: int = 10,
-        verifier: str | Verifier = DEFAULT_VERIFIER,
+        verifier: str | Verifier | None = None,
         beta: float | None = None,
         protocol: DecodeProtocol = "exact",
         bypass: Collection[str] = (),
@@ -125,98 +394,229 @@ class MomentRetriever:
         queries: Sequence[str],
         *,
         top_k: int = 10,
-        verifier: str | Verifier = DEFAULT_VERIFIER,
+        verifier: str | Verifier | None = None,
         beta: float | None = None,
         protocol: DecodeProtocol = "exact",
         bypass: Collection[str] = (),
     ) -> list[Result]:
         """Answer several queries on one recording, in their order.
 
+        With several members, the sound counts as found when their best decoder scores, in the weighted mean, reach the weighted mean of
+        their calibrated thresholds: each is compared with its own threshold, and the best of many, which the merged list begins with, is
+        not taken for the opinion of all.
+
         Args:
-            recording: From `encode`.
+            recording: From `encode`, or any that holds the streams of every member.
             queries: Sentences.
             top_k: Most moments to return per query.
-            verifier: A verifier or its name (`inference.verifiers.registry`); a named one is made once and kept, with the checkpoint's
-                `verifier` settings. It looks at the decoder's best candidates (`inference.top_k` of the checkpoint, or `top_k` if that is
-                more). When it fails, the decoder's ranking stands and a note in the result says so.
-            beta: Weight of the verifier's score, in [0, 1]; None takes the checkpoint's for this verifier. Without verifier, results say 0.
+            verifier: A verifier or its name (`qamdetr.verifiers`); a named one is made once and kept. It looks at the best candidates
+                (`top_k` of the settings, or `top_k` if that is more). When it fails, the decoder's ranking stands and a note in the
+                result says so. One that compares features gets those of the first member that has a joint space. None takes the
+                system's, `none` for one checkpoint.
+            beta: Weight of the verifier's score, in [0, 1]; None takes the settings' for this verifier. Without verifier, results say 0.
             protocol: `official` rounds windows as the field's evaluation does; see `candidates.round_officially`.
-            bypass: Components to leave out of the network; see `QamDetr.forward`.
+            bypass: Components to leave out of the networks; see `QamDetr.forward`.
 
         Raises:
             QamDetrError: An empty query, `top_k` under 1, `beta` outside [0, 1], or an unknown verifier.
         """
-        settings = self.config.inference
+        verifier = self.verifier if verifier is None else verifier
         checker = self._verifiers.get(verifier) if isinstance(verifier, str) else verifier
-        ranking = Ranking(checker, choose_beta(beta, settings, checker), top_k, settings.top_k, protocol)
+        if beta is None:
+            beta = self._system.beta if self._system else _own_beta(self.config.inference, checker)
+        thresholds = torch.tensor([member.config.inference.found_threshold for member in self.members], dtype=torch.float64)
+        verified_k = self._system.top_k if self._system else self.config.inference.top_k
+        ranking = Ranking(checker, beta, top_k, verified_k, float(self._mean(thresholds)), self.encoder.name, protocol)
         texts = [self.encoder.encode_query(check_query(query)) for query in queries]
-        decoded = self.decode(recording, texts, protocol=protocol, bypass=bypass)
-        name = self.encoder.name
-        return [
-            rank(recording, query, text, answer, ranking, found=self.is_found(answer), encoder=name)
-            for query, text, answer in zip(queries, texts, decoded, strict=True)
-        ]
+        by_member = [member.decode(recording, texts, protocol=protocol, bypass=bypass) for member in self.members]
+        results = []
+        for query, text, decoded in zip(queries, texts, zip(*by_member, strict=True), strict=True):
+            best = torch.tensor([answer.best_score for answer in decoded], dtype=torch.float64)
+            found = any(answer.candidates for answer in decoded) and bool(self._mean(best - thresholds) >= 0)
+            views = [(member.heard(recording), member.read(text)) for member in self.members]
+            heard, read = next((view for view in views if next(iter(view[1].values())).pooled is not None), views[0])
+            results.append(rank(heard, query, read, self._merge(decoded), ranking, found=found))
+        return results
 
-    @torch.inference_mode()
-    def decode(
-        self,
-        recording: Recording,
-        texts: Sequence[Mapping[str, TextFeatures]],
-        *,
-        protocol: DecodeProtocol = "exact",
-        bypass: Collection[str] = (),
-    ) -> list[Decoded]:
-        """Run the network on every section for every query; per query the merged candidates and the saliency.
+    def _merge(self, decoded: Sequence[Decoded]) -> Decoded:
+        if self._system is None:
+            return decoded[0]
+        pools, weights = [answer.candidates for answer in decoded], [member.weight for member in self.members]
+        merged = merge_pools(pools, self._system.merge, iou=self._system.merge_iou, weights=weights)
+        # Public features of two sources may differ by a clip at the end.
+        clips = min(len(answer.saliency) for answer in decoded)
+        return Decoded(merged, self._mean(torch.stack([answer.saliency[:clips] for answer in decoded])))
 
-        Args:
-            recording: May hold more streams than the network reads, in any order.
-            texts: Encoded queries, likewise.
-            protocol: `official` keeps doubles, as the field does; nothing is rounded yet.
-            bypass: See `QamDetr.forward`.
+    def _mean(self, values: Tensor) -> Tensor:
+        """Weighted mean over the members, `(members, ...)` to `(...)`."""
+        weights = torch.tensor([member.weight for member in self.members], dtype=values.dtype)
+        mean: Tensor = torch.tensordot(weights / weights.sum(), values, dims=1)
+        return mean
+
+
+class StoredFeatures:
+    """Stands where encoders stand, and gives what they gave when the features of a manifest were stored.
+
+    Recordings go by their `vid`, queries by their wording: two queries of a manifest in the same words have the same features.
+    """
+
+    def __init__(self, entries: Sequence[QueryEntry], audio: Mapping[str, Path]) -> None:
+        """Bind a manifest to its recordings, `vid` -> file, where they are at hand, for verifiers that listen."""
+        self._entries = entries
+        self._by_vid = {entry.vid: entry for entry in entries}
+        self._by_query = {entry.query: entry for entry in entries}
+        self._audio = audio
+        self._stores: dict[str, tuple[str, FeatureStore]] = {}
+        self.name = ""
+
+    def add(self, checkpoint: str, config: Config) -> tuple[dict[str, str], dict[str, str]]:
+        """Read the features that a checkpoint needs, too; those of checkpoints that differ in their weights alone are the same.
+
+        Returns:
+            What its audio and its text streams are called here; see `Member`.
+
+        Raises:
+            DataError: See `MomentRetriever.from_features`.
         """
-        settings: InferenceConfig = self.config.inference
-        audio = _in_order(recording.streams, self.config.model.audio_streams)
-        queries = [_in_order(text, self.config.model.text_streams) for text in texts]
-        sections = long_audio.split(recording.num_clips, settings.section_clips, settings.section_overlap_clips)
-        pairs = [(query, section) for query in queries for section in sections]
-        decoded: list[Decoded] = []
-        for begin in range(0, len(pairs), _PAIRS_PER_FORWARD):
-            chunk = pairs[begin : begin + _PAIRS_PER_FORWARD]
-            # Where all pairs are of one section, its audio is prepared and projected once for all of them.
-            parts = sections if len(sections) == 1 else [section for _, section in chunk]
-            batch = prepare([long_audio.section_streams(audio, section) for section in parts], [text for text, _ in chunk])
-            output = self.model(batch.to(self._device), bypass=bypass)
-            durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
-            lengths = [section.num_clips for _, section in chunk]
-            decoded += answers(output, durations, lengths, settings, protocol=protocol)
-        nms_iou = overlap_limit(settings, protocol)
-        merged = []
-        for at in range(0, len(pairs), len(sections)):
-            found, curves = zip(*decoded[at : at + len(sections)], strict=True)
-            moments = long_audio.merge_candidates(sections, found, recording.duration_seconds, nms_iou)
-            merged.append(Decoded(moments, long_audio.merge_saliency(sections, curves)))
-        return merged
+        data, model = config.data, config.model
+        key = repr((data.feature_dir, data.combo, data.audio_features, data.text_features, model.audio_streams, model.text_streams))
+        if key not in self._stores:
+            suffix = f"#{len(self._stores) + 1}" if self._stores else ""
+            self._stores[key] = (suffix, FeatureStore(model, data, self._audio))
+        suffix, store = self._stores[key]
+        require_features([(store, *names_in(self._entries))])
+        store.check(*names_in(self._entries[:1]))
+        MomentDataset(self._entries, store)  # refuses features of another length than the manifest says
+        found, wanted = _own_versions(store.encoder_version(*names_in(self._entries))), _own_versions(data.encoder)
+        if found and wanted and found != wanted:
+            models, dtype = store.settings
+            settings = describe_settings(models, dtype) if dtype else ""
+            theirs = f" ({describe_settings(data.encoder_models, data.encoder_dtype)})" if settings else ""
+            raise DataError(
+                f"{data.feature_dir} holds features of encoder version {', '.join(found)}{f' ({settings})' if settings else ''}, "
+                f"{checkpoint} was trained on version {', '.join(wanted)}{theirs}; extract with those encoders, or train again on these."
+            )
+        self.name = "+".join(dict.fromkeys([*filter(None, self.name.split("+")), data.combo]))
+        return {name: name + suffix for name in model.audio_streams}, {name: name + suffix for name in model.text_streams}
 
-    def is_found(self, decoded: Decoded) -> bool:
-        """Whether the best decoder score reaches the checkpoint's calibrated threshold."""
-        return bool(decoded.candidates) and decoded.best_score >= self.config.inference.found_threshold
+    def recording(self, vid: str) -> Recording:
+        """Read the features of a recording; its audio is not opened, so there is no waveform to draw."""
+        entry = self._by_vid[vid]
+        streams = {name + suffix: rows for suffix, store in self._stores.values() for name, rows in store.audio(entry.vid).items()}
+        return Recording(entry.vid, str(self._audio.get(entry.vid, "")), entry.duration_seconds, streams, np.zeros((2, 0), np.float32))
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    def encode_query(self, query: str) -> dict[str, TextFeatures]:
+        """Read the features of a query of the manifest."""
+        qid = self._by_query[query].qid
+        return {name + suffix: value for suffix, store in self._stores.values() for name, value in store.text(query, qid).items()}
 
 
-def check_query(query: str) -> str:
-    """Return the query, or refuse one that cannot be read.
+def open_encoder(config: Config, checkpoint: str | Path, *, device: str | None = None, models: Mapping[str, str] | None = None) -> Streams:
+    """Open the encoders that a checkpoint was trained on, and compare their version where it is known.
+
+    Public features do not say which version of an encoder made them. A checkpoint that was trained on them alone gets the encoders of the
+    streams that it reads, unchecked; one that was trained on public and own features gets those too, and what made its own is compared.
+
+    Args:
+        config: Of the checkpoint.
+        checkpoint: Its name, for messages.
+        device: See `MomentRetriever.from_pretrained`.
+        models: Likewise.
 
     Raises:
-        QamDetrError: Nothing but blanks and invisible characters, or bytes that are not text.
+        CheckpointError: Weights are missing, or of another version.
+        ConfigError: `models` names a stream that the checkpoint does not have.
     """
-    if all(letter.isspace() or unicodedata.category(letter) in _INVISIBLE for letter in query):
-        raise QamDetrError("The query is empty; describe the sound in a few words, such as 'a dog barks'.")
-    if any("\ud800" <= letter <= "\udfff" for letter in query):
-        raise QamDetrError(f"The query {query!a} holds bytes that are not UTF-8 text; type it again or convert it to UTF-8.")
-    return query
+    given = dict(models or {})
+    _check_streams(given, {str(checkpoint): config})
+    try:
+        return _open(config, checkpoint, device, {**config.data.encoder_models, **given})
+    except CheckpointError as error:
+        named = {stream: model for stream, model in config.data.encoder_models.items() if stream not in given}
+        gone = [stream for stream, model in named.items() if model in str(error) and not Path(model).expanduser().exists()]
+        if not gone or "--encoder" in str(error):
+            raise
+        remedy = " ".join(f"--encoder {stream}=FOLDER" for stream in gone)
+        raise CheckpointError(f"{checkpoint}: {error} Where it lies elsewhere now, name it with `{remedy}`.") from error
+
+
+def _open(config: Config, checkpoint: str | Path, device: str | None, models: Mapping[str, str]) -> Streams:
+    data, model = config.data, config.model
+    options: dict[str, Any] = {"models": dict(models), "dtype": data.encoder_dtype, "device": device}
+    wanted = _own_versions(data.encoder)
+    public = {*data.audio_features, *data.text_features}
+    encoder: Streams | None = None
+    if wanted or not (data.encoder or public):
+        combo = COMBOS.get(data.combo) or Combo(tuple(model.audio_streams), tuple(model.text_streams))
+        encoder = open_streams(*combo, name=data.combo, **options)
+        if wanted and [encoder.fingerprint] != wanted:
+            chosen = {stream: models.get(stream, "") for stream in _streams_of(config) if stream in STREAMS and STREAMS[stream].hub}
+            opened = f" ({describe_settings(chosen, data.encoder_dtype)})" if chosen else ""
+            remedy = "name the models and the type of its features with --encoder and --set data.encoder_dtype" if chosen else ""
+            raise CheckpointError(
+                f"{checkpoint} was trained on version {', '.join(wanted)} of the {encoder.name} encoders, here is version "
+                f"{encoder.fingerprint}{opened}; features would not fit: {remedy or 'restore those encoders'}, or train again on these."
+            )
+    if encoder is None or public:
+        encoder = open_streams(tuple(model.audio_streams), tuple(model.text_streams), **options)
+    return encoder
+
+
+def _own_versions(version: str) -> list[str]:
+    """Parts of `data.encoder` that name encoders; the others name public files, whose digits differ from one data set to the next."""
+    return [part for part in version.split("+") if part and not part.startswith("public-")]
+
+
+def _streams_of(config: Config) -> list[str]:
+    """Streams whose encoders a checkpoint may open: those of its network, and those of its combo."""
+    combo = COMBOS.get(config.data.combo)
+    of_combo = (*combo.audio_streams, *combo.text_streams) if combo else ()
+    return list(dict.fromkeys((*config.model.audio_streams, *config.model.text_streams, *of_combo)))
+
+
+def _check_streams(models: Mapping[str, str], configs: Mapping[str, Config]) -> None:
+    """Refuse models for streams that no checkpoint (name -> its configuration) has."""
+    known = dict.fromkeys(stream for config in configs.values() for stream in _streams_of(config))
+    for stream in models:
+        if stream not in known:
+            verb = "has" if len(configs) == 1 else "have"
+            raise ConfigError(f"--encoder: {', '.join(configs)} {verb} no stream {stream!r}, only {', '.join(known)}.")
+
+
+def _check_members(system: SystemConfig) -> None:
+    """Look whether every member is there, before anything is loaded; names all that are not, and the commands that train them."""
+    problems = {name: _problem(member.checkpoint) for name, member in system.members.items()}
+    places = {name: system.members[name].checkpoint for name, problem in problems.items() if problem}
+    if not places:
+        return
+    seeds: dict[str, list[str]] = {}
+    for run in filter(None, map(_OF_A_RUN.fullmatch, places.values())):
+        if (CONFIG_DIR / f"{run['config']}.yaml").is_file():
+            seeds.setdefault(run["config"], []).append(run["seed"])
+    commands = [f"`python train.py --config {config} --seeds {' '.join(of_config)}`" for config, of_config in seeds.items()]
+    remedy = f"make them with {' and '.join(commands)}, or name others with --members" if commands else problems[next(iter(places))]
+    shown = ", ".join(name if name == place else f"{name} ({place})" for name, place in places.items())
+    raise CheckpointError(f"{len(places)} of the system's {len(problems)} members are missing: {shown}", remedy)
+
+
+def _problem(checkpoint: str) -> str:
+    """Say why there is no such checkpoint; empty when there is."""
+    try:
+        find_checkpoint(checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _join(union: dict[str, _Encoder], encoders: Mapping[str, _Encoder], wanted: Collection[str]) -> dict[str, str]:
+    """Add the wanted streams to the union, unless they are there; two models of one stream stay apart. Returns stream -> its key there."""
+    keys = {}
+    for stream in wanted:
+        same_name = [key for key in union if key.partition("#")[0] == stream]
+        known = next((key for key in same_name if union[key] is encoders[stream]), None)
+        keys[stream] = known or (f"{stream}#{len(same_name) + 1}" if same_name else stream)
+        union[keys[stream]] = encoders[stream]
+    return keys
 
 
 def _move(model: QamDetr, device: str | None) -> QamDetr:
@@ -229,6 +629,76 @@ def _move(model: QamDetr, device: str | None) -> QamDetr:
         ) from error
 
 
-def _in_order(streams: Mapping[str, _Features], wanted: Iterable[str]) -> dict[str, _Features]:
-    """Pick the streams that a network reads, in its order: main stream first."""
-    return {name: streams[name] for name in wanted}
+def _own_beta(settings: InferenceConfig, verifier: Verifier | None) -> float:
+    """Return what a checkpoint holds: the weight calibrated for this verifier, else `inference.beta`."""
+    return settings.beta if verifier is None else settings.beta_by_verifier.get(verifier.name, settings.beta)
+
+
+def check_query(query: str) -> str:
+    """Return the query, or refuse one that cannot be read: nothing but blanks and invisible characters, or bytes that are not text."""
+    if all(letter.isspace() or unicodedata.category(letter) in _INVISIBLE for letter in query):
+        raise QamDetrError("The query is empty; describe the sound in a few words, such as 'a dog barks'.")
+    if any("\ud800" <= letter <= "\udfff" for letter in query):
+        raise QamDetrError(f"The query {query!a} holds bytes that are not UTF-8 text; type it again or convert it to UTF-8.")
+    return query
+
+
+@dataclass(frozen=True)
+class VerifiedAnswer:
+    """What decoder and verifier think of the candidates of one query, both scores apart: for the choice of the verifier's weight.
+
+    Attributes:
+        entry: The query with its true windows.
+        candidates: In decoder order.
+        verifier_scores: One per candidate, or None where the verifier failed.
+        problem: Why it failed; empty where it did not.
+    """
+
+    entry: QueryEntry
+    candidates: tuple[Candidate, ...]
+    verifier_scores: tuple[float, ...] | None
+    problem: str = ""
+
+    def ranked(self, beta: float) -> PredictionEntry:
+        """Rank the candidates with this weight of the verifier; where it failed, the decoder alone ranks."""
+        moments = rerank(self.candidates, self.verifier_scores, beta)
+        windows = tuple((moment.start_seconds, moment.end_seconds, moment.score) for moment in moments)
+        return PredictionEntry(self.entry.qid, self.entry.query, self.entry.vid, windows, self.entry.numeric_qid)
+
+
+def verify_manifest(
+    retriever: MomentRetriever,
+    recordings: Mapping[str, str | Path],
+    entries: Sequence[QueryEntry],
+    verifier: Verifier | str,
+    *,
+    top_k: int,
+) -> Iterator[list[VerifiedAnswer] | AudioError]:
+    """Go through a manifest; each recording is encoded once, and decoder and verifier are asked each query once.
+
+    Args:
+        retriever: Finds the candidates and asks the verifier.
+        recordings: `vid` -> what `retriever.encode` takes.
+        entries: The queries.
+        verifier: The second opinion, or its name.
+        top_k: Candidates to keep, as many as the verifier looks at: with another weight the last may come first.
+
+    Yields:
+        Per recording the answers in the order of its queries, or the error of one that cannot be read: the others go on.
+    """
+    by_vid: dict[str, list[QueryEntry]] = {}
+    for entry in entries:
+        by_vid.setdefault(entry.vid, []).append(entry)
+    for vid, asked in by_vid.items():
+        try:
+            recording = retriever.encode(recordings[vid])
+        except AudioError as error:
+            yield error
+            continue
+        results = retriever.retrieve_many(recording, [entry.query for entry in asked], top_k=top_k, verifier=verifier, beta=0.0)
+        found = []
+        for entry, result in zip(asked, results, strict=True):
+            scores = tuple(moment.verifier_score for moment in result.moments if moment.verifier_score is not None)
+            failed = result.verifier == DEFAULT_VERIFIER
+            found.append(VerifiedAnswer(entry, result.moments, None if failed else scores, " ".join(result.notes) if failed else ""))
+        yield found

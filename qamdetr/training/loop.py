@@ -33,7 +33,7 @@ from tqdm import tqdm
 from qamdetr.config import Config, ModelConfig, TrainConfig
 from qamdetr.data.collate import LabelledBatch
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
-from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.inference.checkpoint import load_checkpoint
 from qamdetr.kernels import speed_up
 from qamdetr.model.losses import Normaliser, compute_losses, own_count
 from qamdetr.model.qam_detr import QamDetr
@@ -237,7 +237,7 @@ def initialise(model: QamDetr, name_or_dir: str) -> None:
     Raises:
         CheckpointError: It does not exist or was made for another model; names the streams or settings that differ.
     """
-    source, _ = load_pretrained(name_or_dir)
+    source, _ = load_checkpoint(name_or_dir)
     try:
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:

@@ -25,7 +25,7 @@ import qamdetr
 from qamdetr.config import Config, config_to_dict, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError, DataError
 from qamdetr.files import remove_abandoned, write_whole
-from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.data import TrainingData
 
@@ -249,7 +249,7 @@ class Run:
         fresh = self.directory / ".best.new"
         shutil.rmtree(fresh, ignore_errors=True)
         with saving(self.best_dir, fresh):
-            save_pretrained(fresh, model, config, half=False)
+            save_checkpoint(fresh, model, config)
             shutil.copyfile(self.directory / FACTS_FILE, fresh / FACTS_FILE)
             (fresh / "README.md").write_text(card, encoding="utf-8")
             swap_directory(fresh, self.best_dir)

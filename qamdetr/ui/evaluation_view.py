@@ -119,7 +119,7 @@ def _answer_validation(checkpoint: Path) -> tuple[list[QueryEntry], list[Predict
     from qamdetr.config import load_config
     from qamdetr.data.manifest import PredictionEntry, read_manifest
     from qamdetr.inference.checkpoint import CONFIG_FILE
-    from qamdetr.inference.from_features import open_stored
+    from qamdetr.inference.retriever import MomentRetriever
 
     config = load_config(checkpoint / CONFIG_FILE)
     manifest = Path(config.data.val_manifest)
@@ -130,7 +130,7 @@ def _answer_validation(checkpoint: Path) -> tuple[list[QueryEntry], list[Predict
             f"{manifest} has {len(entries)} queries; the page scores up to {MAX_QUERIES}: use `python -m qamdetr predict` there."
         )
     audio = Path(config.data.val_audio_dir) if config.data.val_audio_dir else manifest.parent / "audio"
-    retriever = open_stored(checkpoint, entries, audio_dir=audio)
+    retriever = MomentRetriever.from_features(checkpoint, entries, audio_dir=audio)
     by_vid: dict[str, list[QueryEntry]] = defaultdict(list)
     for entry in entries:
         by_vid[entry.vid].append(entry)

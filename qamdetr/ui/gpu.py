@@ -14,22 +14,19 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from qamdetr.audio import stated_seconds
 from qamdetr.config import Config, VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import OnStage, get_combo
+from qamdetr.features.encoders import ComboEncoder
 from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
-from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.inference.trained_encoder import LoadedEncoder, open_encoder
+from qamdetr.inference.retriever import MomentRetriever, open_encoder
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.ui.settings import AppSettings
 from qamdetr.verifiers.base import Verifier, WrappedVerifier
 from qamdetr.verifiers.registry import get_verifier
-
-if TYPE_CHECKING:
-    from qamdetr.model.qam_detr import QamDetr
 
 _Answer = TypeVar("_Answer")
 
@@ -107,8 +104,7 @@ class BorrowingRetriever(MomentRetriever):
             checkpoint: Name or folder.
             here: The same checkpoint, on the CPU.
         """
-        model: QamDetr = here.model
-        super().__init__(model, here.config, here.encoder)
+        super().__init__(here.members, here.encoder)
         self._checkpoint = str(find_checkpoint(checkpoint))
         _gpu_encoder(self._checkpoint)  # the process that borrows is a fork of this one, and finds it there
 
@@ -170,7 +166,7 @@ class BorrowingVerifier(WrappedVerifier):
 
 
 @functools.cache
-def _gpu_encoder(checkpoint: str) -> LoadedEncoder:
+def _gpu_encoder(checkpoint: str) -> ComboEncoder:
     from qamdetr.config import load_config
 
     config = load_config(Path(checkpoint) / CONFIG_FILE)

@@ -16,7 +16,7 @@ from qamdetr import cli, files
 from qamdetr.config import load_config
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.verifiers import registry
@@ -108,7 +108,7 @@ def calibrate(checkpoint, manifest, oracle, capsys):
 
 def save_seed(folder, config, seed):
     torch.manual_seed(seed)
-    save_pretrained(folder, QamDetr(config.model), config, half=False)
+    save_checkpoint(folder, QamDetr(config.model), config)
     return folder
 
 

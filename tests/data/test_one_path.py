@@ -16,10 +16,11 @@ from qamdetr.config import Config
 from qamdetr.data.collate import Collator
 from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.manifest import QueryEntry
+from qamdetr.features.base import Step
 from qamdetr.features.extract import extract
 from qamdetr.features.store import FeatureStore
 from qamdetr.inference import retriever as serving
-from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.inference.retriever import Member, MomentRetriever
 from qamdetr.types import Batch, Recording, TextFeatures
 
 QUERIES = ("a dog barks", "rain")
@@ -44,8 +45,8 @@ def half(tensor: torch.Tensor) -> torch.Tensor:
 class HalfEncoder(TinyEncoder):
     """Encodes audio and queries anew, rounded as the cache stores them."""
 
-    def encode_recording(self, path):
-        recording = super().encode_recording(path)
+    def encoding(self, sound, only=()):
+        recording = yield from super().encoding(sound, only)
         return replace(recording, streams={name: half(rows) for name, rows in recording.streams.items()})
 
     def encode_query(self, query):
@@ -111,7 +112,9 @@ def public_set(tmp_path: Path) -> Set:
 
         name = "A"
 
-        def encode_recording(self, path):
+        def encoding(self, sound):
+            yield Step("stored", None)
+            path = sound.path
             streams = {
                 "ms": torch.from_numpy(np.load(tmp_path / "clap" / f"{path}.npz")["features"]),
                 **OwnFeatures(tmp_path).audio(path),
@@ -132,7 +135,7 @@ def test_training_and_serving_feed_the_network_the_same(kind: str, request: pyte
     fed: list[Batch] = []
     prepare = serving.prepare
     monkeypatch.setattr(serving, "prepare", lambda audio, text: fed.append(prepare(audio, text)) or fed[-1])
-    retriever = MomentRetriever(tiny_model(toy.config), toy.config, toy.encoder)
+    retriever = MomentRetriever([Member(tiny_model(toy.config), toy.config)], toy.encoder)
     dataset, collate = MomentDataset(toy.entries, toy.store), Collator(toy.entries)
     for index, entry in enumerate(toy.entries):
         answer = retriever.retrieve(retriever.encode(toy.paths[entry.vid]), entry.query)
@@ -149,7 +152,7 @@ def test_training_and_serving_feed_the_network_the_same(kind: str, request: pyte
         if served.text_pooled is not None:
             assert torch.equal(trained.text_pooled, served.text_pooled)
         with torch.inference_mode():
-            assert retriever.model(trained).saliency[0].sigmoid().tolist() == pytest.approx(answer.saliency, abs=1e-6)
+            assert retriever.members[0].model(trained).saliency[0].sigmoid().tolist() == pytest.approx(answer.saliency, abs=1e-6)
     assert not fed, "one pass per query, so that nothing is compared with itself"
 
 

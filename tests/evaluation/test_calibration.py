@@ -14,7 +14,7 @@ from qamdetr.errors import DataError, QamDetrError
 from qamdetr.evaluation.calibration import FINE_GRID, REPORT_BETAS, calibrate_beta, calibrate_found_threshold
 from qamdetr.evaluation.figures import save_beta_figure
 from qamdetr.evaluation.metrics import score
-from qamdetr.inference.verified import VerifiedAnswer
+from qamdetr.inference.retriever import VerifiedAnswer
 from qamdetr.types import Candidate
 
 TRUTH = (10.0, 20.0)

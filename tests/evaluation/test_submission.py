@@ -16,7 +16,7 @@ from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.errors import DataError
 from qamdetr.evaluation import submission
 from qamdetr.evaluation.submission import PLACEHOLDER, check_metadata, check_output, check_submission
-from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.inference.checkpoint import load_checkpoint
 
 MANIFEST = [QueryEntry("1", "雨が降る", "b", 60.0, None, numeric_qid=True), QueryEntry("q2", "a dog", "a", 61.5, None)]
 LABEL = "Muster_UNI_task6_1"
@@ -87,7 +87,7 @@ def test_later_parts_win_and_the_rest_stays_open():
 
 def test_a_checkpoint_tells_streams_parameters_and_loss(tmp_path):
     folder = save_tiny(tmp_path / "checkpoint")
-    model, config = load_pretrained(folder)
+    model, config = load_checkpoint(folder)
     facts = submission.describe_checkpoint(folder)["system"]["model"]
     assert facts["audio_models"] == list(config.model.audio_streams)
     assert facts["text_models"] == list(config.model.text_streams)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny_system import save_tiny, tiny_config, tiny_model
 
 import qamdetr.config
-from qamdetr.errors import CheckpointError
-from qamdetr.inference.checkpoint import available_checkpoints, load_pretrained, save_pretrained
+from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.inference.checkpoint import available_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -23,9 +25,9 @@ def checkpoint_dir(tmp_path, monkeypatch):
 def test_saving_and_loading_are_inverse(tmp_path):
     config = tiny_config(beta=0.45, found_threshold=0.2)
     model = tiny_model(config)
-    save_pretrained(tmp_path / "a" / "b", model, config, half=False)
-    loaded, loaded_config = load_pretrained(tmp_path / "a" / "b")
-    assert loaded_config == config
+    save_checkpoint(tmp_path / "a" / "b", model, config)
+    loaded, loaded_config = load_checkpoint(tmp_path / "a" / "b")
+    assert replace(loaded_config, weights_sha256="") == config
     assert not loaded.training
     assert loaded.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
@@ -35,11 +37,11 @@ def test_saving_and_loading_are_inverse(tmp_path):
 def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path):
     config = tiny_config()
     model = tiny_model(config)
-    save_pretrained(tmp_path / "full", model, config, half=False)
-    save_pretrained(tmp_path / "half", model, config, half=True)
+    save_checkpoint(tmp_path / "full", model, config)
+    save_checkpoint(tmp_path / "half", model, config, half=True)
     full, half = (tmp_path / name / "model.safetensors" for name in ("full", "half"))
     assert half.stat().st_size < 0.75 * full.stat().st_size
-    weights = load_pretrained(tmp_path / "half")[0].state_dict()
+    weights = load_checkpoint(tmp_path / "half")[0].state_dict()
     assert all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())
     assert all(torch.allclose(value, weights[name], atol=2e-3) for name, value in model.state_dict().items())
 
@@ -50,7 +52,7 @@ def test_a_weight_too_large_for_half_is_refused(tmp_path):
     with torch.no_grad():
         next(model.parameters()).fill_(1e6)
     with pytest.raises(CheckpointError, match=r"does not fit float16 \(largest value 1e\+06, limit 65504\); save with half=False"):
-        save_pretrained(tmp_path, model, config, half=True)
+        save_checkpoint(tmp_path, model, config, half=True)
 
 
 def test_names_are_looked_up_and_listed(checkpoint_dir):
@@ -58,62 +60,104 @@ def test_names_are_looked_up_and_listed(checkpoint_dir):
     save_tiny(checkpoint_dir / "two")
     (checkpoint_dir / "encoder").mkdir()
     assert available_checkpoints() == ["one", "two"]
-    assert load_pretrained("two")[1] == tiny_config()
+    assert load_checkpoint("two")[1].inference == tiny_config().inference
     for wrong in ("three", ""):
         with pytest.raises(CheckpointError, match=f"No checkpoint '{wrong}'; give a checkpoint folder or one of the names here: one, two"):
-            load_pretrained(wrong)
+            load_checkpoint(wrong)
 
 
 def test_without_any_checkpoint_the_message_says_where_it_looked(checkpoint_dir):
     with pytest.raises(CheckpointError, match=r"none in .*checkpoints"):
-        load_pretrained()
+        load_checkpoint()
 
 
 def test_missing_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"model\.safetensors and config\.yaml missing"):
-        load_pretrained(tmp_path / "empty")
+        load_checkpoint(tmp_path / "empty")
     save_tiny(tmp_path / "a")
     (tmp_path / "a" / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match=r"not a QAM-DETR checkpoint: config\.yaml missing"):
-        load_pretrained(tmp_path / "a")
+        load_checkpoint(tmp_path / "a")
 
 
-def test_weights_that_do_not_fit_the_configuration_are_named(tmp_path):
+def change_weights(folder, change):
+    """Save other weights, as another program would: without a word in the configuration."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def change_config(folder, change):
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    change(values)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def flip(folder, place):
+    """Flip one bit, so many bytes before the end of the weights."""
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-place] ^= 4
+    (folder / "model.safetensors").write_bytes(bytes(content))
+
+
+FIRST = "audio.gate_logits.mel_stats"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: change_weights(folder, lambda w: w.pop(FIRST)), f"lacks weights for 1 parameters, such as {FIRST}"),
+        (lambda folder: change_weights(folder, lambda w: w.update(a=torch.ones(1))), "has unknown weights for 1 parameters, such as a"),
+        (lambda folder: change_weights(folder, lambda w: w.update({FIRST: torch.ones(9)})), f"{FIRST} has shape (9,), the configuration"),
+        (lambda folder: change_weights(folder, lambda w: w[FIRST].add_(1)), "model.safetensors is not what was saved; its hash is"),
+        (lambda folder: flip(folder, 1), "is not what was saved"),
+        (lambda folder: flip(folder, 2000), "is not what was saved"),
+        (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]), "is damaged"),
+        (lambda folder: (folder / "config.yaml").write_text("model: {dim: 17}"), "model.dim is 17"),
+        (lambda folder: (folder / "config.yaml").write_text("model: {size: 17}"), "Unknown key 'model.size'"),
+        (lambda folder: change_config(folder, lambda c: c["model"].update(dim=4096, ffn_dim=16384)), "has shape"),
+    ],
+)  # fmt: skip
+def test_damage_is_one_clear_line(tmp_path, damage, message):
     folder = save_tiny(tmp_path / "a")
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    name = min(weights)
-
-    save_file({key: value for key, value in weights.items() if key != name}, file)
-    with pytest.raises(CheckpointError, match=f"lacks weights for 1 parameters, such as {name}"):
-        load_pretrained(folder)
-    save_file({**weights, "stranger": torch.zeros(1)}, file)
-    with pytest.raises(CheckpointError, match="has unknown weights for 1 parameters, such as stranger"):
-        load_pretrained(folder)
-    save_file({**weights, name: torch.zeros(99)}, file)
-    with pytest.raises(CheckpointError, match=rf"{name} has shape \(99,\), the configuration makes"):
-        load_pretrained(folder)
-
-
-def test_damaged_files_are_one_clear_line(tmp_path):
-    folder = save_tiny(tmp_path / "a")
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged") as caught:
-        load_pretrained(folder)
+    damage(folder)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    (folder / "model.safetensors").write_bytes(content)
-    (folder / "config.yaml").write_text("model: {dim: 17}")
-    with pytest.raises(CheckpointError, match=r"model\.dim is 17"):
-        load_pretrained(folder)
-    (folder / "config.yaml").write_text("model: {size: 17}")
-    with pytest.raises(CheckpointError, match=r"Unknown key 'model\.size'"):
-        load_pretrained(folder)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_checkpoint_from_before_the_hash_still_loads_but_not_with_nan_in_it(tmp_path):
+    folder = save_tiny(tmp_path / "a")
+    change_config(folder, lambda values: values.pop("weights_sha256"))
+    load_checkpoint(folder)
+    change_weights(folder, lambda weights: weights[FIRST].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match=f"{FIRST} holds values that are not finite"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", available_checkpoints())
+def test_the_shipped_checkpoints_have_their_hash_and_notice_a_flipped_bit(name, tmp_path):
+    assert load_checkpoint(name)[1].weights_sha256
+    shutil.copytree(find_checkpoint(name), tmp_path / "copy")
+    flip(tmp_path / "copy", 12345)
+    with pytest.raises(CheckpointError, match="is not what was saved"):
+        load_checkpoint(tmp_path / "copy")
+
+
+def test_settings_may_be_changed_on_loading_and_the_network_may_not(tmp_path):
+    folder = save_tiny(tmp_path / "a")
+    assert load_checkpoint(folder, ["inference.nms_iou=0.5"])[1].inference.nms_iou == 0.5
+    with pytest.raises(ConfigError, match="changes the model section"):
+        load_checkpoint(folder, ["model.num_moment_queries=6"])
+
+
+def test_saving_writes_the_card_and_tells_a_folder_that_cannot_be_made(tmp_path):
     config = tiny_config()
+    save_checkpoint(tmp_path / "a", tiny_model(config), config, "# A card")
+    save_checkpoint(tmp_path / "a", tiny_model(config), config)
+    assert (tmp_path / "a" / "README.md").read_text() == "# A card"
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="Cannot write checkpoint"):
-        save_pretrained(tmp_path / "file" / "sub", tiny_model(config), replace(config), half=False)
+        save_checkpoint(tmp_path / "file" / "sub", tiny_model(config), config)

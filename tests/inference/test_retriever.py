@@ -9,18 +9,17 @@ import pytest
 import torch
 from tiny_system import JOINT_DIM, TinyEncoder, recording_of, save_tiny, tiny_config, tiny_model, write_sound
 
-import qamdetr.features.base
 from qamdetr.errors import AudioError, CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference import retriever as module
-from qamdetr.inference.checkpoint import save_pretrained
-from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.inference.checkpoint import save_checkpoint
+from qamdetr.inference.retriever import Member, MomentRetriever
 from qamdetr.types import Result
 from qamdetr.verifiers import registry
 
 
 def make_retriever(*, joint=True, **inference):
     config = tiny_config(**inference)
-    return MomentRetriever(tiny_model(config), config, TinyEncoder(joint=joint))
+    return MomentRetriever([Member(tiny_model(config), config)], TinyEncoder(joint=joint))
 
 
 def random_recording(num_clips, duration=None):
@@ -35,9 +34,7 @@ def assert_same(one: Result, two: Result):
 
 def test_from_pretrained_file_to_moments(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or TinyEncoder()
-    )
+    monkeypatch.setattr(module, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or TinyEncoder())
     retriever = MomentRetriever.from_pretrained(save_tiny(tmp_path / "checkpoint", nms_iou=1.0))
     assert asked == [("tiny", {"models": {}, "dtype": "float32", "device": None})]
     path = write_sound(tmp_path / "walk.wav", 12.4)
@@ -152,8 +149,8 @@ def test_threads_may_share_a_retriever():
 def test_nothing_tracks_gradients():
     retriever, recording = make_retriever(), random_recording(10)
     retriever.retrieve(recording, "a dog")
-    assert all(parameter.grad is None for parameter in retriever.model.parameters())
-    assert not retriever.model.training
+    assert all(parameter.grad is None for parameter in retriever.members[0].model.parameters())
+    assert not retriever.members[0].model.training
 
 
 def test_the_official_protocol_rounds_last_also_with_segments_and_sections():
@@ -173,10 +170,10 @@ def test_bytes_that_are_not_text_are_refused():
 
 def test_a_checkpoint_refuses_encoders_of_another_version(tmp_path, monkeypatch):
     config = tiny_config()
-    save_pretrained(tmp_path / "c", tiny_model(config), replace(config, data=replace(config.data, encoder="0123")), half=False)
+    save_checkpoint(tmp_path / "c", tiny_model(config), replace(config, data=replace(config.data, encoder="0123")))
     encoder = TinyEncoder()
     encoder.fingerprint = "4567"
-    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: encoder)
+    monkeypatch.setattr(module, "open_streams", lambda *streams, name, **options: encoder)
     with pytest.raises(CheckpointError, match="version 0123"):
         MomentRetriever.from_pretrained(tmp_path / "c")
     encoder.fingerprint = "0123"
@@ -189,11 +186,11 @@ class Openers:
     def __init__(self, monkeypatch, fingerprint="1234"):
         self.asked = []
         self.fingerprint = fingerprint
-        monkeypatch.setattr(qamdetr.features.base, "open_streams", self.streams)
+        monkeypatch.setattr(module, "open_streams", self.streams)
 
-    def streams(self, audio, text, *, name, **options):
-        self.asked.append(("combo", name) if "+" not in name else ("streams", audio, text))
-        return self.encoder(name)
+    def streams(self, audio, text, *, name="", **options):
+        self.asked.append(("combo", name) if name else ("streams", audio, text))
+        return self.encoder(name or "pocket+mel_stats")
 
     def encoder(self, name):
         encoder = TinyEncoder()
@@ -217,7 +214,7 @@ STREAMS = ("streams", ("pocket", "mel_stats"), ("pocket",))
 )
 def test_a_checkpoint_gets_the_encoders_that_its_features_came_from(tmp_path, monkeypatch, data, asked, name):
     config = tiny_config()
-    save_pretrained(tmp_path, tiny_model(config), replace(config, data=replace(config.data, **data)), half=False)
+    save_checkpoint(tmp_path, tiny_model(config), replace(config, data=replace(config.data, **data)))
     openers = Openers(monkeypatch)
     assert MomentRetriever.from_pretrained(tmp_path).encoder.name == name
     assert openers.asked == asked
@@ -226,7 +223,7 @@ def test_a_checkpoint_gets_the_encoders_that_its_features_came_from(tmp_path, mo
 def test_a_mixed_version_is_compared_in_its_own_part(tmp_path, monkeypatch):
     config = tiny_config()
     data = replace(config.data, encoder="1234+public-0123", audio_features={"mel_stats": "x"})
-    save_pretrained(tmp_path, tiny_model(config), replace(config, data=data), half=False)
+    save_checkpoint(tmp_path, tiny_model(config), replace(config, data=data))
     Openers(monkeypatch, "9999")
     with pytest.raises(CheckpointError, match="version 1234 of the tiny encoders, here is version 9999"):
         MomentRetriever.from_pretrained(tmp_path)
@@ -235,7 +232,7 @@ def test_a_mixed_version_is_compared_in_its_own_part(tmp_path, monkeypatch):
 def test_the_message_of_another_version_names_the_settings_of_big_encoders(tmp_path, monkeypatch):
     config = tiny_config()
     data = replace(config.data, encoder="1234", combo="B", encoder_models={"laion_clap": "theirs"})
-    save_pretrained(tmp_path, tiny_model(config), replace(config, data=data), half=False)
+    save_checkpoint(tmp_path, tiny_model(config), replace(config, data=data))
     Openers(monkeypatch, "9999")
     with pytest.raises(CheckpointError) as caught:
         MomentRetriever.from_pretrained(tmp_path, encoder_models={"ms_clap": "mine"})
@@ -244,7 +241,7 @@ def test_the_message_of_another_version_names_the_settings_of_big_encoders(tmp_p
 
 def test_a_stream_that_the_checkpoint_does_not_have_is_refused(tmp_path, monkeypatch):
     config = tiny_config()
-    save_pretrained(tmp_path, tiny_model(config), config, half=False)
+    save_checkpoint(tmp_path, tiny_model(config), config)
     openers = Openers(monkeypatch)
     with pytest.raises(ConfigError, match=r"--encoder: .* has no stream 'laion_clap', only pocket, mel_stats\."):
         MomentRetriever.from_pretrained(tmp_path, encoder_models={"laion_clap": "/x"})
@@ -255,7 +252,7 @@ def test_an_encoder_that_moved_is_named_with_the_option_for_it(tmp_path):
     config = tiny_config()
     gone = tmp_path / "gone"
     data = replace(config.data, combo="laion_clap", encoder_models={"laion_clap": str(gone)})
-    save_pretrained(tmp_path / "c", tiny_model(config), replace(config, data=data), half=False)
+    save_checkpoint(tmp_path / "c", tiny_model(config), replace(config, data=data))
     with pytest.raises(CheckpointError, match=rf"from {gone}, which does not exist.* `--encoder laion_clap=FOLDER`\.$"):
         MomentRetriever.from_pretrained(tmp_path / "c")
     with pytest.raises(CheckpointError) as caught:
@@ -265,10 +262,10 @@ def test_an_encoder_that_moved_is_named_with_the_option_for_it(tmp_path):
 
 def test_settings_and_encoders_may_be_chosen_on_opening(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append(options) or TinyEncoder())
+    monkeypatch.setattr(module, "open_streams", lambda *streams, name, **options: asked.append(options) or TinyEncoder())
     config = tiny_config()
     data = replace(config.data, encoder_models={"pocket": "a", "mel_stats": "b"}, encoder_dtype="bfloat16")
-    save_pretrained(tmp_path, tiny_model(config), replace(config, data=data), half=False)
+    save_checkpoint(tmp_path, tiny_model(config), replace(config, data=data))
     opened = MomentRetriever.from_pretrained(tmp_path, overrides=["inference.nms_iou=0.5"], device="cpu", encoder_models={"pocket": "mine"})
     assert asked == [{"models": {"pocket": "mine", "mel_stats": "b"}, "dtype": "bfloat16", "device": "cpu"}]
     assert opened.config.inference.nms_iou == 0.5

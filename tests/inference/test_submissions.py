@@ -23,8 +23,8 @@ from qamdetr.cli import main
 from qamdetr.config import load_config
 from qamdetr.data.manifest import read_manifest
 from qamdetr.features.base import COMBOS, open_streams
-from qamdetr.inference.checkpoint import save_pretrained
-from qamdetr.inference.system import load_system
+from qamdetr.inference.checkpoint import save_checkpoint
+from qamdetr.inference.retriever import load_system
 from qamdetr.model.qam_detr import QamDetr
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def save_members(folder: Path, models: dict[str, str]) -> None:
         )
         for seed in range(3):
             torch.manual_seed(seed)
-            save_pretrained(folder / "runs" / f"combo_{combo.lower()}_finetune-s{seed}" / "best", QamDetr(config.model), config, half=False)
+            save_checkpoint(folder / "runs" / f"combo_{combo.lower()}_finetune-s{seed}" / "best", QamDetr(config.model), config)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from qamdetr.config import Config, TrainConfig, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
-from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import loop
 from qamdetr.training.loop import make_optimizer, make_schedule, train, update_average
@@ -195,7 +195,7 @@ def test_weights_of_another_model_are_refused(toy_config: ToyConfig, tmp_path: P
 
 def test_a_checkpoint_of_other_streams_names_them(small_toy_config: ToyConfig, tmp_path: Path) -> None:
     other = replace(small_toy_config().model, audio_streams={"clap": 512}, dim=16)
-    save_pretrained(tmp_path / "other", QamDetr(replace(other, similarity=False)), small_toy_config(), half=False)
+    save_checkpoint(tmp_path / "other", QamDetr(replace(other, similarity=False)), small_toy_config())
     save_config(replace(small_toy_config(), model=replace(other, similarity=False)), tmp_path / "other" / "config.yaml")
     with pytest.raises(CheckpointError, match=r"audio streams are clap \(512 wide\), here they are toy \(16 wide\) \+ level \(1 wide\)"):
         train(small_toy_config(init_from=str(tmp_path / "other")), tmp_path / "run")

@@ -20,7 +20,7 @@ from toy import toy_settings
 
 from qamdetr.config import Config, config_to_dict
 from qamdetr.errors import CheckpointError
-from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.inference.checkpoint import load_checkpoint
 from qamdetr.training.loop import train
 from qamdetr.training.run import Run
 
@@ -173,7 +173,7 @@ def test_a_writer_that_fails_inside_a_library_is_a_full_disk_too(
         train(longer, tmp_path / "longer")
     monkeypatch.setattr(torch, "save", save)
     assert sorted(path.name for path in tmp_path.glob("run/last/*")) == before
-    load_pretrained(tmp_path / "longer" / "best")
+    load_checkpoint(tmp_path / "longer" / "best")
     assert not list((tmp_path / "longer").rglob("unfinished"))
 
 

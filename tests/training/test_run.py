@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError, ConfigError, DataError
-from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.inference.checkpoint import load_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import run as checkpoint
 from qamdetr.training.run import Progress, Run, file_fingerprint, swap_directory
@@ -48,7 +48,7 @@ def test_best_is_a_whole_checkpoint_and_the_next_one_replaces_it(run: Run) -> No
     models = [QamDetr(config.model), QamDetr(config.model)]
     for model in models:
         run.save_best(model, config, "# card")
-    loaded, loaded_config = load_pretrained(run.best_dir)
+    loaded, loaded_config = load_checkpoint(run.best_dir)
     assert loaded_config == config
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in models[1].state_dict().items())
     assert (run.best_dir / "README.md").read_text() == "# card"
@@ -64,11 +64,11 @@ def test_a_failed_save_keeps_the_best_before(run: Run, monkeypatch: pytest.Monke
         directory.mkdir()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_pretrained", full_disk)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         run.save_best(QamDetr(config.model), config, "# second")
     assert (run.best_dir / "README.md").read_text() == "# first"
-    load_pretrained(run.best_dir)
+    load_checkpoint(run.best_dir)
 
 
 def test_a_kill_between_the_renames_loses_nothing(run: Run) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qamdetr.config import Config, load_config, save_config
-from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training.run import Run
 from train import main
@@ -75,7 +75,7 @@ def test_spoilt_data_is_one_line(
 def test_a_checkpoint_of_other_streams_is_one_line(own_set: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = load_config(own_set[1])
     other = replace(config, model=replace(config.model, audio_streams={"clap": 512}, similarity=False))
-    save_pretrained(tmp_path / "clap", QamDetr(other.model), other, half=False)
+    save_checkpoint(tmp_path / "clap", QamDetr(other.model), other)
     assert main(["--config", str(own_set[1]), "--name", "run", "--init-from", str(tmp_path / "clap")]) == 2
     assert "its audio streams are clap (512 wide), here they are toy" in one_error_line(capfd.readouterr().err)
     assert not (tmp_path / "run").exists()

@@ -4,7 +4,7 @@ import pytest
 
 from qamdetr.config import Config, InferenceConfig, ModelConfig, save_config
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.inference.checkpoint import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_pretrained
+from qamdetr.inference.checkpoint import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.ui import ablations
 from recipes.ladder import LADDER
@@ -32,7 +32,7 @@ def test_what_can_be_bypassed_is_known_without_the_network(model):
 
 @pytest.mark.parametrize("name", available_checkpoints())
 def test_shipped_checkpoints_can_bypass_what_the_page_offers(name):
-    model, _ = load_pretrained(name)
+    model, _ = load_checkpoint(name)
     assert {component for _, component in ablations.components(name)} == model.bypassable
 
 

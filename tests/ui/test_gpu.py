@@ -16,7 +16,7 @@ from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
 
 from qamdetr.config import VerifierConfig, config_from_dict
 from qamdetr.errors import AudioError
-from qamdetr.inference.checkpoint import save_pretrained
+from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording
 from qamdetr.ui import gpu
@@ -100,7 +100,7 @@ def large_checkpoint(tmp_path):
             "data": {"combo": "laion_clap", "encoder_models": tiny_hub(tmp_path / "hub")},
         }
     )
-    save_pretrained(tmp_path / "large", QamDetr(config.model), config, half=False)
+    save_checkpoint(tmp_path / "large", QamDetr(config.model), config)
     return tmp_path / "large"
 
 

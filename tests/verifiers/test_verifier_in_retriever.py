@@ -13,7 +13,7 @@ from tiny_system import TinyEncoder, tiny_config, tiny_model, write_sound
 
 from qamdetr.config import VerifierConfig
 from qamdetr.inference.rerank import rerank
-from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.inference.retriever import Member, MomentRetriever
 from qamdetr.types import Candidate
 from qamdetr.verifiers import http_json
 
@@ -25,7 +25,7 @@ def make_retriever(tmp_path, monkeypatch):
     def make(**settings):
         config = tiny_config(nms_iou=1.0)
         config = replace(config, verifier=VerifierConfig(cache_dir=str(tmp_path / "answers"), **settings))
-        return MomentRetriever(tiny_model(config), config, TinyEncoder())
+        return MomentRetriever([Member(tiny_model(config), config)], TinyEncoder())
 
     return make
 

@@ -10,7 +10,7 @@ import spaces
 
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.inference import trained_encoder
+from qamdetr.inference import retriever as opening
 from qamdetr.ui import gpu
 from qamdetr.ui.settings import AppSettings
 
@@ -21,7 +21,7 @@ devices = []
 def open_here(config, name, *, device=None, models=None):
     """The GPU of this machine is its CPU."""
     devices.append(device)
-    return trained_encoder.open_encoder(config, name, device="cpu", models=models)
+    return opening.open_encoder(config, name, device="cpu", models=models)
 
 
 gpu.open_encoder = open_here

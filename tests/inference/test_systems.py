@@ -1,0 +1,484 @@
+"""Several checkpoints that answer as one: their recipes, one encoding for all, merging, and features in the place of encoders."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from stored_features import OwnFeatures, write_audio_file, write_text_file
+from tiny_streams import DIM, STREAMS, save_member, tiny_combos
+from tiny_system import TinyEncoder, tiny_config, tiny_model, write_sound
+
+from qamdetr.config import CONFIG_DIR, SYSTEM_DIR
+from qamdetr.data.collate import Collator
+from qamdetr.data.dataset import MomentDataset
+from qamdetr.data.manifest import QueryEntry
+from qamdetr.errors import AudioError, CheckpointError, ConfigError, DataError, QamDetrError
+from qamdetr.features.base import Streams, join_fingerprints
+from qamdetr.features.store import FeatureStore
+from qamdetr.inference import retriever as serving
+from qamdetr.inference.candidates import answers
+from qamdetr.inference.pools import merge_pools
+from qamdetr.inference.retriever import Member, MomentRetriever, load_system, verify_manifest
+from qamdetr.types import Recording, TextFeatures
+
+SUBMISSIONS = {"submit1": ("abc", "none", None), "submit2": ("abc", "qwen2.5-omni", 0.35), "submit3": ("a", "qwen2.5-omni", 0.45),
+               "submit4": ("b", "qwen2.5-omni", 0.30)}  # fmt: skip
+"""Combos, verifier and beta of the report's sections 2.3 and 4.2."""
+
+QUERIES = ["a dog barks", "rain on a roof"]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "system.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", SUBMISSIONS)
+def test_the_submissions_are_the_reports(name):
+    system = load_system(name)
+    combos, verifier, beta = SUBMISSIONS[name]
+    assert (system.verify_with, system.top_k) == (verifier, 10)
+    assert beta is None or system.beta == beta
+    runs = [re.fullmatch(r"runs/combo_([abc])_finetune-s(\d)/best", member.checkpoint) for member in system.members.values()]
+    assert sorted({run[1] for run in runs}) == list(combos)
+    for combo in combos:
+        assert len({run[2] for run in runs if run[1] == combo}) >= 2, "several seeds of each combo"
+        assert (CONFIG_DIR / f"combo_{combo}_finetune.yaml").is_file()
+    assert len({run.string for run in runs}) == len(runs)
+    assert {member.weight for member in system.members.values()} == {1.0}
+
+
+def test_every_shipped_system_loads_and_submit2_ranks_the_candidates_of_submit1_anew():
+    files = sorted(SYSTEM_DIR.glob("*.yaml"))
+    assert {path.stem for path in files if not path.stem.startswith("_")} == set(SUBMISSIONS)
+    assert all(load_system(path.stem).members and path.read_text(encoding="utf-8").startswith("# ") for path in files)
+    one, two = load_system("submit1"), load_system("submit2")
+    assert (one.members, one.merge, one.merge_iou) == (two.members, two.merge, two.merge_iou)
+
+
+def test_members_may_be_named_listed_or_given(tmp_path):
+    named = load_system(write(tmp_path, "members: {one: runs/x, two: {checkpoint: runs/y, weight: 2}}"))
+    assert [(name, m.checkpoint, m.weight) for name, m in named.members.items()] == [("one", "runs/x", 1.0), ("two", "runs/y", 2.0)]
+    listed = load_system(write(tmp_path, "members: [runs/x, {checkpoint: runs/y, weight: 2}]"), ["merge=nms", "members.runs/x.weight=3"])
+    assert [(m.checkpoint, m.weight) for m in listed.members.values()] == [("runs/x", 3.0), ("runs/y", 2.0)]
+    given = load_system("submit2", members=["a", "b"])
+    assert ([m.checkpoint for m in given.members.values()], given.verify_with, given.beta) == (["a", "b"], "qwen2.5-omni", 0.35)
+    assert [m.weight for m in load_system("submit3", ["members.a-s1.weight=0.5"]).members.values()] == [1.0, 0.5, 1.0]
+    assert [m.checkpoint for m in load_system("submit1", ["members=[x]"]).members.values()] == ["x"]
+    changed = load_system("submit3", ["data.feature_dir=elsewhere", "inference.nms_iou=1", "verifier.batch_size=2"])
+    assert {m.overrides for m in changed.members.values()} == {("data.feature_dir=elsewhere", "inference.nms_iou=1")}
+    assert changed.verifier.batch_size == 2
+    for no in (load_system(write(tmp_path, "extends: submit2\nverify_with: no")), load_system("submit2", ["verify_with=no"])):
+        assert no.verify_with == "none", "a bare no is False in YAML 1.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("members: {a: x}\nmerg: nms", "Unknown key 'merg'; known here: members, merge"),
+        ("members: {a: x}\nmerge: vote", "merge is 'vote'; it must be one of pool, nms, fusion"),
+        ("members: {a: x}\nmerge_iou: 2", "merge_iou is 2.0; it must be from 0.0 to 1.0"),
+        ("members: {a: x}\nbeta: 1.5", "beta is 1.5; it must be from 0.0 to 1.0"),
+        ("members: {a: x}\ntop_k: 0", "top_k is 0; it must be"),
+        ("members: {a: x}\nverify_with: ear", "Verifier 'ear' is not known; choose one of none, pocket"),
+        ("members: {a: x}\nverifier: {batch: 2}", "Unknown key 'verifier.batch'"),
+        ("members: {a: x}\nverifier: pocket", "verifier is 'pocket'; a system names its verifier in `verify_with`"),
+        ("members: {a: x}\nverifier: no", "verifier is False; a system names its verifier in `verify_with`"),
+        ("members: {a: x}\nbeta: 0.2\nbeta: 0.3", "system.yaml: the key 'beta' stands twice, in lines 2 and 3"),
+        ("members: [x/best, ./x/best/]", "members x/best and ./x/best/ are one checkpoint, ./x/best/; name it once"),
+        ("members: {a: x, b: {checkpoint: x/, weight: 2}}", "members a and b are one checkpoint, x/; name it once"),
+        ("members:", "members is empty"),
+        ("members: {a: {weight: 2}}", "members.a.checkpoint is missing"),
+        ("members: {a: {checkpoint: x, weight: 0}}", "The weight of member x is 0.0; it must be above 0"),
+        ("members: {a: {checkpoint: x, weight: .nan}}", "The weight of member x is nan"),
+        ("members: {a: {checkpoint: x, seed: 1}}", "Unknown key 'members.a.seed'"),
+        ("members: [x, x]", "members lists x twice"),
+        ("members: [3]", "members lists 3"),
+        ("members: []", "members is empty"),
+        ("members: 5", "members is 5"),
+        ("extends: submit9", "No system 'submit9': give a YAML file or one of submit1, submit2, submit3, submit4"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, text, message):
+    with pytest.raises(QamDetrError) as caught:
+        load_system(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_counts_once_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_member(tmp_path / "X", "X")
+    (tmp_path / "link").symlink_to("X")
+    for other in ("X/", "./X", str(tmp_path / "X"), "link"):
+        with pytest.raises(ConfigError, match="are one checkpoint"):
+            load_system("submit1", members=["X", other])
+    monkeypatch.setattr("qamdetr.config.CHECKPOINT_DIR", tmp_path / "shipped")
+    save_member(tmp_path / "shipped" / "pocket", "X")
+    with pytest.raises(ConfigError, match="members pocket and shipped/pocket are one checkpoint"):
+        load_system("submit1", members=["pocket", "shipped/pocket"])
+    several = "members: {a: X, b: {checkpoint: X, overrides: [inference.nms_iou=1]}}"
+    assert len(load_system(write(tmp_path, several)).members) == 2, "other settings make another member"
+
+
+def test_missing_members_are_named_with_the_commands_that_make_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_member(tmp_path / "runs" / "combo_a_finetune-s1" / "best", "X")
+    with pytest.raises(CheckpointError) as caught:
+        MomentRetriever.from_system(load_system("submit1"))
+    told = str(caught.value)
+    assert "8 of the system's 9 members are missing: a-s0 (runs/combo_a_finetune-s0/best), a-s2" in told
+    assert "`python train.py --config combo_a_finetune --seeds 0 2`" in told
+    assert "`python train.py --config combo_c_finetune --seeds 0 1 2`" in told
+    with pytest.raises(CheckpointError, match=r"1 of the system's 1 members are missing: nowhere; No checkpoint 'nowhere'"):
+        MomentRetriever.from_features(load_system("submit1", members=["nowhere"]), [])
+
+
+class Shop:
+    """Opens systems of tiny checkpoints on shared tiny encoders, and remembers what was asked for and what ran."""
+
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        self.folder = folder
+        self.combos, self.runs = tiny_combos()
+        self.asked: list[tuple[str, dict]] = []
+        monkeypatch.setattr(serving, "open_streams", self.load)
+
+    def load(self, audio, text, *, name, **options):
+        self.asked.append((name, options))
+        return self.combos[name]
+
+    def open(self, combos: str, *overrides: str, **options) -> MomentRetriever:
+        """One member for each letter, each with weights of its own."""
+        members = [str(save_member(self.folder / f"m{seed}{combo}", combo, seed)) for seed, combo in enumerate(combos)]
+        return MomentRetriever.from_system(load_system("submit1", list(overrides), members=members), **options)
+
+    def alone(self, system: MomentRetriever) -> list[MomentRetriever]:
+        """Each member by itself."""
+        return [MomentRetriever([replace(m, audio={}, text={})], self.combos[m.config.data.combo]) for m in system.members]
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    return Shop(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def sound(tmp_path):
+    return write_sound(tmp_path / "a.wav", 23.4)
+
+
+def test_each_encoder_runs_once_and_each_member_reads_its_own_streams(shop, sound):
+    system = shop.open("XYX", "inference.found_threshold=0.25", "merge=pool", encoder_models={"joint": "my/joint"})
+    assert shop.asked == [(combo, {"models": {"joint": "my/joint"}, "dtype": "float32", "device": None}) for combo in "XYX"]
+    assert {member.config.inference.found_threshold for member in system.members} == {0.25}
+    recording = system.encode(sound)
+    assert shop.runs == {"joint": 1, "loud": 1, "soft": 1}
+    assert [list(member.heard(recording).streams) for member in system.members] == [list(STREAMS[combo][0]) for combo in "XYX"]
+    assert (recording.path, recording.num_clips) == (str(sound), 24)
+    for member, alone in zip(system.members, shop.alone(system), strict=True):
+        assert all(torch.equal(member.heard(recording).streams[name], rows) for name, rows in alone.encode(sound).streams.items())
+    plain = Recording("a", "", recording.duration_seconds, dict(reversed(recording.streams.items())), recording.peaks)
+    assert system.retrieve(plain, "a dog").moments == system.retrieve(recording, "a dog").moments
+    with pytest.raises(ConfigError, match=r"have no stream 'loud2', only joint, loud, soft, words\."):
+        shop.open("XY", encoder_models={"loud2": "x"})
+
+
+def test_streams_that_no_member_reads_are_not_run_and_two_models_of_one_stream_stay_apart(shop, sound):
+    soft = shop.combos["Y"].audio["soft"]
+    shop.combos["Y"] = Streams("Z", {"joint": soft, "soft": soft}, shop.combos["Y"].text)
+    system = shop.open("XY")
+    one, two = (member.heard(system.encode(sound)) for member in system.members)
+    assert not torch.equal(one.streams["joint"], two.streams["joint"])
+    assert torch.equal(two.streams["joint"], two.streams["soft"])
+    assert system.encoder.name == "X+Z"
+    shop.runs.clear()
+    shop.open("W").encode(sound)
+    assert shop.runs == {"soft": 1}
+
+
+def test_the_answer_is_the_merged_answers_of_the_members(shop, sound):
+    system = shop.open("XYX", "merge=fusion", "merge_iou=0.5")
+    system.members = tuple(replace(member, weight=weight) for member, weight in zip(system.members, [1, 2, 1], strict=True))
+    results = system.retrieve_many(system.encode(sound), QUERIES, top_k=100)
+    for query, result in zip(QUERIES, results, strict=True):
+        decoded = [m.members[0].decode(m.encode(sound), [m.encoder.encode_query(query)])[0] for m in shop.alone(system)]
+        expected = merge_pools([answer.candidates for answer in decoded], "fusion", iou=0.5, weights=[1, 2, 1])
+        assert [m.window for m in result.moments] == [pytest.approx(c.window, abs=1e-4) for c in expected]
+        assert [m.score for m in result.moments] == pytest.approx([c.decoder_score for c in expected], abs=1e-5)
+        curves = [answer.saliency for answer in decoded]
+        assert result.saliency == pytest.approx(((curves[0] + 2 * curves[1] + curves[2]) / 4).tolist(), abs=1e-5)
+        assert (result.query, result.encoder, result.verifier, result.beta) == (query, "X+Y", "none", 0.0)
+    assert system.retrieve_many(system.encode(sound), []) == []
+    official = system.retrieve(system.encode(sound), QUERIES[0], top_k=100, protocol="official")
+    assert [m.start_seconds for m in official.moments] == [round(m.start_seconds) for m in results[0].moments], "rounding comes last"
+    assert [m.score for m in official.moments] == [round(m.score, 4) for m in results[0].moments]
+
+
+@pytest.mark.parametrize("merge", ["pool", "nms", "fusion"])
+def test_one_member_answers_as_it_does_alone(shop, sound, merge):
+    system = shop.open("Y", f"merge={merge}", "merge_iou=1")
+    (member,) = shop.alone(system)
+    one, alone = (each.retrieve(each.encode(sound), "a dog", verifier="pocket", beta=0.3) for each in (system, member))
+    assert one.saliency == pytest.approx(alone.saliency, abs=1e-6)
+    assert [m.window for m in one.moments] == [pytest.approx(m.window, abs=1e-6) for m in alone.moments]
+    assert [m.score for m in one.moments] == pytest.approx([m.score for m in alone.moments], abs=1e-6)
+    assert replace(one, moments=(), saliency=()) == replace(alone, moments=(), saliency=())
+
+
+class Late:
+    """A verifier that prefers late windows and remembers what it saw."""
+
+    name = identity = "late"
+    needs_audio = False
+
+    def __init__(self):
+        self.seen = []
+
+    def check(self):
+        pass
+
+    def verify(self, recording, query, text, candidates):
+        self.seen.append((recording, text, list(candidates)))
+        return [candidate.start_seconds / recording.duration_seconds for candidate in candidates]
+
+
+def test_the_verifier_sees_the_merged_top_k_of_a_member_with_a_joint_space(shop, sound):
+    late = Late()
+    system = shop.open("WXYX", "merge=pool", "top_k=4", "beta=0.9", "verify_with=pocket")
+    recording = system.encode(sound)
+    result = system.retrieve(recording, "a dog", top_k=2, verifier=late)
+    heard, text, candidates = late.seen[0]
+    assert (list(heard.streams), list(text), len(candidates)) == (["joint", "loud"], ["joint"], 4)
+    assert (result.verifier, result.beta, len(result.moments)) == ("late", 0.9, 2)
+    assert {moment.window for moment in result.moments} <= {candidate.window for candidate in candidates}
+    assert [m.verifier_score for m in result.moments] == [m.start_seconds / result.duration_seconds for m in result.moments]
+    default = system.retrieve(recording, "a dog")
+    assert (default.verifier, default.beta) == ("pocket", 0.9)
+    assert system.retrieve(recording, "a dog", verifier="none").verifier == "none"
+    assert system.retrieve(recording, "a dog", beta=0.2).beta == 0.2
+
+
+def test_found_is_the_members_mean_against_their_mean_threshold(shop, sound):
+    system = shop.open("XYX", "merge=fusion")
+    weights = [1, 1, 2]
+    best = [m.retrieve(m.encode(sound), "a dog").moments[0].decoder_score for m in shop.alone(system)]
+    mean = (best[0] + best[1] + 2 * best[2]) / 4
+    recording = system.encode(sound)
+
+    def found(*thresholds):
+        system.members = tuple(
+            replace(m, weight=w, config=replace(m.config, inference=replace(m.config.inference, found_threshold=t)))
+            for m, w, t in zip(system.members, weights, thresholds, strict=True)
+        )
+        return system.retrieve(recording, "a dog").found
+
+    assert found(mean - 1e-4, mean - 1e-4, mean - 1e-4)
+    assert not found(mean + 1e-4, mean + 1e-4, mean + 1e-4)
+    assert found(best[0] + 0.001, best[1], best[2] - 0.001), "what one lacks, another may have to spare"
+
+
+def test_mistakes_in_a_question_are_refused(shop, tmp_path, sound):
+    with pytest.raises(ConfigError, match="needs at least one member"):
+        MomentRetriever([], shop.combos["X"])
+    system = shop.open("XY")
+    with pytest.raises(AudioError, match="does not exist"):
+        system.encode(tmp_path / "gone.wav")
+    recording = system.encode(sound)
+    for options, message in (({"top_k": 0}, "top_k is 0"), ({"beta": 2}, "beta is 2"), ({"verifier": "x"}, "is not known")):
+        with pytest.raises(QamDetrError, match=message):
+            system.retrieve(recording, "a", **options)
+
+
+ENTRIES = [
+    QueryEntry("q1", "a dog barks", "first", 40.0, None),
+    QueryEntry("q2", "rain falls", "first", 40.0, ((3.0, 9.0),)),
+    QueryEntry("7", "a dog barks", "second", 25.0, ((1.0, 2.0),), numeric_qid=True),
+]
+
+
+NEW = join_fingerprints(dict.fromkeys(["joint", "loud"], "new"))
+
+
+def store_features(folder: Path, *versions: str, combo: str = "X", **record: object) -> OwnFeatures:
+    """Own features of both recordings and all queries."""
+    cache = OwnFeatures(folder, *versions, **record)
+    audio, text = STREAMS[combo]
+    for vid, clips in (("first", 40), ("second", 25)):
+        cache.write_audio(vid, {name: torch.randn(clips, DIM) for name in audio})
+    for query in {entry.query for entry in ENTRIES}:
+        cache.write_text(query, {name: TextFeatures(torch.randn(3, DIM), ((0, 1), (1, 2), (2, 3))) for name in text})
+    return cache
+
+
+@pytest.fixture
+def public(tmp_path):
+    """A checkpoint on public files of both recordings and all queries."""
+    for vid, clips in (("first", 40), ("second", 25)):
+        write_audio_file(tmp_path / "audio", vid, clips, DIM)
+    for entry in ENTRIES:
+        write_text_file(tmp_path / "text", entry.qid, 4, DIM)
+    folders = {
+        f"{kind}_features": dict.fromkeys(streams, str(tmp_path / kind))
+        for kind, streams in zip(("audio", "text"), STREAMS["X"], strict=True)
+    }
+    return save_member(tmp_path / "checkpoint", "X", **folders)
+
+
+def test_from_features_the_answer_is_what_validation_scores(public):
+    """Training reads batches of a dataset, this reads recording by recording; both must find the same windows."""
+    retriever = MomentRetriever.from_features(public, ENTRIES)
+    config = retriever.config
+    dataset = MomentDataset(ENTRIES, FeatureStore(config.model, config.data))
+    labelled = Collator(ENTRIES)([dataset[index] for index in range(len(ENTRIES))])
+    with torch.inference_mode():
+        output = retriever.members[0].model(labelled.batch)
+    expected = answers(output, labelled.durations_seconds, labelled.num_clips, config.inference)
+    for entry, answer in zip(ENTRIES, expected, strict=True):
+        recording = retriever.encode(entry.vid)
+        assert recording.num_clips == entry.duration_seconds
+        moments = retriever.retrieve(recording, entry.query).moments
+        found = [(moment.start_seconds, moment.end_seconds, moment.score) for moment in moments]
+        assert found == [pytest.approx((*c.window, c.decoder_score), abs=1e-4) for c in answer.candidates]
+
+
+def test_from_features_reads_what_the_manifest_needs_and_refuses_what_is_not_there(public, tmp_path):
+    with pytest.raises(ConfigError, match="changes the model section"):
+        MomentRetriever.from_features(public, ENTRIES, overrides=["model.num_moment_queries=6"])
+    (tmp_path / "text" / "qidq2.npz").unlink()
+    assert MomentRetriever.from_features(public, [ENTRIES[0], ENTRIES[2]]).encode("second").num_clips == 25
+    with pytest.raises(QamDetrError, match="1 query"):
+        MomentRetriever.from_features(public, ENTRIES)
+    write_text_file(tmp_path / "text", "q2", 4, DIM)
+    (tmp_path / "audio").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"2 recordings"):
+        MomentRetriever.from_features(public, ENTRIES)
+    moved = [f"data.audio_features={{joint: {tmp_path / 'moved'}, loud: {tmp_path / 'moved'}}}"]
+    assert MomentRetriever.from_features(public, ENTRIES, overrides=moved).encode("second").num_clips == 25
+    write_audio_file(tmp_path / "moved", "second", 20, DIM)
+    with pytest.raises(DataError, match="'second' lasts 25 s in the manifest, its features 20 s"):
+        MomentRetriever.from_features(public, ENTRIES, overrides=moved)
+
+
+@pytest.mark.parametrize(
+    ("record", "trained", "message"),
+    [
+        ({}, NEW, None),
+        ({}, "", None),
+        ({}, "old", f"encoder version {NEW}, .* was trained on version old"),
+        (
+            {"models": {"joint": "clap"}, "dtype": "bfloat16"},
+            "old",
+            rf"version {NEW} \(bfloat16, joint=clap\), .* was trained on version old \(float32\); extract",
+        ),
+    ],
+)
+def test_features_of_other_encoders_are_refused(tmp_path, record, trained, message):
+    store_features(tmp_path / "features", "new", **record)
+    checkpoint = save_member(tmp_path / "checkpoint", "X", feature_dir=str(tmp_path / "features"), encoder=trained)
+    if message is None:
+        assert MomentRetriever.from_features(checkpoint, ENTRIES).encode("first").num_clips == 40
+        return
+    with pytest.raises(DataError, match=message):
+        MomentRetriever.from_features(checkpoint, ENTRIES)
+
+
+def test_recordings_at_hand_are_named_for_verifiers_that_listen(tmp_path):
+    audio_dir = tmp_path / "sounds"
+    audio_dir.mkdir()
+    recordings = {vid: audio_dir / f"{vid}.flac" for vid in ("first", "second")}
+    for vid, path in recordings.items():
+        path.write_text(f"sound of {vid}")
+        path.with_suffix(".txt").write_text("a label is no recording")
+    store_features(tmp_path / "features", recordings=recordings)
+    checkpoint = save_member(tmp_path / "checkpoint", "X", feature_dir=str(tmp_path / "features"))
+    recording = MomentRetriever.from_features(checkpoint, ENTRIES, audio_dir=audio_dir).encode("second")
+    assert (recording.num_clips, recording.path) == (25, str(recordings["second"]))
+
+
+def test_members_read_the_features_of_their_own_combo(tmp_path, monkeypatch):
+    store_features(tmp_path / "features")
+    store_features(tmp_path / "others", combo="Y")
+    places = {"X": {"feature_dir": str(tmp_path / "features")}, "Y": {"feature_dir": str(tmp_path / "others")}}
+    members = [str(save_member(tmp_path / name, name[0], seed, **places[name[0]])) for seed, name in enumerate(["X0", "X1", "Y0"])]
+    read = []
+    audio = FeatureStore.audio
+    monkeypatch.setattr(FeatureStore, "audio", lambda store, vid: read.append(vid) or audio(store, vid))
+    system = MomentRetriever.from_features(load_system("submit1", members=members), ENTRIES)
+    read.clear()
+    recording = system.encode("first")
+    assert read == ["first"] * 2, "read once for two members"
+    heard = [member.heard(recording).streams for member in system.members]
+    assert [list(streams) for streams in heard] == [list(STREAMS[name][0]) for name in "XXY"]
+    assert torch.equal(heard[2]["joint"], OwnFeatures(tmp_path / "others").audio("first")["joint"])
+    assert not torch.equal(heard[2]["joint"], heard[0]["joint"])
+    assert system.retrieve(recording, "a dog barks").encoder == "X+Y"
+    save_member(Path(members[2]), "Y", **places["Y"], encoder="another")
+    with pytest.raises(DataError, match=r"encoder version [0-9a-f]{16}, "):
+        MomentRetriever.from_features(load_system("submit1", members=members), ENTRIES)
+
+
+class Contrary(Late):
+    """Prefers what the decoder does not; every second score is the same."""
+
+    name = identity = "contrary"
+
+    def verify(self, recording, query, text, candidates):
+        return [rank // 2 / len(candidates) for rank in range(len(candidates))]
+
+
+class Broken(Late):
+    name = identity = "broken"
+
+    def verify(self, recording, query, text, candidates):
+        raise RuntimeError("gone")
+
+
+@pytest.fixture
+def retriever():
+    config = tiny_config(nms_iou=1.0)
+    return MomentRetriever([Member(tiny_model(config), config)], TinyEncoder())
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    return {vid: write_sound(tmp_path / f"{vid}.wav", 12, seed=seed) for seed, vid in enumerate("ab")}
+
+
+ASKED = [QueryEntry(f"q{number}", query, vid, 12.0, None) for number, (vid, query) in enumerate([("a", "x"), ("b", "y"), ("a", "z")])]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_verified_answers_ranked_afterwards_are_what_is_ranked_at_once(retriever, recordings, beta):
+    verifier = Contrary()
+    parts = list(verify_manifest(retriever, recordings, ASKED, verifier, top_k=10))
+    assert [[answer.entry.qid for answer in part] for part in parts] == [["q0", "q2"], ["q1"]]
+    for part in parts:
+        queries = [answer.entry.query for answer in part]
+        at_once = retriever.retrieve_many(retriever.encode(recordings[part[0].entry.vid]), queries, verifier=verifier, beta=beta)
+        for answer, result in zip(part, at_once, strict=True):
+            scores = [candidate.decoder_score for candidate in answer.candidates]
+            assert scores == sorted(scores, reverse=True)
+            assert answer.verifier_scores == tuple(verifier.verify(None, "", {}, scores))
+            expected = tuple((moment.start_seconds, moment.end_seconds, moment.score) for moment in result.moments)
+            assert answer.ranked(beta).pred_relevant_windows == expected
+
+
+def test_without_an_answer_of_the_verifier_the_decoder_ranks_at_every_weight(retriever, recordings):
+    for part in verify_manifest(retriever, recordings, ASKED, Broken(), top_k=10):
+        for answer in part:
+            assert answer.verifier_scores is None
+            assert "Verifier broken failed (gone)" in answer.problem
+            assert answer.ranked(1.0) == answer.ranked(0.0)
+
+
+def test_a_recording_that_cannot_be_read_does_not_stop_the_others(retriever, recordings):
+    recordings["a"].write_text("no sound")
+    bad, good = verify_manifest(retriever, recordings, ASKED, Contrary(), top_k=10)
+    assert isinstance(bad, AudioError)
+    assert "a.wav" in str(bad)
+    assert [answer.entry.qid for answer in good] == ["q1"]

@@ -111,18 +111,24 @@ def shipped():
     return MomentRetriever.from_pretrained()
 
 
-def test_one_siren_is_one_likely_moment(shipped):
-    result = shipped.retrieve(shipped.encode(ASSETS / "street.ogg"), "a siren wails")
+@pytest.fixture(scope="module")
+def examples(shipped):
+    """What the examples ask, and their recordings."""
+    listed = json.loads((ASSETS / "examples.json").read_text())
+    return [(example["queries"], shipped.encode(ASSETS / example["file"])) for example in listed]
+
+
+def test_one_siren_is_one_likely_moment(shipped, examples):
+    street = next(recording for _, recording in examples if recording.name == "street.ogg")
+    result = shipped.retrieve(street, "a siren wails")
     assert [(m.start_seconds, m.end_seconds) for m in result.moments if m.likely] == [pytest.approx((13.27, 17.64), abs=0.1)]
     assert len(result.moments) > 5
 
 
 @pytest.mark.parametrize("verifier", ["none", "pocket"])
-def test_the_examples_have_as_many_likely_moments_as_there_are(shipped, verifier):
+def test_the_examples_have_as_many_likely_moments_as_there_are(shipped, examples, verifier):
     right, queries = 0, 0
-    for example in json.loads((ASSETS / "examples.json").read_text()):
-        recording = shipped.encode(ASSETS / example["file"])
-        asked = example["queries"]
+    for asked, recording in examples:
         for truth, result in zip(asked, shipped.retrieve_many(recording, [one["query"] for one in asked], verifier=verifier), strict=True):
             likely = [moment.window for moment in result.moments if moment.likely]
             assert result.found or not likely

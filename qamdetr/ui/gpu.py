@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 from qamdetr.audio import stated_seconds
 from qamdetr.config import Config, VerifierConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.features.base import OnStage, get_combo
-from qamdetr.features.encoders import ComboEncoder
+from qamdetr.features.base import OnStage, Streams, get_combo
 from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
 from qamdetr.inference.retriever import MomentRetriever, open_encoder
 from qamdetr.types import Candidate, Recording, TextFeatures
@@ -166,7 +165,7 @@ class BorrowingVerifier(WrappedVerifier):
 
 
 @functools.cache
-def _gpu_encoder(checkpoint: str) -> ComboEncoder:
+def _gpu_encoder(checkpoint: str) -> Streams:
     from qamdetr.config import load_config
 
     config = load_config(Path(checkpoint) / CONFIG_FILE)

@@ -34,9 +34,7 @@ class SceneRecipe:
     max_occurrences: int = _option(8, "most occurrences of a sound in a recording (few are likelier than many)", 1)
     event_median_seconds: float = _option(5.0, "median length of an event that is looped or repeated, in seconds", 0.1, _DAY)
     event_spread: float = _option(1.0, "standard deviation of the logarithm of event lengths (log-normal)", 0, 5)
-    event_min_seconds: float = _option(
-        1.0, "shortest length aimed at for an event, in seconds; a clip used as it is may be shorter", 0.1, _DAY
-    )
+    event_min_seconds: float = _option(1.0, "shortest event aimed at, in seconds; a clip used as it is may be shorter", 0.1, _DAY)
     event_max_seconds: float = _option(30.0, "longest event, in seconds; longer clips are cut", 0.1, _DAY)
     min_gap_seconds: float = _option(1.0, "least pause between occurrences of one sound; windows closer than this are merged", 1)
     overlap_share: float = _option(0.25, "share of events that are placed over an event of another sound (0 = no overlaps)", 0, 1)
@@ -46,9 +44,7 @@ class SceneRecipe:
     max_peak_dbfs: float = _option(-1.0, "loudest peak of a recording, in dB below full scale", -60, 0)
     absent_share: float = _option(0.1, "share of queries whose sound is not in the recording", 0, 0.9)
     captions_per_target: int = _option(1, "differently worded queries per sound", 1)
-    ancestor_caption_share: float = _option(
-        0.2, "share of queries worded by a caption of a group above the sound's own, where there is one", 0, 1
-    )
+    ancestor_caption_share: float = _option(0.2, "share of queries worded by a caption of a group above the sound's own", 0, 1)
     fade_seconds: float = _option(0.02, "fade at both ends of each sound, outside its window where the clip allows, in seconds", 0, 1)
     num_workers: int = _option(1, "processes to use; does not change the result", 1)
 

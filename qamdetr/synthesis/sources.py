@@ -92,7 +92,9 @@ def read_library(clips_dir: Path, backgrounds_dir: Path | None, num_workers: int
         DataError: A malformed table (file, line, field), missing files (all at once), unreadable or silent clips, no captions.
     """
     table = clips_dir / "clips.csv"
-    rows = sorted(_rows_of_folder(clips_dir) if clips_dir.is_dir() and not table.exists() else _rows_of_table(table))
+    named = clips_by_name(clips_dir) if clips_dir.is_dir() and not table.exists() else {}
+    rows = sorted(_Row(path.relative_to(clips_dir).as_posix(), name, "no", (name,), {}) for path, name in named.items())
+    rows = rows or _rows_of_table(table)
     groups = {row.group for row in rows}
     captions: dict[str, set[str]] = {group: set() for group in groups}
     for group, caption in [(row.group, text) for row in rows for text in row.captions] + _read_groups(clips_dir / "groups.csv", groups):
@@ -207,13 +209,6 @@ def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[s
     return rows
 
 
-def _rows_of_folder(folder: Path) -> list[_Row]:
-    named = clips_by_name(folder)
-    if not named:
-        raise DataError(f"{folder} holds no clips.csv and 0 audio files", "give it one of them, or a subfolder of clips per sound")
-    return [_Row(path.relative_to(folder).as_posix(), name, "no", (name,), {}) for path, name in named.items()]
-
-
 def _rows_of_table(path: Path) -> list[_Row]:
     """Read `clips.csv`; checks fields and that every file is there."""
     lines: dict[str, int] = {}
@@ -232,7 +227,7 @@ def _rows_of_table(path: Path) -> list[_Row]:
     if not rows:
         raise DataError(f"{path} lists 0 clips; at least 1 is needed: add one line per clip.")
     _check_files(path, lines)
-    return rows
+    return sorted(rows)
 
 
 def _check_files(table: Path, lines: Mapping[str, int]) -> None:

@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -144,13 +144,10 @@ def _data_card(plans: Sequence[ScenePlan], library: Library, recipe: SceneRecipe
     licences = Counter((row["role"], row.get("license", "not stated")) for row in used)
     histogram = ", ".join(f"{number}: {100 * counts[number] / len(present):.1f} %" for number in sorted(counts)) or "none"
     background = "recordings" if library.backgrounds else "synthesised pink noise"
-    settings = "\n".join(
-        f"| {f.name} | {getattr(recipe, f.name)} | {f.metadata['help']} |" for f in fields(recipe) if f.name != "num_workers"
-    )
     sources = "\n".join(f"| {role} | {licence} | {number} |" for (role, licence), number in sorted(licences.items()))
     return f"""# Synthesised scenes `{recipe.name}`, seed {recipe.seed}
 
-Recordings for audio moment retrieval, made with `python -m qamdetr synthesize` after the Clotho-Moment recipe:
+Recordings for audio moment retrieval, made with `python -m qamdetr synthesize` after the Clotho-Moment recipe (settings: `recipe.json`):
 captioned clips laid over backgrounds at random times and levels. The sounds are those of the sources; that they meet, and when,
 is synthetic.
 
@@ -180,12 +177,6 @@ is synthetic.
 | role | licence | files |
 |---|---|---|
 {sources}
-
-## Recipe
-
-| setting | value | meaning |
-|---|---|---|
-{settings}
 """
 
 

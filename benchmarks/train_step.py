@@ -21,8 +21,7 @@ import torch
 
 from benchmarks._timing import Target, compile_kernels, median_seconds, print_targets, write_json
 from qamdetr.config import Config, load_config
-from qamdetr.data.collate import Collator, LabelledBatch
-from qamdetr.data.dataset import MomentItem
+from qamdetr.data.dataset import Collator, LabelledBatch, MomentItem
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.kernels import speed_up
 from qamdetr.model.losses import compute_losses

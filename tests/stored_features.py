@@ -63,11 +63,11 @@ class OwnFeatures:
 
     def audio(self, vid: str) -> dict[str, Tensor]:
         """Return every stream that has features of a recording."""
-        return {name: files.audio(vid) for name, files in self._all("audio").items() if files.has(vid)}
+        return {name: files.audio(vid) for name, files in self._all("audio").items() if not files.missing([vid])}
 
     def text(self, query: str) -> dict[str, TextFeatures]:
         """Return every stream that has features of a query."""
-        return {name: files.text(query) for name, files in self._all("text").items() if files.has(query)}
+        return {name: files.text(query) for name, files in self._all("text").items() if not files.missing([query])}
 
     def _all(self, kind: Kind) -> dict[str, StreamFiles]:
         versions = [StreamVersion(**json.loads(path.read_text())) for path in sorted(self.feature_dir.glob("*/encoder.json"))]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qamdetr.audio import Listener, Sound, num_clips
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.features.hub import Hub, MissingModelError, locate
+from qamdetr.features.hub import Hub, MissingModelError, locate, missing_model
 from qamdetr.types import Recording, TextFeatures
 
 PEAK_COLUMNS = 4000
@@ -62,82 +62,31 @@ class EncoderOptions:
     """Clips that run through the network at once; bounds memory for long recordings."""
 
 
-@dataclass(frozen=True)
-class StreamInfo:
-    """What is known of a stream before its encoder is opened.
-
-    Attributes:
-        name, label: In configurations, and on the page.
-        dim, text_dim: Width of its audio and of its text features; 0 where it has none. Other models than the default may differ.
-        rate_hz: Samples per second that the audio encoder wants; 0 for text alone.
-        hub: The default model; None where nothing has to be fetched.
-        make: The encoder's class.
-        raw_scale: The size of its vectors carries meaning (loudness); those of every other stream are scaled to unit length.
-    """
-
-    name: str
-    label: str
-    dim: int
-    text_dim: int
-    rate_hz: int
-    hub: Hub | None
-    make: type[Stream]
-    raw_scale: bool = False
-
-    @property
-    def has_audio(self) -> bool:
-        """Whether it encodes recordings."""
-        return issubclass(self.make, AudioStream)
-
-    @property
-    def has_text(self) -> bool:
-        """Whether it encodes queries."""
-        return issubclass(self.make, TextStream)
-
-
-STREAMS: dict[str, StreamInfo] = {}
-"""Every stream that has an encoder."""
-
-
-def stream(
-    name: str, *, dim: int, text_dim: int = 0, rate_hz: int = 0, hub: Hub | None = None, label: str = "", raw_scale: bool = False
-) -> Callable[[_Class], _Class]:
-    """Register an encoder class under a stream's name.
-
-    Args:
-        name: As configurations call the stream.
-        dim: Width of its features; of the audio's where it has both.
-        text_dim: Width of its text features where it differs.
-        rate_hz: Sample rate that the audio encoder wants.
-        hub: The model that it reads by default.
-        label: As the page calls it.
-        raw_scale: Whether its vectors keep their size; see `StreamInfo`.
-    """
-
-    def register(make: _Class) -> _Class:
-        make.name, make.dim = name, dim
-        is_audio, is_text = issubclass(make, AudioStream), issubclass(make, TextStream)
-        if issubclass(make, AudioStream):
-            make.rate_hz = rate_hz
-        STREAMS[name] = StreamInfo(name, label or name, dim * is_audio, (text_dim or dim) * is_text, rate_hz, hub, make, raw_scale)
-        return make
-
-    return register
-
-
 class Stream:
     """An encoder, opened from the folder of its model and read-only from then on: threads share it.
 
     Attributes:
+        name, label: In configurations, and on the page.
+        dim, text_dim: Width of its audio and of its text features; 0 where it has none. Other models than the default may differ.
+        rate_hz: Samples per second that the audio encoder wants.
+        hub: The default model; None where nothing has to be fetched.
+        raw_scale: The size of its vectors carries meaning (loudness); those of other streams are scaled to unit length.
         fingerprint: Changes with its weights, its code, and whatever else decides the features; see `weights_fingerprint`.
         source, dtype: What it was opened with: hub id or folder (empty = the default), and type; both empty where there is no choice.
     """
 
     name: str
+    label: str
     dim: int
+    text_dim: int = 0
+    rate_hz: int = 0
+    hub: Hub | None = None
+    raw_scale = False
+    has_audio = False
+    has_text = False
     fingerprint: str
-    source: str = ""
-    dtype: str = ""
+    source = ""
+    dtype = ""
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         """Open the encoder; `folder` holds the stream's model in the hub's layout, and is empty for a stream without one."""
@@ -148,10 +97,10 @@ class AudioStream(Stream):
     """Turns a recording into one vector per clip.
 
     Most need `encode_windows` alone, which hears each second by itself. Those that see more of the recording have their own `listener`,
-    and make of what it kept their rows in `features`.
+    and make their rows of what it kept in `features`.
     """
 
-    rate_hz: int
+    has_audio = True
 
     def encode_windows(self, windows: Tensor) -> Tensor:
         """Encode `(batch, rate_hz)` mono samples on the encoder's device to `(batch, dim)`; a shorter last second comes alone."""
@@ -166,24 +115,33 @@ class AudioStream(Stream):
         yield Step(self.name, 1.0)
         return kept
 
-    def encode_samples(self, samples: np.ndarray) -> Tensor:
-        """Encode mono float32 `(n,)` at `rate_hz` to `(ceil(n / rate_hz), dim)`."""
-        listener = self.listener()
-        listener.begin()
-        listener.feed(samples)
-        return finish(self.features(listener.finish()))
-
 
 class TextStream(Stream):
     """Turns a query into one vector per token."""
 
-    def encode_text(self, query: str) -> TextFeatures:
-        """Encode one query.
+    has_text = True
 
-        Raises:
-            QamDetrError: It is longer than the encoder can read; nothing is cut silently.
-        """
+    def encode_text(self, query: str) -> TextFeatures:
+        """Encode one query; raises `QamDetrError` where it is longer than the encoder can read: nothing is cut silently."""
         raise NotImplementedError
+
+
+STREAMS: dict[str, type[Stream]] = {}
+"""Every stream that has an encoder."""
+
+
+def stream(
+    name: str, *, dim: int, text_dim: int = 0, rate_hz: int = 0, hub: Hub | None = None, label: str = "", raw_scale: bool = False
+) -> Callable[[_Class], _Class]:
+    """Register an encoder class under a stream's name; the rest as in `Stream`, with `text_dim` = `dim` unless said otherwise."""
+
+    def register(encoder: _Class) -> _Class:
+        encoder.name, encoder.label, encoder.hub, encoder.raw_scale = name, label or name, hub, raw_scale
+        encoder.dim, encoder.text_dim, encoder.rate_hz = dim * encoder.has_audio, (text_dim or dim) * encoder.has_text, rate_hz
+        STREAMS[name] = encoder
+        return encoder
+
+    return register
 
 
 class WindowListener:
@@ -242,15 +200,7 @@ class Streams:
         self.fingerprint = join_fingerprints({key: encoder.fingerprint for key, encoder in [*audio.items(), *text.items()]})
 
     def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
-        """Read a recording once, feeding every audio stream; yields how far that is, and stops where the generator is closed.
-
-        Args:
-            sound: The recording.
-            only: Streams to run; empty = all.
-
-        Raises:
-            AudioError: It cannot be used.
-        """
+        """Read a recording once, feeding every audio stream (or `only` some); yields how far that is, and stops when it is closed."""
         encoders = {name: self.audio[name] for name in only or self.audio}
         listeners: dict[object, FeatureListener] = {}
         for encoder in encoders.values():
@@ -296,11 +246,7 @@ class Streams:
             return finish(told())
 
     def encode_query(self, query: str) -> dict[str, TextFeatures]:
-        """Encode a query with every text stream, main stream first.
-
-        Raises:
-            QamDetrError: It is longer than an encoder can read.
-        """
+        """Encode a query with every text stream, main stream first."""
         return {name: encoder.encode_text(query) for name, encoder in self.text.items()}
 
     @property
@@ -353,19 +299,18 @@ def open_streams(
     unknown = [each for each in wanted if each not in STREAMS]
     if unknown:
         raise ConfigError(f"Unknown stream {unknown[0]!r}", f"there are encoders for {', '.join(STREAMS)}")
-    for kind, names, found in (("audio", audio, AudioStream), ("text", text, TextStream)):
-        for each in names:
-            if not issubclass(STREAMS[each].make, found):
-                raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
+    for kind, names in (("audio", audio), ("text", text)):
+        lacking = [each for each in names if not getattr(STREAMS[each], f"has_{kind}")]
+        if lacking:
+            raise ConfigError(f"Stream {lacking[0]!r} has no {kind} encoder", f"take it out of the {kind} streams")
     device = _check(models, dtype, device)
     _locate_all(wanted, models, download=download)
     with _opening:  # two threads that ask at once must not hold the weights twice
-        opened = {each: _open(each, models.get(each, ""), dtype, device) if STREAMS[each].hub else _open(each) for each in wanted}
-    return Streams(
-        name or "+".join(dict.fromkeys([*audio, *text])),
-        {each: encoder for each in audio if isinstance(encoder := opened[each], AudioStream)},
-        {each: encoder for each in text if isinstance(encoder := opened[each], TextStream)},
-    )
+        opened: dict[str, Any] = {
+            each: _open(each, models.get(each, ""), dtype, device) if STREAMS[each].hub else _open(each) for each in wanted
+        }
+    name = name or "+".join(dict.fromkeys([*audio, *text]))
+    return Streams(name, {each: opened[each] for each in audio}, {each: opened[each] for each in text})
 
 
 def forget_streams() -> None:
@@ -378,33 +323,44 @@ _opening = threading.RLock()
 
 @functools.cache
 def _open(name: str, model: str = "", dtype: str = "", device: str = "cpu") -> Stream:
-    info = STREAMS[name]
-    if info.hub is None:
-        return info.make(Path(), EncoderOptions())
+    hub = STREAMS[name].hub
+    if hub is None:
+        return STREAMS[name](Path(), EncoderOptions())
     batch_clips = _CUDA_BATCH_CLIPS if device.startswith("cuda") else EncoderOptions.batch_clips
-    encoder = info.make(locate(name, info.hub, model), EncoderOptions(device, DTYPES[dtype], batch_clips))
+    encoder = STREAMS[name](locate(name, hub, model), EncoderOptions(device, DTYPES[dtype], batch_clips))
     encoder.source, encoder.dtype = model, dtype
     return encoder
+
+
+def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
+    """Check what is asked of the big encoders; returns the device."""
+    known = [name for name, encoder in STREAMS.items() if encoder.hub]
+    unknown = sorted(set(models) - set(known))
+    if unknown:
+        raise ConfigError(f"There is no pretrained encoder {unknown[0]!r} to choose a model for", f"known are {', '.join(known)}")
+    if dtype not in DTYPES:
+        raise ConfigError(f"Encoders cannot run in {dtype!r}", f"choose one of {', '.join(DTYPES)}")
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
+        reason = str(error).split("\n", maxsplit=1)[0]
+        remedy = "choose cpu, or a device that PyTorch finds here"
+        raise ConfigError(f"Encoders cannot run on device {device!r} ({reason})", remedy) from error
+    return device
 
 
 def _locate_all(names: Sequence[str], models: Mapping[str, str], *, download: bool) -> None:
     """Find the models of all streams before the first is read, so that all that are missing are told at once."""
     missing: list[MissingModelError] = []
     for name in names:
-        model = models.get(name, "")
-        for wanted in hub_models(name, model):
+        for wanted in hub_models(name, models.get(name, "")):
             # Where one cannot be reached, nobody should wait for the others' time-outs.
-            missing += _missing(name, wanted, model, download=download and not missing)
+            error = missing_model(name, wanted, models.get(name, ""), download=download and not missing)
+            missing += [error] if error else []
     if missing:
-        raise MissingModelError.together(missing)
-
-
-def _missing(name: str, wanted: Hub, model: str, *, download: bool) -> list[MissingModelError]:
-    try:
-        locate(name, wanted, model, download=download)
-    except MissingModelError as error:
-        return [error]
-    return []
+        raise MissingModelError([each for error in missing for each in error.missing], missing[0].reason)
 
 
 def hub_models(name: str, model: str = "") -> list[Hub]:
@@ -422,26 +378,6 @@ def is_here(name: str, model: str = "") -> bool:
     return True
 
 
-def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
-    """Check what is asked of the big encoders; returns the device."""
-    known = [name for name, info in STREAMS.items() if info.hub]
-    unknown = sorted(set(models) - set(known))
-    if unknown:
-        raise ConfigError(f"There is no pretrained encoder {unknown[0]!r} to choose a model for", f"known are {', '.join(known)}")
-    if dtype not in DTYPES:
-        raise ConfigError(f"Encoders cannot run in {dtype!r}", f"choose one of {', '.join(DTYPES)}")
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise ConfigError(
-            f"Encoders cannot run on device {device!r} ({reason})", "choose cpu, or a device that PyTorch finds here"
-        ) from error
-    return device
-
-
 def join_fingerprints(versions: Mapping[str, str]) -> str:
     """Return 16 hex digits of the versions of a set of streams (stream -> fingerprint), in whatever order; checkpoints name them."""
     return hashlib.sha256("".join(versions[name] for name in sorted(versions)).encode()).hexdigest()[:16]
@@ -451,12 +387,8 @@ def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: objec
     """Return 16 hex digits that change with the weights of an encoder, the code that uses them, or its settings.
 
     Hashes names, shapes, 16 values spread over each tensor and the sum of the bit patterns of all its values, so that the same weights
-    give the same digits whatever file they came from, on whatever device, and a changed value shows wherever it is.
-
-    Args:
-        code: Name and version of the code, such as `wavlm-1`; raise the number when features change.
-        state: The weights, before they are cast to another type.
-        settings: Whatever else decides the features, such as sample rate and type.
+    give the same digits whatever file they came from, on whatever device, and a changed value shows wherever it is. `code` is the name and
+    version of the code, such as `wavlm-1`; raise the number when features change.
     """
     digest = hashlib.blake2b(repr((code, *settings)).encode(), digest_size=8)
     for name in sorted(state):
@@ -492,10 +424,8 @@ def get_combo(name: str) -> Combo:
     Raises:
         ConfigError: Unknown name.
     """
-    info = STREAMS.get(name)
-    if name not in COMBOS and info and info.has_audio and info.has_text:
-        return Combo((name,), (name,))
-    try:
+    if name in COMBOS:
         return COMBOS[name]
-    except KeyError:
-        raise ConfigError(f"Unknown combo {name!r}", f"choose one of {', '.join(COMBOS)}") from None
+    if name in STREAMS and STREAMS[name].has_audio and STREAMS[name].has_text:
+        return Combo((name,), (name,))
+    raise ConfigError(f"Unknown combo {name!r}", f"choose one of {', '.join(COMBOS)}")

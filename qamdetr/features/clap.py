@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ def mel_filters(*, sample_rate_hz: int, mels: int, htk: bool = False) -> Tensor:
     """Return `(513, mels)` filters from 50 Hz to 14 kHz: Slaney's of unit area (`torchlibrosa`), or HTK's of unit height (`torchaudio`)."""
     import librosa
 
-    norm = None if htk else "slaney"
+    norm: Literal["slaney"] | None = None if htk else "slaney"
     filters = librosa.filters.mel(sr=sample_rate_hz, n_fft=1024, n_mels=mels, fmin=50, fmax=14_000, htk=htk, norm=norm)
     return torch.from_numpy(filters).T.float()
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -69,7 +69,7 @@ def extract(
 
     Args:
         recordings: `(vid, audio file)`; repeated ones are encoded once.
-        queries: Query texts; repeated ones are encoded once.
+        queries: Query texts; likewise.
         feature_dir: Folder of the features.
         streams: The encoders.
         share: Which part is this process's; None for all. It is cut from the whole lists, so processes cannot meet in an item.
@@ -87,55 +87,60 @@ def extract(
     text = {name: StreamFiles.claimed(feature_dir, _version(encoder), "text", keys) for name, encoder in streams.text.items()}
     of = f" (process 1 of {share.count})" if share.count > 1 else ""
     # Of several processes the first draws for all; a log file gets a line now and then, not ten a second.
-    bars = {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else _LOG_SECONDS}
+    bars: dict[str, Any] = {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else _LOG_SECONDS}
     hidden = not show_progress or share.index > 0
 
-    wanted = share.of(sorted(set(queries)))
-    lacking_text = {query: lacking for query in wanted if (lacking := [name for name, files in text.items() if not files.has(query)])}
     skipped: list[tuple[str, str]] = []
 
     def skip(name: str, reason: str) -> None:
         skipped.append((name, reason))
         on_skip(reason)
 
-    for query in tqdm(lacking_text, desc=f"queries{of}", unit="query", disable=hidden or not lacking_text, **bars):
-        try:
-            features = {name: streams.text[name].encode_text(query) for name in lacking_text[query]}
-        except QamDetrError as error:
-            skip(query, f"query {query!r}: {error}")
-            continue
-        for name, value in features.items():
-            text[name].write_text(query, value)
-    done_queries = len(lacking_text) - len(skipped)
+    wanted = share.of(sorted(set(queries)))
+    lacking = _lacking(text, wanted)
+    for query in tqdm(lacking, desc=f"queries{of}", unit="query", disable=hidden or not lacking, **bars):
+        reason = _encode_query(query, {name: text[name] for name in lacking[query]}, streams)
+        if reason:
+            skip(query, f"query {query!r}: {reason}")
+    report = ExtractionReport(queries=len(lacking) - len(skipped), cached_queries=len(wanted) - len(lacking), skipped=tuple(skipped))
 
-    lacking = {vid: names for vid in paths if (names := _lacking(vid, audio))}
+    skipped.clear()
+    lacking = _lacking(audio, paths)
     lengths = {} if hidden else _lengths({vid: paths[vid] for vid in lacking}, seconds or {})
-    total = sum(lengths.values())
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
-    with tqdm(total=total, bar_format=bar_format, smoothing=0.1, disable=hidden or not lacking, **bars) as bar:
+    with tqdm(total=sum(lengths.values()), bar_format=bar_format, smoothing=0.1, disable=hidden or not lacking, **bars) as bar:
         for number, (vid, names) in enumerate(lacking.items()):
             bar.set_description_str(f"recordings{of} {number}/{len(lacking)}", refresh=number == 0)
             reason = _encode(vid, names, keys, audio, streams)
-            length = lengths.get(vid, 0.0)
+            bar.set_description_str(f"recordings{of} {number + 1}/{len(lacking)}", refresh=False)
             if reason:
                 skip(vid, reason)
-                bar.total = bar.total and bar.total - length  # it cost no time: counting it would tell too short a time left
-            bar.set_description_str(f"recordings{of} {number + 1}/{len(lacking)}", refresh=False)
-            bar.update(0.0 if reason else length)
-    num_skipped = len(lacking) - (len(skipped) - (len(lacking_text) - done_queries))
-    return ExtractionReport(num_skipped, done_queries, len(paths) - len(lacking), len(wanted) - len(lacking_text), tuple(skipped))
+                bar.total = (bar.total or 0.0) - lengths.get(vid, 0.0)  # it cost no time: counting it would tell too short a time left
+            else:
+                bar.update(lengths.get(vid, 0.0))
+    return report + ExtractionReport(len(lacking) - len(skipped), 0, len(paths) - len(lacking), 0, tuple(skipped))
+
+
+def _lacking(files: Mapping[str, StreamFiles], names: Iterable[str]) -> dict[str, list[str]]:
+    """Return recording or query -> the streams that are not there; audio that cannot be read is told when its turn comes."""
+    missing = {stream: set(each.missing(names)) for stream, each in files.items()}
+    lacking = {name: [stream for stream in files if name in missing[stream]] for name in names}
+    return {name: streams for name, streams in lacking.items() if streams}
 
 
 def _version(encoder: Stream) -> StreamVersion:
     return StreamVersion(encoder.name, encoder.fingerprint, encoder.source, encoder.dtype)
 
 
-def _lacking(vid: str, audio: Mapping[str, StreamFiles]) -> list[str]:
-    """Streams of a recording that are not there; one that cannot be read is told when its turn comes."""
+def _encode_query(query: str, text: Mapping[str, StreamFiles], streams: Streams) -> str:
+    """Encode and store a query; returns why that was not possible, or nothing."""
     try:
-        return [name for name, files in audio.items() if not files.has(vid)]
-    except AudioError:
-        return [*audio]
+        encoded = {name: streams.text[name].encode_text(query) for name in text}
+    except QamDetrError as error:
+        return str(error)
+    for name, features in encoded.items():
+        text[name].write_text(query, features)
+    return ""
 
 
 def _encode(vid: str, names: Sequence[str], keys: AudioKeys, audio: Mapping[str, StreamFiles], streams: Streams) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shlex
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
@@ -70,28 +71,18 @@ class Hub:
 
 
 class MissingModelError(CheckpointError):
-    """A model that is not on this machine and could not be downloaded; several can be told as one, see `together`."""
+    """Models that are not on this machine and could not be downloaded."""
 
-    def __init__(self, stream: str, wanted: Hub, reason: str) -> None:
-        self.stream, self.wanted, self.reason = stream, wanted, reason
-        super().__init__(*_how_to_get([self]))
-
-    @staticmethod
-    def together(missing: Sequence[MissingModelError]) -> CheckpointError:
-        """Return one error that names all of them, with the commands that get them."""
-        return missing[0] if len(missing) == 1 else CheckpointError(*_how_to_get(missing))
-
-
-def _how_to_get(missing: Sequence[MissingModelError]) -> tuple[str, str]:
-    names = " and ".join(f"{item.wanted.called or f'the encoder {item.stream}'} ({item.wanted})" for item in missing)
-    commands = " && ".join(item.wanted.command for item in missing)
-    verb = "is" if len(missing) == 1 else "are"
-    return (
-        f"{names[0].upper()}{names[1:]} {verb} not on this machine and cannot be downloaded ({missing[0].reason}): run `{commands}` where "
-        f"there is a network, {missing[0].wanted.otherwise.format(stream=missing[0].stream)}, or use the pocket encoders (combo 'pocket', "
-        "checkpoint qam-detr-pocket), which need no download.",
-        "",
-    )
+    def __init__(self, missing: Sequence[tuple[str, Hub]], reason: str) -> None:
+        self.missing, self.reason = missing, reason
+        names = " and ".join(f"{wanted.called or f'the encoder {stream}'} ({wanted})" for stream, wanted in missing)
+        commands = " && ".join(wanted.command for _, wanted in missing)
+        (stream, first), verb = missing[0], "is" if len(missing) == 1 else "are"
+        super().__init__(
+            f"{names[0].upper()}{names[1:]} {verb} not on this machine and cannot be downloaded ({reason}): "
+            f"run `{commands}` where there is a network, {first.otherwise.format(stream=stream)}, or use the pocket encoders (combo "
+            "'pocket', checkpoint qam-detr-pocket), which need no download."
+        )
 
 
 def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = True) -> Path:
@@ -102,12 +93,8 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
     Args:
         stream: Whose encoder it is, for messages.
         wanted: The default model.
-        override: What to use in its place: a folder or file on this machine, taken as it is, or another hub id, with `@revision` or
-            without.
+        override: What to use in its place: a folder or file here, taken as it is, or another hub id, with `@revision` or without.
         download: Whether a missing model may be fetched from the hub.
-
-    Returns:
-        A folder in the hub's layout (or the file that `override` names).
 
     Raises:
         CheckpointError: The model is not here and cannot be downloaded; one line says how to get it.
@@ -118,24 +105,23 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
         if local.exists():
             return local
         repo, _, revision = override.partition("@")
-        if not _is_hub_id(repo):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
             raise CheckpointError(f"The encoder {stream} is to come from {override}, which does not exist.")
         otherwise = f"name a local folder that exists (there is none called {override}) with `--encoder {{stream}}=FOLDER`"
         wanted = Hub(repo, revision or "main", 0, (), wanted.groups, otherwise=otherwise)
     folder = _cached(wanted)
     if folder is None and not download:
-        raise MissingModelError(stream, wanted, "no download was asked for")
+        raise MissingModelError([(stream, wanted)], "no download was asked for")
     return folder or _download(stream, wanted, default)
 
 
-def _is_hub_id(text: str) -> bool:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
-
+def missing_model(stream: str, wanted: Hub, override: str = "", *, download: bool = True) -> MissingModelError | None:
+    """Find a model as `locate` does, but return the error where it is not here."""
     try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return "/" in text
+        locate(stream, wanted, override, download=download)
+    except MissingModelError as error:
+        return error
+    return None
 
 
 def _cached(wanted: Hub) -> Path | None:
@@ -156,7 +142,7 @@ def _download(stream: str, wanted: Hub, default: Hub) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        raise MissingModelError(stream, wanted, "HF_HUB_OFFLINE is set")
+        raise MissingModelError([(stream, wanted)], "HF_HUB_OFFLINE is set")
     try:
         # Asked first because snapshot_download itself knows no limit of time.
         info = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=REACH_SECONDS)
@@ -166,19 +152,15 @@ def _download(stream: str, wanted: Hub, default: Hub) -> Path:
     except QamDetrError:
         raise
     except Exception as error:  # the hub's client and the HTTP library beneath it raise classes of their own
-        raise MissingModelError(stream, wanted, one_line(error)) from error
+        raise MissingModelError([(stream, wanted)], one_line(error)) from error
     folder = _cached(wanted)
     if folder is None:
-        raise MissingModelError(stream, wanted, "the download is not complete")
+        raise MissingModelError([(stream, wanted)], "the download is not complete")
     return folder
 
 
 def _choose_files(stream: str, wanted: Hub, default: Hub, there: Collection[str]) -> tuple[str, ...]:
-    """Pick, of the files of another hub id, the first of each needed group and the small ones beside them.
-
-    Raises:
-        CheckpointError: It lacks a group.
-    """
+    """Pick, of the files of another hub id, the first of each needed group and the small ones beside them."""
     chosen = [next((name for name in group if name in there), "") for group in wanted.groups]
     if not all(chosen):
         lacking = wanted.groups[chosen.index("")]
@@ -191,11 +173,7 @@ def _choose_files(stream: str, wanted: Hub, default: Hub, there: Collection[str]
 
 @contextlib.contextmanager
 def reading(stream: str, source: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a model is read from `source` into one line.
-
-    Raises:
-        CheckpointError: Files missing or damaged, or weights that do not fit the configuration.
-    """
+    """Turn whatever goes wrong while a model is read from `source` into one line, a `CheckpointError`."""
     try:
         yield
     except QamDetrError:
@@ -215,15 +193,7 @@ def one_line(error: Exception) -> str:
 def load_network(stream: str, network_class: Any, source: Path, *, unused: Collection[str] = (), **arguments: object) -> Any:  # noqa: ANN401
     """Load a Transformers network from a folder, in float32 and `eval()`; weights that the folder lacks are never made up.
 
-    Args:
-        stream: For messages.
-        network_class: A class of Transformers.
-        source: Folder in the hub's layout.
-        unused: Weights that may be missing because inference does not use them.
-        arguments: More arguments of the class.
-
-    Raises:
-        CheckpointError: Files missing or damaged, or weights missing.
+    `unused` are weights that may be missing because inference does not use them; `arguments` go to the class.
     """
     import torch
 
@@ -252,7 +222,7 @@ def _silent_transformers() -> Iterator[None]:
     """Hold back Transformers' bar and its table of weights that only training needs."""
     from transformers.utils import logging as messages
 
-    level, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    level, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity_error()  # type: ignore[no-untyped-call]
     messages.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -293,9 +263,6 @@ class HubTokenizer:
             suffix: Text that the encoder expects behind every query.
             apart: Tokens of the vocabulary that are never joined to their neighbours.
             vocab_size: Rows of the encoder's word table, where it is known.
-
-        Raises:
-            CheckpointError: Files missing or damaged, or a vocabulary that is larger than the encoder's.
         """
         self._stream, self._suffix, self._max_tokens = stream, suffix, max_tokens
         with reading(stream, folder):
@@ -314,9 +281,6 @@ class HubTokenizer:
         """Return token ids and offsets. A token's range covers its letters alone, not the blank that byte-level vocabularies put before.
 
         Where a letter is cut into several tokens (emoji), each of them has the range of the whole letter.
-
-        Raises:
-            QamDetrError: More tokens than the encoder reads; nothing is cut silently.
         """
         encoding = self._tokenizer.encode(query + self._suffix)
         if len(encoding.ids) > self._max_tokens:

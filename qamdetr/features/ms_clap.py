@@ -63,10 +63,10 @@ class MsClap(AudioStream, TextStream):
 
             state = read_checkpoint(path, "model")
             htsat = part(state, "audio_encoder.base.htsat.")
-            audio = ClapAudioModel(htsat_config(htsat))
+            audio: Any = ClapAudioModel(htsat_config(htsat))
             fill(audio.audio_encoder, convert_htsat(htsat))
             config, weights = convert_gpt2(part(state, "caption_encoder.base."))
-            text = GPT2Model(config)
+            text: Any = GPT2Model(config)
             fill(text, weights)
             stored = htsat.get("logmel_extractor.melW")
             mels = len(htsat["bn0.weight"])

@@ -312,7 +312,7 @@ def encode_batch(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[Tensor
 class Pocket(AudioStream, TextStream):
     """`(clips, 256)` unit vectors in the joint space, zero for silent seconds; `(tokens, 256)` states and the pooled joint vector."""
 
-    listener = MelFrontEnd  # type: ignore[assignment]
+    listener = MelFrontEnd
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         """Open the shipped weights; neither argument matters.
@@ -341,7 +341,7 @@ class Pocket(AudioStream, TextStream):
             raise CheckpointError(
                 f"{folder} cannot be read ({reason}); restore it from the repository (with Git LFS: `git lfs pull`)."
             ) from error
-        self.audio_model = audio.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.audio_model = audio.eval().to(memory_format=torch.channels_last)
         self.text_model = text.eval()
         # Of the files, not of the weights: the shipped checkpoints name this version.
         self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -384,7 +384,7 @@ class MelStats(AudioStream):
     """The handcrafted stream; see `mel_stats`."""
 
     fingerprint = "mel_stats-1"
-    listener = MelFrontEnd  # type: ignore[assignment]
+    listener = MelFrontEnd
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Describe mel power `(mels, 64 * clips)`."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -34,12 +34,11 @@ from qamdetr.features.base import COMBOS, join_fingerprints
 from qamdetr.files import write_whole
 from qamdetr.types import TextFeatures
 
+Kind = Literal["audio", "text"]
+
 MAX_DIFFERENCE_CLIPS = 2
 """Sources round the end of a recording differently; streams that differ by more belong to different audio."""
 
-Kind = Literal["audio", "text"]
-
-_ARRAYS: dict[Kind, str] = {"audio": "features", "text": "last_hidden_state"}
 _RECORD_FILE = "encoder.json"
 _NO_AUDIO = "0" * 16
 _NAMES_SHOWN = 10
@@ -58,7 +57,7 @@ def content_key(path: Path) -> str:
 
 
 def quick_key(path: Path) -> str:
-    """Return 16 hex digits of a file's size and of 64 KiB at its beginning, middle and end: as fast for a long file, but not every edit."""
+    """Return 16 hex digits of a file's size and of 64 KiB at its begin, middle and end: as fast for a long file, but not every edit."""
     size = path.stat().st_size
     digest = blake2b(str(size).encode(), digest_size=8)
     with path.open("rb") as file:
@@ -85,11 +84,7 @@ class AudioKeys:
             self._known = dict(re.findall(r"^(\d+ \d+ \d+ \w{16}) (\w{16})$", self._path.read_text(encoding="ascii"), re.MULTILINE))
 
     def stamp(self, vid: str) -> str:
-        """Return what the file of a recording shows at a glance.
-
-        Raises:
-            AudioError: It cannot be read.
-        """
+        """Return what the file of a recording shows at a glance; raises `AudioError` where it cannot be read."""
         path = self.recordings[vid]
         try:
             status = path.stat()
@@ -99,11 +94,7 @@ class AudioKeys:
             raise AudioError(f"Cannot read {path}: {error.strerror or error}", "check the path") from error
 
     def key(self, vid: str) -> str:
-        """Return the content key of a recording.
-
-        Raises:
-            AudioError: It cannot be read.
-        """
+        """Return the content key of a recording; raises as `stamp`."""
         if vid not in self._found:
             stamp = self.stamp(vid)
             if stamp not in self._known:
@@ -117,7 +108,7 @@ class AudioKeys:
 
 @dataclass(frozen=True)
 class StreamVersion:
-    """The encoder that made a stream's features, as `encoder.json` beside them names it; see `Stream`."""
+    """The encoder that made a stream's features, as `encoder.json` beside them names it; see `base.Stream`."""
 
     stream: str
     fingerprint: str
@@ -130,83 +121,77 @@ class StreamVersion:
         return f"{self.stream}-{quote(self.fingerprint[:16], safe='')}"
 
 
+def versions_of(feature_dir: Path, stream: str) -> list[StreamVersion]:
+    """List the versions of a stream whose features lie in a folder."""
+    found = (_read_version(path) for path in sorted(feature_dir.glob(f"{stream}-*/{_RECORD_FILE}")))
+    return [version for version in found if version.stream == stream]
+
+
+def _read_version(path: Path) -> StreamVersion:
+    try:
+        return StreamVersion(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error})", f"delete the folder {path.parent} and extract again") from error
+
+
 class StreamFiles:
-    """The files of one stream and modality in one folder."""
+    """The files of one stream and modality in one folder.
 
-    def __init__(self, folder: Path, kind: Kind, path_of: Callable[[str], Path | None], *, dim: int = 0, remedy: str = "") -> None:
-        """Name a folder; nothing is read yet.
+    Attributes:
+        folder, kind: Where, and of what.
+        path_of: Name of a recording or query -> its file; None where there is none.
+        dim: Columns that the arrays must have; 0 = any.
+        remedy: What mends a file that is not there or damaged.
+    """
 
-        Args:
-            folder: Where the files lie.
-            kind: Of what.
-            path_of: Name of a recording or query -> its file; None where there is none.
-            dim: Columns that the arrays must have; 0 = any.
-            remedy: What mends a file that is not there or damaged.
-        """
-        self.folder, self.kind, self._path_of, self._dim = folder, kind, path_of, dim
-        self._remedy = remedy
-        self._key = _ARRAYS[kind]
+    def __init__(self, folder: Path, kind: Kind, path_of: Callable[[str], Path | None], dim: int, remedy: str) -> None:
+        self.folder, self.kind, self.path_of, self.dim, self.remedy = folder, kind, path_of, dim, remedy
+        self._key = "features" if kind == "audio" else "last_hidden_state"
 
     @classmethod
-    def public(cls, folder: Path, kind: Kind, dim: int) -> StreamFiles:
+    def public(cls, folder: Path, kind: Kind, dim: int = 0) -> StreamFiles:
         """Name a folder of the field's files; recordings go by `vid`, queries by `qid`."""
         prefix = "qid" if kind == "text" else ""
-        return cls(folder, kind, lambda name: folder / f"{prefix}{name}.npz", dim=dim, remedy="download the file again")
+        return cls(
+            folder, kind, lambda name: folder / f"{prefix}{name}.npz", dim, "download it, or correct the folder in the configuration"
+        )
 
     @classmethod
-    def own(cls, folder: Path, kind: Kind, keys: AudioKeys, *, dim: int = 0, remedy: str = "") -> StreamFiles:
-        """Name a folder of own files; recordings go by `vid`, queries by their wording.
-
-        Without audio at hand, the only features of a recording's name are taken.
-        """
-        if kind == "text":
-            return cls(folder, kind, lambda query: folder / "text" / f"{_text_key(query)}.npz", dim=dim, remedy=remedy)
+    def own(cls, folder: Path, kind: Kind, keys: AudioKeys, dim: int = 0, remedy: str = "extract again") -> StreamFiles:
+        """Name a folder of own files; queries go by their wording, recordings by `vid` and audio (where it is not at hand: by `vid`)."""
         listed: dict[str, list[Path]] = {}
 
-        def path_of(vid: str) -> Path | None:
-            if vid in keys.recordings:
-                return folder / f"{_spell(vid)}.{keys.key(vid)}.npz"
-            if not listed:
-                for path in folder.glob("*.npz"):
-                    listed.setdefault(path.name[: -len(f".{_NO_AUDIO}.npz")], []).append(path)
-            versions = listed.get(_spell(vid), [])
+        def path_of(name: str) -> Path | None:
+            if kind == "text":
+                return folder / "text" / f"{blake2b(name.encode(), digest_size=16).hexdigest()}.npz"
+            if name in keys.recordings:
+                with contextlib.suppress(AudioError):
+                    return folder / f"{_spell(name)}.{keys.key(name)}.npz"
+                return None
+            for path in () if listed else folder.glob("*.npz"):
+                listed.setdefault(path.name[: -len(f".{_NO_AUDIO}.npz")], []).append(path)
+            versions = listed.get(_spell(name), [])
             if len(versions) > 1:
-                raise DataError(
-                    f"{folder} holds {len(versions)} versions of {vid!r}", "name the audio folder so that the right one is known"
-                )
+                raise DataError(f"{folder} holds {len(versions)} versions of {name!r}", "name the audio folder to tell which is meant")
             return versions[0] if versions else None
 
-        return cls(folder, kind, path_of, dim=dim, remedy=remedy)
+        return cls(folder, kind, path_of, dim, remedy)
 
     @classmethod
     def claimed(cls, feature_dir: Path, version: StreamVersion, kind: Kind, keys: AudioKeys) -> StreamFiles:
-        """Make the own folder of an encoder's features and note there what it is.
-
-        Raises:
-            DataError: The disk refuses.
-        """
+        """Make the own folder of an encoder's features, and note there what it is."""
         folder = feature_dir / version.folder
         if version not in versions_of(feature_dir, version.stream):  # the same version from another place is noted anew
             _write(folder / _RECORD_FILE, json.dumps(asdict(version)).encode())
         return cls.own(folder, kind, keys)
 
-    def has(self, name: str) -> bool:
-        """Whether a whole file is there (its content is not read)."""
-        path = self._path_of(name)
-        return path is not None and zipfile.is_zipfile(path)
-
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that have no file, each once; the folder is listed once, which is fast for many names."""
-        present = set(self.folder.rglob("*.npz")) if self.folder.is_dir() else set()
-        paths = {name: self._path_of(name) for name in names}
-        return [name for name, path in paths.items() if path is None or (path not in present and not path.is_file())]
+        """Those of `names` that have no whole file, each once; contents are not read."""
+        paths = {name: self.path_of(name) for name in names}
+        return [name for name, path in paths.items() if path is None or not zipfile.is_zipfile(path)]
 
     def num_rows(self, name: str) -> int:
-        """Clips or tokens of a file, read from the array's header alone.
-
-        Raises:
-            DataError: As `audio`, as far as the header shows it.
-        """
+        """Clips or tokens of a file, read from the array's header alone."""
         with self._archive(name) as (path, archive), archive.open(f"{self._key}.npy") as member:
             version = npy.read_magic(member)
             shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(member)
@@ -219,22 +204,14 @@ class StreamFiles:
             return " ".join(f"{member.filename} {member.CRC:08x}" for member in archive.infolist())
 
     def audio(self, vid: str) -> Tensor:
-        """Return the features of a recording, `(clips, dim)` float32.
-
-        Raises:
-            DataError: A missing or damaged file, one without the array, another shape or type, NaN or infinite values.
-        """
+        """Return the features of a recording, `(clips, dim)` float32."""
         return self._read(vid)[self._key]
 
     def text(self, name: str) -> TextFeatures:
-        """Return the features of a query; public files have neither offsets nor a pooled vector.
-
-        Raises:
-            DataError: As `audio`.
-        """
+        """Return the features of a query; public files have neither offsets nor a pooled vector."""
         arrays = self._read(name)
-        offsets = arrays["offsets"].long().tolist() if "offsets" in arrays else []
-        return TextFeatures(arrays[self._key], tuple((begin, end) for begin, end in offsets), arrays.get("pooled"))
+        offsets = arrays["offsets"].tolist() if "offsets" in arrays else []
+        return TextFeatures(arrays[self._key], tuple((int(begin), int(end)) for begin, end in offsets), arrays.get("pooled"))
 
     def write_audio(self, vid: str, features: Tensor) -> None:
         """Store the features of a recording, in half precision: its rounding (2^-11) is far below the noise of the encoders.
@@ -243,84 +220,66 @@ class StreamFiles:
             FeatureValuesError: Values that are not finite in float16.
             DataError: The disk refuses.
         """
-        path = self._path_of(vid) or self.folder / f"{_spell(vid)}.{_NO_AUDIO}.npz"
-        _write(path, self._pack(path, {self._key: features}))
+        self._store(self.path_of(vid) or self.folder / f"{_spell(vid)}.{_NO_AUDIO}.npz", {self._key: features})
 
     def write_text(self, query: str, features: TextFeatures) -> None:
         """Store the features of a query; see `write_audio`."""
-        path = self._path_of(query)
-        assert path is not None
         arrays = {self._key: features.tokens, "offsets": torch.tensor(features.offsets, dtype=torch.int32).reshape(-1, 2)}
-        _write(path, self._pack(path, arrays if features.pooled is None else {**arrays, "pooled": features.pooled}))
+        path = self.path_of(query)
+        assert path is not None
+        self._store(path, arrays if features.pooled is None else {**arrays, "pooled": features.pooled})
 
-    def _pack(self, path: Path, arrays: Mapping[str, Tensor]) -> bytes:
-        packed = io.BytesIO()
+    def _store(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
         stored = {name: value.detach().cpu().half() if value.is_floating_point() else value for name, value in arrays.items()}
         if not all(bool(torch.isfinite(value).all()) for value in stored.values()):
-            raise FeatureValuesError(
-                f"Features for {path.parent.name}/{path.name} hold values that are not finite in float16", "look at the encoder's output"
-            )
-        np.savez(packed, **{name: value.numpy() for name, value in stored.items()})
-        return packed.getvalue()
+            where = f"{path.parent.name}/{path.name}"
+            raise FeatureValuesError(f"Features for {where} hold values that are not finite in float16", "look at the encoder's output")
+        packed = io.BytesIO()
+        np.savez(packed, **{name: value.numpy() for name, value in stored.items()})  # type: ignore[arg-type]
+        _write(path, packed.getvalue())
 
     def _read(self, name: str) -> dict[str, Tensor]:
+        rows = {}
         with self._archive(name) as (path, archive):
-            members = [member for member in archive.namelist() if member.removesuffix(".npy") in (self._key, "offsets", "pooled")]
-            arrays = {}
-            for member in members:
-                with archive.open(member) as file:
-                    arrays[member.removesuffix(".npy")] = npy.read_array(file, allow_pickle=False)
-            self._check(path, arrays[self._key].shape, arrays[self._key].dtype)
-            with np.errstate(over="ignore"):  # a double too large becomes infinite, which the next line refuses
-                rows = {key: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for key, array in arrays.items()}
+            for key in {self._key, "offsets", "pooled"} & {member.removesuffix(".npy") for member in archive.namelist()}:
+                with archive.open(f"{key}.npy") as member:
+                    array = npy.read_array(member, allow_pickle=False)
+                if key == self._key:
+                    self._check(path, array.shape, array.dtype)
+                kind = np.int64 if key == "offsets" else np.float32
+                with np.errstate(over="ignore"):  # a double too large becomes infinite, which the next line refuses
+                    rows[key] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
             if not all(bool(torch.isfinite(value).all()) for value in rows.values()):
-                raise DataError(f"{path}: `{self._key}` holds NaN or infinite values", self._remedy)
+                raise DataError(f"{path}: `{self._key}` holds NaN or infinite values", self.remedy)
         return rows
 
     @contextlib.contextmanager
     def _archive(self, name: str) -> Iterator[tuple[Path, zipfile.ZipFile]]:
         """Open a file that holds the array; whatever goes wrong while it is open becomes one line."""
-        path = self._path_of(name)
+        path = self.path_of(name)
         if path is None or not path.exists():
-            noun = "recording" if self.kind == "audio" else "query"
-            raise DataError(f"No features of the {noun} {name!r} in {self.folder}", self._remedy)
+            what = f"No features of the {'recording' if self.kind == 'audio' else 'query'} {name!r} in {self.folder}"
+            raise DataError(what, self.remedy)
         try:
             with zipfile.ZipFile(path) as archive:
                 held = [member.removesuffix(".npy") for member in archive.namelist()]
                 if self._key not in held:
-                    raise DataError(
-                        f"{path} has no array `{self._key}`, only {', '.join(held) or 'nothing'}",
-                        "name the folder that holds this stream's own files",
-                    )
+                    what = f"{path} has no array `{self._key}`, only {', '.join(held) or 'nothing'}"
+                    raise DataError(what, "name the folder that holds this stream's own files")
                 yield path, archive
         except DataError:
             raise
         except Exception as error:  # zipfile, zlib, tokenize and NumPy raise classes of their own on damaged files
             reason = " ".join(str(error).split())[:160]
-            raise DataError(f"{path} cannot be read ({reason})", f"delete it and {self._remedy}") from error
+            raise DataError(f"{path} cannot be read ({reason})", f"delete it and {self.remedy}") from error
 
-    def _check(self, path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
+    def _check(self, path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
         if len(shape) != 2 or shape[0] == 0 or dtype.kind != "f":
-            raise DataError(
-                f"{path}: `{self._key}` is {dtype} of shape {list(shape)}; it must be floating point numbers of shape "
-                f"[rows, {self._dim or 'dim'}], at least one row",
-                self._remedy,
-            )
-        if self._dim and shape[1] != self._dim:
-            raise DataError(
-                f"{path}: `{self._key}` is {shape[1]} wide, the model expects {self._dim}",
-                "correct the stream's width in the model section, or its folder or combo in the data section",
-            )
-
-
-@dataclass(frozen=True)
-class Gap:
-    """What one place lacks: names of recordings and of queries (public files: their `qid`), and how to mend it."""
-
-    place: str
-    recordings: tuple[str, ...]
-    queries: tuple[str, ...]
-    remedy: str
+            wanted = f"floating point numbers of shape [rows, {self.dim or 'dim'}], at least one row"
+            raise DataError(f"{path}: `{self._key}` is {dtype} of shape {list(shape)}; it must be {wanted}", self.remedy)
+        if self.dim and shape[1] != self.dim:
+            what = f"{path}: `{self._key}` is {shape[1]} wide, the model expects {self.dim}"
+            raise DataError(what, "correct the stream's width in the model section, or its folder or combo in the data section")
 
 
 class FeatureStore:
@@ -330,7 +289,8 @@ class FeatureStore:
     With public files alone, neither own features nor audio are needed. Public text has neither character offsets nor a pooled vector, so an
     auxiliary stream beside it is averaged over the whole query, and `model.similarity` cannot be used with it.
 
-    Queries are given as `qid` -> wording: public files go by the one, own ones by the other.
+    Recordings are given by `vid`, queries as `qid` -> wording: public files go by the one, own ones by the other. Reading raises
+    `DataError` for missing or damaged files, other widths than the model's, values that are not finite, streams of different lengths.
     """
 
     def __init__(self, model: ModelConfig, data: DataConfig, recordings: Mapping[str, Path] | None = None) -> None:
@@ -345,7 +305,8 @@ class FeatureStore:
             ConfigError: A folder for a stream that the model does not have.
             DataError: Several versions of a stream, of which the configuration names none.
         """
-        self._data, self._own = data, dict[str, StreamVersion]()
+        self._data = data
+        self._own: dict[str, StreamVersion] = {}
         self._num_clips: dict[str, int] = {}
         keys = AudioKeys(Path(data.feature_dir), recordings or {})
         self._audio = self._open("audio", model.audio_streams, data.audio_features, keys)
@@ -360,82 +321,61 @@ class FeatureStore:
             if name in public:
                 files[name] = StreamFiles.public(Path(public[name]), kind, dim)
             else:
-                self._own[name] = version = self._own.get(name) or _choose(name, self._data)
-                folder = Path(self._data.feature_dir) / version.folder
-                files[name] = StreamFiles.own(folder, kind, keys, dim=dim, remedy=self.remedy)
+                self._own[name] = _choose(name, self._data)
+                files[name] = StreamFiles.own(Path(self._data.feature_dir) / self._own[name].folder, kind, keys, dim, self.remedy)
         return files
 
     def num_clips(self, vid: str) -> int:
-        """Clips of a recording, read from headers alone and remembered.
-
-        Raises:
-            DataError: Missing or damaged files, or streams that differ by more than `MAX_DIFFERENCE_CLIPS`.
-        """
+        """Clips of a recording, read from headers alone and remembered."""
         if vid not in self._num_clips:
             self._num_clips[vid] = _shortest(vid, {name: files.num_rows(vid) for name, files in self._audio.items()})
         return self._num_clips[vid]
 
     def audio(self, vid: str) -> dict[str, Tensor]:
-        """Return stream -> `(clips, dim_s)` float32, all streams cut to the shortest.
-
-        Raises:
-            DataError: As `num_clips`, and another width than the model's, or values that are not finite.
-        """
+        """Return stream -> `(clips, dim_s)` float32, all streams cut to the shortest."""
         streams = {name: files.audio(vid) for name, files in self._audio.items()}
         shortest = _shortest(vid, {name: rows.shape[0] for name, rows in streams.items()})
         return {name: rows[:shortest] for name, rows in streams.items()}
 
     def text(self, query: str, qid: str) -> dict[str, TextFeatures]:
-        """Return stream -> features of a query.
-
-        Raises:
-            DataError: Missing or damaged files, another width than the model's, or values that are not finite.
-        """
+        """Return stream -> features of a query."""
         return {name: files.text(query if name in self._own else qid) for name, files in self._text.items()}
 
-    def missing(self, vids: Iterable[str], queries: Mapping[str, str]) -> list[Gap]:
-        """List what is not there, place by place; empty when everything is."""
-        vids, gaps = list(vids), []
-        lacking: dict[Kind, dict[str, None]] = {"audio": {}, "text": {}}
-        for kind, streams, qids in (("audio", self._audio, vids), ("text", self._text, list(queries))):
-            for name, files in streams.items():
-                if name in self._own:
-                    lacking[files.kind] |= dict.fromkeys(files.missing(vids if kind == "audio" else queries.values()))
-                elif names := tuple(files.missing(qids)):
-                    where = f"{files.folder}" if files.folder.is_dir() else f"{files.folder}, which is no folder"
-                    both = (names, ()) if kind == "audio" else ((), names)
-                    gaps.append(Gap(f"data.{kind}_features.{name} ({where})", *both, "download them or correct the folder"))
-        own = Gap(self._data.feature_dir, tuple(lacking["audio"]), tuple(lacking["text"]), self.remedy)
-        return [own, *gaps] if own.recordings or own.queries else gaps
-
     def check(self, vids: Iterable[str], queries: Mapping[str, str]) -> None:
-        """Read every recording and query once.
-
-        Raises:
-            DataError: As `audio` and `text`.
-        """
+        """Read every recording and query once."""
         for vid in dict.fromkeys(vids):
             self.audio(vid)
         for qid, query in queries.items():
             self.text(query, qid)
 
+    def missing(self, vids: Iterable[str], queries: Mapping[str, str]) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
+        """Return `(place, remedy)` -> recordings and queries (public files: their `qid`) that are not there; empty when everything is."""
+        vids = list(vids)
+        gaps: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+        for column, streams, qids, wordings in ((0, self._audio, vids, vids), (1, self._text, [*queries], [*queries.values()])):
+            for name, files in streams.items():
+                lacking = files.missing(wordings if name in self._own else qids)
+                where = f"{files.folder}" if files.folder.is_dir() else f"{files.folder}, which is no folder"
+                place = (f"data.{files.kind}_features.{name} ({where})", "download them or correct the folder")
+                if name in self._own:
+                    place = (self._data.feature_dir, self.remedy)
+                if lacking:
+                    known = gaps.setdefault(place, ([], []))[column]
+                    known += [each for each in lacking if each not in set(known)]
+        return gaps
+
     def content(self, vids: Iterable[str], queries: Mapping[str, str]) -> str:
         """Return 16 hex digits that change with the content of any file that these need, wherever the files lie."""
         digest = blake2b(digest_size=8)
-        for name, files in sorted(self._audio.items()):
-            digest.update("".join(f"{name} {files.checksum(vid)}" for vid in sorted(set(vids))).encode())
-        for name, files in sorted(self._text.items()):
-            names = sorted(set(queries.values() if name in self._own else queries))
-            digest.update("".join(f"{name} {files.checksum(each)}" for each in names).encode())
+        for streams, qids, wordings in ((self._audio, set(vids), set(vids)), (self._text, set(queries), set(queries.values()))):
+            for name, files in sorted(streams.items()):
+                for each in sorted(wordings if name in self._own else qids):
+                    digest.update(f"{name} {files.checksum(each)} ".encode())
         return digest.hexdigest()
 
     @property
     def settings(self) -> tuple[dict[str, str], str]:
-        """Stream -> hub id or folder (empty = the default) of the big encoders that made the own features, and their type; empty for none.
-
-        Raises:
-            DataError: They ran in different types.
-        """
+        """Stream -> hub id or folder (empty = the default) of the big encoders that made own features, and their type; empty for none."""
         made = {name: version for name, version in self._own.items() if version.dtype}
         dtypes = {version.dtype for version in made.values()}
         if len(dtypes) > 1:
@@ -463,20 +403,20 @@ class FeatureStore:
         wherever the files lie and however they are compressed, another one for features that were made otherwise, or another data set.
         """
         parts = []
-        made = {name: version for name, version in self._own.items() if version.fingerprint}
+        made = {name: version.fingerprint for name, version in self._own.items() if version.fingerprint}
         if made:
             combo = COMBOS.get(self._data.combo)
-            found = {name: _choose(name, self._data) for name in {*combo.audio_streams, *combo.text_streams}} if combo else {}
-            versions = found if found and all(version.fingerprint for version in found.values()) else made
-            parts.append(join_fingerprints({name: version.fingerprint for name, version in versions.items()}))
-        digest, public = blake2b(digest_size=8), False
-        for streams, names in ((self._audio, sorted(set(vids))), (self._text, sorted(queries))):
+            names = {*combo.audio_streams, *combo.text_streams} if combo else set()
+            whole = {name: _choose(name, self._data).fingerprint for name in names}
+            parts = [join_fingerprints(whole if whole and all(whole.values()) else made)]
+        digest = blake2b(digest_size=8)
+        for streams, known in ((self._audio, sorted(set(vids))), (self._text, sorted(queries))):
             for stream in sorted(set(streams) - set(self._own)):
-                public = True
-                for name in (names[0], names[len(names) // 2], names[-1]):
+                for name in (known[0], known[len(known) // 2], known[-1]):
                     rows = streams[stream].audio(name)
                     digest.update(f"{stream} {tuple(rows.shape)} ".encode() + rows.numpy().tobytes())
-        return "+".join([*parts, f"public-{digest.hexdigest()}"] if public else parts)
+        has_public = set(self._own) < {*self._audio, *self._text}
+        return "+".join([*parts, f"public-{digest.hexdigest()}"] if has_public else parts)
 
 
 def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[str, str]]]) -> None:
@@ -485,55 +425,28 @@ def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[s
     Raises:
         DataError: Names, in one line, what each place lacks for all sets together: counts whole, the first names of each.
     """
-    joined: dict[str, Gap] = {}
+    joined: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for store, vids, queries in sets:
-        for gap in store.missing(vids, queries):
-            known = joined.get(gap.place, gap)
-            recordings = tuple(dict.fromkeys(known.recordings + gap.recordings))
-            joined[gap.place] = Gap(gap.place, recordings, tuple(dict.fromkeys(known.queries + gap.queries)), gap.remedy)
+        for place, lacking in store.missing(vids, queries).items():
+            for known, names in zip(joined.setdefault(place, ({}, {})), lacking, strict=True):
+                known.update(dict.fromkeys(names))
     if joined:
         lines = []
-        for gap in joined.values():
-            counts = [count_names(gap.recordings, "recording"), count_names(gap.queries, "query")]
-            lines.append(f"{gap.place} lacks features of {' and '.join(filter(None, counts))}: {gap.remedy}")
+        for (where, remedy), (recordings, texts) in joined.items():
+            counts = " and ".join(filter(None, [count_names([*recordings], "recording"), count_names([*texts], "query")]))
+            lines.append(f"{where} lacks features of {counts}: {remedy}")
         raise DataError("; ".join(lines) + ".")
-
-
-def versions_of(feature_dir: Path, stream: str) -> list[StreamVersion]:
-    """List the versions of a stream whose features lie in a folder.
-
-    Raises:
-        DataError: A record is damaged.
-    """
-    found = []
-    for path in sorted(feature_dir.glob(f"{stream}-*/{_RECORD_FILE}")):
-        try:
-            version = StreamVersion(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise DataError(f"{path} cannot be read ({error})", f"delete the folder {path.parent} and extract again") from error
-        found += [version] if version.stream == stream else []
-    return found
 
 
 def _choose(stream: str, data: DataConfig) -> StreamVersion:
     """Pick the version of a stream that a configuration means; one without fingerprint where there is none."""
     found = versions_of(Path(data.feature_dir), stream)
-    if len(found) > 1:
-        source = data.encoder_models.get(stream, "")
-        fitting = [version for version in found if (version.source, version.dtype or data.encoder_dtype) == (source, data.encoder_dtype)]
-        if len(fitting) != 1:
-            folders = ", ".join(version.folder for version in found)
-            raise DataError(
-                f"{data.feature_dir} holds {len(found)} versions of stream {stream!r} ({folders})",
-                "delete those that are not wanted, or tell them apart by data.encoder_models and data.encoder_dtype",
-            )
-        found = fitting
-    return found[0] if found else StreamVersion(stream, "")
-
-
-def describe_settings(models: Mapping[str, str], dtype: str) -> str:
-    """Say the settings of big encoders in words: `bfloat16, laion_clap=/models/clap, ms_clap=default`."""
-    return ", ".join([dtype, *(f"{stream}={model or 'default'}" for stream, model in sorted(models.items()))])
+    wanted = (data.encoder_models.get(stream, ""), data.encoder_dtype)
+    fitting = [version for version in found if (version.source, version.dtype or data.encoder_dtype) == wanted]
+    if len(found) > 1 and len(fitting) != 1:
+        what = f"{data.feature_dir} holds {len(found)} versions of stream {stream!r} ({', '.join(version.folder for version in found)})"
+        raise DataError(what, "delete those that are not wanted, or tell them apart by data.encoder_models and data.encoder_dtype")
+    return (fitting if len(found) > 1 else [*found, StreamVersion(stream, "")])[0]
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -541,10 +454,6 @@ def _write(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise DataError(f"Cannot write {path}: {error.strerror or error}", "free some space or choose another folder") from error
-
-
-def _text_key(query: str) -> str:
-    return blake2b(query.encode(), digest_size=16).hexdigest()
 
 
 def _spell(vid: str) -> str:
@@ -558,11 +467,14 @@ def _shortest(vid: str, lengths: Mapping[str, int]) -> int:
     shortest, longest = min(lengths.values()), max(lengths.values())
     if longest - shortest > MAX_DIFFERENCE_CLIPS:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(
-            f"The streams of recording {vid!r} differ by more than {MAX_DIFFERENCE_CLIPS} clips ({listed}); one of them belongs to "
-            "another file: extract or download it again."
-        )
+        what = f"The streams of recording {vid!r} differ by more than {MAX_DIFFERENCE_CLIPS} clips ({listed}); one is another file's"
+        raise DataError(what, "extract or download it again")
     return shortest
+
+
+def describe_settings(models: Mapping[str, str], dtype: str) -> str:
+    """Say the settings of big encoders in words: `bfloat16, laion_clap=/models/clap, ms_clap=default`."""
+    return ", ".join([dtype, *(f"{stream}={model or 'default'}" for stream, model in sorted(models.items()))])
 
 
 def count_names(names: Sequence[str], noun: str) -> str:

@@ -14,10 +14,8 @@ from torch.utils.data import DataLoader
 
 from qamdetr.audio import find_recordings
 from qamdetr.config import Config, DataConfig
-from qamdetr.data.collate import Collator
-from qamdetr.data.dataset import MomentDataset, covered_windows
+from qamdetr.data.dataset import Collator, LengthBucketSampler, MomentDataset, covered_windows
 from qamdetr.data.manifest import QueryEntry, names_in, read_manifest
-from qamdetr.data.sampler import LengthBucketSampler
 from qamdetr.errors import ConfigError, DataError
 from qamdetr.features.store import FeatureStore, require_features
 

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from qamdetr.config import Config, ModelConfig, TrainConfig
-from qamdetr.data.collate import LabelledBatch
+from qamdetr.data.dataset import LabelledBatch
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference.checkpoint import load_checkpoint
 from qamdetr.kernels import speed_up

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from qamdetr.config import InferenceConfig
-from qamdetr.data.collate import LabelledBatch
+from qamdetr.data.dataset import LabelledBatch
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.evaluation.calibration import calibrate_found_threshold
 from qamdetr.evaluation.metrics import evaluate

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored_features import OwnFeatures
 
-from qamdetr.data.collate import Collator, clip_coverage
-from qamdetr.data.dataset import MomentItem
+from qamdetr.data.dataset import Collator, MomentItem, clip_coverage
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.features.pipeline import prepare
 from qamdetr.types import TextFeatures

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qamdetr.data.collate import Collator
-from qamdetr.data.dataset import MAX_DISAGREEMENT_SECONDS, MomentDataset, covered_windows, cut_windows, place_stretch
+from qamdetr.data.dataset import MAX_DISAGREEMENT_SECONDS, Collator, MomentDataset, covered_windows, cut_windows, place_stretch
 from qamdetr.data.manifest import QueryEntry, read_manifest
 from qamdetr.errors import DataError
 from qamdetr.spans import spans_cxw_to_windows

@@ -13,8 +13,7 @@ from tiny_system import TinyEncoder, tiny_config, tiny_model, write_sound
 
 from qamdetr.audio import find_recordings
 from qamdetr.config import Config
-from qamdetr.data.collate import Collator
-from qamdetr.data.dataset import MomentDataset
+from qamdetr.data.dataset import Collator, MomentDataset
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.features.base import Step
 from qamdetr.features.extract import extract

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qamdetr.data.sampler import LengthBucketSampler
+from qamdetr.data.dataset import LengthBucketSampler
 
 LENGTHS = np.random.default_rng(0).integers(60, 301, size=1000).tolist()
 

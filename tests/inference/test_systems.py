@@ -13,8 +13,7 @@ from tiny_streams import DIM, STREAMS, save_member, tiny_combos
 from tiny_system import TinyEncoder, tiny_config, tiny_model, write_sound
 
 from qamdetr.config import CONFIG_DIR, SYSTEM_DIR
-from qamdetr.data.collate import Collator
-from qamdetr.data.dataset import MomentDataset
+from qamdetr.data.dataset import Collator, MomentDataset
 from qamdetr.data.manifest import QueryEntry
 from qamdetr.errors import AudioError, CheckpointError, ConfigError, DataError, QamDetrError
 from qamdetr.features.base import Streams, join_fingerprints

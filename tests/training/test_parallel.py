@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qamdetr.config import Config, config_from_dict
-from qamdetr.data.collate import LabelledBatch
+from qamdetr.data.dataset import LabelledBatch
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.model.losses import compute_losses
 from qamdetr.model.qam_detr import QamDetr

@@ -44,22 +44,30 @@ def speed_up(model: Network) -> Network:
     return model
 
 
-def run_kernel(kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | float], outputs: Sequence[Tensor]) -> None:
-    """Call `kernel(first, last, *inputs, *outputs)` on ranges that cover `tasks`, in as many threads as PyTorch may use.
+def run_kernel(
+    kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | float], outputs: Sequence[Tensor], *scratch: tuple[int, ...]
+) -> None:
+    """Call `kernel(first, last, *inputs, *outputs, *scratch)` on ranges that cover `tasks`, in as many threads as PyTorch may use.
 
-    Plain threads, because the kernels release the GIL: unlike Numba's own parallel loops they add nothing to compile time, can be called
-    from several threads of a web server at once, and survive a fork (PyTorch's own threads, which products use, do not).
+    Each call gets its own scratch of these shapes. Plain threads, because the kernels release the GIL: unlike Numba's own parallel loops
+    they add nothing to compile time, can be called from several threads of a web server at once, and survive a fork (PyTorch's own
+    threads, which products use, do not).
     """
+    from qamdetr.kernels import cpu_kernels
+
     arguments = [value.detach().numpy() if isinstance(value, Tensor) else value for value in (*inputs, *outputs)]
+
+    def run(first: int, last: int) -> None:
+        kernel(first, last, *arguments, *(cpu_kernels.scratch(*shape) for shape in scratch))
+
     threads = min(torch.get_num_threads(), tasks)
     if threads <= 1:
-        kernel(0, tasks, *arguments)
+        run(0, tasks)
         return
-    pool = _thread_pool(os.getpid(), threads)
     # More ranges than threads, so that a core that is busy elsewhere does not hold up the rest.
     ranges = min(tasks, 4 * threads)
-    futures = [pool.submit(kernel, tasks * i // ranges, tasks * (i + 1) // ranges, *arguments) for i in range(ranges)]
-    for future in futures:
+    pool = _thread_pool(os.getpid(), threads)
+    for future in [pool.submit(run, tasks * i // ranges, tasks * (i + 1) // ranges) for i in range(ranges)]:
         future.result()
 
 
@@ -81,7 +89,11 @@ class _Scan(torch.autograd.Function):
         arrays = [tensor.detach().contiguous() for tensor in (u, delta, A.t() / math.log(2.0), B, C, D, z, delta_bias)]
         chunks = cpu_kernels.num_blocks(steps, cpu_kernels.CHUNK_STEPS) if keep_states else 0
         out, checkpoints = torch.empty_like(arrays[0]), u.new_empty(batch, chunks, A.shape[1], channels)
-        run_kernel(cpu_kernels.scan_forward, batch * cpu_kernels.num_blocks(channels), [lengths, reverse, *arrays], [out, checkpoints])
+        tasks, scratch = (
+            batch * cpu_kernels.num_blocks(channels),
+            ((2, cpu_kernels.flat_states(A.shape[1])), (3, cpu_kernels.BLOCK_CHANNELS)),
+        )
+        run_kernel(cpu_kernels.scan_forward, tasks, [lengths, reverse, *arrays], [out, checkpoints], *scratch)
         ctx.reverse = reverse
         ctx.save_for_backward(lengths, *arrays, checkpoints)
         return out
@@ -101,7 +113,9 @@ class _Scan(torch.autograd.Function):
         grad_D, grad_bias = (u.new_empty(batch, channels) for _ in range(2))
         inputs = [lengths, ctx.reverse, *arrays, checkpoints, grad_out.contiguous()]
         outputs = [grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias]
-        run_kernel(cpu_kernels.scan_backward, batch * blocks, inputs, outputs)
+        flat, chunk, block = cpu_kernels.flat_states(state), cpu_kernels.CHUNK_STEPS, cpu_kernels.BLOCK_CHANNELS
+        scratch = ((3, flat), (chunk + 1, flat), (chunk, flat), (3, chunk, block), (3, block))
+        run_kernel(cpu_kernels.scan_backward, batch * blocks, inputs, outputs, *scratch)
         small = (grad_A.sum(dim=0).t(), grad_B.sum(dim=1), grad_C.sum(dim=1), grad_D.sum(dim=0))
         return None, None, None, grad_u, grad_delta, *small, grad_z, grad_bias.sum(dim=0)
 
@@ -118,7 +132,8 @@ class _Convolution(torch.autograd.Function):
 
         inputs = [tensor.detach().contiguous() for tensor in (x, weight[:, 0].t(), bias)]
         out = torch.empty_like(inputs[0])
-        run_kernel(cpu_kernels.conv_forward, x.shape[0] * cpu_kernels.num_blocks(x.shape[2]), [lengths, reverse, *inputs], [out])
+        tasks = x.shape[0] * cpu_kernels.num_blocks(x.shape[2])
+        run_kernel(cpu_kernels.conv_forward, tasks, [lengths, reverse, *inputs], [out], (cpu_kernels.BLOCK_CHANNELS,))
         ctx.reverse = reverse
         ctx.save_for_backward(lengths, *inputs)
         return out
@@ -132,7 +147,8 @@ class _Convolution(torch.autograd.Function):
         batch, _, channels = x.shape
         grad_x, grad_weight, grad_bias = torch.empty_like(x), x.new_empty(batch, *weight.shape), x.new_empty(batch, channels)
         inputs, outputs = [lengths, ctx.reverse, x, weight, bias, grad_out.contiguous()], [grad_x, grad_weight, grad_bias]
-        run_kernel(cpu_kernels.conv_backward, batch * cpu_kernels.num_blocks(channels), inputs, outputs)
+        tasks = batch * cpu_kernels.num_blocks(channels)
+        run_kernel(cpu_kernels.conv_backward, tasks, inputs, outputs, (cpu_kernels.BLOCK_CHANNELS,))
         return grad_x, grad_weight.sum(dim=0).t()[:, None], grad_bias.sum(dim=0), None, None
 
 

@@ -22,6 +22,7 @@ Numba's cache does not notice a change in a file that a kernel only imports from
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,9 +46,24 @@ def num_blocks(size: int, block: int = BLOCK_CHANNELS) -> int:
     return -(-size // block)
 
 
-def jit(function: Callable[..., Any], *, fastmath: set[str] = _FAST_MATH, **extra: bool) -> Callable[..., Any]:
-    """Compile on first call, to run without the GIL; cache on disk where a folder is writable."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, **extra}
+def flat_states(state: int) -> int:
+    """Length of a block's states one after the other, an even number of them."""
+    return (state + state % 2) * BLOCK_CHANNELS
+
+
+def scratch(*shape: int) -> np.ndarray:
+    """Zeros that begin with a cache line, since every access to vectors that straddle two costs two."""
+    whole = np.zeros(math.prod(shape) + 16, np.float32)
+    skipped = (-whole.ctypes.data % 64) // 4
+    return whole[skipped : skipped + math.prod(shape)].reshape(shape)
+
+
+def kernel(function: Callable[..., Any], *, fastmath: set[str] = _FAST_MATH, **extra: bool) -> Callable[..., Any]:
+    """Compile on first call, to run without the GIL; cache on disk where a folder is writable.
+
+    Without Numba's runtime, so nothing is allocated: an atomic count of references per slice took half of the kernels' time.
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, "_nrt": False, **extra}
     compiled: Callable[..., Any]
     try:
         compiled = numba.njit(cache=True, **options)(function)
@@ -58,9 +74,8 @@ def jit(function: Callable[..., Any], *, fastmath: set[str] = _FAST_MATH, **extr
 
 # For parts of kernels. Inlined by force: each kernel brings a copy of what it calls, optimised in its own surroundings, and of copies that
 # are not inlined the linker takes the first it meets. Which that is hangs on what the process compiled or loaded before, and so would the
-# last bits of a result: a training while kernels were being compiled differed from all later ones. Without the runtime, because an atomic
-# count of references per slice took half of the kernels' time.
-inlined = functools.partial(jit, forceinline=True, _nrt=False)
+# last bits of a result: a training while kernels were being compiled differed from all later ones.
+inlined = functools.partial(kernel, forceinline=True)
 
 
 @functools.partial(inlined, fastmath=_FAST_MATH - {"reassoc"})
@@ -116,14 +131,6 @@ def _row_of(step, length, reverse):
     return length - 1 - step if reverse else step
 
 
-@jit
-def _scratch(rows, width):
-    """Zeros `(rows, width)` that begin with a cache line, since every access to vectors that straddle two costs two; width in 16s."""
-    whole = np.zeros(rows * width + 16, np.float32)
-    skipped = (-whole.ctypes.data % 64) // 4
-    return whole[skipped : skipped + rows * width].reshape(rows, width)
-
-
 @inlined
 def _flatten(rows, flat):
     """Write rows `(state, width)` one after the other, `BLOCK_CHANNELS` apart."""
@@ -171,39 +178,32 @@ def _advance(width, A, B_row, C_row, dt, dt_u, h, y):
             y[j] += h_0 * c_0 + h_1 * c_1
 
 
-@inlined
-def _scan_forward_task(length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, out, checkpoints, A, h, dt, dt_u, y):
-    """Scan one recording's block of channels from `start` to `stop`; A, h, dt, dt_u and y are scratch."""
-    _flatten(A_log2[:, start:stop], A)
-    h[:] = _f(0.0)
-    for step in range(length):
-        t = _row_of(step, length, reverse)
-        if step % CHUNK_STEPS == 0 and checkpoints.shape[0] > 0:
-            _unflatten(h, checkpoints[step // CHUNK_STEPS, :, start:stop])
-        _prepare_step(u[t, start:stop], delta[t, start:stop], D[start:stop], bias[start:stop], dt, dt_u, y)
-        _advance(stop - start, A, B[t], C[t], dt, dt_u, h, y)
-        z_row, out_row = z[t, start:stop], out[t, start:stop]
-        for j in range(stop - start):
-            out_row[j] = y[j] * z_row[j] * sigmoid(z_row[j])
-    out[length:, start:stop] = _f(0.0)
-
-
-@jit
-def scan_forward(first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, out, checkpoints):
+@kernel
+def scan_forward(first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, out, checkpoints, states, rows):
     """Run the scan.
 
     Shapes: u, delta, z, out `(batch, steps, channels)`; B, C `(batch, steps, state)`; A_log2 `(state, channels)`; D, bias `(channels,)`;
-    checkpoints `(batch, chunks, state, channels)`, the state before each chunk, or zero chunks when no gradient is wanted.
+    checkpoints `(batch, chunks, state, channels)`, the state before each chunk, or zero chunks when no gradient is wanted. Scratch: states
+    `(2, flat_states(state))` and rows `(3, BLOCK_CHANNELS)`.
     """
-    channels, state = u.shape[2], A_log2.shape[0]
+    channels = u.shape[2]
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    states, rows = _scratch(2, (state + state % 2) * BLOCK_CHANNELS), _scratch(3, BLOCK_CHANNELS)
+    A, h, dt, dt_u, y = states[0], states[1], rows[0], rows[1], rows[2]
     for task in range(first, last):
         b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
-        _scan_forward_task(
-            lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), u[b], delta[b], A_log2, B[b], C[b], D, z[b], bias,
-            out[b], checkpoints[b], states[0], states[1], rows[0], rows[1], rows[2],
-        )  # fmt: skip
+        length, stop = lengths[b], min(start + BLOCK_CHANNELS, channels)
+        _flatten(A_log2[:, start:stop], A)
+        h[:] = _f(0.0)
+        for step in range(length):
+            t = _row_of(step, length, reverse)
+            if step % CHUNK_STEPS == 0 and checkpoints.shape[1] > 0:
+                _unflatten(h, checkpoints[b, step // CHUNK_STEPS, :, start:stop])
+            _prepare_step(u[b, t, start:stop], delta[b, t, start:stop], D[start:stop], bias[start:stop], dt, dt_u, y)
+            _advance(stop - start, A, B[b, t], C[b, t], dt, dt_u, h, y)
+            z_row, out_row = z[b, t, start:stop], out[b, t, start:stop]
+            for j in range(stop - start):
+                out_row[j] = y[j] * z_row[j] * sigmoid(z_row[j])
+        out[b, length:, start:stop] = _f(0.0)
 
 
 @inlined
@@ -277,65 +277,52 @@ def _input_backward(u_row, delta_row, D, bias, dt, dy, d_dt, d_dt_u, du_row, dde
         dbias[j] += ddelta_row[j]
 
 
-@inlined
-def _scan_backward_task(
-    length, reverse, start, stop, u, delta, A_log2, B, C, D, z, bias, checkpoints, grad_out, grad_u, grad_delta, grad_A, grad_B, grad_C,
-    grad_D, grad_z, grad_bias, A, dh, dA, h, decay, dt, dt_u, y, dy, d_dt, d_dt_u,
-):  # fmt: skip
-    """Run one recording's block of channels; from A on, everything is scratch."""
-    width, D_block, bias_block = stop - start, D[start:stop], bias[start:stop]
-    dD, dbias = grad_D[start:stop], grad_bias[start:stop]
-    for sums in (dD, dbias, dA, dh):
-        sums[:] = _f(0.0)
-    _flatten(A_log2[:, start:stop], A)
-    for chunk in range((length + CHUNK_STEPS - 1) // CHUNK_STEPS - 1, -1, -1):
-        first_step = chunk * CHUNK_STEPS
-        chunk_length = min(CHUNK_STEPS, length - first_step)
-        _flatten(checkpoints[chunk, :, start:stop], h[0])
-        for i in range(chunk_length):
-            t = _row_of(first_step + i, length, reverse)
-            _prepare_step(u[t, start:stop], delta[t, start:stop], D_block, bias_block, dt[i], dt_u[i], y[i])
-            _advance_and_keep(width, A, B[t], C[t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], y[i])
-        for i in range(chunk_length - 1, -1, -1):
-            t = _row_of(first_step + i, length, reverse)
-            _gate_backward(grad_out[t, start:stop], z[t, start:stop], y[i], grad_z[t, start:stop], dy)
-            _state_backward(
-                width, A, B[t], C[t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], dy, dh, dA, d_dt, d_dt_u, grad_B[t], grad_C[t]
-            )  # fmt: skip
-            _input_backward(
-                u[t, start:stop], delta[t, start:stop], D_block, bias_block, dt[i], dy, d_dt, d_dt_u,
-                grad_u[t, start:stop], grad_delta[t, start:stop], dD, dbias,
-            )  # fmt: skip
-    for grad in (grad_u, grad_delta, grad_z):
-        grad[length:, start:stop] = _f(0.0)
-    for grad in (grad_B, grad_C):
-        grad[length:] = _f(0.0)
-    _unflatten(dA, grad_A[:, start:stop])
-
-
-@jit
+@kernel
 def scan_backward(
     first, last, lengths, reverse, u, delta, A_log2, B, C, D, z, bias, checkpoints, grad_out,
-    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias,
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, states, h, decay, per_step, rows,
 ):  # fmt: skip
     """Run the scan's gradient.
 
     Inputs as in `scan_forward`. Results: grad_u, grad_delta, grad_z as u; to be summed over the batch, grad_A `(batch, state, channels)`,
-    grad_D and grad_bias `(batch, channels)`; to be summed over blocks, grad_B and grad_C `(batch, blocks, steps, state)`.
+    grad_D and grad_bias `(batch, channels)`; to be summed over blocks, grad_B and grad_C `(batch, blocks, steps, state)`. Scratch, with
+    `flat_states(state)` columns: states of 3, h of `CHUNK_STEPS + 1` and decay of `CHUNK_STEPS` rows; with `BLOCK_CHANNELS` columns:
+    per_step `(3, CHUNK_STEPS, ...)` and rows of 3.
     """
-    channels, state = u.shape[2], A_log2.shape[0]
+    channels = u.shape[2]
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    flat = (state + state % 2) * BLOCK_CHANNELS
-    states, h, decay, rows = _scratch(3, flat), _scratch(CHUNK_STEPS + 1, flat), _scratch(CHUNK_STEPS, flat), _scratch(3, BLOCK_CHANNELS)
-    dt, dt_u, y = _scratch(CHUNK_STEPS, BLOCK_CHANNELS), _scratch(CHUNK_STEPS, BLOCK_CHANNELS), _scratch(CHUNK_STEPS, BLOCK_CHANNELS)
+    A, dh, dA, dt, dt_u, y = states[0], states[1], states[2], per_step[0], per_step[1], per_step[2]
     for task in range(first, last):
         b, block = task // blocks, task % blocks
-        start = block * BLOCK_CHANNELS
-        _scan_backward_task(
-            lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), u[b], delta[b], A_log2, B[b], C[b], D, z[b], bias,
-            checkpoints[b], grad_out[b], grad_u[b], grad_delta[b], grad_A[b], grad_B[b, block], grad_C[b, block], grad_D[b], grad_z[b],
-            grad_bias[b], states[0], states[1], states[2], h, decay, dt, dt_u, y, rows[0], rows[1], rows[2],
-        )  # fmt: skip
+        length, start, stop = lengths[b], block * BLOCK_CHANNELS, min((block + 1) * BLOCK_CHANNELS, channels)
+        D_block, bias_block, dD, dbias = D[start:stop], bias[start:stop], grad_D[b, start:stop], grad_bias[b, start:stop]
+        for sums in (dD, dbias, dA, dh):
+            sums[:] = _f(0.0)
+        _flatten(A_log2[:, start:stop], A)
+        for chunk in range((length + CHUNK_STEPS - 1) // CHUNK_STEPS - 1, -1, -1):
+            first_step = chunk * CHUNK_STEPS
+            chunk_length = min(CHUNK_STEPS, length - first_step)
+            _flatten(checkpoints[b, chunk, :, start:stop], h[0])
+            for i in range(chunk_length):
+                t = _row_of(first_step + i, length, reverse)
+                _prepare_step(u[b, t, start:stop], delta[b, t, start:stop], D_block, bias_block, dt[i], dt_u[i], y[i])
+                _advance_and_keep(stop - start, A, B[b, t], C[b, t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], y[i])
+            for i in range(chunk_length - 1, -1, -1):
+                t = _row_of(first_step + i, length, reverse)
+                _gate_backward(grad_out[b, t, start:stop], z[b, t, start:stop], y[i], grad_z[b, t, start:stop], rows[0])
+                _state_backward(
+                    stop - start, A, B[b, t], C[b, t], dt[i], dt_u[i], h[i], h[i + 1], decay[i], rows[0], dh, dA, rows[1], rows[2],
+                    grad_B[b, block, t], grad_C[b, block, t],
+                )  # fmt: skip
+                _input_backward(
+                    u[b, t, start:stop], delta[b, t, start:stop], D_block, bias_block, dt[i], rows[0], rows[1], rows[2],
+                    grad_u[b, t, start:stop], grad_delta[b, t, start:stop], dD, dbias,
+                )  # fmt: skip
+        for grad in (grad_u, grad_delta, grad_z):
+            grad[b, length:, start:stop] = _f(0.0)
+        for grad in (grad_B, grad_C):
+            grad[b, block, length:] = _f(0.0)
+        _unflatten(dA, grad_A[b, :, start:stop])
 
 
 @inlined
@@ -351,66 +338,52 @@ def _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre):
             pre[j] += weight_row[j] * x_row[j]
 
 
-@inlined
-def _conv_forward_task(length, reverse, start, stop, x, weight, bias, out, pre):
-    for step in range(length):
-        out_row = out[_row_of(step, length, reverse), start:stop]
-        _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre)
-        for j in range(stop - start):
-            out_row[j] = pre[j] * sigmoid(pre[j])
-    out[length:, start:stop] = _f(0.0)
-
-
-@jit
-def conv_forward(first, last, lengths, reverse, x, weight, bias, out):
-    """Run the causal convolution per channel, then SiLU: x, out `(batch, steps, channels)`, weight `(taps, channels)`."""
-    channels = x.shape[2]
-    blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    pre = _scratch(1, BLOCK_CHANNELS)[0]
+@kernel
+def conv_forward(first, last, lengths, reverse, x, weight, bias, out, pre):
+    """Run the causal convolution per channel, then SiLU: x, out `(batch, steps, channels)`, weight `(taps, channels)`; scratch: pre."""
+    blocks = (x.shape[2] + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
     for task in range(first, last):
         b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
-        _conv_forward_task(lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), x[b], weight, bias, out[b], pre)
+        length, stop = lengths[b], min(start + BLOCK_CHANNELS, x.shape[2])
+        for step in range(length):
+            out_row = out[b, _row_of(step, length, reverse), start:stop]
+            _convolve_step(x[b], weight, bias, step, length, reverse, start, stop, pre)
+            for j in range(stop - start):
+                out_row[j] = pre[j] * sigmoid(pre[j])
+        out[b, length:, start:stop] = _f(0.0)
 
 
-@inlined
-def _conv_backward_task(length, reverse, start, stop, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias, pre):
-    width, taps, dbias = stop - start, weight.shape[0], grad_bias[start:stop]
-    dbias[:] = _f(0.0)
-    grad_weight[:, start:stop] = _f(0.0)
-    for step in range(length):
-        t = _row_of(step, length, reverse)
-        _convolve_step(x, weight, bias, step, length, reverse, start, stop, pre)
-        grad_row = grad_out[t, start:stop]
-        for j in range(width):
-            gate = sigmoid(pre[j])
-            pre[j] = grad_row[j] * gate * (_f(1.0) + pre[j] * (_f(1.0) - gate))
-            dbias[j] += pre[j]
-        grad_x[t, start:stop] = _f(0.0)
-        for k in range(max(0, taps - 1 - step), taps):
-            source = _row_of(step - taps + 1 + k, length, reverse)
-            x_row, dx_row = x[source, start:stop], grad_x[source, start:stop]
-            weight_row, dweight_row = weight[k, start:stop], grad_weight[k, start:stop]
-            for j in range(width):
-                dx_row[j] += weight_row[j] * pre[j]
-                dweight_row[j] += pre[j] * x_row[j]
-    grad_x[length:, start:stop] = _f(0.0)
-
-
-@jit
-def conv_backward(first, last, lengths, reverse, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias):
+@kernel
+def conv_backward(first, last, lengths, reverse, x, weight, bias, grad_out, grad_x, grad_weight, grad_bias, pre):
     """Run its gradient: grad_x as x; to be summed over the batch, grad_weight `(batch, taps, channels)`, grad_bias `(batch, channels)`."""
-    channels = x.shape[2]
+    taps, channels = weight.shape
     blocks = (channels + BLOCK_CHANNELS - 1) // BLOCK_CHANNELS
-    pre = _scratch(1, BLOCK_CHANNELS)[0]
     for task in range(first, last):
         b, start = task // blocks, (task % blocks) * BLOCK_CHANNELS
-        _conv_backward_task(
-            lengths[b], reverse, start, min(start + BLOCK_CHANNELS, channels), x[b], weight, bias, grad_out[b], grad_x[b],
-            grad_weight[b], grad_bias[b], pre,
-        )  # fmt: skip
+        length, stop = lengths[b], min(start + BLOCK_CHANNELS, channels)
+        dbias = grad_bias[b, start:stop]
+        dbias[:] = _f(0.0)
+        grad_weight[b, :, start:stop] = _f(0.0)
+        for step in range(length):
+            t = _row_of(step, length, reverse)
+            _convolve_step(x[b], weight, bias, step, length, reverse, start, stop, pre)
+            grad_row = grad_out[b, t, start:stop]
+            for j in range(stop - start):
+                gate = sigmoid(pre[j])
+                pre[j] = grad_row[j] * gate * (_f(1.0) + pre[j] * (_f(1.0) - gate))
+                dbias[j] += pre[j]
+            grad_x[b, t, start:stop] = _f(0.0)
+            for k in range(max(0, taps - 1 - step), taps):
+                source = _row_of(step - taps + 1 + k, length, reverse)
+                x_row, dx_row = x[b, source, start:stop], grad_x[b, source, start:stop]
+                weight_row, dweight_row = weight[k, start:stop], grad_weight[b, k, start:stop]
+                for j in range(stop - start):
+                    dx_row[j] += weight_row[j] * pre[j]
+                    dweight_row[j] += pre[j] * x_row[j]
+        grad_x[b, length:, start:stop] = _f(0.0)
 
 
-@jit
+@kernel
 def drop(first, last, x, draws, limit, scale, out):
     """Run `out = x * scale` where a value is kept, else 0; also the gradient, with `x` the gradient of the output. All flat.
 
@@ -422,7 +395,7 @@ def drop(first, last, x, draws, limit, scale, out):
         out[i] = x[i] * scale if draws[i] >= limit else _f(0.0)
 
 
-@jit
+@kernel
 def prelu_drop(first, last, x, slope, draws, limit, scale, out):
     """Run `drop` behind a PReLU: `x`, or `slope[0] * x` where x is negative. All flat but slope `(1,)`."""
     limit, scale, negative = np.int16(limit), _f(scale), slope[0]
@@ -431,7 +404,7 @@ def prelu_drop(first, last, x, slope, draws, limit, scale, out):
         out[i] = bent * scale if draws[i] >= limit else _f(0.0)
 
 
-@jit
+@kernel
 def prelu_drop_backward(first, last, x, slope, draws, limit, scale, grad_out, grad_x, grad_slope):
     """Run its gradient: grad_x as x; to be summed over tasks, grad_slope `(tasks,)`.
 

@@ -218,24 +218,6 @@ def _scan_mamba_ssm(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D
 _SCANS: dict[Backend, Callable[..., Tensor]] = {"reference": _scan_reference, "triton": _scan_triton, "mamba_ssm": _scan_mamba_ssm}
 
 
-class _Permute(torch.autograd.Function):
-    """Rows of each item in another order, for orders that are their own inverse, so that the gradient takes the same way back.
-
-    PyTorch's own gradient of indexing has to allow for repeated rows, which costs far more.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, flat_order: Tensor) -> Tensor:  # noqa: ANN401 - torch gives the context no type
-        ctx.save_for_backward(flat_order)
-        return x.reshape(-1, x.shape[-1]).index_select(0, flat_order).view(x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (flat_order,) = ctx.saved_tensors
-        reversed_grad: Tensor = _Permute.apply(grad, flat_order)  # type: ignore[no-untyped-call]
-        return reversed_grad, None
-
-
 def reverse_valid(x: Tensor, mask: Tensor) -> Tensor:
     """Reverse each item's valid clips in time and leave its padding where it is; applying it twice gives `x` back.
 
@@ -248,8 +230,7 @@ def reverse_valid(x: Tensor, mask: Tensor) -> Tensor:
     length = mask.sum(dim=1, keepdim=True)
     order = torch.where(position < length, length - 1 - position, position)
     flat_order = (order + clips * torch.arange(batch, device=mask.device)[:, None]).flatten()
-    reversed_x: Tensor = _Permute.apply(x, flat_order)  # type: ignore[no-untyped-call]
-    return reversed_x
+    return x.reshape(-1, x.shape[-1]).index_select(0, flat_order).view(x.shape)
 
 
 def in_walking_order(x: Tensor, lengths: Tensor, *, reverse: bool) -> Tensor:

@@ -10,8 +10,8 @@ from triton.compiler import ASTSource
 
 from qamdetr.kernels import triton as room
 
-KERNELS = ["segment_states", "pass_states", "scan_forward", "segment_gradients", "scan_backward"]
-SIZES = {"steps", "channels", "state", "segments", "segment_steps"}
+KERNELS = ["scan_forward", "scan_backward"]
+SIZES = {"steps", "channels", "state"}
 # What comes from activations, and may be in half precision; the rest is float32.
 ACTIVATIONS = {"u", "delta", "B", "C", "z", "out", "grad_out", "grad_u", "grad_delta", "grad_z"}
 

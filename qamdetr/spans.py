@@ -51,11 +51,6 @@ def pairwise_iou(a_xx: Tensor, b_xx: Tensor) -> Tensor:
     return iou(a_xx[:, None], b_xx[None, :])
 
 
-def pairwise_giou(a_xx: Tensor, b_xx: Tensor) -> Tensor:
-    """`giou` of every span of `(n, 2)` with every span of `(m, 2)`: `(n, m)`."""
-    return giou(a_xx[:, None], b_xx[None, :])
-
-
 def windows_to_spans_cxw(windows: Sequence[Window] | Tensor, num_clips: int) -> Tensor:
     """Normalise windows in seconds to spans `(n, 2)` of `num_clips` seconds, clamped to [0, 1].
 
@@ -68,18 +63,12 @@ def windows_to_spans_cxw(windows: Sequence[Window] | Tensor, num_clips: int) -> 
     empty = clamped[:, 1] <= clamped[:, 0]
     if bool(empty.any()):
         start, end = windows_xx[empty][0].tolist()
-        raise DataError(f"Window [{start:g}, {end:g}] s is empty within the recording's {length_seconds:g} s; drop it from the manifest.")
+        raise DataError(f"Window [{start:g}, {end:g}] s is empty within the recording's {length_seconds:g} s", "drop it from the manifest")
     return span_xx_to_cxw(clamped / length_seconds)
 
 
 def spans_cxw_to_windows(spans_cxw: Tensor, num_clips: int, duration_seconds: float) -> Tensor:
-    """Turn spans `(..., 2)` into windows in seconds, inside [0, `duration_seconds`] and never empty.
-
-    Args:
-        spans_cxw: Shares of `num_clips` seconds, the length that the model saw.
-        num_clips: Clips of the recording, `ceil(duration_seconds)`.
-        duration_seconds: True length; may end inside the last clip.
-    """
+    """Turn spans `(..., 2)` of the `num_clips` seconds that the model saw into windows inside [0, `duration_seconds`], never empty."""
     shortest = min(MIN_WINDOW_SECONDS, duration_seconds)
     start, end = (span_cxw_to_xx(spans_cxw) * (num_clips * CLIP_SECONDS)).unbind(-1)
     # A too narrow prediction grows around its own centre before the recording's ends move it.
@@ -90,15 +79,10 @@ def spans_cxw_to_windows(spans_cxw: Tensor, num_clips: int, duration_seconds: fl
 
 
 def nms(windows: Sequence[Window] | Tensor, scores: Sequence[float] | Tensor, max_iou: float) -> list[int]:
-    """Greedy non-maximum suppression: drop windows that overlap a better one by more than `max_iou`.
-
-    Args:
-        windows: `(n, 2)` (start, end) in any one unit.
-        scores: `(n,)`; equal scores keep their order.
-        max_iou: In [0, 1]; 1 keeps every window.
+    """Greedy non-maximum suppression: drop windows `(n, 2)` that overlap a better one by more than `max_iou`; 1 keeps every window.
 
     Returns:
-        Indices of the kept windows, best first.
+        Indices of the kept windows, best first; equal scores keep their order.
     """
     windows_xx = torch.as_tensor(windows, dtype=torch.float64).reshape(-1, 2)
     order = torch.as_tensor(scores, dtype=torch.float64).reshape(-1).argsort(descending=True, stable=True)

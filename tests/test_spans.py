@@ -39,7 +39,7 @@ def test_iou_is_symmetric_and_a_share(a, b):
 
 @given(span_lists, span_lists)
 def test_giou_is_between_minus_one_and_iou(a, b):
-    generalised = spans.pairwise_giou(a, b)
+    generalised = spans.giou(a[:, None], b)
     assert bool((generalised <= spans.pairwise_iou(a, b) + 1e-6).all())
     assert bool((generalised >= -1 - 1e-6).all())
 
@@ -68,21 +68,17 @@ def test_predicted_windows_lie_inside_the_recording_and_are_never_empty(rows, du
     assert float((end - start).min()) >= min(spans.MIN_WINDOW_SECONDS, duration_seconds) * 0.999 - 1e-4
 
 
-def test_too_narrow_prediction_grows_around_its_centre():
-    windows = spans.spans_cxw_to_windows(torch.tensor([[0.5, 0.0]]), 100, 100.0)
-    torch.testing.assert_close(windows, torch.tensor([[49.95, 50.05]]))
-
-
-def test_training_and_serving_share_one_normalisation():
+def test_windows_and_spans_by_hand():
+    grown = spans.spans_cxw_to_windows(torch.tensor([[0.5, 0.0]]), 100, 100.0)  # too narrow: it grows around its centre
+    torch.testing.assert_close(grown, torch.tensor([[49.95, 50.05]]))
     # 59.5 s are 60 clips: second 30 is the middle of the span axis although it is not the middle of the recording.
     span = spans.windows_to_spans_cxw([(29.0, 31.0)], 60)
     assert span[0, 0].item() == pytest.approx(0.5)
     assert spans.spans_cxw_to_windows(span, 60, 59.5)[0].tolist() == pytest.approx([29.0, 31.0], abs=1e-4)
-
-
-def test_windows_beyond_the_end_are_clamped():
-    span = spans.windows_to_spans_cxw([(52.0, 4800.0)], 60)
-    torch.testing.assert_close(spans.span_cxw_to_xx(span), torch.tensor([[52 / 60, 1.0]]))
+    clamped = spans.windows_to_spans_cxw([(52.0, 4800.0)], 60)
+    torch.testing.assert_close(spans.span_cxw_to_xx(clamped), torch.tensor([[52 / 60, 1.0]]))
+    assert spans.windows_to_spans_cxw([], 60).shape == (0, 2)
+    assert spans.spans_cxw_to_windows(torch.zeros(0, 2), 60, 60.0).shape == (0, 2)
 
 
 @pytest.mark.parametrize("window", [(5.0, 5.0), (8.0, 3.0), (61.0, 70.0)])
@@ -91,15 +87,10 @@ def test_empty_window_is_refused_by_name(window):
         spans.windows_to_spans_cxw([(1.0, 2.0), window], 60)
 
 
-def test_no_windows_make_no_spans():
-    assert spans.windows_to_spans_cxw([], 60).shape == (0, 2)
-    assert spans.spans_cxw_to_windows(torch.zeros(0, 2), 60, 60.0).shape == (0, 2)
-
-
 def test_iou_of_empty_spans_is_zero_with_finite_gradient():
     point = torch.tensor([[0.5, 0.5]], requires_grad=True)
     overlap = spans.pairwise_iou(point, point.detach())
-    spans.pairwise_giou(point, point.detach()).sum().backward()
+    spans.giou(point, point.detach()).sum().backward()
     assert overlap.item() == 0.0
     assert bool(torch.isfinite(point.grad).all())
 
@@ -129,5 +120,5 @@ def test_iou_and_giou_agree_with_the_official_code(shared_dir):
     golden = np.load(shared_dir / "golden" / "official_reference.npz")
     a, b = torch.from_numpy(golden["spans/a_xx"]), torch.from_numpy(golden["spans/b_xx"])
     np.testing.assert_allclose(spans.pairwise_iou(a, b).numpy(), golden["spans/iou"], atol=1e-6)
-    np.testing.assert_allclose(spans.pairwise_giou(a, b).numpy(), golden["spans/giou"], atol=1e-6)
+    np.testing.assert_allclose(spans.giou(a[:, None], b).numpy(), golden["spans/giou"], atol=1e-6)
     assert spans.iou(a[:6], b).tolist() == pytest.approx(np.diag(golden["spans/iou"]).tolist(), abs=1e-6)

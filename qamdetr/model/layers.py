@@ -132,22 +132,13 @@ class AttentionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        source: Tensor,
-        source_mask: Tensor | None,
-        *,
-        x_positions: Tensor | None = None,
-        source_positions: Tensor | None = None,
-    ) -> Tensor:
+        self, x: Tensor, source: Tensor, source_mask: Tensor | None, *,
+        x_positions: Tensor | None = None, source_positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Update `x` `(batch, n, dim)` with what it finds in `source` `(batch, m, dim)`.
 
-        Args:
-            x: The sequence to update.
-            source: Where it looks; `x` itself for self-attention.
-            source_mask: `(batch, m)` bool, True = valid.
-            x_positions: Added to the attention's queries.
-            source_positions: Added to its keys, not to its values.
+        `source_mask` is `(batch, m)` bool; `x_positions` are added to the attention's queries, `source_positions` to its keys, not to its
+        values.
         """
         queries = x if x_positions is None else x + x_positions
         keys = source if source_positions is None else source + source_positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
@@ -31,7 +32,7 @@ def own_count(count: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class Pairs:
     """Matched pairs of a batch: `(item[i], moment_query[i])` predicts row `span[i]` of `Targets.spans_cxw`; all `(pairs,)` int64."""
 
     item: Tensor
@@ -44,12 +45,8 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """Match, then compute every part.
 
-    Args:
-        output: What the model returned for `batch`, with negatives where `targets.negative_index` names them.
-        batch: Only its audio mask is read.
-        targets: Ground truth.
-        config: Weights.
-        normaliser: Divides the sums; several processes that share a batch give one that joins their counts.
+    `output` is what the model returned for `batch`, with negatives where `targets.negative_index` names them; several processes that share
+    a batch give a `normaliser` that joins their counts.
 
     Returns:
         Unweighted parts `label, span, giou, saliency`, `quality` with that head, and per earlier decoder layer `label_aux0, span_aux0,
@@ -70,18 +67,11 @@ def compute_losses(
         aux_pairs = _flatten(assignment, targets)
         parts[f"label_aux{index}"] = _label_part(layer, aux_pairs, targets, config, normaliser)
         parts[f"span_aux{index}"], parts[f"giou_aux{index}"] = span_losses(layer, aux_pairs, targets, normaliser)
-    weights = {
-        "label": config.label,
-        "span": config.span,
-        "giou": config.giou,
-        "quality": config.quality,
-        "saliency": config.saliency,
-    }
-    total = torch.stack([weights[name.split("_aux")[0]] * part for name, part in parts.items()]).sum()
+    total = torch.stack([getattr(config, name.split("_aux")[0]) * part for name, part in parts.items()]).sum()
     return {**parts, "total": total, "class_error": _class_error(output.decoder, pairs, normaliser)}
 
 
-def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float, normaliser: Normaliser = own_count) -> Tensor:
+def label_loss(layer: DecoderOutput, pairs: Pairs, background_weight: float, normaliser: Normaliser = own_count) -> Tensor:
     """Cross-entropy of foreground (matched) against background (all other moment queries), background weighted down.
 
     Source: the baseline; the mean is over all moment queries, not over their weights.
@@ -94,20 +84,12 @@ def label_loss(layer: DecoderOutput, pairs: _Pairs, background_weight: float, no
 
 
 def varifocal_loss(
-    layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count, *, alpha: float = 0.75, gamma: float = 2.0
+    layer: DecoderOutput, pairs: Pairs, targets: Targets, normaliser: Normaliser = own_count, *, alpha: float = 0.75, gamma: float = 2.0
 ) -> Tensor:
     """Label loss that teaches the foreground probability the IoU: matched moment queries count by their IoU, others by their mistake.
 
     A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The mean
     is over all moment queries, as in `label_loss`, so that the two have the same scale.
-
-    Args:
-        layer: Its logits are read; its spans, detached, give the IoU.
-        pairs: Matched pairs.
-        targets: Ground truth.
-        normaliser: See `compute_losses`.
-        alpha: Weight of the unmatched.
-        gamma: How much the easy ones among the unmatched are played down.
 
     Source: Zhang et al., VarifocalNet, CVPR 2021, Eq. 2, whose values of alpha and gamma these are. Here `p_fg` is the softmax over
         foreground and background, which is the sigmoid of the difference of the two logits; the paper divides by the matched ones.
@@ -123,7 +105,7 @@ def varifocal_loss(
     return loss.sum() / normaliser(loss.numel())
 
 
-def span_losses(layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count) -> tuple[Tensor, Tensor]:
+def span_losses(layer: DecoderOutput, pairs: Pairs, targets: Targets, normaliser: Normaliser = own_count) -> tuple[Tensor, Tensor]:
     """L1 distance on (centre, width), and 1 - gIoU; both mean over the matched pairs, 0 where there are none."""
     predicted, truth = _matched(layer, pairs, targets)
     share = _share(predicted.shape[0], normaliser)
@@ -136,32 +118,23 @@ def span_losses(layer: DecoderOutput, pairs: _Pairs, targets: Targets, normalise
 
 
 def quality_loss(
-    layer: DecoderOutput, pairs: _Pairs, targets: Targets, normaliser: Normaliser = own_count, *, all_moment_queries: bool = False
+    layer: DecoderOutput, pairs: Pairs, targets: Targets, normaliser: Normaliser = own_count, *, all_moment_queries: bool = False
 ) -> Tensor:
     """Regression of the quality to the IoU of the predicted span, which is detached: quality never moves a span.
 
     Cross-entropy with the IoU as a soft target: it is least at the expected IoU, like a squared error, but its gradient does not
-    vanish where the sigmoid saturates.
-
-    Args:
-        layer: Needs `quality_logits`.
-        pairs: Matched pairs.
-        targets: Ground truth.
-        normaliser: See `compute_losses`.
-        all_moment_queries: Off (the report's): matched pairs learn the IoU with their own span. On: every moment query learns its
-            best IoU with any span of its item, 0 where the item has none.
+    vanish where the sigmoid saturates. Matched pairs learn the IoU with their own span (the report's), or, with `all_moment_queries`, every
+    moment query learns its best IoU with any span of its item, 0 where the item has none.
     """
-    if layer.quality_logits is None:
-        raise ValueError("quality_loss needs a decoder output with quality_logits.")
+    logits = cast("Tensor", layer.quality_logits)
     if all_moment_queries:
-        loss = F.binary_cross_entropy_with_logits(layer.quality_logits, _best_iou(layer, targets))
-        return loss * _share(layer.quality_logits.numel(), normaliser)
+        return F.binary_cross_entropy_with_logits(logits, _best_iou(layer, targets)) * _share(logits.numel(), normaliser)
     predicted, truth = _matched(layer, pairs, targets)
     share = _share(predicted.shape[0], normaliser)
     if predicted.shape[0] == 0:
-        return layer.quality_logits.sum() * 0.0
+        return logits.sum() * 0.0
     target = iou(span_cxw_to_xx(predicted.detach()), span_cxw_to_xx(truth))
-    return F.binary_cross_entropy_with_logits(layer.quality_logits[pairs.item, pairs.moment_query], target) * share
+    return F.binary_cross_entropy_with_logits(logits[pairs.item, pairs.moment_query], target) * share
 
 
 def saliency_loss(
@@ -178,14 +151,8 @@ def saliency_loss(
     A clip is positive when windows cover at least half as much of it as of the item's best-covered clip, so a window much shorter than
     a clip still has one. Items without any window have no pairs; all their clips count as clips without the query.
 
-    Args:
-        output: Saliency `(batch, clips)`, and of the negative pairs in the order of `targets.negative_index >= 0`.
-        mask: `(batch, clips)` bool, True = valid.
-        targets: Saliency labels of all windows.
-        config: Margin, temperature, weights.
-        normaliser: See `compute_losses`.
-        sampled: Clip indices `(batch, pairs)` of positives and of negatives for the hinge, as the baseline samples them; default all
-            pairs, whose mean is what sampling estimates.
+    `sampled` are clip indices `(batch, pairs)` of positives and of negatives for the hinge, as the baseline samples them; by default it
+    takes all pairs, whose mean is what sampling estimates.
     """
     labels = targets.saliency
     positive = mask & (labels > 0) & (labels >= 0.5 * labels.amax(dim=1, keepdim=True))
@@ -209,13 +176,7 @@ def saliency_hinge(
 ) -> Tensor:
     """Positive clips should score `margin` above negative ones: twice the mean hinge over pairs (the baseline's scale).
 
-    Args:
-        scores: `(batch, clips)`.
-        positive: `(batch, clips)` bool.
-        negative: `(batch, clips)` bool.
-        margin: In units of the score.
-        sampled: See `saliency_loss`.
-        normaliser: See `compute_losses`.
+    `scores`, `positive` and `negative` are `(batch, clips)`; `sampled` is explained in `saliency_loss`.
     """
     if sampled is not None:
         high, low = (scores.gather(1, index) for index in sampled)
@@ -276,7 +237,7 @@ def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossCo
     return per_item.mean() * share
 
 
-def _label_part(layer: DecoderOutput, pairs: _Pairs, targets: Targets, config: LossConfig, normaliser: Normaliser) -> Tensor:
+def _label_part(layer: DecoderOutput, pairs: Pairs, targets: Targets, config: LossConfig, normaliser: Normaliser) -> Tensor:
     if config.label_loss == "varifocal":
         return varifocal_loss(layer, pairs, targets, normaliser)
     return label_loss(layer, pairs, config.background_weight, normaliser)
@@ -287,7 +248,7 @@ def _share(count: int, normaliser: Normaliser) -> float | Tensor:
     return count / normaliser(count)
 
 
-def _flatten(assignment: Assignment, targets: Targets) -> _Pairs:
+def _flatten(assignment: Assignment, targets: Targets) -> Pairs:
     """Join the items' assignments, on the device of the targets."""
     items, queries, spans = [], [], []
     offset = 0
@@ -297,10 +258,10 @@ def _flatten(assignment: Assignment, targets: Targets) -> _Pairs:
         spans.append(span + offset)
         offset += count
     device = targets.spans_cxw.device
-    return _Pairs(torch.cat(items).to(device), torch.cat(queries).to(device), torch.cat(spans).to(device))
+    return Pairs(torch.cat(items).to(device), torch.cat(queries).to(device), torch.cat(spans).to(device))
 
 
-def _matched(layer: DecoderOutput, pairs: _Pairs, targets: Targets) -> tuple[Tensor, Tensor]:
+def _matched(layer: DecoderOutput, pairs: Pairs, targets: Targets) -> tuple[Tensor, Tensor]:
     """Predicted and true spans of the matched pairs, both `(pairs, 2)` (centre, width)."""
     return layer.spans_cxw[pairs.item, pairs.moment_query], targets.spans_cxw[pairs.span]
 
@@ -316,7 +277,7 @@ def _best_iou(layer: DecoderOutput, targets: Targets) -> Tensor:
     return F.pad(overlap, (0, 1)).amax(dim=-1)
 
 
-def _class_error(layer: DecoderOutput, pairs: _Pairs, normaliser: Normaliser) -> Tensor:
+def _class_error(layer: DecoderOutput, pairs: Pairs, normaliser: Normaliser) -> Tensor:
     matched = layer.logits.detach()[pairs.item, pairs.moment_query]
     share = _share(matched.shape[0], normaliser)
     if matched.shape[0] == 0:

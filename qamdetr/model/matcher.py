@@ -43,8 +43,8 @@ def match_layers(layers: Sequence[DecoderOutput], targets: Targets, config: Loss
     costs = cost.cpu()
     if not bool(torch.isfinite(costs).all()):
         raise QamDetrError(
-            "The matching cost is not a number: the model has diverged or a feature holds NaN; "
-            "lower train.learning_rate or check the features."
+            "The matching cost is not a number: the model has diverged or a feature holds NaN",
+            "lower train.learning_rate or check the features",
         )
     by_item = torch.split(costs, list(targets.num_spans), dim=-1)
     return [[_assign(item[layer, index]) for index, item in enumerate(by_item)] for layer in range(len(layers))]

@@ -13,12 +13,7 @@ INITIAL_SCALE = 0.1
 
 
 def masked_average_pool(x: Tensor, mask: Tensor, stride: int) -> Tensor:
-    """Average each run of `stride` clips over its valid clips.
-
-    Args:
-        x: `(batch, clips, dim)`.
-        mask: `(batch, clips)` bool, True = valid.
-        stride: Clips per run; a last, shorter run counts too.
+    """Average each run of `stride` clips of `x` `(batch, clips, dim)` over its valid clips; a last, shorter run counts too.
 
     Returns:
         `(batch, ceil(clips / stride), dim)`, zero where a run has no valid clip.

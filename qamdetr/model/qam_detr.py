@@ -146,13 +146,14 @@ class QamDetr(nn.Module):
         pooled = batch.text_pooled
         if pooled is None:
             raise ConfigError(
-                "model.similarity is on but the encoder gives no pooled query in the audio's space; set model.similarity=false "
-                "or use a combo with a joint space, such as pocket."
+                "model.similarity is on but the encoder gives no pooled query in the audio's space",
+                "set model.similarity=false or use a combo with a joint space, such as pocket",
             )
         if pooled.shape[-1] != clips.shape[-1]:
             raise ConfigError(
                 f"model.similarity is on but pooled queries have {pooled.shape[-1]} columns and clips of {self.main_audio!r} have "
-                f"{clips.shape[-1]}; set model.similarity=false."
+                f"{clips.shape[-1]}",
+                "set model.similarity=false",
             )
         if audio_rows is not None:
             clips, pooled = clips.expand(pooled.shape[0], -1, -1)[audio_rows], pooled[text_rows]
@@ -162,7 +163,7 @@ class QamDetr(nn.Module):
         unknown = sorted(set(bypass) - self.bypassable)
         if unknown:
             known = ", ".join(sorted(self.bypassable)) or "nothing"
-            raise ConfigError(f"This model cannot bypass {unknown[0]!r}; it can bypass {known}.")
+            raise ConfigError(f"This model cannot bypass {unknown[0]!r}", f"it can bypass {known}")
 
 
 def check_config(config: ModelConfig) -> None:
@@ -173,10 +174,10 @@ def check_config(config: ModelConfig) -> None:
     """
     # Anchors embed two numbers, each as sines and cosines.
     if config.dim % 4 or config.dim % config.num_heads:
-        raise ConfigError(f"model.dim is {config.dim}; it must be a multiple of 4 and of model.num_heads ({config.num_heads}).")
+        raise ConfigError(f"model.dim is {config.dim}", f"it must be a multiple of 4 and of model.num_heads ({config.num_heads})")
     if config.multiscale and (not config.multiscale_strides or min(config.multiscale_strides) < 2):
         raise ConfigError(
-            f"model.multiscale_strides is {list(config.multiscale_strides)}; give strides of 2 or more, or set model.multiscale=false."
+            f"model.multiscale_strides is {list(config.multiscale_strides)}", "give strides of 2 or more, or set model.multiscale=false"
         )
 
 

@@ -35,14 +35,7 @@ class GatedStreams(nn.Module):
     """
 
     def __init__(self, modality: str, streams: Mapping[str, int], dim: int, dropout: float) -> None:
-        """Build the projections.
-
-        Args:
-            modality: `audio` or `text`, for the names of gates and for messages.
-            streams: Stream name -> width of its features; the first is the main one.
-            dim: Width of the sum.
-            dropout: In front of both linear layers of a projection.
-        """
+        """Build a projection per stream: `streams` are names -> widths, the main one first; `modality` is `audio` or `text`."""
         super().__init__()
         self.modality = modality
         self.widths = dict(streams)
@@ -51,11 +44,9 @@ class GatedStreams(nn.Module):
         self.gate_logits = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in self.auxiliary})
 
     def forward(self, streams: Mapping[str, Tensor], bypass: Collection[str] = ()) -> Tensor:
-        """Project and sum: stream name -> `(batch, rows, dim_s)` becomes `(batch, rows, dim)`.
+        """Project and sum: stream name -> `(batch, rows, dim_s)` becomes `(batch, rows, dim)`; unknown streams are ignored.
 
-        Args:
-            streams: Features by stream; streams that the model does not know are ignored.
-            bypass: Names such as `audio/wavlm_base_plus` whose gate is taken as closed.
+        `bypass` are names such as `audio/wavlm_base_plus` whose gate is taken as closed.
 
         Raises:
             ConfigError: A stream is missing or has another width than the model was built for.
@@ -75,9 +66,10 @@ class GatedStreams(nn.Module):
         for name, width in self.widths.items():
             if name not in streams:
                 given = ", ".join(streams) or "none"
-                raise ConfigError(f"The model needs the {self.modality} stream {name!r} but got {given}; use the combo it was trained on.")
+                raise ConfigError(f"The model needs the {self.modality} stream {name!r} but got {given}", "use the combo it was trained on")
             if streams[name].shape[-1] != width:
                 raise ConfigError(
                     f"{self.modality.capitalize()} stream {name!r} has {streams[name].shape[-1]} columns but the model takes {width} "
-                    "(tef included); use the combo it was trained on."
+                    "(tef included)",
+                    "use the combo it was trained on",
                 )

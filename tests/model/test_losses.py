@@ -1,7 +1,8 @@
-"""The objective: the official code's numbers, each term by hand, and the cases without spans, windows or negatives."""
+"""Matching and objective: the official code's numbers, each term by hand, and the cases without spans, windows or negatives."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from qamdetr.config import LossConfig
+from qamdetr.errors import QamDetrError
 from qamdetr.model import losses
+from qamdetr.model.matcher import match, match_layers
+from qamdetr.spans import giou, span_cxw_to_xx
 from qamdetr.types import Batch, DecoderOutput, ModelOutput, Targets
 
 CONFIG = LossConfig()
@@ -64,6 +68,9 @@ def test_losses_agree_with_the_official_code(golden):
     parts = losses.compute_losses(output, batch, targets, CONFIG)
     for ours, official in {"span": "loss_span", "giou": "loss_giou", "label": "loss_label", "class_error": "class_error"}.items():
         assert parts[ours].item() == pytest.approx(golden[official].item(), abs=1e-4)
+    ((queries, spans), *others) = match(output.decoder, targets, CONFIG)
+    assert torch.cat([queries, *(each for each, _ in others)]).tolist() == golden["match_pred"].tolist()
+    assert torch.cat([spans, *(each for _, each in others)]).tolist() == golden["match_target"].tolist()
     sampled = (golden["saliency_pos_index"], golden["saliency_neg_index"])
     saliency = losses.saliency_loss(output, batch.audio_mask, targets, CONFIG, sampled=sampled)
     assert saliency.item() == pytest.approx(golden["loss_saliency"].item(), abs=1e-4)
@@ -138,25 +145,19 @@ def test_quality_of_all_moment_queries_is_their_best_iou():
     torch.testing.assert_close(0.5 - 6 * layer.quality_logits.grad, wanted, atol=1e-5, rtol=0)
 
 
-def test_saliency_labels_of_all_windows_are_positives():
-    scores = torch.zeros(1, 8)
-    labels = torch.tensor([[1.0, 1.0, 0, 0, 0, 0, 1.0, 0]])
-    targets = Targets(torch.rand(2, 2), (2,), labels, torch.tensor([-1]))
-    mask = torch.ones(1, 8, dtype=torch.bool)
-    scores = scores.clone().requires_grad_()
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        ([1.0, 1.0, 0.0, 0.0, 1.0, 0.0], [0, 1, 4]),  # all windows, not the first alone
+        ([0.0, 0.3, 0.1, 0.0], [1]),  # a window shorter than a clip
+    ],
+)
+def test_saliency_pulls_up_the_clips_of_all_windows(labels, positive):
+    scores, mask = torch.zeros(1, len(labels), requires_grad=True), torch.ones(1, len(labels), dtype=torch.bool)
+    targets = Targets(torch.rand(1, 2), (1,), torch.tensor([labels]), torch.tensor([-1]))
     layer = DecoderOutput(torch.zeros(1, 1, 2), torch.full((1, 1, 2), 0.5), None)
     losses.saliency_loss(ModelOutput(layer, (), scores), mask, targets, CONFIG).backward()
-    assert bool((scores.grad[labels == 1] < 0).all())
-    assert bool((scores.grad[labels == 0] > 0).all())
-
-
-def test_window_shorter_than_a_clip_still_has_a_positive_clip():
-    scores = torch.zeros(1, 4, requires_grad=True)
-    targets = Targets(torch.rand(1, 2), (1,), torch.tensor([[0.0, 0.3, 0.1, 0.0]]), torch.tensor([-1]))
-    layer = DecoderOutput(torch.zeros(1, 1, 2), torch.full((1, 1, 2), 0.5), None)
-    mask = torch.ones(1, 4, dtype=torch.bool)
-    losses.saliency_loss(ModelOutput(layer, (), scores), mask, targets, CONFIG).backward()
-    assert [grad < 0 for grad in scores.grad[0].tolist()] == [False, True, False, False]
+    assert (scores.grad[0] < 0).nonzero().squeeze(1).tolist() == positive
 
 
 def test_all_pairs_hinge_is_the_mean_over_every_sample():
@@ -222,38 +223,16 @@ def test_padding_changes_no_loss():
         assert part.item() == pytest.approx(after[name].item(), rel=1e-5), name
 
 
-def test_quality_loss_without_the_head_is_a_programming_error():
-    output, _, targets, _ = make_case((1,))
-    nothing = torch.zeros(0, dtype=torch.long)
-    with pytest.raises(ValueError, match="quality_logits"):
-        losses.quality_loss(replace(output.decoder, quality_logits=None), losses._Pairs(nothing, nothing, nothing), targets)
-
-
 def test_varifocal_loss_by_hand():
     # Slot 0 is matched with IoU 0.5, slot 1 is a confident mistake, slot 2 a harmless one.
     logits = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [-3.0, 0.0]]], requires_grad=True)
     layer = DecoderOutput(logits, torch.tensor([[[0.25, 0.5], [0.5, 0.1], [0.5, 0.1]]]), None)
     targets = Targets(torch.tensor([[0.375, 0.25]]), (1,), torch.zeros(1, 4), torch.tensor([-1]))
-    pairs = losses._Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    pairs = losses.Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
     p = torch.tensor([1.0, 3.0, -3.0]).sigmoid()
     matched = -0.5 * (0.5 * p[0].log() + 0.5 * (1 - p[0]).log())
     others = -0.75 * p[1:] ** 2 * (1 - p[1:]).log()
     torch.testing.assert_close(losses.varifocal_loss(layer, pairs, targets), (matched + others.sum()) / 3)
-
-
-def test_varifocal_teaches_the_foreground_probability_the_iou():
-    logits = torch.zeros(1, 2, 2, requires_grad=True)
-    spans = torch.tensor([[[0.25, 0.5], [0.9, 0.1]]])
-    targets = Targets(torch.tensor([[0.325, 0.35]]), (1,), torch.zeros(1, 4), torch.tensor([-1]))
-    pairs = losses._Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
-    optimizer = torch.optim.Adam([logits], lr=0.1)
-    for _ in range(400):
-        optimizer.zero_grad()
-        losses.varifocal_loss(DecoderOutput(logits, spans, None), pairs, targets).backward()
-        optimizer.step()
-    foreground = logits.detach().softmax(-1)[0, :, losses.FOREGROUND]
-    assert float(foreground[0]) == pytest.approx(0.7, abs=0.01)
-    assert float(foreground[1]) < 0.1
 
 
 def test_varifocal_replaces_the_label_loss_and_nothing_else():
@@ -263,3 +242,55 @@ def test_varifocal_replaces_the_label_loss_and_nothing_else():
     changed = {name for name in plain if not torch.equal(plain[name], varifocal[name])}
     assert changed == {"label", "label_aux0", "total"}
     assert bool(torch.isfinite(varifocal["total"]))
+
+
+# Hungarian matching.
+
+
+def random_layer(batch, moment_queries, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, moment_queries, 2, generator=generator)
+    return DecoderOutput(logits, torch.rand(batch, moment_queries, 2, generator=generator), None)
+
+
+def random_targets(num_spans, seed):
+    spans_cxw = torch.rand(sum(num_spans), 2, generator=torch.Generator().manual_seed(seed))
+    return Targets(spans_cxw, num_spans, torch.zeros(len(num_spans), 1), torch.full((len(num_spans),), -1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matching_is_the_cheapest_of_all(seed):
+    layer, targets = random_layer(2, 5, seed), random_targets((3, 2), seed + 100)
+    for item, (queries, spans) in enumerate(match(layer, targets, CONFIG)):
+        own, predicted = targets.spans_cxw.split(targets.num_spans)[item], layer.spans_cxw[item]
+        overlap = giou(span_cxw_to_xx(predicted)[:, None], span_cxw_to_xx(own))
+        cost = (10 * torch.cdist(predicted, own, p=1) - overlap - 4 * layer.logits[item].softmax(-1)[:, :1]).numpy()
+        cheapest = min(sum(cost[q, s] for s, q in enumerate(chosen)) for chosen in itertools.permutations(range(5), len(own)))
+        assert cost[queries.numpy(), spans.numpy()].sum() == pytest.approx(cheapest, abs=1e-5)
+        assert sorted(spans.tolist()) == list(range(len(own)))
+
+
+@pytest.mark.parametrize("num_spans", [(0, 2, 0), (0, 0, 0), (7, 1, 0)])
+def test_each_moment_query_is_used_once_and_layers_are_matched_as_if_alone(num_spans):
+    layers, targets = [random_layer(3, 4, seed) for seed in (1, 2, 3)], random_targets(num_spans, 9)
+    for layer, assignment in zip(layers, match_layers(layers, targets, CONFIG), strict=True):
+        for (queries, spans), (alone_queries, alone_spans), count in zip(assignment, match(layer, targets, CONFIG), num_spans, strict=True):
+            assert torch.equal(queries, alone_queries)
+            assert torch.equal(spans, alone_spans)
+            assert queries.dtype == spans.dtype == torch.int64
+            assert len(set(queries.tolist())) == len(set(spans.tolist())) == min(4, count)
+
+
+def test_matching_weights_decide():
+    layer = DecoderOutput(torch.tensor([[[0.0, 0.0], [5.0, -5.0]]]), torch.tensor([[[0.5, 0.2], [0.9, 0.1]]]), None)
+    targets = Targets(torch.tensor([[0.5, 0.2]]), (1,), torch.zeros(1, 1), torch.tensor([-1]))
+    assert match(layer, targets, CONFIG)[0][0].tolist() == [0]
+    assert match(layer, targets, LossConfig(match_span=0.0, match_giou=0.0))[0][0].tolist() == [1]
+
+
+@pytest.mark.parametrize("field", ["logits", "spans_cxw"])
+def test_nan_is_named_with_its_remedy(field):
+    layer = random_layer(2, 4, 0)
+    getattr(layer, field)[1, 2] = float("nan")
+    with pytest.raises(QamDetrError, match=r"diverged.*train\.learning_rate"):
+        match(layer, random_targets((1, 1), 1), CONFIG)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import dataclass_transform
 
@@ -39,18 +39,12 @@ def between(low: float, high: float) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _check_streams(streams: Mapping[str, int]) -> Mapping[str, int]:
-    if not streams or min(streams.values()) < 1 or max(streams.values()) > 65536:
-        raise ValueError(f"is {dict(streams)}; it must name at least one stream with its width, such as {{pocket: 256}}.")
-    return streams
-
-
 Whole = Annotated[int, Strict()]
 # YAML 1.1 reads "1e-4" as a word, which a float takes; it would also take truth values.
 Number = Annotated[float, BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]  # an empty value in YAML
-Streams = Annotated[Mapping[str, Whole], AfterValidator(_check_streams)]
+Streams = Annotated[Mapping[str, Annotated[Whole, between(1, 65536)]], Field(min_length=1)]
 Share = Annotated[Number, between(0.0, 1.0)]
 Weight = Annotated[Number, between(0.0, 1e6)]
 Count = Annotated[Whole, between(1, 1_000_000)]
@@ -241,21 +235,15 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     """Read a YAML file (or a name in `qamdetr/configs`), follow its `extends:`, apply `a.b=c` overrides."""
     name = str(name_or_path)
     if not Path(name).is_file() and (SYSTEM_DIR / f"{name}.yaml").is_file():
-        raise ConfigError(
-            f"{name!r} is a system of several checkpoints, not an experiment; run it with `python -m qamdetr predict --system {name}`."
-        )
+        remedy = f"run it with `python -m qamdetr predict --system {name}`."
+        raise ConfigError(f"{name!r} is a system of several checkpoints, not an experiment; {remedy}")
     values = read_yaml(name, CONFIG_DIR)
     apply_overrides(values, overrides)
-    return config_from_dict(values)
-
-
-def config_from_dict(values: Mapping[str, Any]) -> Config:
-    """Build a `Config` from nested mappings; unknown keys and wrong types are errors."""
     return build(Config, values)
 
 
 def config_to_dict(config: object) -> dict[str, Any]:
-    """Undo `config_from_dict` (or `build`): nested mappings and lists of plain YAML types."""
+    """Undo `build`: nested mappings and lists of plain YAML types."""
     values: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return values
 
@@ -281,11 +269,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(name: str, folder: Path, kind: str = "config", seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML file and all that it extends, the later over the earlier; sections merge, a mapping inside a section is one value.
 
-    Args:
-        name: A path, or the name of a file in `folder`, where those that begin with `_` are parts of others and are not offered.
-        folder: Where named files lie.
-        kind: What such a file is called in messages.
-        seen: Files that extend this one.
+    `name` is a path, or a file of `folder`, where those that begin with `_` are parts of others; `kind` is what messages call it.
     """
     path = next((found for found in (Path(name), folder / f"{name}.yaml") if found.is_file()), None)
     if path is None:
@@ -304,13 +288,14 @@ def read_yaml(name: str, folder: Path, kind: str = "config", seen: tuple[Path, .
     extends = values.pop("extends", None)
     parents = extends if isinstance(extends, list) else [] if extends is None else [extends]
     if not all(isinstance(parent, str) and parent for parent in parents):
-        raise ConfigError(
-            f"{path}: `extends` is {extends!r}; it must be the name of a config, or a list of names, of which later ones win."
-        )
-    beside = [path.parent / f"{parent}.yaml" for parent in parents]
-    places = [str(file) if file.is_file() else parent for file, parent in zip(beside, parents, strict=True)]
+        remedy = "it must be the name of a config, or a list of names, of which later ones win."
+        raise ConfigError(f"{path}: `extends` is {extends!r}; {remedy}")
+    layers = []
+    for parent in parents:
+        beside = path.parent / f"{parent}.yaml"
+        layers.append(read_yaml(str(beside) if beside.is_file() else parent, folder, kind, (*seen, path.resolve())))
     merged: dict[str, Any] = {}
-    for layer in (*(read_yaml(place, folder, kind, (*seen, path.resolve())) for place in places), values):
+    for layer in (*layers, values):
         for key, entries in layer.items():
             both = isinstance(entries, dict) and isinstance(merged.get(key), dict)
             merged[key] = {**merged[key], **entries} if both else entries
@@ -343,6 +328,9 @@ def build(cls: type[T], values: object) -> T:
         raise ConfigError(_sentence(cls, error)) from None
 
 
+config_from_dict = functools.partial(build, Config)
+
+
 def _sentence(cls: Any, error: ValidationError, prefix: str = "") -> str:  # noqa: ANN401 - a class or a type hint
     """Say the first thing that pydantic found in one line; unknown keys come before all else."""
     unknown = ("unexpected_keyword_argument", "invalid_key")
@@ -357,6 +345,7 @@ def _sentence(cls: Any, error: ValidationError, prefix: str = "") -> str:  # noq
     choices = details.get("expected", "").replace("'", "").replace(" or ", ", ")
     return {
         "missing": f"{name} is missing; it has no default.",
+        "too_short": f"{name} is {value}; it must name at least one stream with its width, such as {{pocket: 256}}.",
         "dataclass_type": f"{name or 'config'} must be a section with keys, not {value!r}.",
         "value_error": f"{name} {details.get('error')}",
         "literal_error": f"{name} is {value!r}; it must be one of {choices}.",

@@ -146,14 +146,14 @@ OUT_OF_RANGE = {
     "model.mamba_state=0": "model.mamba_state is 0",
     "model.dropout=2": "model.dropout is 2.0; it must be from 0 to 0.999.",
     "model.audio_streams={}": "model.audio_streams is {}; it must name at least one stream with its width, such as {pocket: 256}.",
-    "model.text_streams={pocket: 0}": "model.text_streams is {'pocket': 0}; it must name",
+    "model.text_streams={pocket: 0}": "model.text_streams.pocket is 0; it must be from 1 to 65536.",
     "loss.span=-1": "loss.span is -1.0",
     "loss.giou=.nan": "loss.giou is nan",
     "loss.saliency_temperature=0": "loss.saliency_temperature is 0.0",
     # Sizes that would fill the memory before anything else is looked at.
     "model.dim=100000": "model.dim is 100000; it must be from 1 to 4096.",
     "model.num_moment_queries=1000000000": "model.num_moment_queries is 1000000000; it must be from 1 to 1000.",
-    "model.audio_streams={pocket: 1000000000}": "model.audio_streams is {'pocket': 1000000000}",
+    "model.audio_streams={pocket: 1000000000}": "model.audio_streams.pocket is 1000000000",
     "model.encoder_layers=1000": "model.encoder_layers is 1000; it must be from 1 to 32.",
     "model.multiscale_strides=[2, 1000]": "model.multiscale_strides.1 is 1000; it must be from 1 to 256.",
 }

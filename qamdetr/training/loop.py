@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, LoggerType, broadcast_object_list, parse_flag_from_env, set_seed
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, parse_flag_from_env, set_seed
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -66,7 +66,10 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
     with ExitStack() as held:
         training = Training(config, directory, held, resume=resume, command=command)
         run, progress, accelerator, settings = training.run, training.progress, training.accelerator, config.train
-        start_tracker(accelerator, settings, progress.epoch)
+        if settings.tracker:
+            # TensorBoard takes the name for its folder, and hides what a killed run wrote after its last saved epoch.
+            name = "tensorboard" if settings.tracker == "tensorboard" else "qamdetr"
+            accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": progress.epoch + 1}})
         while progress.epoch < settings.epochs and not 0 < settings.early_stop_epochs <= progress.epoch - progress.best_epoch:
             started = time.perf_counter() - progress.seconds
             losses = training.train_epoch(started)
@@ -80,7 +83,8 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
                 run.log_metrics(row)
                 accelerator.print(epoch_line(row, settings.epochs, is_best=is_best))
                 with saving(directory / settings.tracker):
-                    track(accelerator, row)
+                    scores = {f"val/{name}": value for name, value in validation.metrics.items()}
+                    accelerator.log({f"train/{name}": value for name, value in losses.items()} | scores, step=progress.epoch)
             run.save_state(accelerator, progress)
         for tracker in accelerator.trackers:
             tracker.finish()  # the processes stay joined, for a run that may follow in them
@@ -204,10 +208,13 @@ class Training:
         return values
 
     def show(self, stage: str, losses: Mapping[str, float], started: float) -> None:
-        """Tell whoever looks at the run's folder how far it is (`Run.show_progress`)."""
+        """Tell whoever looks at the run's folder how far it is."""
         if self.accelerator.is_main_process:
-            seconds = time.perf_counter() - started
-            self.run.show_progress(self.progress, stage, self.config.train.epochs, len(self.train_loader), losses, seconds)
+            done, batches, epochs = self.progress, len(self.train_loader), self.config.train.epochs
+            seconds = round((time.perf_counter() - started) / done.batches, 4) if done.batches else None
+            means = {name: round(value, 5) for name, value in losses.items()}
+            place = (done.epoch + 1, epochs, done.batches, batches, done.step)
+            self.run.show_progress(stage, *place, losses=means, seconds_per_batch=seconds)
 
     def metrics_row(self, losses: Mapping[str, float], validation: Validation, seconds: float) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
@@ -232,34 +239,18 @@ class Training:
 
 
 def initialise(model: QamDetr, name_or_dir: str) -> None:
-    """Take the weights of another checkpoint (pretrain, then fine-tune).
-
-    Raises:
-        CheckpointError: It does not exist or was made for another model; names the streams or settings that differ.
-    """
-    source, _ = load_checkpoint(name_or_dir)
+    """Take the weights of another checkpoint (pretrain, then fine-tune); where they do not fit, the error names what differs."""
+    source, _ = load_pretrained(name_or_dir)
     try:
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:
-        differences = _differences(source.config, model.config) or " ".join(str(error).split())[:200]
+        pairs = {item.name: (getattr(source.config, item.name), getattr(model.config, item.name)) for item in fields(ModelConfig)}
+        differing = [f"model.{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
+        # With other streams nothing else can fit.
+        told = [line for line in differing if "_streams" in line] or differing or [" ".join(str(error).split())[:200]]
         raise CheckpointError(
-            f"train.init_from={name_or_dir} was made for another model: {differences}; give both the same model section."
+            f"train.init_from={name_or_dir} was made for another model: {'; '.join(told)}; give both the same model section."
         ) from error
-
-
-def _differences(source: ModelConfig, wanted: ModelConfig) -> str:
-    """Name what differs between two networks: streams first, because with them nothing else can fit."""
-
-    def told(streams: Mapping[str, int]) -> str:
-        return " + ".join(f"{name} ({width} wide)" for name, width in streams.items())
-
-    names = [item.name for item in fields(ModelConfig) if getattr(source, item.name) != getattr(wanted, item.name)]
-    streams = [
-        f"its {name.replace('_', ' ')} are {told(getattr(source, name))}, here they are {told(getattr(wanted, name))}"
-        for name in names
-        if name.endswith("_streams")
-    ]
-    return "; ".join(streams or [f"model.{name} is {getattr(source, name)} there, {getattr(wanted, name)} here" for name in names])
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
@@ -299,19 +290,12 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
 
 
 def make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:
-    """Find the devices and processes to run on, and choose precision and tracker.
-
-    Raises:
-        ConfigError: A tracker that is not known or not installed, or a precision that the device lacks.
-    """
-    known = [str(kind) for kind in LoggerType if str(kind) != "all"]
+    """Find the devices and processes to run on; refuses a tracker that is not known or not installed, and a precision that is not there."""
     available = [str(kind) for kind in get_available_trackers()]
-    if config.tracker and config.tracker not in known:
-        raise ConfigError(f"train.tracker is {config.tracker!r}; choose one of {', '.join(known)}, or leave it empty.")
     if config.tracker and config.tracker not in available:  # Accelerate would silently track nothing
         raise ConfigError(
-            f"train.tracker is {config.tracker!r}, whose package is not installed; install it, choose one of "
-            f"{', '.join(available) or 'none'}, or leave it empty."
+            f"train.tracker is {config.tracker!r}; choose one of those whose packages are installed ({', '.join(available) or 'none'}), "
+            "or leave it empty."
         )
     return Accelerator(
         mixed_precision=choose_precision(config),
@@ -324,16 +308,13 @@ def make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:
 
 
 def choose_precision(config: TrainConfig) -> str:
-    """Return `no`, `bf16` or `fp16`: what the configuration names; `auto` is bf16 on a GPU that computes in it, else float32.
-
-    Raises:
-        ConfigError: fp16 on a CPU, where Accelerate would silently compute in float32; bf16 on a GPU without it.
-    """
+    """Return `no`, `bf16` or `fp16`: what the configuration names; `auto` is bf16 on a GPU that computes in it, else float32."""
     # This may be the first to ask for the processes' state, which is made only once: it must hear of `accelerate launch --cpu`.
     device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
     has_bf16 = device == "cpu" or (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
     if config.mixed_precision == "auto":
         return "bf16" if has_bf16 and device == "cuda" else "no"
+    # With fp16 on a CPU, Accelerate would silently compute in float32.
     if (config.mixed_precision == "fp16" and device == "cpu") or (config.mixed_precision == "bf16" and not has_bf16):
         raise ConfigError(f"train.mixed_precision is {config.mixed_precision!r}, which this {device} device lacks; choose auto or no.")
     return config.mixed_precision
@@ -378,11 +359,7 @@ def share_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:  # n
 
 
 def batches_after(loader: Any, num_done: int) -> Iterator[Any]:  # noqa: ANN401 - Accelerate's loaders have no types
-    """Give the batches of the epoch after the first `num_done`, which are not read.
-
-    Raises:
-        QamDetrError: Features that cannot be read; one line also when a worker process found them.
-    """
+    """Give the batches of the epoch after the first `num_done`, which are not read."""
     try:
         if not num_done:
             yield from loader
@@ -429,20 +406,6 @@ def in_main_process(accelerator: Accelerator, work: Callable[[], Run]) -> Run:
     if isinstance(found, QamDetrError):
         raise found
     return found  # type: ignore[no-any-return]
-
-
-def start_tracker(accelerator: Accelerator, config: TrainConfig, epochs_done: int) -> None:
-    """Open the tracker of the run; a resumed run goes on after `epochs_done`."""
-    if config.tracker:
-        # TensorBoard takes the name for its folder, and hides what a killed run wrote after its last saved epoch.
-        name = "tensorboard" if config.tracker == "tensorboard" else "qamdetr"
-        accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": epochs_done + 1}})
-
-
-def track(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
-    """Send one row of `metrics.jsonl` to the tracker, with the epoch as its step."""
-    values = {f"train/{key}": value for key, value in row["loss"].items()} | {f"val/{key}": value for key, value in row["val"].items()}
-    accelerator.log(values, step=row["epoch"])
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, *, is_best: bool) -> str:

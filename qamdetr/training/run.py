@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from hashlib import blake2b, sha256
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 import qamdetr
 from qamdetr.config import Config, config_to_dict, load_config, save_config
-from qamdetr.errors import CheckpointError, ConfigError, DataError
+from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.files import remove_abandoned, write_whole
 from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
@@ -76,8 +76,7 @@ class Progress:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo `state_dict`."""
-        for item in fields(self):
-            setattr(self, item.name, state[item.name])
+        vars(self).update(state)
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,7 @@ class Run:
 
     @classmethod
     def create(cls, directory: Path, config: Config, command: str, data_fingerprint: str = "", num_processes: int = 1) -> Run:
-        """Make the folder of a new run; it appears whole, by one rename.
-
-        Raises:
-            ConfigError: The folder is there already: a run never overwrites another. Or it cannot be made.
-        """
+        """Make the folder of a new run; it appears whole, by one rename. A run never overwrites another."""
         taken = ConfigError(f"{directory} holds another run; choose another --name or continue it with --resume {directory}.")
         if directory.exists():
             raise taken
@@ -109,8 +104,8 @@ class Run:
             "packages": {"qamdetr": qamdetr.__version__, **{name: version(name) for name in PACKAGES}},
             "num_processes": num_processes,
             "data_fingerprint": data_fingerprint,
-            "train_manifest": file_fingerprint(Path(config.data.train_manifest)),
-            "val_manifest": file_fingerprint(Path(config.data.val_manifest)),
+            "train_manifest": _digest(Path(config.data.train_manifest))[:16],
+            "val_manifest": _digest(Path(config.data.val_manifest))[:16],
         }
         fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
         try:
@@ -127,36 +122,25 @@ class Run:
 
     @classmethod
     def open(cls, directory: Path) -> Run:
-        """Find the folder of an earlier run, and clear away what a kill left there.
-
-        Raises:
-            CheckpointError: It holds no run.
-        """
+        """Find the folder of an earlier run, and clear away what a kill left there."""
         if not (directory / CONFIG_FILE).is_file() or not (directory / FACTS_FILE).is_file():
             raise CheckpointError(f"{directory} holds no run (no {CONFIG_FILE} and {FACTS_FILE}); give the folder that train.py made.")
         run = cls(directory)
         remove_abandoned(directory)
-        kept = run.best_dir.with_name(run.best_dir.name + ".old")
+        kept = directory / "best.old"
         if kept.is_dir() and not run.best_dir.exists():
             kept.rename(run.best_dir)
         return run
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep the folder for this process; the system gives it free when the process ends, however it ends.
-
-        Raises:
-            CheckpointError: Another process trains in it.
-        """
-        lock = FileLock(self.directory / ".lock")
+        """Keep the folder for this process; the system gives it free when the process ends, however it ends."""
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(self.directory / ".lock").acquire(timeout=0)
         except Timeout:
             raise CheckpointError(f"{self.directory} is being trained by another process; wait until it ends, or stop it.") from None
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     @property
     def best_dir(self) -> Path:
@@ -173,44 +157,35 @@ class Run:
         return load_config(self.directory / CONFIG_FILE)
 
     def facts(self) -> dict[str, Any]:
-        """Read what the run is made of (see `create`); `finished`, where it is, holds epoch, step, best epoch and metrics.
-
-        Raises:
-            CheckpointError: The file is not there or damaged.
-        """
+        """Read what the run is made of (see `create`); `finished`, where it is, holds epoch, step, best epoch and metrics."""
         try:
-            values = json.loads((self.directory / FACTS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads((self.directory / FACTS_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.directory / FACTS_FILE} cannot be read ({error}); copy the run's folder again.") from error
-        return dict(values)
 
     def finish(self, progress: Progress) -> None:
         """Note in `run.json` that nothing is left to do; on a full disk the run can be resumed, which only notes it again."""
-        kept = ("epoch", "step", "best_epoch", "best")
-        self._write_facts({**self.facts(), "finished": {name: getattr(progress, name) for name in kept}})
+        finished = {name: getattr(progress, name) for name in ("epoch", "step", "best_epoch", "best")}
+        replace_text(self.directory / FACTS_FILE, json.dumps({**self.facts(), "finished": finished}, indent=2) + "\n")
 
     def check_unchanged(self, config: Config, data_fingerprint: str, num_processes: int) -> None:
-        """Refuse to continue a run under other conditions, which would end with other weights.
-
-        Raises:
-            CheckpointError: Names the setting, the data or the number of processes that changed.
-        """
-        facts = self.facts()
-        if "data_fingerprint" not in facts:
-            raise CheckpointError(
-                f"{self.directory} was begun by an earlier version of this program, which noted too little to continue it."
-            )
-        now = dict(_leaves(config_to_dict(config)))
+        """Refuse to continue a run under other conditions, which would end with other weights."""
+        facts, now = self.facts(), config_to_dict(config)
         for folder in (self.directory, *self._states()[-1:]):
-            before = dict(_leaves(config_to_dict(load_config(folder / CONFIG_FILE))))
-            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-            changed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys]
+            before = config_to_dict(load_config(folder / CONFIG_FILE))
+            changed = [
+                f"{section}.{key} was {before[section][key]!r}, is {value!r}"
+                for section, values in now.items()
+                if isinstance(values, dict)
+                for key, value in values.items()
+                if before[section][key] != value
+            ]
             if changed:
                 raise CheckpointError(f"{folder} was saved with another configuration ({'; '.join(changed[:3])}); start a new run for it.")
-        if facts["data_fingerprint"] != data_fingerprint:
+        if facts.get("data_fingerprint") != data_fingerprint:
             raise CheckpointError(
-                f"{self.directory} was trained on data {facts['data_fingerprint']}, but the manifests and features that its configuration "
-                f"names are now {data_fingerprint}; bring back the earlier data, or start a new run."
+                f"{self.directory} was trained on data {facts.get('data_fingerprint')}, but the manifests and features that its "
+                f"configuration names are now {data_fingerprint}; bring back the earlier data, or start a new run."
             )
         if facts["num_processes"] != num_processes:
             raise CheckpointError(
@@ -220,9 +195,10 @@ class Run:
         revision = git_revision()
         if revision not in facts["git_revision"].split(", then "):
             _log.warning("%s was begun with code %s, which is now %s.", self.directory, facts["git_revision"], revision)
-            self._write_facts({**facts, "git_revision": f"{facts['git_revision']}, then {revision}"})
+            facts["git_revision"] += f", then {revision}"
+            replace_text(self.directory / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
 
-    def show_progress(self, progress: Progress, stage: str, epochs: int, batches: int, losses: Mapping[str, float], seconds: float) -> None:
+    def show_progress(self, stage: str, epoch: int, epochs: int, batch: int, batches: int, step: int, **others: object) -> None:
         """Replace `progress.json`, for whoever wants to show how far the run is: the page's training tab reads it.
 
         `{"stage", "epoch", "epochs", "batch", "batches", "step", "losses", "seconds_per_batch", "time"}`: `stage` is "training" or
@@ -230,19 +206,9 @@ class Run:
         steps in all; `losses` are the means of the parts of the loss over the epoch so far, "total" among them, empty while nothing is
         known; `seconds_per_batch` is null likewise; `time` (seconds since 1970) is when it was written.
         """
-        row = {
-            "stage": stage,
-            "epoch": progress.epoch + 1,
-            "epochs": epochs,
-            "batch": progress.batches,
-            "batches": batches,
-            "step": progress.step,
-            "losses": {name: round(value, 5) for name, value in losses.items()},
-            "seconds_per_batch": round(seconds / progress.batches, 4) if progress.batches else None,
-            "time": round(time.time(), 1),
-        }
+        row = {"stage": stage, "epoch": epoch, "epochs": epochs, "batch": batch, "batches": batches, "step": step, **others}
         with contextlib.suppress(OSError):  # a full disk ends a run where something would be lost, not here
-            write_whole(self.directory / PROGRESS_FILE, json.dumps(row) + "\n")
+            write_whole(self.directory / PROGRESS_FILE, json.dumps({**row, "time": round(time.time(), 1)}) + "\n")
 
     def save_best(self, model: QamDetr, config: Config, card: str) -> None:
         """Replace `best/` by a checkpoint of `model` with its model card; on a full disk the earlier one stays."""
@@ -261,11 +227,7 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def forget_metrics_after(self, epoch: int) -> None:
-        """Drop the lines of epochs that a resumed run will repeat.
-
-        Raises:
-            CheckpointError: A line that is none of this program's, or the disk refuses.
-        """
+        """Drop the lines of epochs that a resumed run will repeat."""
         path = self.directory / METRICS_FILE
         if path.is_file():
             try:
@@ -280,9 +242,6 @@ class Run:
         """Save all that resuming needs as `last/step-<steps>`, then remove the state before.
 
         The folder gets its name by one rename when it is complete, so a kill at any moment leaves a whole state.
-
-        Raises:
-            CheckpointError: The disk refuses; the state before stays.
         """
         final = self.directory / "last" / f"step-{progress.step:08d}"
         fresh = final.with_name("unfinished")
@@ -295,7 +254,8 @@ class Run:
             if accelerator.is_main_process:
                 for name in (CONFIG_FILE, FACTS_FILE):
                     shutil.copyfile(self.directory / name, fresh / name)
-                (fresh / SUMS_FILE).write_text(json.dumps(_sums(fresh)), encoding="utf-8")
+                sums = {str(path.relative_to(fresh)): _digest(path) for path in fresh.rglob("*") if path.is_file()}
+                (fresh / SUMS_FILE).write_text(json.dumps(sums), encoding="utf-8")
                 earlier = self._states()
                 swap_directory(fresh, final)
                 for state in earlier:
@@ -308,19 +268,15 @@ class Run:
         return bool(self._states())
 
     def load_state(self, accelerator: Accelerator) -> None:
-        """Restore model, optimiser, schedule, random generators and all that was registered for checkpointing.
-
-        Raises:
-            CheckpointError: The state is damaged, even by one bit, or of another model.
-        """
+        """Restore model, optimiser, schedule, random generators and all that was registered; a flipped bit is found, too."""
         if not self.has_state:
             return
         state = self._states()[-1]
         try:
-            noted = json.loads((state / SUMS_FILE).read_text(encoding="utf-8"))
-            damaged = sorted(name for name, digest in _sums(state).items() if noted.pop(name, digest) != digest)
-            if damaged or noted:
-                raise ValueError(f"damaged or missing: {', '.join([*damaged, *noted])}")
+            sums = json.loads((state / SUMS_FILE).read_text(encoding="utf-8"))
+            damaged = [name for name, digest in sums.items() if _digest(state / name) != digest]
+            if damaged:
+                raise ValueError(f"{', '.join(damaged)} changed on the disk")
             accelerator.load_state(str(state))
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             raise CheckpointError(
@@ -331,19 +287,13 @@ class Run:
     def _states(self) -> list[Path]:
         return sorted((self.directory / "last").glob("step-????????"))
 
-    def _write_facts(self, facts: Mapping[str, Any]) -> None:
-        replace_text(self.directory / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
-
 
 @contextlib.contextmanager
 def saving(path: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """Turn what a full disk makes of saving `path` into one line, and give the space of `unfinished` back.
-
-    Raises:
-        CheckpointError: The disk refuses. PyTorch's archive writer says so with a `RuntimeError`, safetensors with an error of its own.
-    """
+    """Turn what a full disk makes of saving `path` into one line, and give the space of `unfinished` back."""
     try:
         yield
+    # PyTorch's archive writer says it with a `RuntimeError`, safetensors with an error of its own.
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -371,38 +321,15 @@ def replace_text(path: Path, text: str) -> None:
 
 def git_revision() -> str:
     """Commit of the code, with `+changes` where the working tree differs; `unknown` outside a repository."""
-    root = Path(__file__).resolve().parents[2]
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
     try:
-        revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
-        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return revision.strip() + ("+changes" if changes.strip() else "")
 
 
-def file_fingerprint(path: Path) -> str:
-    """Return 16 hex digits of a file's whole content.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        return blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}; check data.train_manifest and data.val_manifest.") from error
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    """Checksum of every file of a state."""
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.name != SUMS_FILE}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _digest(path: Path) -> str:
+    return blake2b(path.read_bytes()).hexdigest()
 
 
 _CARD = """---

@@ -1,53 +1,66 @@
-"""The training loop on a toy task: it learns, resumes to the bit, and keeps its promises about folders."""
+"""The training loop on a toy task: it learns, a seed decides everything, and it keeps its promises about precision and processes."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from stored_features import OwnFeatures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from toy import ToyConfig
 
-from qamdetr.config import Config, TrainConfig, load_config, save_config
+from qamdetr.cli import main as command_line
+from qamdetr.config import TrainConfig, config_from_dict, load_config
+from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
 from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
-from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import loop
-from qamdetr.training.loop import make_optimizer, make_schedule, train, update_average
+from qamdetr.training.data import load_data
+from qamdetr.training.loop import (
+    ProcessShare,
+    batches_after,
+    choose_precision,
+    in_float32,
+    make_optimizer,
+    make_schedule,
+    train,
+    update_average,
+)
 from qamdetr.training.run import Run
 from qamdetr.training.validation import Validation
+from qamdetr.types import DecoderOutput, ModelOutput, TextFeatures
 
-ToyConfig = Callable[..., Config]
+ROOT = Path(__file__).resolve().parents[2]
+NUM_PROCESSES = 2
+
+needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU does")
 
 
 def metrics_of(run: Run) -> list[dict]:
     return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def state_of(run: Run) -> dict[str, torch.Tensor]:
+def weights_of(run: Run) -> dict[str, Tensor]:
     (state,) = (run.directory / "last").iterdir()
     return load_file(state / "model.safetensors")
-
-
-def copy_at_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, target: Path) -> None:
-    """Copy the run's folder as it is right after the state of `epoch` was saved: what a kill at that moment leaves."""
-    save_state = Run.save_state
-
-    def save_and_copy(self, accelerator, progress):
-        save_state(self, accelerator, progress)
-        if progress.epoch == epoch:
-            shutil.copytree(self.directory, target)
-
-    monkeypatch.setattr(Run, "save_state", save_and_copy)
 
 
 @pytest.mark.slow
@@ -68,36 +81,48 @@ def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(toy_config: ToyConfig
     assert list((run.directory / "tensorboard").glob("events.*"))
 
 
-def test_a_killed_run_ends_with_the_same_weights_as_one_that_never_stopped(
-    toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = toy_config(epochs=3, ema_decay=0.9)
-    copy_at_epoch(monkeypatch, 2, tmp_path / "killed")
-    whole = train(config, tmp_path / "whole")
-    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "st')
-
-    resumed = train(Run.open(tmp_path / "killed").config(), tmp_path / "killed", resume=True)
-
-    expected = state_of(whole)
-    found = state_of(resumed)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    best, resumed_best = (load_file(run.best_dir / "model.safetensors") for run in (whole, resumed))
-    assert all(torch.equal(best[name], resumed_best[name]) for name in best)
-    drop_time = [{key: value for key, value in row.items() if key != "seconds"} for row in metrics_of(whole)]
-    assert drop_time == [{key: value for key, value in row.items() if key != "seconds"} for row in metrics_of(resumed)]
-
-
 def test_a_seed_decides_everything(toy_config: ToyConfig, tmp_path: Path) -> None:
     first, again, other = (train(toy_config(epochs=1, seed=seed), tmp_path / f"run{i}") for i, seed in enumerate((0, 0, 1)))
-    assert all(torch.equal(a, b) for a, b in zip(state_of(first).values(), state_of(again).values(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(state_of(first).values(), state_of(other).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(first).values(), weights_of(again).values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights_of(first).values(), weights_of(other).values(), strict=True))
 
 
-def test_accumulated_batches_make_one_step(toy_config: ToyConfig, tmp_path: Path) -> None:
-    run = train(toy_config(epochs=1, batch_size=8, accumulate_batches=4), tmp_path / "run")
-    assert metrics_of(run)[0]["step"] == 2  # 64 queries, 8 batches, 4 batches per step
+@pytest.mark.parametrize("quality", [True, False])
+def test_validation_scores_as_serving_does(quality: bool, small_toy_config: ToyConfig, tmp_path: Path) -> None:
+    """Also without a quality head, where segments of the saliency had another unit in validation than in serving."""
+    config = small_toy_config(model={"quality": quality}, epochs=1)
+    config = replace(config, inference=replace(config.inference, segment_threshold=0.3, top_k=100))
+    run = train(config, tmp_path / "run")
+    manifest, output = config.data.val_manifest, tmp_path / "served.jsonl"
+    arguments = ["--checkpoint", str(run.best_dir), "--manifest", manifest, "--from-features", "--top-k", "100", "--output", str(output)]
+    assert command_line(["predict", *arguments]) == 0
+    rows = {row["qid"]: row["pred_relevant_windows"] for row in map(json.loads, output.read_text().splitlines())}
+    best = {entry.qid: (bool(entry.relevant_windows), max(row[2] for row in rows[entry.qid])) for entry in read_manifest(manifest)}
+    (epoch,) = metrics_of(run)
+    for key, present in (("present_score", True), ("absent_score", False)):
+        scores = [score for is_present, score in best.values() if is_present is present]
+        assert sum(scores) / len(scores) == pytest.approx(epoch["val"][key], abs=1e-3)
+
+
+def test_progress_is_told_while_it_goes_on(small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict] = []
+    show = Run.show_progress
+
+    def look(self: Run, *place: object, **others: object) -> None:
+        show(self, *place, **others)  # type: ignore[arg-type]
+        seen.append(json.loads((self.directory / "progress.json").read_text()))
+
+    monkeypatch.setattr(Run, "show_progress", look)
+    monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 2)
+    train(small_toy_config(epochs=2), tmp_path / "run")
+    assert [(row["stage"], row["epoch"], row["batch"], row["step"]) for row in seen] == [
+        ("training", 1, 0, 0), ("training", 1, 2, 2), ("training", 1, 4, 4), ("validation", 1, 4, 4),
+        ("training", 2, 0, 4), ("training", 2, 2, 6), ("training", 2, 4, 8), ("validation", 2, 4, 8),
+    ]  # fmt: skip
+    assert {(row["epochs"], row["batches"]) for row in seen} == {(2, 4)}
+    assert (seen[0]["losses"], seen[0]["seconds_per_batch"]) == ({}, None)
+    assert seen[1]["losses"]["total"] > 0
+    assert seen[1]["seconds_per_batch"] > 0
 
 
 def test_accumulated_batches_weigh_the_same_and_so_does_a_group_that_is_not_full(
@@ -142,19 +167,45 @@ def test_tracked_values_are_those_of_the_metrics(small_toy_config: ToyConfig, tm
         assert [(event.step, event.value) for event in events.Scalars(name)] == expected
 
 
-def test_a_run_never_overwrites_another(toy_config: ToyConfig, tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "precious").write_text("x")
-    with pytest.raises(ConfigError, match="holds another run"):
-        train(toy_config(), tmp_path / "taken")
-    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["precious"]
-
-
-def test_fine_tuning_begins_with_the_weights_of_another_checkpoint(toy_config: ToyConfig, tmp_path: Path) -> None:
-    first = train(toy_config(epochs=1), tmp_path / "first")
-    tuned = train(toy_config(epochs=1, learning_rate=0.0, init_from=str(first.best_dir)), tmp_path / "tuned")
+def test_fine_tuning_begins_with_the_weights_of_another_checkpoint(small_toy_config: ToyConfig, tmp_path: Path) -> None:
+    first = train(small_toy_config(epochs=1), tmp_path / "first")
+    start = str(first.best_dir)
+    tuned = train(small_toy_config(epochs=1, learning_rate=0.0, init_from=start), tmp_path / "tuned")
     source = load_file(first.best_dir / "model.safetensors")
     assert all(torch.equal(source[name], value) for name, value in load_file(tuned.best_dir / "model.safetensors").items())
+    with pytest.raises(CheckpointError, match=r"another model: model\.dim is 32 there, 16 here; give both"):
+        train(small_toy_config(model={"dim": 16}, init_from=start), tmp_path / "second")
+    with pytest.raises(
+        CheckpointError, match=r"another model: model\.audio_streams is \{'toy': 16, 'level': 1\} there, \{'toy': 16\} here; "
+    ):
+        train(small_toy_config(model={"audio_streams": {"toy": 16}, "dim": 16}, init_from=start), tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def absent_tracker() -> str:
+    installed = {str(kind) for kind in get_available_trackers()}
+    return next(str(kind) for kind in LoggerType if str(kind) not in {*installed, "all"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tracker": "tensorbord"}, r"train\.tracker is 'tensorbord'; choose one"),
+        ({"tracker": absent_tracker()}, "choose one of those whose packages are installed"),
+        pytest.param({"mixed_precision": "fp16"}, "'fp16', which this cpu device lacks", marks=needs_cpu),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(settings: dict, message: str, small_toy_config: ToyConfig, tmp_path: Path) -> None:
+    forget_accelerate()
+    with pytest.raises(ConfigError, match=message):
+        train(small_toy_config(**settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "compute_losses", lambda output, *_: {"total": output.saliency.sum() * math.nan})
+    with pytest.raises(QamDetrError, match=r"The loss became nan near step 4 at train\.learning_rate 0\.002; lower it\."):
+        train(small_toy_config(), tmp_path / "run")
 
 
 def test_missing_features_stop_the_run_before_it_begins(toy_config: ToyConfig, tmp_path: Path) -> None:
@@ -168,59 +219,22 @@ def test_missing_features_stop_the_run_before_it_begins(toy_config: ToyConfig, t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(toy_config: ToyConfig, tmp_path: Path) -> None:
-    with pytest.raises(QamDetrError, match=r"train\.learning_rate"):
-        train(toy_config(epochs=3, learning_rate=1e30, clip_norm=1e30), tmp_path / "run")
-
-
-def test_an_unknown_tracker_is_refused(toy_config: ToyConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tensorbord"):
-        train(toy_config(tracker="tensorbord"), tmp_path / "run")
-
-
-def test_a_tracker_that_is_not_installed_is_refused(toy_config: ToyConfig, tmp_path: Path) -> None:
-    installed = {str(kind) for kind in get_available_trackers()}
-    absent = next(str(kind) for kind in LoggerType if str(kind) not in {*installed, "all"})
-    with pytest.raises(ConfigError, match=f"'{absent}', whose package is not installed"):
-        train(toy_config(tracker=absent), tmp_path / "run")
-
-
-def test_weights_of_another_model_are_refused(toy_config: ToyConfig, tmp_path: Path) -> None:
-    first = train(toy_config(epochs=1), tmp_path / "first")
-    config = toy_config(init_from=str(first.best_dir))
-    narrower = replace(config, model=replace(config.model, dim=16))
-    with pytest.raises(CheckpointError, match=r"another model: model\.dim is 32 there, 16 here"):
-        train(narrower, tmp_path / "second")
-
-
-def test_a_checkpoint_of_other_streams_names_them(small_toy_config: ToyConfig, tmp_path: Path) -> None:
-    other = replace(small_toy_config().model, audio_streams={"clap": 512}, dim=16)
-    save_checkpoint(tmp_path / "other", QamDetr(replace(other, similarity=False)), small_toy_config())
-    save_config(replace(small_toy_config(), model=replace(other, similarity=False)), tmp_path / "other" / "config.yaml")
-    with pytest.raises(CheckpointError, match=r"audio streams are clap \(512 wide\), here they are toy \(16 wide\) \+ level \(1 wide\)"):
-        train(small_toy_config(init_from=str(tmp_path / "other")), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_schedule_warms_up_and_falls_to_zero() -> None:
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"warmup_fraction": 0.1, "schedule": "cosine"}, {0: 0.1, 4: 0.5, 9: 1.0, 55: 0.5, 100: 0.0}),
+        ({"warmup_fraction": 0.0}, {0: 1.0, 50: 1.0, 100: 1.0}),
+    ],
+)
+def test_schedules(settings: dict, expected: dict[int, float]) -> None:
     optimizer = AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, TrainConfig(warmup_fraction=0.1, schedule="cosine"), total_steps=100)
-    rates = []
+    schedule = make_schedule(optimizer, TrainConfig(**settings), total_steps=100)
+    rates = [schedule.get_last_lr()[0]]
     for _ in range(100):
-        rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
-    assert rates[55] == pytest.approx(0.5)
-    assert schedule.get_last_lr()[0] == pytest.approx(0.0, abs=1e-9)
-
-
-def test_constant_schedule_stays() -> None:
-    optimizer = AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, TrainConfig(warmup_fraction=0.0), total_steps=10)
-    optimizer.step()
-    schedule.step()
-    assert schedule.get_last_lr() == [1.0]
+        rates += schedule.get_last_lr()
+    assert {step: rates[step] for step in expected} == pytest.approx(expected, abs=1e-9)
 
 
 def test_optimizer_spares_vectors_and_the_scans_own_parameters(toy_config: ToyConfig) -> None:
@@ -240,3 +254,179 @@ def test_average_follows_the_model_and_forgets_the_start() -> None:
     for step in range(1, 301):
         update_average(average, model, 0.99, step)
     assert average.weight.item() == pytest.approx(2.0, abs=0.01)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one precision per process; tests of another begin and end without any."""
+    forget_accelerate()
+    yield
+    forget_accelerate()
+
+
+def forget_accelerate() -> None:
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@needs_cpu
+def test_without_a_gpu_auto_is_float32() -> None:
+    assert choose_precision(TrainConfig(mixed_precision="auto")) == "no"
+    assert choose_precision(TrainConfig(mixed_precision="bf16")) == "bf16"
+
+
+def test_outputs_come_back_to_float32_and_masks_stay() -> None:
+    half = torch.randn(1, 2, 2).bfloat16()
+    decoder = DecoderOutput(half, half.sigmoid(), None)
+    output = ModelOutput(decoder, (decoder,), half[0], negative_mask=torch.ones(1, 2, dtype=torch.bool), gates={"audio/x": 0.5})
+    found = in_float32(output)
+    for layer in (found.decoder, *found.auxiliary):
+        assert layer.logits.dtype == layer.spans_cxw.dtype == torch.float32
+    assert found.saliency.dtype == torch.float32
+    assert found.negative_mask is not None
+    assert found.negative_mask.dtype == torch.bool
+    assert (found.gates, found.decoder.quality_logits) == ({"audio/x": 0.5}, None)
+    assert torch.equal(found.decoder.logits, half.float())
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("encoder", ["transformer", pytest.param("bimamba", marks=pytest.mark.slow)])
+def test_bf16_trains_with_losses_in_float32(
+    encoder: str, small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    compute_losses = loop.compute_losses
+
+    def look(output: ModelOutput, *arguments: object) -> dict[str, torch.Tensor]:
+        losses = compute_losses(output, *arguments)  # type: ignore[arg-type]
+        seen.extend([output.saliency.dtype, output.decoder.logits.dtype, *(value.dtype for value in losses.values())])
+        return losses
+
+    monkeypatch.setattr(loop, "compute_losses", look)
+    run = train(small_toy_config(model={"encoder": encoder}, epochs=1, batch_size=16, mixed_precision="bf16"), tmp_path / "half")
+    assert set(seen) == {torch.float32}
+    (row,) = (json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines())
+    assert all(math.isfinite(value) for value in row["loss"].values())
+
+    forget_accelerate()
+    whole = train(small_toy_config(model={"encoder": encoder}, epochs=1, batch_size=16, mixed_precision="no"), tmp_path / "whole")
+    (expected,) = (json.loads(line) for line in (whole.directory / "metrics.jsonl").read_text().splitlines())
+    assert row["loss"]["total"] != expected["loss"]["total"]
+    assert row["loss"]["total"] == pytest.approx(expected["loss"]["total"], rel=0.05)
+
+
+@given(
+    batches=st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=4),
+    num_processes=st.integers(1, 5),
+)  # fmt: skip
+def test_shares_hold_each_item_equally_often_and_are_never_empty(batches: list[list[int]], num_processes: int) -> None:
+    shares = [list(ProcessShare(batches, index, num_processes)) for index in range(num_processes)]
+    for number, batch in enumerate(batches):
+        parts = [share[number] for share in shares]
+        assert all(parts)
+        joined = sorted(item for part in parts for item in part)
+        assert joined == sorted(batch * (len(joined) // len(batch)))
+        assert len(joined) == len(batch) or len(batch) < num_processes
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("num_done", [0, 1, 3])
+def test_skipped_batches_are_not_read_and_draw_nothing(num_done: int) -> None:
+    read: list[int] = []
+
+    def collate(items: list[int]) -> list[int]:
+        read.extend(items)
+        return items
+
+    loader = DataLoader(range(7), batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    expected = torch.get_rng_state() if num_done else None
+    assert list(batches_after(loader, num_done)) == [[0, 1], [2, 3], [4, 5], [6]][num_done:]
+    assert read == list(range(7))[2 * num_done :]
+    if expected is not None:
+        assert torch.equal(torch.get_rng_state(), expected)
+
+
+def uneven_set(folder: Path) -> None:
+    """Two recordings with two queries each: one with several windows, and one that is absent there but true of the other recording.
+
+    Only the two present queries can be each other's negatives. A process that has these two holds all windows and all negative pairs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    cache = OwnFeatures(folder / "features")
+    windows = {"a": ((2.0, 7.0), (12.0, 16.0)), "b": ((1.0, 4.0), (9.0, 15.0), (20.0, 23.5))}
+    words = {"a": "a dog barks", "b": "rain falls"}
+    for word in words.values():
+        tokens = torch.randn(3, 8, generator=generator)
+        cache.write_text(word, {"toy": TextFeatures(tokens, ((0, 0), (0, 3), (3, len(word))))})
+    entries = []
+    for vid, other in (("a", "b"), ("b", "a")):
+        cache.write_audio(vid, {"toy": torch.randn(24, 8, generator=generator)})
+        entries.append(QueryEntry(f"{vid}0", words[vid], vid, 24.0, windows[vid]))
+        entries.append(QueryEntry(f"{vid}1", words[other], vid, 24.0, ()))
+    write_manifest(folder / "manifest.jsonl", entries)
+
+
+def uneven_settings(folder: Path) -> dict:
+    """One optimiser step on all four queries, without dropout; the seed is one whose order gives one process both present queries."""
+    settings = {
+        "model": {
+            "audio_streams": {"toy": 8}, "text_streams": {"toy": 8}, "dim": 16, "num_heads": 2, "ffn_dim": 16, "dropout": 0.0,
+            "input_dropout": 0.0, "encoder": "transformer", "encoder_layers": 1, "num_moment_queries": 5,
+        },
+        "loss": {"label_loss": "varifocal", "quality_targets": "all", "saliency_clip": 1.0, "saliency_negative": "mean"},
+        "data": {
+            "train_manifest": str(folder / "manifest.jsonl"), "val_manifest": str(folder / "manifest.jsonl"),
+            "feature_dir": str(folder / "features"), "combo": "toy",
+        },
+        "train": {"epochs": 1, "batch_size": 4, "clip_norm": 1e9, "tracker": "", "output_dir": str(folder)},
+    }  # fmt: skip
+    for seed in range(100):
+        settings["train"]["seed"] = seed
+        data = load_data(config_from_dict(settings))
+        (share,) = ProcessShare(data.sampler, 0, NUM_PROCESSES)
+        if {data.train.entries[index].qid for index in share} in ({"a0", "b0"}, {"a1", "b1"}):
+            return settings
+    raise AssertionError("no seed orders the four queries so")
+
+
+_DRIVER = """
+import os, sys, torch
+from torch.optim import AdamW
+from train import main
+
+step = AdamW.step
+
+def step_and_keep(self, *arguments, **options):
+    if int(os.environ.get("RANK", 0)) == 0:
+        torch.save([p.grad for group in self.param_groups for p in group["params"]], sys.argv[1])
+    return step(self, *arguments, **options)
+
+AdamW.step = step_and_keep
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    uneven_set(tmp_path)
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(uneven_settings(tmp_path), sort_keys=False))
+    (tmp_path / "driver.py").write_text(_DRIVER)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launch: dict[str, list[str]] = {
+        "one": [],
+        "two": ["-m", "torch.distributed.run", "--nproc_per_node", str(NUM_PROCESSES), "--standalone"],
+    }
+    for name, launcher in launch.items():
+        command = [sys.executable, *launcher, str(tmp_path / "driver.py"), str(tmp_path / f"{name}.pt")]
+        command += ["--config", str(tmp_path / "toy.yaml"), "--name", name]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["num_processes"] == NUM_PROCESSES
+    one, two = (torch.load(tmp_path / f"{name}.pt") for name in launch)
+    assert any(bool(gradient.abs().max() > 1e-3) for gradient in one)
+    for expected, found in zip(one, two, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    first, second = (json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in launch)
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-4, abs=2e-5)
+    assert first["step"] == second["step"] == 1

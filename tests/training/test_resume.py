@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,24 +16,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from faulty_process import run_train
 from safetensors.torch import load_file
-from toy import toy_settings
+from toy import ToyConfig, toy_settings
 
-from qamdetr.config import Config, config_to_dict
-from qamdetr.errors import CheckpointError
-from qamdetr.inference.checkpoint import load_checkpoint
+from qamdetr.config import config_from_dict, save_config
+from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.model.qam_detr import QamDetr
+from qamdetr.training import run as run_module
 from qamdetr.training.loop import train
-from qamdetr.training.run import Run
+from qamdetr.training.run import Progress, Run
+from train import main
 
 ROOT = Path(__file__).resolve().parents[2]
-
-ToyConfig = Callable[..., Config]
-
-
-def write_config(config: Config, path: Path) -> Path:
-    path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
-    return path
 
 
 def plain(value: object) -> object:
@@ -211,17 +210,9 @@ def test_what_changed_since_the_state_was_saved_is_named(
     shorter.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
     other_data = replace(config, data=replace(config.data, train_manifest=str(shorter)))
     for folder in (run.directory, *run.directory.glob("last/*")):
-        write_config(other_data, folder / "config.yaml")
+        save_config(other_data, folder / "config.yaml")
     with pytest.raises(CheckpointError, match=f"trained on data {fingerprint}, but"):
         train(other_data, run.directory, resume=True)
-
-
-def test_a_run_of_an_earlier_version_is_refused(small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = killed_run(small_toy_config, tmp_path, monkeypatch)
-    facts = {key: value for key, value in run.facts().items() if key != "data_fingerprint"}
-    (run.directory / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(CheckpointError, match="earlier version"):
-        train(run.config(), run.directory, resume=True)
 
 
 def test_a_fine_tuned_run_is_resumed_without_the_checkpoint_that_it_began_with(
@@ -233,23 +224,126 @@ def test_a_fine_tuned_run_is_resumed_without_the_checkpoint_that_it_began_with(
     assert train(run.config(), run.directory, resume=True).finished
 
 
-def test_every_checkpoint_says_where_it_comes_from(small_toy_config: ToyConfig, tmp_path: Path) -> None:
-    config = small_toy_config(epochs=1, seed=5)
-    run = train(config, tmp_path / "run", command="python train.py --config toy")
+def test_a_run_says_where_it_comes_from_and_a_finished_one_is_left_as_it_is(small_toy_config: ToyConfig, tmp_path: Path) -> None:
+    run = train(small_toy_config(epochs=1, seed=5), tmp_path / "run", command="python train.py --config toy")
     (state,) = run.directory.glob("last/*")
     for folder in (run.best_dir, state):
         facts = Run(folder).facts()
         assert facts["command"] == "python train.py --config toy"
         assert facts["seed"] == Run(folder).config().train.seed == 5
         assert facts["git_revision"] == run.facts()["git_revision"]
-        assert len(facts["data_fingerprint"]) == 16
+        assert {len(facts[key]) for key in ("data_fingerprint", "train_manifest", "val_manifest")} == {16}
         assert facts["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert run.finished
     assert run.facts()["finished"]["epoch"] == 1
-
-
-def test_a_finished_run_is_left_as_it_is(small_toy_config: ToyConfig, tmp_path: Path) -> None:
-    run = train(small_toy_config(epochs=1), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
     train(run.config(), run.directory, resume=True)
     assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before
+    with pytest.raises(ConfigError, match="holds another run; choose another --name or continue it with --resume"):
+        train(small_toy_config(), run.directory)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    **{
+        f"a flipped bit in {name}": (f"last/*/{name}", flip_a_bit, f"cannot be resumed from .{re.escape(name)} changed on the disk")
+        for name in ("model.safetensors", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl")
+    },
+    "half a file": ("last/*/optimizer.bin", lambda path: path.write_bytes(path.read_bytes()[:99]), "cannot be resumed from"),
+    "a lost file": ("last/*/model.safetensors", Path.unlink, "cannot be resumed from"),
+    "no checksums": ("last/*/sums.json", Path.unlink, "cannot be resumed from"),
+    "damaged facts": ("run.json", lambda path: path.write_text("{"), r"run\.json cannot be read"),
+    "facts of another kind": ("run.json", lambda path: path.write_text("3"), r"run\.json cannot be read"),
+    "a damaged configuration": ("config.yaml", lambda path: path.write_text("model: ["), "is not valid YAML"),
+    "damaged metrics": ("metrics.jsonl", lambda path: path.write_text("[1]\nx\n"), r"metrics\.jsonl is damaged"),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(small_toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped in its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    config = config_from_dict(toy_settings(small_toy_folder, folder, {"encoder": "transformer"}, batch_size=4, save_every_steps=2))
+    save_state = Run.save_state
+
+    def save_and_stop(self: Run, accelerator: Accelerator, progress: Progress) -> None:
+        save_state(self, accelerator, progress)
+        if progress.epoch == 1 and progress.batches:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_refused_in_one_line(damage: str, stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pattern, spoil, message = DAMAGE[damage]
+    shutil.copytree(stopped, tmp_path / "run")
+    (path,) = (tmp_path / "run").glob(pattern)
+    spoil(path)
+    assert main(["--resume", str(tmp_path / "run")]) == 2
+    errors = capfd.readouterr().err
+    assert re.search(f"^error: .*{message}", errors, re.MULTILINE)
+    assert "Traceback" not in errors
+
+
+@pytest.fixture
+def run(small_toy_config: ToyConfig, tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", small_toy_config(), "python train.py --config toy")
+
+
+def test_a_folder_without_a_run_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no run"):
+        Run.open(tmp_path)
+
+
+def test_best_is_a_whole_checkpoint_that_the_next_replaces_and_no_failure_loses(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run.config()
+    models = [QamDetr(config.model), QamDetr(config.model)]
+    for model in models:
+        run.save_best(model, config, "# card")
+    loaded, _ = load_pretrained(run.best_dir)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in models[1].state_dict().items())
+    assert sorted(path.name for path in run.directory.iterdir()) == ["best", "config.yaml", "run.json"]
+    assert sorted(path.name for path in run.best_dir.iterdir()) == ["README.md", "config.yaml", "model.safetensors", "run.json"]
+
+    def full_disk(folder: Path, *_: object, **__: object) -> None:
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_module, "save_pretrained", full_disk)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run.save_best(models[0], config, "# second")
+    assert (run.best_dir / "README.md").read_text() == "# card"
+    # A kill between two renames.
+    run.best_dir.rename(run.best_dir.with_name("best.old"))
+    assert (Run.open(run.directory).best_dir / "README.md").read_text() == "# card"
+
+
+def test_lines_of_repeated_epochs_are_dropped(run: Run) -> None:
+    for epoch in (1, 2, 3):
+        run.log_metrics({"epoch": epoch})
+    with (run.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"epo')
+    run.forget_metrics_after(2)
+    assert [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()] == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_a_claim_keeps_others_out_and_ends_with_the_process_that_was_killed(run: Run) -> None:
+    code = "import sys, os, signal\nfrom pathlib import Path\nfrom qamdetr.training.run import Run\n"
+    code += "with Run(Path(sys.argv[1])).claimed():\n    print('claimed', flush=True)\n    sys.stdin.read()\n"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
+        with pytest.raises(CheckpointError, match="being trained by another process"), run.claimed():
+            pass
+        other.kill()
+    for _ in range(2):
+        with run.claimed():
+            pass

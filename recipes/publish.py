@@ -53,9 +53,8 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
         data=data.section,
         inference=replace(config.inference, found_threshold=round(halved.found_threshold, 4)),
     )
-    save_checkpoint(output, model, calibrated, half=True)
     card = model_card(output.name, model, calibrated, Run(run_dir).facts(), halved.metrics, data, _best_epoch(run_dir))
-    (output / "README.md").write_text(card, encoding="utf-8")
+    save_checkpoint(output, model, calibrated, card, half=True)
     return halved.metrics
 
 

@@ -240,7 +240,7 @@ class Training:
 
 def initialise(model: QamDetr, name_or_dir: str) -> None:
     """Take the weights of another checkpoint (pretrain, then fine-tune); where they do not fit, the error names what differs."""
-    source, _ = load_pretrained(name_or_dir)
+    source, _ = load_checkpoint(name_or_dir)
     try:
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:

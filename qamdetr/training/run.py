@@ -215,9 +215,8 @@ class Run:
         fresh = self.directory / ".best.new"
         shutil.rmtree(fresh, ignore_errors=True)
         with saving(self.best_dir, fresh):
-            save_checkpoint(fresh, model, config)
+            save_checkpoint(fresh, model, config, card)
             shutil.copyfile(self.directory / FACTS_FILE, fresh / FACTS_FILE)
-            (fresh / "README.md").write_text(card, encoding="utf-8")
             swap_directory(fresh, self.best_dir)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from toy import ToyConfig, toy_settings
 
 from qamdetr.config import config_from_dict, save_config
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.inference.checkpoint import load_pretrained
+from qamdetr.inference.checkpoint import load_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import run as run_module
 from qamdetr.training.loop import train
@@ -89,7 +89,7 @@ MOMENTS = {
     "before the first state": ("os.mkdir last", 0),
     "mid-epoch state half copied": ("open last/unfinished/run.json", 0),
     "mid-epoch state complete, not yet named": ("os.rename last/unfinished", 0),
-    "best checkpoint half written": ("open .best.new/README.md", 0),
+    "best checkpoint half written": ("os.rename .best.new/.README", 0),
     "metrics not yet appended": ("open metrics.jsonl", 0),
     "metrics appended, state not saved": ("os.mkdir last", 2),
     "deleting the state before": ("os.rmdir", 1),
@@ -309,7 +309,7 @@ def test_best_is_a_whole_checkpoint_that_the_next_replaces_and_no_failure_loses(
     models = [QamDetr(config.model), QamDetr(config.model)]
     for model in models:
         run.save_best(model, config, "# card")
-    loaded, _ = load_pretrained(run.best_dir)
+    loaded, _ = load_checkpoint(run.best_dir)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in models[1].state_dict().items())
     assert sorted(path.name for path in run.directory.iterdir()) == ["best", "config.yaml", "run.json"]
     assert sorted(path.name for path in run.best_dir.iterdir()) == ["README.md", "config.yaml", "model.safetensors", "run.json"]
@@ -318,7 +318,7 @@ def test_best_is_a_whole_checkpoint_that_the_next_replaces_and_no_failure_loses(
         folder.mkdir()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_module, "save_pretrained", full_disk)
+    monkeypatch.setattr(run_module, "save_checkpoint", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         run.save_best(models[0], config, "# second")
     assert (run.best_dir / "README.md").read_text() == "# card"

@@ -26,7 +26,7 @@ from qamdetr.evaluation.compare import compare
 from qamdetr.evaluation.metrics import QueryScores, match, query_scores
 from qamdetr.inference.pools import MergeMethod
 from qamdetr.inference.retriever import MomentRetriever, SystemConfig, VerifiedAnswer, load_system, verify_manifest
-from qamdetr.verifiers.registry import get_verifier
+from qamdetr.verifiers import make_verifier
 
 STANDS_FOR = {"A": "6_multi_feature", "B": "5_three_way", "C": "4_multiscale"}
 """Combo of the report -> row of the ladder whose models take its place."""
@@ -87,7 +87,7 @@ class Bench:
     def _ask(self, system: SystemConfig, split: str, label: str) -> list[VerifiedAnswer]:
         entries = self._entries[split]
         retriever = MomentRetriever.from_features(system, entries, audio_dir=self._audio[split])
-        verifier = get_verifier("pocket")
+        verifier = make_verifier("pocket")
         assert verifier is not None
         answers: list[VerifiedAnswer] = []
         vids = {entry.vid: entry.vid for entry in entries}

@@ -21,10 +21,7 @@ from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import COMBOS, open_streams
 from qamdetr.types import Candidate, Recording
-from qamdetr.verifiers.base import Verifier, crop_window
-from qamdetr.verifiers.cache import CachedVerifier
-from qamdetr.verifiers.crops import read_crops
-from qamdetr.verifiers.registry import get_verifier, verifier_names
+from qamdetr.verifiers.base import CachedVerifier, Verifier, crop_window, make_verifier, read_crops, verifier_names
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "street.ogg"
 QUERY = "a dog barks"
@@ -43,7 +40,7 @@ def open_verifier(arguments: argparse.Namespace) -> Verifier:
     settings = VerifierConfig(
         model=arguments.model, url=arguments.url, batch_size=arguments.batch_size, dtype=arguments.dtype, four_bit=arguments.four_bit
     )
-    verifier = get_verifier(arguments.verifier, settings)
+    verifier = make_verifier(arguments.verifier, settings)
     if verifier is None:
         raise QamDetrError("Verifier 'none' does nothing that could be timed; choose another with --verifier.")
     return verifier.inner if isinstance(verifier, CachedVerifier) else verifier

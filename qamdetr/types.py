@@ -46,9 +46,12 @@ class Recording:
     streams: Mapping[str, Tensor]  # audio features, stream name -> `(clips, dim_s)`, as the encoder gives them (not yet normalised, no tef)
     peaks: np.ndarray  # `(2, columns)` minimum and maximum of the waveform per column, in [-1, 1], for drawing
     notes: tuple[str, ...] = ()  # what reading the file has decided on its own, such as "the file ends after 0:45 of 1:30"
-    start_seconds: float = 0.0  # where it begins on the file's own clock, if only a part was encoded; clips and duration count from there
-    channel: int | None = None  # what was asked to be heard of it; None leaves the choice to `audio.Sound`
-    track: int | None = None  # likewise
+    choice: Mapping[str, Any] = field(default_factory=dict)  # what of the file was encoded, as arguments of `audio.Sound`; empty for all
+
+    @property
+    def start_seconds(self) -> float:
+        """Where it begins on the file's own clock; clips and `duration_seconds` count from there."""
+        return float(self.choice.get("start_seconds", 0.0))
 
     @property
     def num_clips(self) -> int:

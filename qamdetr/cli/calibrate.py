@@ -93,8 +93,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _check_verifier(name: str) -> None:
+    from qamdetr.verifiers import verifier_names
     from qamdetr.verifiers.base import DEFAULT_VERIFIER
-    from qamdetr.verifiers.registry import verifier_names
 
     if name == DEFAULT_VERIFIER:
         others = ", ".join(other for other in verifier_names() if other != DEFAULT_VERIFIER)

@@ -54,7 +54,7 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         QamDetrError: Options that do not go together, or values that nothing can be done with.
     """
-    from qamdetr.verifiers.registry import check_verifier
+    from qamdetr.verifiers import check_verifier
 
     if args.system is not None and args.checkpoint is not None:
         raise QamDetrError("--checkpoint and --system are two ways to answer; give one of them (--members changes a system's checkpoints).")
@@ -142,7 +142,7 @@ def open_verifier(args: argparse.Namespace, retriever: MomentRetriever) -> Verif
     Raises:
         QamDetrError: Settings that the verifier cannot use, or settings without a verifier.
     """
-    from qamdetr.verifiers.registry import get_verifier
+    from qamdetr.verifiers import make_verifier
 
     name = args.verifier or retriever.verifier
     settings: VerifierConfig = retriever.verifier_settings
@@ -151,7 +151,7 @@ def open_verifier(args: argparse.Namespace, retriever: MomentRetriever) -> Verif
         if value is not None and name in ("none", "pocket"):
             raise QamDetrError(f"--verifier-{option} goes with --verifier qwen2.5-omni or server; verifier {name!r} has none.")
     settings = replace(settings, **{option: value for option, value in given.items() if value is not None})
-    return get_verifier(name, settings) or name
+    return make_verifier(name, settings) or name
 
 
 def retrieve(

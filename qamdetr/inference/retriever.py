@@ -45,8 +45,7 @@ from qamdetr.inference.pools import MergeMethod, check_merge, merge_pools
 from qamdetr.inference.rerank import Ranking, rank, rerank
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording, Result, TextFeatures
-from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
-from qamdetr.verifiers.registry import Verifiers, check_verifier
+from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier, Verifiers, check_verifier
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
@@ -371,7 +370,7 @@ class MomentRetriever:
         if isinstance(self.encoder, StoredFeatures):
             return self.encoder.recording(str(source))
         recording = yield from self.encoder.encoding(Sound(source, **choice))
-        return replace(recording, **{name: choice[name] for name in ("start_seconds", "channel", "track") if name in choice})
+        return replace(recording, choice=choice)
 
     def retrieve(
         self,

@@ -131,7 +131,7 @@ def _is_here(stream: str, override: str) -> bool:
 
 
 def _qwen_needs(model: str) -> str:
-    from qamdetr.verifiers.qwen_files import DOWNLOAD_GIGABYTES, is_here
+    from qamdetr.verifiers.qwen_omni import DOWNLOAD_GIGABYTES, is_here
 
     if is_here(model):
         return "here; wants a large GPU"

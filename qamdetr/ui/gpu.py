@@ -24,8 +24,8 @@ from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
 from qamdetr.inference.retriever import MomentRetriever, open_encoder
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.ui.settings import AppSettings
+from qamdetr.verifiers import make_verifier
 from qamdetr.verifiers.base import Verifier, WrappedVerifier
-from qamdetr.verifiers.registry import get_verifier
 
 _Answer = TypeVar("_Answer")
 
@@ -138,19 +138,17 @@ def open_verifier(name: str, settings: AppSettings, trained: VerifierConfig) -> 
         trained: The checkpoint's own settings for the rest.
 
     Raises:
-        QamDetrError: See `get_verifier`.
+        QamDetrError: See `make_verifier`.
     """
     config = settings.verifier_config(name, trained)
     if not (ON_LOAN and name == "qwen2.5-omni"):
-        return get_verifier(name, config)
-    from qamdetr.verifiers.cache import CachedVerifier, default_cache_dir
+        return make_verifier(name, config)
+    from qamdetr.verifiers.base import CachedVerifier, cache_dir
     from qamdetr.verifiers.qwen_omni import QwenOmniVerifier
 
-    folder = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
-    return CachedVerifier(BorrowingVerifier(QwenOmniVerifier(config)), folder)
+    return CachedVerifier(BorrowingVerifier(QwenOmniVerifier(config)), cache_dir(config))
 
 
-@dataclass(frozen=True)
 class BorrowingVerifier(WrappedVerifier):
     """Asks `inner`, which is small until it is asked, on a GPU that is lent."""
 

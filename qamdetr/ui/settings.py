@@ -13,8 +13,8 @@ from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint
 from qamdetr.ui.start_checks import CHECKPOINTS_VARIABLE, server_port
-from qamdetr.verifiers.qwen_files import check_model
-from qamdetr.verifiers.server import URL_VARIABLE, open_server
+from qamdetr.verifiers.qwen_omni import check_model
+from qamdetr.verifiers.server import URL_VARIABLE, ServerVerifier
 
 HOSTED_VARIABLE = "SPACE_ID"
 """Set by Hugging Face on every Space: strangers use the page, and the machine is not theirs."""
@@ -178,7 +178,7 @@ def _server_address(given: Mapping[str, str]) -> str:
     url = given.get(URL_VARIABLE, "")
     if url:
         try:
-            open_server(VerifierConfig(url=url))
+            ServerVerifier(VerifierConfig(url=url))
         except QamDetrError as error:
             raise ConfigError(f"{URL_VARIABLE} cannot be used: {error}") from error
     return url

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.types import Candidate, Recording, TextFeatures, Window
-from qamdetr.verifiers.base import crop_window
+from qamdetr.verifiers.base import Verifier, crop_window, verifier
 
 
 @dataclass(frozen=True)
@@ -28,38 +29,30 @@ class PocketCoefficients:
     contrast: float = 4.0
 
 
-@dataclass(frozen=True)
-class PocketVerifier:
+@verifier("pocket", label="Pocket (offline stand-in)", hears=False)
+class PocketVerifier(Verifier):
     """Offline stand-in for a language model: compares the clips inside a window, and those around it, with the query.
 
     Source: ours; takes the crop of report section 2.3, and the pocket encoders in the place of Qwen2.5-Omni.
     """
 
-    coefficients: PocketCoefficients = PocketCoefficients()
-    name: str = "pocket"
-    needs_audio: bool = False
+    def __init__(self, settings: VerifierConfig | None = None, coefficients: PocketCoefficients | None = None) -> None:
+        super().__init__(settings)
+        self.coefficients = coefficients or PocketCoefficients()
 
     @property
     def identity(self) -> str:
         """Name and coefficients; the encoders are the checkpoint's."""
         return f"{self.name} {self.coefficients}"
 
-    def check(self) -> None:
-        """Nothing can be missing."""
-
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
-        """Score candidates; see `Verifier`.
-
-        Raises:
-            QamDetrError: The encoder in use has no joint space of audio and text.
-        """
+        """Score candidates; refuses encoders without a joint space of audio and text."""
         cosine = clip_similarity(recording, text)
         c = self.coefficients
         scores = []
         for candidate in candidates:
-            crop = crop_window(candidate.window, recording.duration_seconds)
             inside = _overlap_clips(candidate.window, len(cosine))
-            around = _overlap_clips(crop, len(cosine)) - inside
+            around = _overlap_clips(crop_window(candidate.window, recording.duration_seconds), len(cosine)) - inside
             mean = float(inside @ cosine / inside.sum().clamp(min=1e-6))
             # A window that fills its crop (the whole recording) has nothing to stand out from.
             contrast = mean - float(around @ cosine / around.sum()) if float(around.sum()) > 1e-3 else 0.0
@@ -68,11 +61,7 @@ class PocketVerifier:
 
 
 def clip_similarity(recording: Recording, text: Mapping[str, TextFeatures]) -> Tensor:
-    """Cosine of each clip with the query in the joint space of the main streams: `(clips,)` in [-1, 1].
-
-    Raises:
-        QamDetrError: The main streams share no space.
-    """
+    """Cosine of each clip with the query in the joint space of the main streams: `(clips,)` in [-1, 1]."""
     stream, clips = next(iter(recording.streams.items()))
     pooled = next(iter(text.values())).pooled
     if pooled is None or pooled.shape[-1] != clips.shape[-1]:

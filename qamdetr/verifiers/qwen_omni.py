@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 import math
+import re
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, QamDetrError
+from qamdetr.features.hub import REACH_SECONDS, one_line
+from qamdetr.features.store import quick_key
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.verifiers import prompt
-from qamdetr.verifiers.base import PartialAnswersError
-from qamdetr.verifiers.crops import SAMPLE_RATE_HZ, Crop, read_crops
-from qamdetr.verifiers.qwen_files import files_fingerprint, locate_model
+from qamdetr.verifiers.base import SAMPLE_RATE_HZ, Crop, PartialAnswersError, Verifier, read_crops, verifier
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-Omni-7B"
+"""The report names no size; this is the larger of the two. Where it does not fit, `Qwen/Qwen2.5-Omni-3B` takes half the memory."""
+
+DOWNLOAD_GIGABYTES: Mapping[str, int] = {DEFAULT_MODEL: 22, "Qwen/Qwen2.5-Omni-3B": 12}
+"""Size of the published files in bfloat16; they hold the talker, too, which is not loaded."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_PATTERNS = ("*.json", "*.safetensors", "merges.txt")
 
 _AUDIO_TOKEN = "<|AUDIO|>"
 _CHAT = (
@@ -34,47 +49,30 @@ _MODEL_TYPES = ("qwen2_5_omni", "qwen2_5_omni_thinker")
 _opening = threading.Lock()
 
 
-@dataclass(frozen=True)
-class QwenOmniVerifier:
+@verifier("qwen2.5-omni", label="Qwen2.5-Omni", hears=True)
+class QwenOmniVerifier(Verifier):
     """Asks Qwen2.5-Omni whether each candidate covers the moment of the query. The model is loaded when it is first asked.
 
     Source: report section 2.3 (frozen, Yes/No logits). Here: the prompt's words, and the size of the model, on which it is silent.
     """
 
-    settings: VerifierConfig
-    name: str = "qwen2.5-omni"
-    needs_audio: bool = True
-
     @property
     def identity(self) -> str:
-        """Name, files of the model, arithmetic and prompt.
-
-        Raises:
-            CheckpointError: The model is not here.
-        """
+        """Name, files of the model, arithmetic and prompt."""
         folder = locate_model(self.settings.model)
         arithmetic = "4-bit" if self.settings.four_bit else str(self._dtype()).removeprefix("torch.")
         return f"{self.name} {_fingerprint(folder)} {arithmetic} prompt-{prompt.fingerprint(_CHAT)}"
 
     def check(self) -> None:
-        """Find the model's files, or fetch them, without loading them; see `Verifier`.
-
-        Raises:
-            QamDetrError: They are not here, or 4-bit weights cannot run.
-        """
+        """Find the model's files, or fetch them, without loading them."""
         if self.settings.four_bit:
             _check_four_bit()
         _fingerprint(locate_model(self.settings.model))
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
-        """Score candidates; see `Verifier`.
-
-        Raises:
-            QamDetrError: The model, or the recording's file, is not here or cannot be used, or the crops do not fit in memory.
-        """
+        """Score candidates, crops of like length together, so that little is padded."""
         thinker = self._thinker()
         crops = read_crops(recording, candidates, thinker.max_seconds)
-        # Crops of like length go together, so that little is padded.
         order = sorted(range(len(crops)), key=lambda index: len(crops[index].samples))
         scores: dict[int, float] = {}
         for begin in range(0, len(order), self.settings.batch_size):
@@ -203,8 +201,7 @@ def open_thinker(folder: Path, dtype: torch.dtype, *, four_bit: bool = False) ->
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise QamDetrError(f"The model in {folder} does not fit in memory; take Qwen/Qwen2.5-Omni-3B, or set verifier.four_bit.") from error
     except Exception as error:  # torch, transformers, tokenizers and safetensors raise classes of their own
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise CheckpointError(f"The verifier's model in {folder} cannot be read ({reason}); download it again.") from error
+        raise CheckpointError(f"The verifier's model in {folder} cannot be read ({one_line(error)}); download it again.") from error
     audio_token_id = int(model.config.audio_token_index)
     if tokenizer.convert_tokens_to_ids(_AUDIO_TOKEN) != audio_token_id:
         raise CheckpointError(f"{folder}: the tokeniser's {_AUDIO_TOKEN} is not the model's audio token; download the model again.")
@@ -234,11 +231,7 @@ def _load_model(folder: Path, dtype: torch.dtype, four_bit: bool) -> Any:  # noq
 
 
 def _single_tokens(tokenizer: Any, spellings: Sequence[str]) -> tuple[int, ...]:  # noqa: ANN401 - transformers has no types
-    """Ids of those spellings that are one token.
-
-    Raises:
-        CheckpointError: None is.
-    """
+    """Ids of those spellings that are one token; there must be one."""
     encoded = [tokenizer(spelling, add_special_tokens=False)["input_ids"] for spelling in spellings]
     found = tuple(dict.fromkeys(ids[0] for ids in encoded if len(ids) == 1 and ids[0] != tokenizer.unk_token_id))
     if not found:
@@ -246,20 +239,110 @@ def _single_tokens(tokenizer: Any, spellings: Sequence[str]) -> tuple[int, ...]:
     return found
 
 
-@functools.lru_cache(maxsize=8)
-def _fingerprint(folder: Path) -> str:
-    return files_fingerprint(folder)
-
-
 def _check_four_bit() -> None:
-    """Refuse 4-bit weights where they cannot run.
-
-    Raises:
-        QamDetrError: No GPU, or no bitsandbytes.
-    """
+    """Refuse 4-bit weights where they cannot run: without a GPU, or without bitsandbytes."""
     import importlib.util
 
     if not torch.cuda.is_available():
         raise QamDetrError("verifier.four_bit needs an NVIDIA GPU, and none is here; set it to false, or use verifier 'server'.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise QamDetrError("verifier.four_bit needs the package bitsandbytes; run `pip install bitsandbytes`, or set it to false.")
+
+
+def locate_model(model: str, *, download: bool = True) -> Path:
+    """Return the folder of a model: a local one, or the hub's cache, into which it is downloaded where the hub can be reached.
+
+    `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean everywhere.
+
+    Args:
+        model: Folder, hub id, or `id@revision`; empty = `DEFAULT_MODEL`.
+        download: Whether a missing one may be fetched.
+
+    Raises:
+        CheckpointError: It is not here and cannot be downloaded; one line says how to get it.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    model = model or DEFAULT_MODEL
+    folder = check_model(model)
+    if folder is not None:
+        return folder
+    repo, _, version = model.partition("@")
+    revision = version or None
+    with contextlib.suppress(Exception):  # the hub's client has many errors for "not here"
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        if not _missing_file(folder):
+            return folder
+    if constants.HF_HUB_OFFLINE or not download:
+        raise CheckpointError(_how_to_get(repo, revision, "HF_HUB_OFFLINE is set" if download else "no download was asked for"))
+    try:
+        # Asked first because snapshot_download itself knows no limit of time.
+        HfApi().model_info(repo, revision=revision, timeout=REACH_SECONDS)
+        _log.warning("Downloading %s%s to %s; this happens once.", repo, _size(repo), constants.HF_HUB_CACHE)
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_PATTERNS), etag_timeout=REACH_SECONDS))
+    except Exception as error:  # the hub's client and the HTTP library beneath it raise classes of their own
+        raise CheckpointError(_how_to_get(repo, revision, one_line(error))) from error
+    if missing := _missing_file(folder):
+        raise CheckpointError(f"{repo} has no {missing}; verifier 'qwen2.5-omni' needs a model such as {DEFAULT_MODEL}.")
+    return folder
+
+
+def check_model(model: str) -> Path | None:
+    """Return the folder that `model` names, None for a hub id; refuse, without asking any network, what can be neither, or is not whole."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if missing := _missing_file(folder):
+            raise CheckpointError(f"{folder} has no {missing}; give a folder with the whole of Qwen2.5-Omni in the hub's layout.")
+        return folder
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"verifier.model is {model!r}, which is no folder here; correct the path, or give a hub id such as {DEFAULT_MODEL}."
+        )
+    return None
+
+
+def is_here(model: str) -> bool:
+    """Whether `locate_model` would find a model without asking any network."""
+    try:
+        locate_model(model, download=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=8)
+def _fingerprint(folder: Path) -> str:
+    """Return 16 hex digits that change with the files that decide a model's answers, without reading gigabytes; see `quick_key`."""
+    digest = blake2b(digest_size=8)
+    try:
+        for path in sorted(path for pattern in _PATTERNS for path in folder.glob(pattern)):
+            digest.update(f"{path.name} {quick_key(path)}".encode())
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}); download the model again.") from error
+    return digest.hexdigest()
+
+
+def _missing_file(folder: Path) -> str:
+    """Name of a file that a complete model has and this folder lacks; empty when it is complete."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+        weights = sorted(set(index.values()))
+    except (OSError, ValueError, KeyError):
+        weights = ["model.safetensors"]
+    # Newer versions of Transformers save the extractor's settings under the second name.
+    groups = [("config.json",), ("preprocessor_config.json", "processor_config.json"), *((name,) for name in weights)]
+    if not (folder / "tokenizer.json").is_file():
+        groups[2:2] = [("vocab.json",), ("merges.txt",)]
+    return next((names[0] for names in groups if not any((folder / name).is_file() for name in names)), "")
+
+
+def _size(repo: str) -> str:
+    return f" (about {DOWNLOAD_GIGABYTES[repo]} GB)" if repo in DOWNLOAD_GIGABYTES else ""
+
+
+def _how_to_get(repo: str, revision: str | None, reason: str) -> str:
+    command = shlex.join(["hf", "download", repo, *(["--revision", revision] if revision else [])])
+    return (
+        f"The verifier needs {repo}{_size(repo)}, which is not on this machine and cannot be downloaded ({reason}): run `{command}` where "
+        "there is a network, set verifier.model to a local folder, or use verifier 'pocket', which needs no download."
+    )

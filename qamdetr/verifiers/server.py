@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
 import math
 import os
+import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import soundfile
 
@@ -19,11 +23,9 @@ from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.verifiers import prompt
-from qamdetr.verifiers.base import PartialAnswersError
-from qamdetr.verifiers.crops import SAMPLE_RATE_HZ, Crop, read_crops
-from qamdetr.verifiers.http_json import KEY_VARIABLE, JsonClient, UnreachableError
-from qamdetr.verifiers.outage import Outage
+from qamdetr.verifiers.base import SAMPLE_RATE_HZ, Crop, PartialAnswersError, Verifier, read_crops, verifier
 
+KEY_VARIABLE = "QAMDETR_VERIFIER_API_KEY"
 URL_VARIABLE = "QAMDETR_VERIFIER_URL"
 
 TOP_LOGPROBS = 20
@@ -32,69 +34,58 @@ TOP_LOGPROBS = 20
 _CHECK_SECONDS = 10.0
 """How long `check` waits at most; naming its models takes a server no time."""
 
+_FIRST_WAIT_SECONDS = 0.5
+_MAX_ANSWER_BYTES = 16 << 20
+_SHOWN_LETTERS = 160
+_VISIBLE_ASCII = re.compile(r"[!-~]*")
 
-@dataclass(frozen=True)
-class ServerVerifier:
+
+@verifier("server", label="Server (OpenAI-compatible)", hears=True)
+class ServerVerifier(Verifier):
     """Sends each crop to a server and reads how likely its first word is Yes or No.
 
     The crops leave this machine. The key comes from the environment alone (`QAMDETR_VERIFIER_API_KEY`), so that no config file, log or
-    cache can hold it.
+    cache can hold it. A broken connection, HTTP 429 and 5xx are tried again, `verifier.retries` times, with waits that double from half a
+    second; silence and other HTTP errors are final.
 
     Source: report section 2.3, with the model behind a server.
     """
 
-    client: JsonClient
-    settings: VerifierConfig
-    name: str = "server"
-    needs_audio: bool = True
-    _asked: dict[str, str] = field(default_factory=dict)
-    _outage: Outage = field(default_factory=Outage)
+    def __init__(self, settings: VerifierConfig | None = None) -> None:
+        """Check address and key; nothing is sent yet."""
+        super().__init__(settings)
+        url = self.settings.url or os.environ.get(URL_VARIABLE, "")
+        if not url:
+            raise QamDetrError(
+                f"Verifier 'server' has no address; set verifier.url or {URL_VARIABLE}, for example to http://localhost:8000/v1, "
+                "or use verifier 'pocket'."
+            )
+        self.url = usable_url(url.strip())
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not _VISIBLE_ASCII.fullmatch(self._key):
+            raise QamDetrError(f"The key in {KEY_VARIABLE} holds blanks or characters outside ASCII; set it to the key alone.")
+        self._first_model = ""
 
     @property
     def identity(self) -> str:
         """Name, address, model and prompt; what the server does behind that name is its own."""
-        return f"{self.name} {self.client.url} {self._model()} prompt-{prompt.fingerprint(str(TOP_LOGPROBS))}"
+        return f"{self.name} {self.url} {self._model()} prompt-{prompt.fingerprint(str(TOP_LOGPROBS))}"
 
     def check(self) -> None:
-        """Ask the server once for its models, whether or not an outage was noted; see `Verifier`.
-
-        Raises:
-            QamDetrError: It cannot be reached or refuses the key, or names no model where the settings name none.
-        """
-        client = replace(self.client, timeout_seconds=min(self.client.timeout_seconds, _CHECK_SECONDS), retries=0)
-        if self.settings.model:
-            client.reach("models")
-        else:
-            self._asked["model"] = _first_model(client)
+        """Ask the server once for its models."""
+        with self._client(min(self.settings.timeout_seconds, _CHECK_SECONDS)) as client:
+            if not self.settings.model:
+                self._first_model = _first_model(self._ask(client, "models", retries=0), self.url)
+                return
+            status, content = self._exchange(client, "models")  # a server that names no models may have the one that is set
+            if status in {401, 403}:
+                raise self._refusal(status, content)
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
-        """Score candidates, `batch_size` requests at once; see `Verifier`.
-
-        The first request that fails ends them all. A server that fails to answer three times in a row is left alone for a while, during
-        which this fails at once; see `Outage`.
-
-        Raises:
-            PartialAnswersError: A request failed after others had been answered.
-            QamDetrError: The server cannot be reached, refuses, or answers neither Yes nor No.
-        """
+        """Score candidates, `batch_size` requests at once; the first that fails ends them all."""
         if not candidates:
             return []
-        self._outage.check()
         crops = read_crops(recording, candidates)
-        scores, error = self._ask_all(crops, query, self._model())
-        if scores:
-            self._outage.over()
-        elif isinstance(error, UnreachableError):
-            self._outage.failed(error)
-        if error is None:
-            return [scores[place] for place in range(len(crops))]
-        self._asked.clear()  # the server may be serving another model by now
-        if scores and isinstance(error, QamDetrError):
-            raise PartialAnswersError(str(error), scores) from error
-        raise error
-
-    def _ask_all(self, crops: Sequence[Crop], query: str, model: str) -> tuple[dict[int, float], Exception | None]:
-        """Return the scores that came, by the crop's place, and the first failure, after which no other crop is begun."""
         scores: dict[int, float] = {}
         errors: list[Exception] = []
         stop = threading.Event()
@@ -103,57 +94,129 @@ class ServerVerifier:
             if stop.is_set():
                 return
             try:
-                answer = self.client.post("chat/completions", chat_request(crop, query, model), stop)
-                scores[place] = read_score(answer, self.client.url, self.client.masked)
+                scores[place] = read_score(self._ask(client, "chat/completions", chat_request(crop, query, model), stop=stop), self.url)
             except Exception as error:  # told by the thread that waits
                 errors.append(error)
                 stop.set()
 
-        with ThreadPoolExecutor(min(self.settings.batch_size, len(crops))) as pool:
+        model = self._model()
+        with self._client() as client, ThreadPoolExecutor(min(self.settings.batch_size, len(crops))) as pool:
             try:
                 for future in [pool.submit(ask, place, crop) for place, crop in enumerate(crops)]:
                     future.result()
             finally:
                 stop.set()  # Ctrl-C must not wait for crops that have not begun
-        return scores, errors[0] if errors else None
+        if not errors:
+            return [scores[place] for place in range(len(crops))]
+        self._first_model = ""  # the server may be serving another model by now
+        if scores and isinstance(errors[0], QamDetrError):
+            raise PartialAnswersError(str(errors[0]), scores) from errors[0]
+        raise errors[0]
 
     def _model(self) -> str:
         """Return the server's name of the model: as set, or the first that it offers, asked once."""
         if self.settings.model:
             return self.settings.model
-        if not self._asked:
-            self._outage.check()
+        if not self._first_model:
+            with self._client() as client:
+                self._first_model = _first_model(self._ask(client, "models"), self.url)
+        return self._first_model
+
+    def _client(self, timeout_seconds: float | None = None) -> httpx.Client:
+        headers = {"User-Agent": "qamdetr", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+        # Redirects are not followed: they would carry crops and key to an address that the user did not name.
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds or self.settings.timeout_seconds)
+
+    def _ask(self, client: httpx.Client, path: str, body: object = None, *, retries: int = -1, stop: threading.Event | None = None) -> Any:  # noqa: ANN401
+        """Get `path`, or post JSON to it, and return the JSON of the answer; once `stop` is set, there are no further tries."""
+        retries = self.settings.retries if retries < 0 else retries
+        for tried in range(1, retries + 2):
             try:
-                self._asked["model"] = _first_model(self.client)
-            except UnreachableError as error:
-                self._outage.failed(error)
-                raise
-        return self._asked["model"]
+                status, content = self._exchange(client, path, body)
+                if status >= 300:
+                    raise self._refusal(status, content)
+                return self._json(content)
+            except _PassingError as problem:  # noqa: PERF203 - a few tries
+                if tried > retries or (stop or threading.Event()).wait(_FIRST_WAIT_SECONDS * 2 ** (tried - 1)):
+                    raise QamDetrError(f"{problem} (tried {tried} times)") from None
+        raise AssertionError("the last try returns or raises")
+
+    def _exchange(self, client: httpx.Client, path: str, body: object = None) -> tuple[int, bytes]:
+        """Send one request; returns status and body. Causes are not chained: they could show the headers, the key among them."""
+        content = bytearray()
+        try:
+            with client.stream("GET" if body is None else "POST", path, json=body) as answer:
+                for piece in answer.iter_bytes():
+                    content += piece
+                    if len(content) > _MAX_ANSWER_BYTES:
+                        raise QamDetrError(
+                            f"The answer of {self.url} is longer than {_MAX_ANSWER_BYTES >> 20} MiB; check that it is a chat server."
+                        )
+                return answer.status_code, bytes(content)
+        except httpx.TimeoutException:
+            remedy = "check that the server runs there" if body is None else "raise verifier.timeout_seconds or lower verifier.batch_size"
+            raise QamDetrError(f"{self.url} gave no answer within {client.timeout.read:g} s; {remedy}.") from None
+        except (httpx.ReadError, httpx.RemoteProtocolError, httpx.DecodingError):
+            told = f"The answer of {self.url} broke off after {len(content)} bytes; check the server and what lies between."
+            raise _PassingError(told) from None
+        except httpx.HTTPError as error:
+            reason = self._shown(str(error) or type(error).__name__)
+            raise _PassingError(f"Cannot connect to {self.url} ({reason}); check that the server runs there.") from None
+
+    def _refusal(self, status: int, content: bytes) -> QamDetrError:
+        """Say what an HTTP error means, with the server's own words."""
+        text = content.decode("utf-8", errors="replace")
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            parsed = json.loads(text)
+            inner = parsed.get("error", parsed)
+            text = str(inner.get("message") or json.dumps(inner, ensure_ascii=False)) if isinstance(inner, dict) else str(inner)
+        shown = self._shown(text).rstrip(".")
+        message = f"{self.url} answers HTTP {status}{f' ({shown})' if shown else ''}."
+        if status == 429 or status >= 500:
+            return _PassingError(message)
+        if status in {401, 403}:
+            message += f" Set the key in the environment variable {KEY_VARIABLE}."
+        elif status == 404:
+            message += " Check verifier.url (it ends with /v1 as a rule) and verifier.model."
+        elif status < 400:
+            message += " Redirects are not followed; give the final address."
+        return QamDetrError(message)
+
+    def _json(self, content: bytes) -> Any:  # noqa: ANN401 - JSON
+        try:
+            return json.loads(content)
+        except RecursionError:
+            fault = "is nested too deeply"
+        except ValueError:
+            fault = "is not JSON" if content.strip() else "is empty"
+        raise QamDetrError(f"The answer of {self.url} {fault}; check that the address is that of an OpenAI-compatible API.")
+
+    def _shown(self, text: str) -> str:
+        """Cut a foreign text for a message; a key that the server repeats is not passed on."""
+        text = text.replace(self._key, "***") if self._key else text
+        return " ".join(text.split())[:_SHOWN_LETTERS]
 
 
-def _first_model(client: JsonClient) -> str:
-    answer = client.get("models")
+class _PassingError(QamDetrError):
+    """Something that may go better on another try."""
+
+
+def usable_url(url: str) -> str:
+    """Return an address without slashes at its end, or refuse one that cannot be used. What may hold a secret is not quoted."""
+    if "@" in url:
+        raise QamDetrError("The server's address holds a user name or password; give keys in the environment, not in the address.")
+    if "?" in url or "#" in url:
+        raise QamDetrError("The server's address holds a `?` or `#`; end it with its path, as in http://localhost:8000/v1.")
+    if not _VISIBLE_ASCII.fullmatch(url):
+        raise QamDetrError(f"The server's address {url!r} holds blanks or characters outside ASCII; write them as %20 and the like.")
     try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        told = f"{client.url}/models names no model; set verifier.model to the server's name of it."
-        raise QamDetrError(client.masked(told)) from None
-
-
-def open_server(settings: VerifierConfig) -> ServerVerifier:
-    """Make the verifier; nothing is sent yet.
-
-    Raises:
-        QamDetrError: No address, or one that is not HTTP.
-    """
-    url = settings.url or os.environ.get(URL_VARIABLE, "")
-    if not url:
-        raise QamDetrError(
-            f"Verifier 'server' has no address; set verifier.url or {URL_VARIABLE}, for example to http://localhost:8000/v1, "
-            "or use verifier 'pocket'."
-        )
-    client = JsonClient(url, os.environ.get(KEY_VARIABLE, ""), settings.timeout_seconds, settings.retries)
-    return ServerVerifier(client, settings)
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise QamDetrError(f"{url!r} is not an HTTP address; give one such as http://localhost:8000/v1.")
+    return url.rstrip("/")
 
 
 def chat_request(crop: Crop, query: str, model: str) -> dict[str, Any]:
@@ -177,23 +240,15 @@ def wav_bytes(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_score(answer: Any, url: str, masked: Callable[[str], str] = str) -> float:  # noqa: ANN401 - whatever JSON the server sends
+def read_score(answer: Any, url: str) -> float:  # noqa: ANN401 - whatever JSON the server sends
     """Score of one answer, from the alternatives to its first token.
 
     A word that is not among them is at most as likely as the last of them, and is taken to be so: the score errs towards 0.5, not away.
-
-    Args:
-        answer: JSON of the server.
-        url: Its address, for messages.
-        masked: Takes secrets out of a message, in which the server's words may stand.
-
-    Raises:
-        QamDetrError: There are no log-probabilities, or the answer is neither Yes nor No.
     """
     try:
         choice = answer["choices"][0]
     except (KeyError, IndexError, TypeError):
-        raise QamDetrError(masked(f"The answer of {url} is not that of an OpenAI-compatible chat server; check the address.")) from None
+        raise QamDetrError(f"The answer of {url} is not that of an OpenAI-compatible chat server; check the address.") from None
     try:
         listed = {str(item["token"]): float(item["logprob"]) for item in choice["logprobs"]["content"][0]["top_logprobs"]}
     except (KeyError, IndexError, TypeError, ValueError):
@@ -201,13 +256,19 @@ def read_score(answer: Any, url: str, masked: Callable[[str], str] = str) -> flo
     alternatives = {token: value for token, value in listed.items() if math.isfinite(value)}
     if len(alternatives) < 2:  # one alone, the chosen word, tells nothing of the other
         raise QamDetrError(
-            masked(f"The answer of {url} has no log-probabilities of several words; the server must support `logprobs` with ")
-            + f"`top_logprobs` (vLLM: --max-logprobs {TOP_LOGPROBS} or more)."
+            f"The answer of {url} has no log-probabilities of several words; the server must support `logprobs` with "
+            f"`top_logprobs` (vLLM: --max-logprobs {TOP_LOGPROBS} or more)."
         )
     yes, no = ([alternatives[form] for form in forms if form in alternatives] for forms in (prompt.YES_SPELLINGS, prompt.NO_SPELLINGS))
     if not yes and not no:
         likeliest = max(alternatives, key=alternatives.__getitem__)
-        told = f"The model at {masked(url)} answers neither Yes nor No (its first word is {masked(likeliest)[:30]!r}); serve Qwen2.5-Omni."
-        raise QamDetrError(told)
+        raise QamDetrError(f"The model at {url} answers neither Yes nor No (its first word is {likeliest[:30]!r}); serve Qwen2.5-Omni.")
     least = [min(alternatives.values())]
     return prompt.yes_probability(yes or least, no or least)
+
+
+def _first_model(answer: Any, url: str) -> str:  # noqa: ANN401 - JSON
+    try:
+        return str(answer["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise QamDetrError(f"{url}/models names no model; set verifier.model to the server's name of it.") from None

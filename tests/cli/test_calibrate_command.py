@@ -19,7 +19,7 @@ from qamdetr.errors import QamDetrError
 from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.verifiers import registry
+from qamdetr.verifiers import base as registry
 
 QUERIES = ("a dog barks", "rain", "a bell rings", "someone speaks", "an engine", "wind")
 

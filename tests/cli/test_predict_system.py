@@ -15,7 +15,7 @@ from qamdetr.config import VerifierConfig
 from qamdetr.data.manifest import QueryEntry, read_manifest, read_predictions, write_manifest
 from qamdetr.evaluation.submission import check_output
 from qamdetr.features.extract import extract
-from qamdetr.verifiers import registry
+from qamdetr.verifiers import base as registry
 
 ENTRIES = [
     QueryEntry("7", "a dog barks", "street", 12.0, None, numeric_qid=True),

@@ -14,7 +14,7 @@ from qamdetr.inference import retriever as module
 from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.inference.retriever import Member, MomentRetriever
 from qamdetr.types import Result
-from qamdetr.verifiers import registry
+from qamdetr.verifiers import base as registry
 
 
 def make_retriever(*, joint=True, **inference):
@@ -340,7 +340,7 @@ def test_beta_is_the_given_one_else_the_verifiers_else_the_checkpoints():
 
 def test_a_named_verifier_is_made_once_with_the_checkpoints_settings(monkeypatch):
     made = []
-    monkeypatch.setattr(registry, "get_verifier", lambda name, settings: made.append((name, settings)) or Oracle(lambda c: [0.5] * len(c)))
+    monkeypatch.setattr(registry, "make_verifier", lambda name, settings: made.append((name, settings)) or Oracle(lambda c: [0.5] * len(c)))
     retriever, recording = make_retriever(), random_recording(10)
     for _ in range(2):
         retriever.retrieve(recording, "a dog", verifier="any")

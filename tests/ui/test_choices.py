@@ -8,7 +8,7 @@ from qamdetr.features import base
 from qamdetr.features.base import STREAMS
 from qamdetr.ui import choices
 from qamdetr.ui.settings import AppSettings
-from qamdetr.verifiers import qwen_files
+from qamdetr.verifiers import qwen_omni as qwen_files
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,6 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay_seconds: float = 0.0
     hang_up: bool = False
-    trickle_seconds: float = 0.0  # before each byte of the body
     missing_bytes: int = 0  # announced, but never sent
 
 
@@ -64,7 +63,6 @@ class FakeServer:
         self.otherwise = otherwise
         self.requests = []
         self.headers = []
-        self.times = []
         self.lock = threading.Lock()
         self.running = 0
         self.most_running = 0
@@ -78,7 +76,6 @@ class FakeServer:
         with self.lock:
             self.requests.append(json.loads(body))
             self.headers.append(headers)
-            self.times.append(time.monotonic())
             if self.script:
                 return self.script.pop(0)
         return self.otherwise(self.requests[-1] if len(self.requests) == 1 else json.loads(body))
@@ -112,12 +109,7 @@ def serving(*script, otherwise=by_loudness):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(content) + reply.missing_bytes))
             self.end_headers()
-            if not reply.trickle_seconds:
-                self.wfile.write(content)
-                return
-            for place in range(len(content)):
-                time.sleep(reply.trickle_seconds)
-                self.wfile.write(content[place : place + 1])
+            self.wfile.write(content)
 
         do_GET = do_POST = answer  # noqa: N815 - the library's names
 

@@ -15,12 +15,12 @@ from qamdetr.config import VerifierConfig
 from qamdetr.inference.rerank import rerank
 from qamdetr.inference.retriever import Member, MomentRetriever
 from qamdetr.types import Candidate
-from qamdetr.verifiers import http_json
+from qamdetr.verifiers import server as server_module
 
 
 @pytest.fixture
 def make_retriever(tmp_path, monkeypatch):
-    monkeypatch.setattr(http_json, "_FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(server_module, "_FIRST_WAIT_SECONDS", 0.01)
 
     def make(**settings):
         config = tiny_config(nms_iou=1.0)

@@ -42,20 +42,20 @@ def test_the_true_window_beats_wider_narrower_and_wrong_ones():
 def test_scores_follow_the_documented_logistic():
     coefficients = PocketCoefficients(bias=-1.0, inside=2.0, contrast=0.5)
     # Of [9, 21): 10 clips alike out of 12 inside; the rest of the crop [3, 27) holds none.
-    (score,) = PocketVerifier(coefficients).verify(scene(), "a", TEXT, [candidate(9, 21)])
+    (score,) = PocketVerifier(coefficients=coefficients).verify(scene(), "a", TEXT, [candidate(9, 21)])
     mean = 10 / 12
     assert score == pytest.approx(1 / (1 + math.exp(-(-1 + 2 * mean + 0.5 * mean))))
 
 
 def test_parts_of_clips_count_by_their_share():
     coefficients = PocketCoefficients(bias=0.0, inside=1.0, contrast=0.0)
-    (score,) = PocketVerifier(coefficients).verify(scene(), "a", TEXT, [candidate(9.75, 10.25)])
+    (score,) = PocketVerifier(coefficients=coefficients).verify(scene(), "a", TEXT, [candidate(9.75, 10.25)])
     assert score == pytest.approx(1 / (1 + math.exp(-0.5)))
 
 
 def test_a_window_over_the_whole_recording_has_no_contrast():
     coefficients = PocketCoefficients(bias=0.0, inside=0.0, contrast=100.0)
-    assert PocketVerifier(coefficients).verify(scene(), "a", TEXT, [candidate(0, 60)]) == [0.5]
+    assert PocketVerifier(coefficients=coefficients).verify(scene(), "a", TEXT, [candidate(0, 60)]) == [0.5]
 
 
 def test_without_a_joint_space_it_says_so():

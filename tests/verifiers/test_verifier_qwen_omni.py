@@ -11,12 +11,12 @@ import tiny_omni
 import torch
 from tiny_system import TinyEncoder, write_sound
 
+from qamdetr.audio import Sound
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.types import Candidate
-from qamdetr.verifiers import prompt, qwen_files, qwen_omni
-from qamdetr.verifiers.base import PartialAnswersError
-from qamdetr.verifiers.crops import Crop
+from qamdetr.verifiers import prompt, qwen_omni
+from qamdetr.verifiers.base import Crop, PartialAnswersError
 from qamdetr.verifiers.qwen_omni import QwenOmniVerifier, audio_steps, open_thinker
 
 SAMPLES = (48_000, 16_000, 80_001, 1_600, 16_159, 320_000)
@@ -35,7 +35,7 @@ def thinker(whole):
 
 @pytest.fixture
 def recording(tmp_path):
-    return TinyEncoder().encode_recording(write_sound(tmp_path / "walk.wav", 30))
+    return TinyEncoder().encode(Sound(write_sound(tmp_path / "walk.wav", 30)))
 
 
 def candidate(start, end):
@@ -244,9 +244,9 @@ def test_a_missing_model_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"needs Qwen/Qwen2\.5-Omni-7B \(about 22 GB\).*run `hf download Qwen/Qwen2\.5-Omni-7B`"):
-        qwen_files.locate_model("")
+        qwen_omni.locate_model("")
     with pytest.raises(CheckpointError, match=r"run `hf download Qwen/Qwen2\.5-Omni-3B --revision abc`"):
-        qwen_files.locate_model("Qwen/Qwen2.5-Omni-3B@abc")
+        qwen_omni.locate_model("Qwen/Qwen2.5-Omni-3B@abc")
 
 
 def test_a_snapshot_in_the_hubs_cache_is_found_and_half_a_one_is_not(whole, tmp_path, monkeypatch):
@@ -260,11 +260,11 @@ def test_a_snapshot_in_the_hubs_cache_is_found_and_half_a_one_is_not(whole, tmp_
     shutil.copytree(whole, snapshot)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
-    assert qwen_files.locate_model("Qwen/Qwen2.5-Omni-3B") == snapshot
-    assert qwen_files.locate_model(f"Qwen/Qwen2.5-Omni-3B@{commit}") == snapshot
+    assert qwen_omni.locate_model("Qwen/Qwen2.5-Omni-3B") == snapshot
+    assert qwen_omni.locate_model(f"Qwen/Qwen2.5-Omni-3B@{commit}") == snapshot
     (snapshot / "model-00003-of-00008.safetensors").unlink()
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
-        qwen_files.locate_model("Qwen/Qwen2.5-Omni-3B")
+        qwen_omni.locate_model("Qwen/Qwen2.5-Omni-3B")
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="a GPU is here")

@@ -74,10 +74,10 @@ def zero_shot(esc10: Path) -> dict[str, float]:
 
 def _encode_with_loudness(encode: Callable[[Path], Recording], path: Path, sample_rate_hz: int) -> tuple[Recording, torch.Tensor]:
     """Encode a file and tell which of its one-second windows are audible."""
-    from qamdetr.audio import decode, resample
+    from qamdetr.audio import Sound
 
     recording = encode(path)
-    samples = resample(decode(path), sample_rate_hz).samples
+    samples = Sound(path).samples(sample_rate_hz)
     padded = np.zeros(recording.num_clips * sample_rate_hz)
     padded[: len(samples)] = samples[: len(padded)]
     rms = np.sqrt(np.square(padded.reshape(recording.num_clips, -1)).mean(axis=1))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from torch import Tensor
 
-from qamdetr.audio import Waveform, decode, resample
+from qamdetr.audio import Sound, resample
 from qamdetr.features.pocket import FRAMES_PER_CLIP, LOG_FLOOR, NUM_MELS, SAMPLE_RATE_HZ, log_mel, mel_power
 
 Power = NDArray[np.float32]
@@ -47,20 +47,21 @@ def load_sources(folders: Sequence[Path], speeds: Sequence[float] = SPEEDS) -> l
     for folder in folders:
         with (folder / "clips.csv").open(encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                powers = tuple(played_at(decode(folder / row["file_name"]), speed) for speed in speeds)
+                sound = Sound(folder / row["file_name"])
+                powers = tuple(played_at(sound.samples(), sound.rate_hz, speed) for speed in speeds)
                 sources.append(Source(row["group"], row["extend"] == "loop", powers, tuple(active_frames(power) for power in powers)))
     return sources
 
 
 def load_backgrounds(folder: Path) -> list[Power]:
     """Read background recordings as mel power."""
-    return [played_at(decode(path), 1.0) for path in sorted(folder.glob("*.flac"))]
+    sounds = map(Sound, sorted(folder.glob("*.flac")))
+    return [played_at(sound.samples(), sound.rate_hz, 1.0) for sound in sounds]
 
 
-def played_at(waveform: Waveform, speed: float) -> Power:
-    """Return mel power of a waveform played `speed` times as fast, without trailing padding."""
-    shifted = Waveform(waveform.samples, round(waveform.sample_rate_hz * speed))
-    samples = resample(shifted, SAMPLE_RATE_HZ).samples
+def played_at(samples: NDArray[np.float32], rate_hz: int, speed: float) -> Power:
+    """Return mel power of a sound played `speed` times as fast, without trailing padding."""
+    samples = resample(samples, round(rate_hz * speed), SAMPLE_RATE_HZ)
     frames = max(len(samples) * FRAMES_PER_CLIP // SAMPLE_RATE_HZ, 1)
     power: Power = mel_power(samples)[:, :frames].numpy()
     return power

@@ -12,7 +12,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch.nn.functional import normalize
 
-from qamdetr.audio import Waveform
 from qamdetr.features.pocket import FRAMES_PER_CLIP, NUM_MELS, PocketAudioConfig, PocketAudioModel, PocketTextConfig, PocketTextModel
 from recipes.pocket.audio import AudioTrainConfig, JointObjective, train, zero_shot
 from recipes.pocket.mixtures import MixtureMaker, Source, active_frames, played_at
@@ -24,7 +23,7 @@ GROUPS = ["alarm", "alarm/siren", "vehicle/engine", "tool/typing"]
 
 
 def make_source(group: str, seed: int) -> Source:
-    power = played_at(Waveform(synthetic.MAKERS[group](np.random.default_rng(seed), RATE), RATE), 1.0)
+    power = played_at(synthetic.MAKERS[group](np.random.default_rng(seed), RATE), RATE, 1.0)
     return Source(group, loops=True, powers=(power,), active=(active_frames(power),))
 
 
@@ -35,14 +34,14 @@ def sources() -> list[Source]:
 
 @pytest.fixture
 def maker(sources: list[Source]) -> MixtureMaker:
-    background = played_at(Waveform(synthetic.background(np.random.default_rng(9), RATE, 20.0), RATE), 1.0)
+    background = played_at(synthetic.background(np.random.default_rng(9), RATE, 20.0), RATE, 1.0)
     return MixtureMaker(sources, [background], GROUPS, {}, num_clips=3, seed=0)
 
 
 def test_speed_changes_length_and_pitch() -> None:
     t = np.arange(2 * RATE) / RATE
-    tone = Waveform(np.sin(2 * np.pi * 1000 * t).astype(np.float32), RATE)
-    slow, fast = played_at(tone, 0.8), played_at(tone, 1.25)
+    tone = np.sin(2 * np.pi * 1000 * t).astype(np.float32)
+    slow, fast = played_at(tone, RATE, 0.8), played_at(tone, RATE, 1.25)
     assert slow.shape[1] == pytest.approx(2.5 * FRAMES_PER_CLIP, abs=2)
     assert fast.shape[1] == pytest.approx(1.6 * FRAMES_PER_CLIP, abs=2)
     assert slow.mean(axis=1).argmax() < fast.mean(axis=1).argmax()

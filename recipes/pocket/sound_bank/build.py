@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import soundfile
 import yaml
+from numpy.typing import NDArray
 
-from qamdetr.audio import Waveform, decode, resample
+from qamdetr.audio import Sound, resample
 from qamdetr.errors import AudioError, QamDetrError
 from recipes.pocket.sound_bank import instruments, synthetic, voices
 
@@ -57,7 +58,8 @@ class Clip:
     """One sound of the bank with where it came from."""
 
     group: str
-    waveform: Waveform
+    samples: NDArray[np.float32]
+    rate_hz: int
     source: str
     licence: str
 
@@ -74,8 +76,8 @@ class Bank:
         """Write one clip."""
         (self.folder / "audio").mkdir(parents=True, exist_ok=True)
         name = f"audio/{clip.group.replace('/', '-')}-{len(self.rows):04d}.flac"
-        waveform = resample(clip.waveform, SAMPLE_RATE_HZ)
-        soundfile.write(self.folder / name, np.clip(waveform.samples, -1, 1), SAMPLE_RATE_HZ)
+        samples = resample(clip.samples, clip.rate_hz, SAMPLE_RATE_HZ)
+        soundfile.write(self.folder / name, np.clip(samples, -1, 1), SAMPLE_RATE_HZ)
         self.rows.append((name, clip.group, self.groups[clip.group].get("extend", "no"), clip.source, clip.licence))
 
     def finish(self, captions: dict[str, list[str]]) -> None:
@@ -99,7 +101,7 @@ def esc10_clips(folder: Path) -> Iterator[tuple[int, Clip]]:
     with (folder / "attribution.csv").open(encoding="utf-8") as file:
         for row in sorted(csv.DictReader(file), key=lambda row: row["file"]):
             source = f"{row['title']} by {row['author']} ({row['source_id']})"
-            yield int(row["fold"]), Clip(ESC10_GROUPS[row["class"]], decode(folder / row["file"]), source, row["license"])
+            yield int(row["fold"]), Clip(ESC10_GROUPS[row["class"]], *_heard(folder / row["file"]), source, row["license"])
 
 
 def sonic_pi_clips(folder: Path) -> Iterator[Clip]:
@@ -109,9 +111,14 @@ def sonic_pi_clips(folder: Path) -> Iterator[Clip]:
         if group is None:
             continue
         try:
-            yield Clip(group, decode(path), f"Sonic Pi sample {path.stem}", "CC0")
+            yield Clip(group, *_heard(path), f"Sonic Pi sample {path.stem}", "CC0")
         except AudioError as error:  # a few drum strokes are shorter than the shortest usable recording
             say(f"left out: {error}")
+
+
+def _heard(path: Path) -> tuple[NDArray[np.float32], int]:
+    sound = Sound(path)
+    return sound.samples(), sound.rate_hz
 
 
 def speech_clips(folder: Path, rng: np.random.Generator) -> Iterator[Clip]:
@@ -119,28 +126,29 @@ def speech_clips(folder: Path, rng: np.random.Generator) -> Iterator[Clip]:
     for path in sorted((folder / "sentences").iterdir()):
         # The sentences do not say who reads; only this well-known one is labelled as a man.
         group = "speech/man" if path.stem == "jfk" else "speech"
-        yield Clip(group, decode(path), path.stem, "public domain / BSD")
+        yield Clip(group, *_heard(path), path.stem, "public domain / BSD")
     by_speaker: dict[str, list[Path]] = {}
     for path in sorted((folder / "digits").glob("*.wav")):
         by_speaker.setdefault(path.stem.split("_")[1], []).append(path)
     for speaker, paths in sorted(by_speaker.items()):
         order = list(rng.permutation(len(paths)))
         while order:
-            take = [decode(paths[order.pop()]) for _ in range(min(len(order), int(rng.integers(2, 6))))]
-            gap = np.zeros(int(rng.uniform(0.1, 0.4) * take[0].sample_rate_hz), dtype=np.float32)
-            samples = np.concatenate([part for waveform in take for part in (waveform.samples, gap)])
-            yield Clip("speech/man/digits", Waveform(samples, take[0].sample_rate_hz), f"FSDD {speaker}", "CC BY-SA 4.0")
+            take = [_heard(paths[order.pop()]) for _ in range(min(len(order), int(rng.integers(2, 6))))]
+            rate_hz = take[0][1]
+            gap = np.zeros(int(rng.uniform(0.1, 0.4) * rate_hz), dtype=np.float32)
+            samples = np.concatenate([part for digit, _ in take for part in (digit, gap)])
+            yield Clip("speech/man/digits", samples, rate_hz, f"FSDD {speaker}", "CC BY-SA 4.0")
 
 
 def generated_clips(rng: np.random.Generator, per_group: int) -> Iterator[Clip]:
     """Yield formula sounds, instruments and voices."""
     for group, maker in synthetic.MAKERS.items():
         for _ in range(per_group):
-            yield Clip(group, Waveform(maker(rng, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ), "formula", "this project")
-    for group, waveform in instruments.render_all(rng, max(per_group // 3, 2), SAMPLE_RATE_HZ):
-        yield Clip(group, waveform, "FluidSynth with FluidR3 GM", "MIT (soundfont)")
-    for group, waveform in voices.render_all(rng, 2 * per_group, SAMPLE_RATE_HZ):
-        yield Clip(group, waveform, "espeak-ng", "this project")
+            yield Clip(group, maker(rng, SAMPLE_RATE_HZ), SAMPLE_RATE_HZ, "formula", "this project")
+    for group, samples in instruments.render_all(rng, max(per_group // 3, 2), SAMPLE_RATE_HZ):
+        yield Clip(group, samples, SAMPLE_RATE_HZ, "FluidSynth with FluidR3 GM", "MIT (soundfont)")
+    for group, samples in voices.render_all(rng, 2 * per_group, SAMPLE_RATE_HZ):
+        yield Clip(group, samples, SAMPLE_RATE_HZ, "espeak-ng", "this project")
 
 
 def write_scene_folders(output: Path, banks: dict[str, Bank], groups: dict[str, Any], captions: dict[str, list[str]]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from qamdetr.audio import Waveform, decode
+from qamdetr.audio import Sound
 from qamdetr.errors import QamDetrError
 
 SOUNDFONTS = (Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"), Path("/usr/share/sounds/sf2/default-GM.sf2"))
@@ -38,7 +38,7 @@ _TICKS_PER_SECOND = 960  # 480 ticks per beat at 120 beats per minute, mido's de
 _PERCUSSION_CHANNEL = 9
 
 
-def render_all(rng: np.random.Generator, phrases_per_program: int, sample_rate_hz: int) -> Iterator[tuple[str, Waveform]]:
+def render_all(rng: np.random.Generator, phrases_per_program: int, sample_rate_hz: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(group, phrase)` for every group; each phrase lasts about four seconds and another second to fade.
 
     Raises:
@@ -107,7 +107,7 @@ def _rhythm(rng: np.random.Generator, keys: tuple[int, ...]) -> list[Note]:
 
 def _render(
     group: str, phrases: list[list[Note]], program: int, channel: int, soundfont: Path, sample_rate_hz: int
-) -> Iterator[tuple[str, Waveform]]:
+) -> Iterator[tuple[str, np.ndarray]]:
     """Render all phrases in one run of FluidSynth (loading the soundfont is the slow part) and cut them apart."""
     stride = PHRASE_SECONDS + 2.0
     timed = [
@@ -125,9 +125,9 @@ def _render(
         mido.MidiFile(tracks=[track], ticks_per_beat=480).save(midi)
         command = ["fluidsynth", "-ni", "-q", "-g", "0.8", "-r", str(sample_rate_hz), "-F", str(wav), str(soundfont), str(midi)]
         subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-        whole = decode(wav)
+        whole = Sound(wav).samples()
     for i in range(len(phrases)):
         begin = int(i * stride * sample_rate_hz)
-        samples = whole.samples[begin : begin + int((PHRASE_SECONDS + 1.0) * sample_rate_hz)]
+        samples = whole[begin : begin + int((PHRASE_SECONDS + 1.0) * sample_rate_hz)]
         if len(samples) and float(np.abs(samples).max()) > 1e-3:
-            yield group, Waveform(samples, sample_rate_hz)
+            yield group, samples

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qamdetr.audio import Waveform, decode, resample
+from qamdetr.audio import Sound, resample
 from qamdetr.errors import QamDetrError
 
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029", "de", "fr", "es", "it")
@@ -33,7 +33,7 @@ _FRAGMENTS = (
 )  # fmt: skip
 
 
-def render_all(rng: np.random.Generator, utterances_per_group: int, sample_rate_hz: int) -> Iterator[tuple[str, Waveform]]:
+def render_all(rng: np.random.Generator, utterances_per_group: int, sample_rate_hz: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(group, utterance)`; crowds are many voices at once.
 
     Raises:
@@ -45,20 +45,21 @@ def render_all(rng: np.random.Generator, utterances_per_group: int, sample_rate_
     for group, (variants, (low, high)) in VOICES.items():
         for _ in range(utterances_per_group):
             voice = f"{rng.choice(ACCENTS)}{rng.choice(variants)}"
-            waveform = resample(speak(_sentence(rng), voice, int(rng.integers(low, high)), int(rng.integers(120, 200))), sample_rate_hz)
-            spoken.append(waveform.samples)
-            yield group, waveform
+            samples = resample(*speak(_sentence(rng), voice, int(rng.integers(low, high)), int(rng.integers(120, 200))), sample_rate_hz)
+            spoken.append(samples)
+            yield group, samples
     for _ in range(utterances_per_group // 2):
-        yield "speech/crowd", Waveform(_crowd(rng, spoken, sample_rate_hz), sample_rate_hz)
+        yield "speech/crowd", _crowd(rng, spoken, sample_rate_hz)
 
 
-def speak(text: str, voice: str, pitch: int, words_per_minute: int) -> Waveform:
-    """Let espeak-ng say `text`."""
+def speak(text: str, voice: str, pitch: int, words_per_minute: int) -> tuple[np.ndarray, int]:
+    """Let espeak-ng say `text`; returns samples and their rate."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "voice.wav"
         command = ["espeak-ng", "-v", voice, "-p", str(pitch), "-s", str(words_per_minute), "-w", str(path), text]
         subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-        return decode(path)
+        sound = Sound(path)
+        return sound.samples(), sound.rate_hz
 
 
 def _sentence(rng: np.random.Generator) -> str:

@@ -1,7 +1,6 @@
 """What a CPU computes faster than PyTorch does on its own: the Mamba block's operations, products with weights, and dropout.
 
-`speed_up` swaps the layers of a network. The compiled kernels (`cpu_kernels.py`) are imported where one is first called, since Numba is
-slow to import.
+`speed_up` swaps the layers of a network; the compiled kernels are in `cpu_kernels.py`.
 """
 
 # The letters are the paper's.
@@ -10,10 +9,12 @@ slow to import.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,11 +25,8 @@ from qamdetr.kernels.scan import differentiable_once, wants_gradient
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_LEAST_WORK = 1_000_000
-"""Multiplications below which oneDNN's longer call (some 10 us) takes back what it gains."""
-
-_DRAWS = 1 << 16
-"""Values that 16 random bits can take."""
+_LEAST_WORK = 1_000_000  # multiplications below which oneDNN's longer call (some 10 us) takes back what it gains
+_DRAWS = 1 << 16  # values that 16 random bits can take
 
 
 def speed_up(model: Network) -> Network:
@@ -44,6 +42,11 @@ def speed_up(model: Network) -> Network:
     return model
 
 
+def _kernels() -> ModuleType:
+    """Import the compiled kernels where one is first called, since Numba is slow to import."""
+    return importlib.import_module("qamdetr.kernels.cpu_kernels")
+
+
 def run_kernel(
     kernel: Callable[..., None], tasks: int, inputs: Sequence[Tensor | float], outputs: Sequence[Tensor], *scratch: tuple[int, ...]
 ) -> None:
@@ -53,12 +56,10 @@ def run_kernel(
     they add nothing to compile time, can be called from several threads of a web server at once, and survive a fork (PyTorch's own
     threads, which products use, do not).
     """
-    from qamdetr.kernels import cpu_kernels
-
     arguments = [value.detach().numpy() if isinstance(value, Tensor) else value for value in (*inputs, *outputs)]
 
     def run(first: int, last: int) -> None:
-        kernel(first, last, *arguments, *(cpu_kernels.scratch(*shape) for shape in scratch))
+        kernel(first, last, *arguments, *(_kernels().scratch(*shape) for shape in scratch))
 
     threads = min(torch.get_num_threads(), tasks)
     if threads <= 1:
@@ -82,8 +83,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lengths: Tensor, reverse: bool, keep_states: bool, *tensors: Tensor) -> Tensor:  # noqa: ANN401 - torch's untyped
-        from qamdetr.kernels import cpu_kernels
-
+        cpu_kernels = _kernels()
         u, delta, A, B, C, D, z, delta_bias = tensors
         batch, steps, channels = u.shape
         arrays = [tensor.detach().contiguous() for tensor in (u, delta, A.t() / math.log(2.0), B, C, D, z, delta_bias)]
@@ -91,7 +91,7 @@ class _Scan(torch.autograd.Function):
         out, checkpoints = torch.empty_like(arrays[0]), u.new_empty(batch, chunks, A.shape[1], channels)
         tasks, scratch = (
             batch * cpu_kernels.num_blocks(channels),
-            ((2, cpu_kernels.flat_states(A.shape[1])), (3, cpu_kernels.BLOCK_CHANNELS)),
+            [(2, cpu_kernels.flat_states(A.shape[1])), (3, cpu_kernels.BLOCK_CHANNELS)],
         )
         run_kernel(cpu_kernels.scan_forward, tasks, [lengths, reverse, *arrays], [out, checkpoints], *scratch)
         ctx.reverse = reverse
@@ -101,8 +101,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        from qamdetr.kernels import cpu_kernels
-
+        cpu_kernels = _kernels()
         lengths, *arrays, checkpoints = ctx.saved_tensors
         u, state = arrays[0], checkpoints.shape[2]
         batch, steps, channels = u.shape
@@ -128,8 +127,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor, reverse: bool) -> Tensor:  # noqa: ANN401
-        from qamdetr.kernels import cpu_kernels
-
+        cpu_kernels = _kernels()
         inputs = [tensor.detach().contiguous() for tensor in (x, weight[:, 0].t(), bias)]
         out = torch.empty_like(inputs[0])
         tasks = x.shape[0] * cpu_kernels.num_blocks(x.shape[2])
@@ -141,8 +139,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        from qamdetr.kernels import cpu_kernels
-
+        cpu_kernels = _kernels()
         lengths, x, weight, bias = ctx.saved_tensors
         batch, _, channels = x.shape
         grad_x, grad_weight, grad_bias = torch.empty_like(x), x.new_empty(batch, *weight.shape), x.new_empty(batch, channels)
@@ -201,7 +198,7 @@ def has_faster_product() -> bool:
 
 
 def _is_amd() -> bool:
-    from llvmlite import binding  # type: ignore[import-untyped]  # of Numba's compiler, which knows every processor by name
+    from llvmlite import binding  # type: ignore[import-untyped]  # Numba's compiler, which knows every processor by name
 
     return str(binding.get_host_cpu_name()).startswith("znver")
 
@@ -303,8 +300,7 @@ class _Drop(torch.autograd.Function):
 
 
 def _keep(x: Tensor, draws: Tensor, p: float) -> Tensor:
-    from qamdetr.kernels import cpu_kernels
-
+    cpu_kernels = _kernels()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
     run_kernel(cpu_kernels.drop, tasks, [x.detach().reshape(-1), draws, *_limit_and_scale(p)], [out.view(-1)])
@@ -314,8 +310,7 @@ def _keep(x: Tensor, draws: Tensor, p: float) -> Tensor:
 class _PreluDrop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor, draws: Tensor, p: float) -> Tensor:  # noqa: ANN401
-        from qamdetr.kernels import cpu_kernels
-
+        cpu_kernels = _kernels()
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         inputs = [x.detach().reshape(-1), slope.detach(), draws]
         tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
@@ -327,8 +322,7 @@ class _PreluDrop(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
-        from qamdetr.kernels import cpu_kernels
-
+        cpu_kernels = _kernels()
         x, slope, draws = ctx.saved_tensors
         tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
         grad_x, grad_slope = torch.empty_like(x), x.new_empty(tasks)

@@ -36,7 +36,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -55,7 +55,8 @@ _forced_backend: ContextVar[Backend | None] = ContextVar("_forced_backend", defa
 @contextmanager
 def use_backend(backend: Backend) -> Iterator[None]:
     """Run every scan and convolution inside the `with` block on `backend`."""
-    token = _forced_backend.set(_checked(backend))
+    _check_name(backend)
+    token = _forced_backend.set(backend)
     try:
         yield
     finally:
@@ -71,19 +72,19 @@ def choose_backend(backend: Backend | None, tensors: Sequence[Tensor]) -> Backen
     Raises:
         ConfigError: The wanted backend does not exist, is not installed or cannot take these tensors.
     """
-    wanted = _checked(backend) if backend is not None else _forced_backend.get()
+    wanted = _forced_backend.get() if backend is None else backend
     if wanted is None:
         return next((name for name in ("cpu", *_GPU_BACKENDS) if _misfit(name, tensors) is None), "reference")
+    _check_name(wanted)
     misfit = _misfit(wanted, tensors)
     if misfit is not None:
         raise ConfigError(f"Backend {wanted!r} {misfit}", "use another, or 'reference', which runs anywhere")
     return wanted
 
 
-def _checked(backend: str) -> Backend:
+def _check_name(backend: str) -> None:
     if backend not in get_args(Backend):
         raise ConfigError(f"Backend {backend!r} does not exist", f"use one of {', '.join(get_args(Backend))}")
-    return cast("Backend", backend)
 
 
 def _misfit(backend: Backend, tensors: Sequence[Tensor]) -> str | None:
@@ -118,8 +119,7 @@ def _start_problem(backend: Backend) -> str | None:
     return None
 
 
-def _triton_is_interpreted() -> bool:
-    """Return whether Triton runs its kernels on the CPU, step by step, for tests."""
+def _triton_is_interpreted() -> bool:  # on the CPU, step by step, for tests
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -219,12 +219,7 @@ _SCANS: dict[Backend, Callable[..., Tensor]] = {"reference": _scan_reference, "t
 
 
 def reverse_valid(x: Tensor, mask: Tensor) -> Tensor:
-    """Reverse each item's valid clips in time and leave its padding where it is; applying it twice gives `x` back.
-
-    Args:
-        x: `(batch, clips, dim)`.
-        mask: `(batch, clips)` bool, valid clips first.
-    """
+    """Reverse each item's valid clips in time, where `mask` `(batch, clips)` is True, and leave its padding behind them where it is."""
     batch, clips = mask.shape
     position = torch.arange(clips, device=mask.device)
     length = mask.sum(dim=1, keepdim=True)

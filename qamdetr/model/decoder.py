@@ -55,15 +55,10 @@ class DecoderLayer(nn.Module):
     def forward(
         self, content: Tensor, anchor_position: Tensor, anchor_sine: Tensor, memory: Tensor, memory_mask: Tensor, memory_position: Tensor
     ) -> Tensor:
-        """Update the content of the moment queries.
+        """Update the content of the moment queries, `(batch, moment_queries, dim)`.
 
-        Args:
-            content: `(batch, moment_queries, dim)`.
-            anchor_position: `(batch, moment_queries, dim)` learned embedding of the anchors.
-            anchor_sine: `(batch, moment_queries, dim)` sine embedding of the anchors, modulated by their width.
-            memory: `(batch, clips, dim)`.
-            memory_mask: `(batch, clips)` bool.
-            memory_position: `(batch, clips, dim)` sine positions of the clips, or `(1, clips, dim)` where they are the same for all.
+        `anchor_position` and `anchor_sine` have its shape: a learned embedding of the anchors, and a sine embedding modulated by their
+        width. The memory's are as in `MomentDecoder.forward`.
         """
         dropout = self.attention_dropout
         queries = self.self_query(content) + self.self_query_position(anchor_position)
@@ -121,12 +116,9 @@ class MomentDecoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, memory: Tensor, memory_mask: Tensor, memory_position: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Decode.
+        """Decode `memory` `(batch, clips, dim)` with `memory_mask` `(batch, clips)` bool.
 
-        Args:
-            memory: `(batch, clips, dim)`.
-            memory_mask: `(batch, clips)` bool.
-            memory_position: `(batch, clips, dim)`, or `(1, clips, dim)`.
+        `memory_position` are sine positions `(batch, clips, dim)`, or `(1, clips, dim)` where they are the same for all.
 
         Returns:
             Per layer: content `(batch, moment_queries, dim)`, normalised, and the logits `(batch, moment_queries, 2)` of the anchors

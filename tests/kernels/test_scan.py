@@ -271,12 +271,6 @@ def test_the_fastest_backend_is_chosen(install, mamba_ssm, triton, device, dtype
     assert choose_backend(None, [tensor_on(device, dtype), tensor_on(device)]) == expected
 
 
-def test_a_gpu_without_either_says_that_it_will_be_slow(install):
-    install(mamba_ssm=False, triton=False)
-    with pytest.warns(UserWarning, match="slow loop"):
-        assert choose_backend(None, [tensor_on("cuda")]) == "reference"
-
-
 def test_a_package_that_does_not_start_is_passed_over(install, monkeypatch):
     install(mamba_ssm=True, triton=True)
 

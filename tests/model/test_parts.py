@@ -11,8 +11,8 @@ from torch import nn
 from qamdetr.errors import ConfigError
 from qamdetr.model.decoder import ANCHOR_EPSILON, MomentDecoder, MomentHeads, SaliencyHead, inverse_sigmoid
 from qamdetr.model.fusion import TextToAudioFusion, ThreeWayFusion
-from qamdetr.model.layers import AttentionBlock, Mlp, attend, clip_positions, sine_embedding
-from qamdetr.model.multiscale import MultiScaleFusion, masked_average_pool
+from qamdetr.model.layers import AttentionBlock, attend, clip_positions
+from qamdetr.model.multiscale import MultiScaleFusion
 from qamdetr.model.streams import GatedStreams
 
 DIM = 16
@@ -89,12 +89,6 @@ def test_three_way_fusion_is_its_three_blocks_and_a_bypass_the_first_alone(pair)
 # Multi-scale context.
 
 
-def test_pool_averages_valid_clips_of_each_run():
-    x = torch.tensor([1.0, 3.0, 5.0, 100.0, 100.0])[None, :, None]
-    pooled = masked_average_pool(x, torch.tensor([[True, True, True, False, False]]), 2)
-    assert pooled[0, :, 0].tolist() == [2.0, 5.0, 0.0]
-
-
 @pytest.mark.parametrize("clips", [1, 2, 7, 8])
 def test_resolution_stays_whole_and_padding_changes_nothing(clips):
     torch.manual_seed(0)
@@ -115,13 +109,6 @@ def test_context_reaches_beyond_a_clip_and_not_everywhere():
 
 
 # Shared layers.
-
-
-def test_sine_embedding_turns_once_over_the_range():
-    embedded = sine_embedding(torch.tensor([0.0, 0.25, 0.5, 1.0]), 8)
-    torch.testing.assert_close(embedded[:, 0], torch.tensor([0.0, 1.0, 0.0, 0.0]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(embedded[:, 1], torch.tensor([1.0, 0.0, -1.0, 1.0]), atol=1e-5, rtol=0)
-    assert embedded[1, 4].item() == pytest.approx(math.sin(0.25 * 2 * math.pi / 10000 ** (4 / 8)), abs=1e-6)
 
 
 def test_positions_run_over_valid_clips_only():
@@ -154,12 +141,6 @@ def test_positions_move_the_attention_and_not_the_values():
     # One source row takes all the attention wherever it stands.
     torch.testing.assert_close(block(x, source[:, :1], None, source_positions=positions[:, :1]), block(x, source[:, :1], None))
     torch.testing.assert_close(plain.mean(-1), torch.zeros(1, 3), atol=1e-5, rtol=0)  # post-norm
-
-
-def test_mlp_has_no_relu_at_its_end():
-    mlp = Mlp(4, 8, 2, 3)
-    nn.init.constant_(mlp.layers[-1].bias, -100.0)
-    assert bool((mlp(torch.randn(5, 4)) < 0).all())
 
 
 # Decoder and heads.

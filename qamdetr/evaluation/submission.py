@@ -116,7 +116,7 @@ def raw_qid(entry: QueryEntry) -> str | int:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Read a YAML file with some or all fields of the metadata; a `DataError` where it has a field that the challenge does not know."""
     try:
-        values = yaml.safe_load(_read(Path(path)))
+        values = yaml.safe_load(_read(Path(path), "give a YAML file"))
     except YAML_ERRORS as error:
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -354,11 +354,11 @@ def _check_name(path: Path, suffix: str) -> list[str]:
     return [f"{path}: the file must be named {LABEL_FORM}{suffix}, with a number from 1 to {MAX_SYSTEMS}."]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, remedy: str = "check the path") -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}", "check the path") from error
+        raise DataError(f"Cannot read {path}: {error.strerror or error}", remedy) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}).") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from qamdetr.errors import QamDetrError
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ def export(name: str, *, label: str, ending: str = "", to_file: bool = False, en
         return make
 
     return register
+
+
+def find_export(name: str) -> ExportInfo:
+    """Return a format; an error names those that there are."""
+    if name not in EXPORTS:
+        raise QamDetrError(f"Unknown format {name!r}", f"choose one of {', '.join(EXPORTS)}")
+    return EXPORTS[name]
 
 
 def _later(module: str, function: str, kind: str) -> Callable[..., None]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.errors import QamDetrError
-from qamdetr.export import EXPORTS, export
+from qamdetr.export import export, find_export
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment, Result, Window  # only named here: `--help` must not wait for torch
@@ -92,9 +91,7 @@ def as_text(results: Sequence[Result | Answer], name: str, *, everything: bool =
 
     It is no markup in captions, and no formula in `csv`, `audacity` and `raven`, which spreadsheets open; `json` keeps it letter by letter.
     """
-    if name not in EXPORTS:
-        raise QamDetrError(f"Unknown format {name!r}", f"choose one of {', '.join(EXPORTS)}")
-    text: str = EXPORTS[name].make(as_answers(results, everything=everything))
+    text: str = find_export(name).make(as_answers(results, everything=everything))
     return text
 
 

@@ -35,7 +35,8 @@ from qamdetr.config import (
 from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, names_in
 from qamdetr.errors import AudioError, CheckpointError, ConfigError, DataError, QamDetrError
-from qamdetr.features.base import COMBOS, STREAMS, Combo, OnStage, Step, Streams, finish, open_streams
+from qamdetr.features import base as encoders
+from qamdetr.features.base import COMBOS, STREAMS, Combo, OnStage, Step, Streams, finish
 from qamdetr.features.pipeline import prepare
 from qamdetr.features.store import FeatureStore, describe_settings, require_features
 from qamdetr.inference import sections as long_audio
@@ -547,7 +548,7 @@ def _open(config: Config, checkpoint: str | Path, device: str | None, models: Ma
     encoder: Streams | None = None
     if wanted or not (data.encoder or public):
         combo = COMBOS.get(data.combo) or Combo(tuple(model.audio_streams), tuple(model.text_streams))
-        encoder = open_streams(*combo, name=data.combo, **options)
+        encoder = encoders.open_streams(*combo, name=data.combo, **options)
         if wanted and [encoder.fingerprint] != wanted:
             chosen = {stream: models.get(stream, "") for stream in _streams_of(config) if stream in STREAMS and STREAMS[stream].hub}
             opened = f" ({describe_settings(chosen, data.encoder_dtype)})" if chosen else ""
@@ -557,7 +558,7 @@ def _open(config: Config, checkpoint: str | Path, device: str | None, models: Ma
                 f"{encoder.fingerprint}{opened}; features would not fit: {remedy or 'restore those encoders'}, or train again on these."
             )
     if encoder is None or public:
-        encoder = open_streams(tuple(model.audio_streams), tuple(model.text_streams), **options)
+        encoder = encoders.open_streams(tuple(model.audio_streams), tuple(model.text_streams), **options)
     return encoder
 
 

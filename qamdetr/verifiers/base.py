@@ -149,7 +149,7 @@ def make_verifier(name: str, settings: VerifierConfig | None = None) -> Verifier
         return None
     settings = settings or VerifierConfig()
     made = VERIFIERS[name].make(settings)
-    return CachedVerifier(made, cache_dir(settings)) if made.needs_audio else made
+    return CachedVerifier(made, cache_dir(settings)) if VERIFIERS[name].hears else made
 
 
 class Verifiers:

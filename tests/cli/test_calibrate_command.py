@@ -90,7 +90,7 @@ def oracle(monkeypatch, entries):
         verifier.settings.append(settings)
         return verifier
 
-    monkeypatch.setitem(registry._MAKERS, "oracle", make)
+    monkeypatch.setitem(registry.VERIFIERS, "oracle", registry.VerifierInfo("Oracle", False, make))
     return verifier
 
 

@@ -49,7 +49,8 @@ class Listener:
 def opened(monkeypatch):
     """Make a verifier `listener` known; returns the ones that were opened."""
     made: list[Listener] = []
-    monkeypatch.setitem(registry._MAKERS, "listener", lambda settings: made.append(Listener(settings)) or made[-1])
+    info = registry.VerifierInfo("Listener", False, lambda settings: made.append(Listener(settings)) or made[-1])
+    monkeypatch.setitem(registry.VERIFIERS, "listener", info)
     return made
 
 

@@ -34,7 +34,7 @@ def assert_same(one: Result, two: Result):
 
 def test_from_pretrained_file_to_moments(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or TinyEncoder())
+    monkeypatch.setattr(module.encoders, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or TinyEncoder())
     retriever = MomentRetriever.from_pretrained(save_tiny(tmp_path / "checkpoint", nms_iou=1.0))
     assert asked == [("tiny", {"models": {}, "dtype": "float32", "device": None})]
     path = write_sound(tmp_path / "walk.wav", 12.4)
@@ -173,7 +173,7 @@ def test_a_checkpoint_refuses_encoders_of_another_version(tmp_path, monkeypatch)
     save_checkpoint(tmp_path / "c", tiny_model(config), replace(config, data=replace(config.data, encoder="0123")))
     encoder = TinyEncoder()
     encoder.fingerprint = "4567"
-    monkeypatch.setattr(module, "open_streams", lambda *streams, name, **options: encoder)
+    monkeypatch.setattr(module.encoders, "open_streams", lambda *streams, name, **options: encoder)
     with pytest.raises(CheckpointError, match="version 0123"):
         MomentRetriever.from_pretrained(tmp_path / "c")
     encoder.fingerprint = "0123"
@@ -186,7 +186,7 @@ class Openers:
     def __init__(self, monkeypatch, fingerprint="1234"):
         self.asked = []
         self.fingerprint = fingerprint
-        monkeypatch.setattr(module, "open_streams", self.streams)
+        monkeypatch.setattr(module.encoders, "open_streams", self.streams)
 
     def streams(self, audio, text, *, name="", **options):
         self.asked.append(("combo", name) if name else ("streams", audio, text))
@@ -262,7 +262,7 @@ def test_an_encoder_that_moved_is_named_with_the_option_for_it(tmp_path):
 
 def test_settings_and_encoders_may_be_chosen_on_opening(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "open_streams", lambda *streams, name, **options: asked.append(options) or TinyEncoder())
+    monkeypatch.setattr(module.encoders, "open_streams", lambda *streams, name, **options: asked.append(options) or TinyEncoder())
     config = tiny_config()
     data = replace(config.data, encoder_models={"pocket": "a", "mel_stats": "b"}, encoder_dtype="bfloat16")
     save_checkpoint(tmp_path, tiny_model(config), replace(config, data=data))

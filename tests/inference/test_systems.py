@@ -145,7 +145,7 @@ class Shop:
         self.folder = folder
         self.combos, self.runs = tiny_combos()
         self.asked: list[tuple[str, dict]] = []
-        monkeypatch.setattr(serving, "open_streams", self.load)
+        monkeypatch.setattr(serving.encoders, "open_streams", self.load)
 
     def load(self, audio, text, *, name, **options):
         self.asked.append((name, options))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -30,11 +29,10 @@ class TrainingData:
         train, val: Items.
         sampler: Order of the training set.
         train_loader, val_loader: Batches.
-        encoder: What made the training set's features, as `FeatureStore.encoder_version` names it.
-        section: The configuration's `data` section as a checkpoint needs it to open the same encoders: with `encoder`, and with the models
-            and the type that the cache notes where the configuration is silent.
-        fingerprint: 16 hex digits that change with either manifest's content, with any feature file that is read, with `encoder`, or with
-            names or widths of the streams.
+        section: The configuration's `data` section as a checkpoint needs it to open the same encoders: with `encoder`, the version of
+            those that made the features, and with the models and the type that are noted beside them where the configuration is silent.
+        fingerprint: 16 hex digits that change with either manifest's content, with any feature file that is read, with the encoders'
+            version, or with names or widths of the streams.
     """
 
     train: MomentDataset
@@ -42,75 +40,66 @@ class TrainingData:
     sampler: LengthBucketSampler
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
-    encoder: str
     section: DataConfig
     fingerprint: str
 
 
 def load_data(config: Config) -> TrainingData:
-    """Read both manifests and check, before anything else, that every feature is there.
+    """Read both manifests and check, before anything else, that every feature is there; all that are missing are named at once.
 
     Windows past the end of their recording are clamped; how many is logged.
-
-    Raises:
-        ConfigError: No manifest is named, a folder for a stream that the model does not have, or encoders that are not those of the cache.
-        DataError: Manifests or features are missing or damaged; all missing features are named at once.
-        AudioError: Two recordings of one name.
     """
     check_manifests(config)
-    train_entries, val_entries = _known_entries(config.data.train_manifest), _known_entries(config.data.val_manifest)
-    train_store = _open_store(config, config.data.train_manifest, config.data.audio_dir)
-    val_store = _open_store(config, config.data.val_manifest, config.data.val_audio_dir)
-    section = _with_encoders(config.data, *train_store.settings)
+    data = config.data
+    train_entries, val_entries = _known_entries(data.train_manifest), _known_entries(data.val_manifest)
+    train_store = _open_store(config, data.train_manifest, data.audio_dir)
+    val_store = _open_store(config, data.val_manifest, data.val_audio_dir)
+    section = _with_encoders(data, train_store)
     require_features([(train_store, *names_in(train_entries)), (val_store, *names_in(val_entries))])
     train_store.check(*names_in(train_entries[:1]))
     # All of the validation set is read once now, so that a bad value in it cannot cost an epoch of training.
     val_store.check(*names_in(val_entries))
-    train_entries = _heard_entries(config.data.train_manifest, train_entries, train_store)
-    train_set = MomentDataset(
-        train_entries,
-        train_store,
-        seed=config.train.seed,
-        max_clips=config.data.max_clips,
-        crop_probability=config.data.crop_probability,
-        text_noise=config.data.text_noise,
-    )
-    val_set = MomentDataset(val_entries, val_store)
+    # Queries whose windows all lie after the last clip would teach that the sound is absent.
+    heard = [entry for entry in train_entries if not entry.relevant_windows or covered_windows(entry, train_store.num_clips(entry.vid))]
+    if len(heard) < len(train_entries):
+        told = "%s: %d queries whose windows lie after the last clip of the features were left out."
+        _log.warning(told, data.train_manifest, len(train_entries) - len(heard))
+    crops: dict[str, Any] = {"max_clips": data.max_clips, "crop_probability": data.crop_probability, "text_noise": data.text_noise}
+    train_set, val_set = MomentDataset(heard, train_store, seed=config.train.seed, **crops), MomentDataset(val_entries, val_store)
     sampler = LengthBucketSampler(train_set.lengths_clips, config.train.batch_size, seed=config.train.seed)
     val_sampler = LengthBucketSampler(val_set.lengths_clips, config.train.batch_size, shuffle=False)
-    workers = config.data.num_workers
-    train_collator = Collator(train_entries, saliency_windows=config.data.saliency_windows)
-    val_collator = Collator(val_entries, saliency_windows=config.data.saliency_windows)
-    encoder = train_store.encoder_version(*names_in(train_entries))
-    features = train_store.content(*names_in(train_entries)) + val_store.content(*names_in(val_entries))
+
+    def load(dataset: MomentDataset, order: LengthBucketSampler) -> DataLoader[Any]:
+        collator = Collator(dataset.entries, saliency_windows=data.saliency_windows)
+        return DataLoader(dataset, batch_sampler=order, collate_fn=collator, num_workers=data.num_workers)
+
+    encoder = train_store.encoder_version(*names_in(heard))
+    features = train_store.content(*names_in(heard)) + val_store.content(*names_in(val_entries))
+    streams = [list(widths.items()) for widths in (config.model.audio_streams, config.model.text_streams)]
+    digest = blake2b(json.dumps([encoder, streams, features]).encode(), digest_size=8)
+    for manifest in (data.train_manifest, data.val_manifest):
+        digest.update(blake2b(Path(manifest).read_bytes()).digest())
     return TrainingData(
         train=train_set,
         val=val_set,
         sampler=sampler,
-        train_loader=DataLoader(train_set, batch_sampler=sampler, collate_fn=train_collator, num_workers=workers),
-        val_loader=DataLoader(val_set, batch_sampler=val_sampler, collate_fn=val_collator, num_workers=workers),
-        encoder=encoder,
+        train_loader=load(train_set, sampler),
+        val_loader=load(val_set, val_sampler),
         section=replace(section, encoder=encoder),
-        fingerprint=_fingerprint(config, encoder, features),
+        fingerprint=digest.hexdigest(),
     )
 
 
 def check_manifests(config: Config) -> None:
-    """Look for both manifests before anything is read.
-
-    Raises:
-        ConfigError: One is not named; all that are not are told at once.
-        DataError: One is not there; likewise.
-    """
+    """Look for both manifests before anything is read; all that is wrong with them is told at once."""
     manifests = {"data.train_manifest": config.data.train_manifest, "data.val_manifest": config.data.val_manifest}
     empty = [key for key, manifest in manifests.items() if not manifest]
     if empty:
-        raise ConfigError(
-            f"{' and '.join(empty)}: no file is named; name a JSONL manifest, such as one that `python -m qamdetr synthesize` makes."
-        )
+        remedy = "name a JSONL manifest, such as one that `python -m qamdetr synthesize` makes"
+        raise ConfigError(f"{' and '.join(empty)}: no file is named", remedy)
     absent = [f"{key}={manifest}" for key, manifest in manifests.items() if not Path(manifest).is_file()]
     if absent:
-        raise DataError(f"There is no file {' and no file '.join(absent)}; download or make the data set, or correct the path.")
+        raise DataError(f"There is no file {' and no file '.join(absent)}", "download or make the data set, or correct the path")
 
 
 def _known_entries(manifest: str) -> list[QueryEntry]:
@@ -130,44 +119,19 @@ def _open_store(config: Config, manifest: str, audio_dir: str) -> FeatureStore:
     return FeatureStore(config.model, config.data, find_recordings(folder) if folder.is_dir() else None)
 
 
-def _with_encoders(data: DataConfig, models: Mapping[str, str], dtype: str) -> DataConfig:
-    """Take over what stands beside the features of their encoders: a checkpoint that named others could not be served.
-
-    Raises:
-        ConfigError: The configuration names another type or model.
-    """
+def _with_encoders(data: DataConfig, store: FeatureStore) -> DataConfig:
+    """Take over what is noted beside the features of their encoders: a checkpoint that named others could not be served."""
+    models, dtype = store.settings
     if not dtype:
         return data
-    if data.encoder_dtype not in (DataConfig.encoder_dtype, dtype):
-        raise _other_encoders(data, "encoder_dtype", data.encoder_dtype, dtype)
-    for stream, found in models.items():
-        wanted = data.encoder_models.get(stream, found)
+    pairs = {f"encoder_models.{stream}": (data.encoder_models.get(stream, found), found) for stream, found in models.items()}
+    if data.encoder_dtype != DataConfig.encoder_dtype:
+        pairs["encoder_dtype"] = (data.encoder_dtype, dtype)
+    for key, (wanted, found) in pairs.items():
         # One folder may be written in two ways.
         if wanted != found and not (found and Path(wanted).expanduser().resolve() == Path(found).expanduser().resolve()):
-            raise _other_encoders(data, f"encoder_models.{stream}", wanted, found)
+            what = f"data.{key} is {wanted}, the features in {data.feature_dir} were made with {found or 'the default model'}"
+            remedy = "leave that setting out, or extract with it (into another data.feature_dir, unless the weights are the same)"
+            raise ConfigError(what, remedy)
     named = {**{stream: model for stream, model in models.items() if model}, **data.encoder_models}
     return replace(data, encoder_dtype=cast("Any", dtype), encoder_models=named)
-
-
-def _other_encoders(data: DataConfig, key: str, wanted: str, found: str) -> ConfigError:
-    return ConfigError(
-        f"data.{key} is {wanted}, the features in {data.feature_dir} were made with {found or 'the default model'}; "
-        "leave that setting out, or extract with it (into another data.feature_dir, unless the weights are the same)."
-    )
-
-
-def _heard_entries(manifest: str, entries: Sequence[QueryEntry], store: FeatureStore) -> list[QueryEntry]:
-    """Leave out queries whose windows all lie after the last clip: trained on, they would teach that the sound is absent."""
-    heard = [entry for entry in entries if not entry.relevant_windows or covered_windows(entry, store.num_clips(entry.vid))]
-    unheard = len(entries) - len(heard)
-    if unheard:
-        _log.warning("%s: %d queries whose windows lie after the last clip of the features were left out.", manifest, unheard)
-    return heard
-
-
-def _fingerprint(config: Config, encoder: str, features: str) -> str:
-    streams = [list(config.model.audio_streams.items()), list(config.model.text_streams.items())]
-    digest = blake2b(json.dumps([encoder, streams, features]).encode(), digest_size=8)
-    for manifest in (config.data.train_manifest, config.data.val_manifest):
-        digest.update(blake2b(Path(manifest).read_bytes()).digest())
-    return digest.hexdigest()

@@ -51,15 +51,9 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
     Runs on whatever Accelerate finds: the CPU, one GPU, or many processes under `accelerate launch`. Every random choice follows
     from the seed, so a run that was killed and resumed ends with the weights of one that never stopped (bitwise, on a CPU).
 
-    Args:
-        config: The experiment; when resuming, the configuration of the run (`Run.config`).
-        directory: The run's folder.
-        resume: Continue from the last saved step; a run that is finished is left as it is.
-        command: How the run was started, for its model card.
-
-    Raises:
-        QamDetrError: The user's mistakes: configuration, data, missing features, a folder that is taken, a full disk, a run that
-            cannot be continued because its configuration, its data or the number of processes changed.
+    To `resume`, give the configuration of the run (`Run.config`); a run that is finished is left as it is. `command` is how the run was
+    started, for its model card. Users' mistakes (configuration, data, a folder that is taken, a full disk, changed conditions of a run
+    that is resumed) are `QamDetrError`s.
     """
     if resume and Run(directory).finished:
         return Run.open(directory)

@@ -366,7 +366,7 @@ def model_card(
         data=config.data,
         train=config.train,
         facts=facts,
-        encoder=data.encoder or "unknown",
+        encoder=data.section.encoder or "unknown",
         num_queries=(len(data.train), len(data.val)),
         rows="\n".join(f"| {key} | {value:g} |" for key, value in metrics.items()),
         parameters=sum(p.numel() for p in model.parameters()),

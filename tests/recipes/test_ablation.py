@@ -94,14 +94,6 @@ def test_the_page_gets_its_tables_and_figure(made_up: Path, tmp_path: Path) -> N
     assert page.read_text() == first
 
 
-def test_what_won_is_what_the_shipped_model_takes_over() -> None:
-    chosen, shipped = load_config(CHOSEN.config, CHOSEN.overrides + CHOSEN.readings["pooled"]), load_config("pocket")
-    assert chosen.loss == shipped.loss
-    assert chosen.model.encoder_layers == shipped.model.encoder_layers
-    assert chosen.inference.segment_threshold == shipped.inference.segment_threshold > 0
-    assert chosen.train.ema_decay == shipped.train.ema_decay > 0
-
-
 def test_missing_results_and_markers_are_told(made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="holds no results"):
         read_results(tmp_path / "nothing")
@@ -125,5 +117,9 @@ def test_a_verdict_needs_more_than_the_spread(values: list[float], shift: float)
     assert verdict(before, before) == "within the spread"
 
 
-def test_the_spread_of_one_run_is_not_known() -> None:
-    assert np.isnan(Spread.of([1.0]).deviation)
+def test_what_won_is_what_the_shipped_model_takes_over() -> None:
+    chosen, shipped = load_config(CHOSEN.config, CHOSEN.overrides + CHOSEN.readings["pooled"]), load_config("pocket")
+    assert chosen.loss == shipped.loss
+    assert chosen.model.encoder_layers == shipped.model.encoder_layers
+    assert chosen.inference.segment_threshold == shipped.inference.segment_threshold > 0
+    assert chosen.train.ema_decay == shipped.train.ema_decay > 0

@@ -77,13 +77,3 @@ def test_voices_differ_in_pitch() -> None:
         return float((frequency[low] * spectrum[low]).sum() / spectrum[low].sum())
 
     assert pitch_hz("en-us+m3", 20) < pitch_hz("en-us+f3", 95)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="needs fluidsynth and a General MIDI soundfont")
-def test_instruments_sound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instruments, "PROGRAMS", {"music/piano": (0,), "phone/ring": (124,)})
-    monkeypatch.setattr(instruments, "PERCUSSION", {"human/clapping": (39,)})
-    rendered = list(instruments.render_all(np.random.default_rng(0), 2, SAMPLE_RATE_HZ))
-    assert {group for group, _ in rendered} == {"music/piano", "phone/ring", "human/clapping", "music/drums"}
-    assert all(np.abs(samples).max() > 0.01 for _, samples in rendered)

@@ -68,7 +68,7 @@ def test_public_files_alone_make_batches(public_config: Config, tmp_path: Path) 
     assert batch.batch.text["ms_clap"].shape == (4, 3, 6)
     assert batch.batch.text_pooled is None
     assert not (tmp_path / "no cache").exists()
-    assert data.encoder.startswith("public-")
+    assert data.section.encoder.startswith("public-")
 
 
 def test_gaps_of_both_sets_all_streams_and_all_places_are_one_line(public_config: Config, tmp_path: Path) -> None:
@@ -83,23 +83,6 @@ def test_gaps_of_both_sets_all_streams_and_all_places_are_one_line(public_config
     assert "lacks features of 2 recordings ('b', 'e')" in message
     assert "lacks features of 2 queries ('a_1', 'f_1')" in message
     assert "\n" not in message
-
-
-def test_manifests_that_are_not_there_are_named_together(public_config: Config) -> None:
-    with pytest.raises(DataError, match=r"data\.train_manifest=gone\.jsonl and no file data\.val_manifest=lost\.jsonl"):
-        load_data(with_data(public_config, train_manifest="gone.jsonl", val_manifest="lost.jsonl"))
-    with pytest.raises(ConfigError, match=r"data\.train_manifest and data\.val_manifest: no file is named"):
-        load_data(with_data(public_config, train_manifest="", val_manifest=""))
-    with pytest.raises(ConfigError, match=r"^data\.val_manifest: no file"):
-        load_data(with_data(public_config, val_manifest=""))
-
-
-def test_clamped_windows_are_counted(public_config: Config, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        data = load_data(public_config)
-    assert "train.jsonl: 1 windows end after their recording's `duration` and were clamped to it" in caplog.text
-    assert "val.jsonl" not in caplog.text
-    assert data.train.entries[1].relevant_windows == ((5.0, DURATION_SECONDS),)
 
 
 def test_a_query_whose_windows_the_features_do_not_reach_is_not_trained_on(
@@ -117,14 +100,6 @@ def test_an_evaluation_set_is_no_training_set(public_config: Config, tmp_path: P
     (tmp_path / "train.jsonl").write_text(json.dumps({"qid": 1, "query": "a", "duration": 20, "vid": "a"}) + "\n")
     with pytest.raises(DataError, match=r"train\.jsonl has no query with `relevant_windows`"):
         load_data(public_config)
-
-
-@pytest.mark.parametrize("reading", ["all", "first"])
-def test_saliency_follows_the_configuration(public_config: Config, reading: str) -> None:
-    (batch,) = load_data(with_data(public_config, saliency_windows=reading)).train_loader
-    row = [entry.vid for entry in batch.entries].index("a")
-    windows = TRAIN_WINDOWS["a"] if reading == "all" else TRAIN_WINDOWS["a"][:1]
-    assert batch.targets.saliency[row].sum().item() == sum(end - start for start, end in windows)
 
 
 def test_the_fingerprint_changes_with_data_encoder_and_streams_alone(public_config: Config, tmp_path: Path) -> None:
@@ -153,27 +128,10 @@ def test_the_fingerprint_changes_with_data_encoder_and_streams_alone(public_conf
 
 def test_the_cache_alone_keeps_its_version(toy_config: ToyConfig, toy_folder: Path) -> None:
     data = load_data(toy_config())
-    assert data.encoder == join_fingerprints({"toy": "v1", "level": "v1"})
+    assert data.section.encoder == join_fingerprints({"toy": "v1", "level": "v1"})
     narrower = load_data(toy_config(model={"audio_streams": {"toy": 16}}))
     assert narrower.fingerprint != data.fingerprint
     assert list(narrower.train[0].audio) == ["toy"]
-
-
-def test_workers_read_what_one_process_reads(public_config: Config) -> None:
-    (alone,) = load_data(public_config).train_loader
-    (helped,) = load_data(with_data(public_config, num_workers=1)).train_loader
-    assert torch.equal(alone.batch.audio["ms_clap"], helped.batch.audio["ms_clap"])
-    assert alone.entries == helped.entries
-
-
-@pytest.mark.parametrize(("vid", "part"), [("b", "clap"), ("f", "clap"), ("b", "clap_text"), ("f", "clap_text")])
-def test_the_fingerprint_changes_with_any_feature_file(public_config: Config, tmp_path: Path, vid: str, part: str) -> None:
-    before = load_data(public_config).fingerprint
-    if part == "clap":
-        write_audio_file(tmp_path / part, vid, DURATION_SECONDS, seed=99)
-    else:
-        write_text_file(tmp_path / part, f"{vid}_1", 3, seed=99)
-    assert load_data(public_config).fingerprint != before
 
 
 def test_the_fingerprint_changes_with_features_in_the_cache(toy_config: ToyConfig, toy_folder: Path) -> None:
@@ -224,12 +182,6 @@ def test_a_checkpoint_takes_over_the_encoders_of_the_cache(noted_config: Config,
     )
 
 
-def test_a_cache_that_notes_no_encoders_leaves_the_settings_as_they_are(small_toy_config: ToyConfig) -> None:
-    config = with_data(small_toy_config(), encoder_dtype="bfloat16", encoder_models={"toy": "clap"})
-    encoder = join_fingerprints({"toy": "v1", "level": "v1"})
-    assert load_data(config).section == replace(config.data, encoder=encoder)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -241,12 +193,6 @@ def test_settings_of_other_encoders_than_the_caches_are_refused(noted_config: Co
     with pytest.raises(ConfigError, match=message) as caught:
         load_data(with_data(noted_config, **settings))
     assert "\n" not in str(caught.value)
-
-
-def test_another_type_than_the_caches_is_refused(noted_config: Config, tmp_path: Path) -> None:
-    OwnFeatures(tmp_path / "features", models={"toy": "", "level": ""}, dtype="float32")
-    with pytest.raises(ConfigError, match=r"data\.encoder_dtype is bfloat16, the features in .* were made with float32; leave that"):
-        load_data(with_data(noted_config, encoder_dtype="bfloat16"))
 
 
 def test_files_beside_recordings_do_not_matter_but_two_recordings_of_a_name_do(public_config: Config, tmp_path: Path) -> None:

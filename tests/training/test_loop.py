@@ -30,14 +30,13 @@ from toy import ToyConfig
 from qamdetr.cli import main as command_line
 from qamdetr.config import TrainConfig, config_from_dict, load_config
 from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
-from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
+from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.training import loop
 from qamdetr.training.data import load_data
 from qamdetr.training.loop import (
     ProcessShare,
     batches_after,
-    choose_precision,
     in_float32,
     make_optimizer,
     make_schedule,
@@ -208,17 +207,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_toy_config: ToyConfig, tm
         train(small_toy_config(), tmp_path / "run")
 
 
-def test_missing_features_stop_the_run_before_it_begins(toy_config: ToyConfig, tmp_path: Path) -> None:
-    manifest = tmp_path / "manifest.jsonl"
-    lines = [{"qid": f"q{i}", "query": "never seen", "vid": f"v{i}", "duration": 40, "relevant_windows": [[1, 5]]} for i in range(3)]
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = toy_config()
-    incomplete = replace(config, data=replace(config.data, train_manifest=str(manifest)))
-    with pytest.raises(DataError, match=r"3 recordings \('v0', 'v1', 'v2'\) and 1 query \('never seen'\).*qamdetr extract"):
-        train(incomplete, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -267,12 +255,6 @@ def fresh_accelerate() -> Iterator[None]:
 def forget_accelerate() -> None:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-
-
-@needs_cpu
-def test_without_a_gpu_auto_is_float32() -> None:
-    assert choose_precision(TrainConfig(mixed_precision="auto")) == "no"
-    assert choose_precision(TrainConfig(mixed_precision="bf16")) == "bf16"
 
 
 def test_outputs_come_back_to_float32_and_masks_stay() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from hub_clap_models import randomise, save_tiny_laion_clap, save_tiny_ms_clap, save_tiny_roberta_tokenizer
 
-from qamdetr.features.base import STREAMS
+from qamdetr.features.base import STREAMS, AudioStream, finish
 from qamdetr.features.clap import ROBERTA_TOKENIZER
 from qamdetr.features.ms_clap import GPT2_TOKENIZER
 
@@ -90,3 +91,11 @@ def put_in_cache(cache: Path, model: str, folder: Path, *, branch: str = "") -> 
         (home / "refs").mkdir(parents=True)
         (home / "refs" / branch).write_text(commit)
     return snapshot
+
+
+def encode_samples(encoder: AudioStream, samples: np.ndarray) -> torch.Tensor:
+    """Encode mono samples `(n,)` of any length at the encoder's rate."""
+    listener = encoder.listener()
+    listener.begin()
+    listener.feed(samples)
+    return finish(encoder.features(listener.finish()))

@@ -138,8 +138,11 @@ def _encode_query(query: str, text: Mapping[str, StreamFiles], streams: Streams)
         encoded = {name: streams.text[name].encode_text(query) for name in text}
     except QamDetrError as error:
         return str(error)
-    for name, features in encoded.items():
-        text[name].write_text(query, features)
+    try:
+        for name, features in encoded.items():
+            text[name].write_text(query, features)
+    except FeatureValuesError as error:
+        return str(error)
     return ""
 
 

@@ -1,0 +1,293 @@
+"""The pretrained encoders in small: equal numbers to Transformers', any length, batches, types, versions, and damage in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clap_packages import sounds
+from hub_clap_models import save_tiny_laion_clap, save_tiny_laion_clap_checkpoint, save_tiny_ms_clap
+from hub_models import AUDIO_DIMS, TEXT_DIMS, encode_samples, tiny_hub
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cosine_similarity, normalize
+
+from qamdetr.errors import CheckpointError, QamDetrError
+from qamdetr.features import clap, ms_clap
+from qamdetr.features.base import STREAMS, EncoderOptions
+from qamdetr.features.ms_clap import WEIGHTS_FILE
+
+QUERY = "a dog barks twice, then silence"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: Path(folder) for name, folder in tiny_hub(tmp_path_factory.mktemp("hub")).items()}
+
+
+@pytest.fixture(scope="module")
+def encoders(folders: dict[str, Path]) -> dict:
+    return {name: STREAMS[name](folder, EncoderOptions()) for name, folder in folders.items()}
+
+
+def noise(name: str, seconds: float) -> np.ndarray:
+    return sounds(STREAMS[name].rate_hz, seconds).numpy()
+
+
+def seconds_of(name: str, samples: np.ndarray) -> list[np.ndarray]:
+    rate = STREAMS[name].rate_hz
+    return [samples[begin : begin + rate] for begin in range(0, len(samples), rate)]
+
+
+@pytest.mark.parametrize("name", AUDIO_DIMS)
+def test_any_length_has_a_row_for_each_second_begun(encoders: dict, name: str) -> None:
+    rate = encoders[name].rate_hz
+    for length in (1, 399, 512, rate - 1, rate, rate + 1):
+        rows = encode_samples(encoders[name], noise(name, 1.1)[:length])
+        assert rows.shape == (-(-length // rate), AUDIO_DIMS[name]) == (len(rows), encoders[name].dim)
+        assert rows.dtype == torch.float32
+        assert rows.isfinite().all()
+    assert encode_samples(encoders[name], np.zeros(2 * rate, np.float32)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", AUDIO_DIMS)
+def test_batches_change_nothing_runs_repeat_and_seconds_stand_alone(folders: dict, encoders: dict, name: str) -> None:
+    samples = noise(name, 3.3)
+    rows = encode_samples(encoders[name], samples)
+    assert torch.equal(encode_samples(encoders[name], samples), rows)
+    small = STREAMS[name](folders[name], EncoderOptions(batch_clips=2))
+    torch.testing.assert_close(encode_samples(small, samples), rows, atol=1e-5, rtol=0)
+    alone = torch.cat([encode_samples(encoders[name], part) for part in seconds_of(name, samples)])
+    torch.testing.assert_close(alone, rows, atol=1e-5, rtol=0)
+    assert (rows[0] - rows[1]).abs().max() > 1e-3, "the input matters"
+
+
+@pytest.mark.parametrize("name", [*AUDIO_DIMS, "roberta"])
+def test_bfloat16_is_close_and_of_another_version(folders: dict, encoders: dict, name: str) -> None:
+    half = STREAMS[name](folders[name], EncoderOptions(dtype=torch.bfloat16))
+    pairs = []
+    if name in AUDIO_DIMS:
+        pairs.append((encode_samples(half, noise(name, 2.2)), encode_samples(encoders[name], noise(name, 2.2))))
+    if name in TEXT_DIMS:
+        pairs.append((half.encode_text(QUERY).tokens, encoders[name].encode_text(QUERY).tokens))
+    for found, exact in pairs:
+        assert found.dtype == torch.float32
+        assert cosine_similarity(found, exact).min() > 0.99
+        assert not torch.equal(found, exact)
+    assert half.fingerprint != encoders[name].fingerprint
+
+
+def test_the_device_is_respected(folders: dict) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):  # "meta" holds no numbers, so that only a model moved there fails
+        encode_samples(STREAMS["laion_clap"](folders["laion_clap"], EncoderOptions(device="meta")), np.zeros(100, np.float32))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fusion", [False, True])
+def test_laion_clap_equals_transformers(tmp_path: Path, fusion: bool) -> None:
+    from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+
+    folder = save_tiny_laion_clap(tmp_path, fusion=fusion)
+    encoder = STREAMS["laion_clap"](folder, EncoderOptions(batch_clips=2))
+    model, extractor = ClapModel.from_pretrained(folder), ClapFeatureExtractor.from_pretrained(folder)
+    samples = noise("laion_clap", 3.3)
+    inputs = extractor(seconds_of("laion_clap", samples), sampling_rate=48_000, return_tensors="pt")
+    # The stock processor calls one clip of a fused batch longer than it is, at random.
+    pooled = model.audio_model(inputs["input_features"].float(), is_longer=torch.zeros(4, 1, dtype=torch.bool)).pooler_output
+    torch.testing.assert_close(encode_samples(encoder, samples), model.audio_projection(pooled), atol=1e-5, rtol=1e-5)
+    output = model.text_model(**AutoTokenizer.from_pretrained(folder)([QUERY], return_tensors="pt"))
+    features = encoder.encode_text(QUERY)
+    torch.testing.assert_close(features.tokens, output.last_hidden_state[0], atol=1e-5, rtol=1e-5)
+    expected = normalize(model.text_projection(output.pooler_output)[0], dim=-1)
+    torch.testing.assert_close(features.pooled, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["wavlm_base", "wavlm_base_plus", "wavlm_large"])
+def test_wavlm_equals_transformers(folders: dict, encoders: dict, name: str) -> None:
+    from transformers import Wav2Vec2FeatureExtractor, WavLMModel
+
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[name])
+    model = WavLMModel.from_pretrained(folders[name]).eval()
+    samples = noise(name, 3.3)
+    ready = (extractor(part, sampling_rate=16_000, return_tensors="pt").input_values for part in seconds_of(name, samples))
+    expected = torch.stack([model(values).last_hidden_state.mean(dim=1)[0] for values in ready])
+    torch.testing.assert_close(encode_samples(encoders[name], samples), expected, atol=1e-5, rtol=1e-5)
+    # Only the large model forgets level and offset.
+    moved = encode_samples(encoders[name], 0.5 * samples + 0.2)
+    assert torch.allclose(moved, expected, atol=1e-3) == (name == "wavlm_large")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("query", ["a dog barks", "Ein Hund bellt — laut!", "🐶🐶 woof", " rain  "])
+def test_roberta_equals_transformers(folders: dict, encoders: dict, query: str, capfd: pytest.CaptureFixture) -> None:
+    from transformers import AutoTokenizer, RobertaModel
+
+    ready = AutoTokenizer.from_pretrained(folders["roberta"])(query, return_tensors="pt")
+    model = RobertaModel.from_pretrained(folders["roberta"], add_pooling_layer=False).eval()
+    capfd.readouterr()
+    encoder = STREAMS["roberta"](folders["roberta"], EncoderOptions())
+    assert capfd.readouterr() == ("", ""), "nothing is printed of the language model's head"
+    features = encoder.encode_text(query)
+    torch.testing.assert_close(features.tokens, model(**ready).last_hidden_state[0], atol=1e-5, rtol=1e-5)
+    assert features.pooled is None
+    assert features.offsets[0] == features.offsets[-1] == (0, 0)
+
+
+def test_ms_clap_fills_the_rest_with_itself_and_looks_back_only(encoders: dict) -> None:
+    encoder = encoders["ms_clap"]
+    rest = torch.from_numpy(noise("ms_clap", 0.3))
+    filled = torch.cat([rest] * 4)[: encoder.rate_hz].numpy()
+    torch.testing.assert_close(encode_samples(encoder, filled), encode_samples(encoder, rest.numpy()), atol=1e-5, rtol=0)
+    features, longer = encoder.encode_text(QUERY), encoder.encode_text(QUERY + " and rain")
+    assert features.pooled is None
+    assert features.offsets[-2:] == ((0, 0), (0, 0)), "the blank and the end token"
+    assert features.offsets[-3][1] == len(QUERY)
+    torch.testing.assert_close(longer.tokens[:5], features.tokens[:5], atol=1e-5, rtol=0)
+    assert not torch.allclose(longer.tokens[-1], features.tokens[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "most"), [("laion_clap", 64), ("ms_clap", 77), ("roberta", 40)])
+def test_queries_keep_their_words_and_nothing_is_cut(encoders: dict, name: str, most: int) -> None:
+    features = encoders[name].encode_text(QUERY)
+    assert features.tokens.shape == (len(features.offsets), TEXT_DIMS[name])
+    words = [QUERY[begin:end] for begin, end in features.offsets if begin < end]
+    assert words[:3] == ["a", "dog", "barks"]
+    if name == "laion_clap":
+        assert features.pooled.norm().item() == pytest.approx(1, abs=1e-5)
+        assert features.pooled.shape == (AUDIO_DIMS[name],)
+    with pytest.raises(QamDetrError, match=f"reads at most {most}"):
+        encoders[name].encode_text("a dog barks " * 40)
+
+
+def test_package_checkpoints_give_the_same_features(tmp_path: Path, folders: dict, encoders: dict) -> None:
+    package = STREAMS["laion_clap"](save_tiny_laion_clap_checkpoint(tmp_path), EncoderOptions())
+    samples = noise("laion_clap", 2.2)
+    torch.testing.assert_close(encode_samples(package, samples), encode_samples(encoders["laion_clap"], samples), atol=1e-5, rtol=1e-5)
+    ours, expected = package.encode_text(QUERY), encoders["laion_clap"].encode_text(QUERY)
+    torch.testing.assert_close(ours.tokens, expected.tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.pooled, expected.pooled, atol=1e-5, rtol=1e-5)
+    assert ours.offsets == expected.offsets
+    file = folders["ms_clap"] / WEIGHTS_FILE
+    assert STREAMS["ms_clap"](file, EncoderOptions()).fingerprint == encoders["ms_clap"].fingerprint
+
+
+@pytest.mark.parametrize(("name", "module"), [("laion_clap", clap), ("ms_clap", ms_clap)])
+def test_without_a_tokeniser_beside_it_a_checkpoint_takes_the_hub_s(
+    name: str, module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = save_tiny_laion_clap_checkpoint if name == "laion_clap" else save_tiny_ms_clap
+    source = save(tmp_path / "both")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "both" / "tokenizer.json").rename(tmp_path / "hub" / "tokenizer.json")
+    asked = []
+    monkeypatch.setattr(module, "locate", lambda *wanted: asked.append(wanted) or tmp_path / "hub")
+    assert STREAMS[name](source, EncoderOptions()).encode_text(QUERY).offsets[1] in ((0, 1), (2, 5))
+    assert asked == [(name, clap.ROBERTA_TOKENIZER if name == "laion_clap" else ms_clap.GPT2_TOKENIZER)]
+
+
+def change_json(name: str, **values: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        known = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**known, **{key: value(known.get(key)) for key, value in values.items()}}))
+
+    return change
+
+
+def change_weights(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def resave(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return resave
+
+
+def change_package(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def resave(folder: Path) -> None:
+        content = torch.load(folder / WEIGHTS_FILE, weights_only=True)
+        change(content["model"])
+        torch.save(content, folder / WEIGHTS_FILE)
+
+    return resave
+
+
+def nudge(weights: dict) -> None:
+    """Change one value that is none of those that are read one by one."""
+    flat = weights[max(weights, key=lambda key: weights[key].numel())].reshape(-1)
+    flat[len(flat) // 2 + 1] += 0.01
+
+
+def as_bin(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "same"),
+    [
+        ("wavlm_base", lambda folder: None, True),
+        ("wavlm_base", as_bin, True),
+        ("laion_clap", as_bin, True),
+        ("wavlm_base", change_weights(nudge), False),
+        ("wavlm_base", change_json("config.json", layer_norm_eps=lambda _: 1e-3), False),
+        ("wavlm_base", change_json("preprocessor_config.json", do_normalize=lambda _: True), False),
+        ("ms_clap", lambda folder: save_tiny_ms_clap(folder, seed=5), False),
+        ("roberta", change_weights(nudge), False),
+    ],
+)
+def test_the_version_follows_weights_and_settings_not_files(
+    folders: dict, encoders: dict, tmp_path: Path, name: str, change: Callable, same: bool
+) -> None:
+    folder = shutil.copytree(folders[name], tmp_path / "moved")
+    change(folder)
+    assert (STREAMS[name](folder, EncoderOptions(batch_clips=3)).fingerprint == encoders[name].fingerprint) is same
+
+
+def halve_words(weights: dict) -> None:
+    key = "roberta.embeddings.word_embeddings.weight"
+    weights[key] = weights[key][:100].clone()
+
+
+DAMAGE = [
+    ("laion_clap", lambda folder: (folder / "config.json").unlink(), "lacks config.json"),
+    ("laion_clap", lambda folder: (folder / "preprocessor_config.json").unlink(), "lacks preprocessor_config.json"),
+    ("laion_clap", lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.json")], "lacks tokenizer.json"),
+    ("laion_clap", lambda folder: (folder / "model.safetensors").unlink(), "cannot be read"),
+    ("laion_clap", lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+    ("laion_clap", lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be read"),
+    ("laion_clap", lambda folder: (folder / "model.safetensors").write_bytes(b"version https://git-lfs"), "cannot be read"),
+    ("laion_clap", change_weights(lambda state: state.pop("audio_projection.linear1.weight")), "audio_projection.linear1.weight"),
+    ("laion_clap", change_json("preprocessor_config.json", sampling_rate=lambda _: 16_000), "16000 Hz"),
+    ("wavlm_base", shutil.rmtree, "cannot be read as the encoder wavlm_base .*another kind of model"),
+    ("wavlm_base", change_weights(lambda state: state.pop("encoder.layers.1.layer_norm.weight")), "lacks 1 weights .*layers.1.layer_norm"),
+    ("wavlm_base", change_json("config.json", intermediate_size=lambda size: size + 4), "have other sizes than its config.json says"),
+    ("roberta", lambda folder: (change_weights(halve_words)(folder), change_json("config.json", vocab_size=lambda _: 100)(folder)),
+     "tokens, the encoder roberta 100"),
+    ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).unlink(), "name that file or the folder"),
+    ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).write_bytes(b""), "cannot be read"),
+    ("ms_clap", lambda folder: torch.save({"epoch": 3}, folder / WEIGHTS_FILE), "holds no weights"),
+    ("ms_clap", lambda folder: torch.save([1, 2], folder / WEIGHTS_FILE), "holds no weights"),
+    ("ms_clap", change_package(lambda state: state.pop("audio_encoder.base.htsat.norm.bias")), "1 weights missing, 0 unknown"),
+    ("ms_clap", change_package(lambda state: state.update({"audio_encoder.base.htsat.more": torch.zeros(1)})), "0 weights missing, 1 unkn"),
+    ("ms_clap", change_package(lambda state: [state.pop(key) for key in [*state] if "htsat" in key]), "no HTSAT"),
+    ("ms_clap", change_package(lambda state: [state.pop(key) for key in [*state] if "caption" in key]), "no GPT-2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), DAMAGE)
+def test_damaged_models_give_one_line(folders: dict, tmp_path: Path, name: str, damage: Callable, words: str) -> None:
+    broken = shutil.copytree(folders[name], tmp_path / "broken")
+    damage(broken)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        STREAMS[name](broken, EncoderOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_is_not_there_gives_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.pt"):
+        STREAMS["laion_clap"](tmp_path / "nothing.pt", EncoderOptions())

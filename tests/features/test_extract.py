@@ -1,0 +1,143 @@
+"""Extraction: encodes what is lacking, stream by stream, skips what is there, reports what cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from stored_features import OwnFeatures
+
+from qamdetr.audio import Sound
+from qamdetr.errors import AudioError, QamDetrError
+from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams, TextStream
+from qamdetr.features.extract import ExtractionReport, Share, _lengths, extract
+from qamdetr.types import Recording, TextFeatures
+
+
+class Size(AudioStream, TextStream):
+    """A query is encoded to its length; `Counting` does the audio."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Path(), EncoderOptions())
+        self.name, self.fingerprint = name, "v1"
+
+    def encode_text(self, query: str) -> TextFeatures:
+        if query == "too long":
+            raise QamDetrError("the query is too long; shorten it.")
+        return TextFeatures(torch.full((1, 1), float(len(query))), ((0, len(query)),))
+
+
+class Counting(Streams):
+    """Encodes a file to its size in every stream; remembers what it was asked for; cannot read files that begin with `bad`."""
+
+    def __init__(self, *names: str, grows: bool = False) -> None:
+        streams = {name: Size(name) for name in names or ("size",)}
+        super().__init__("counting", streams, streams)
+        self.asked: list[str] = []
+        self.grows = grows
+
+    def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
+        yield Step("size", 0.0)
+        path = Path(sound.path)
+        self.asked.append(path.stem if len(self.audio) == 1 else f"{path.stem}: {', '.join(only)}")
+        if path.stem.startswith("bad"):
+            raise AudioError(f"{path} is corrupt; convert it again.")
+        if self.grows:
+            path.write_bytes(path.read_bytes() + b"more")
+        return Recording(
+            path.name, str(path), 2.0, {name: torch.full((2, 1), float(path.stat().st_size)) for name in only}, np.zeros((2, 1))
+        )
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> list[tuple[str, Path]]:
+    for name in ("one", "bad", "two"):
+        (tmp_path / f"{name}.wav").write_bytes(name.encode())
+    return [(name, tmp_path / f"{name}.wav") for name in ("one", "bad", "two", "gone")]
+
+
+def test_encodes_once_and_goes_on_past_what_it_cannot_read(recordings: list, tmp_path: Path) -> None:
+    told: list[str] = []
+    queries = ["a dog", "too long", "a cat", "a dog"]
+    report = extract(recordings, queries, tmp_path / "features", Counting(), on_skip=told.append, show_progress=False)
+    assert (report.recordings, report.queries, report.cached_recordings, report.cached_queries) == (2, 2, 0, 0)
+    assert [name for name, _ in report.skipped] == ["too long", "bad", "gone"]
+    assert told == [reason for _, reason in report.skipped]
+    assert told[0] == "query 'too long': the query is too long; shorten it."
+    assert "gone.wav: No such file" in told[2]
+    own = OwnFeatures(tmp_path / "features", recordings=dict(recordings))
+    assert own.audio("two")["size"].unique().tolist() == [3.0]
+    assert own.text("a cat")["size"].tokens.tolist() == [[5.0]]
+
+
+def test_a_second_run_encodes_only_what_lacks_stream_by_stream(recordings: list, tmp_path: Path) -> None:
+    extract(recordings[:1], ["a dog"], tmp_path / "features", Counting("size", "other"), show_progress=False)
+    dict(recordings)["two"].write_bytes(b"changed")
+    dict(recordings)["one"].touch()
+    streams = Counting("other", "third")
+    report = extract(recordings, ["a dog", "a cow"], tmp_path / "features", streams, show_progress=False)
+    assert streams.asked == ["bad: other, third", "one: third", "two: other, third"]
+    assert (report.recordings, report.cached_recordings, report.queries, report.cached_queries) == (2, 0, 2, 0)
+    (broken,) = (tmp_path / "features" / "other-v1").glob("one.*.npz")
+    broken.write_bytes(broken.read_bytes()[:30])
+    streams = Counting("other", "third")
+    report = extract(recordings, ["a dog", "a cow"], tmp_path / "features", streams, show_progress=False)
+    assert streams.asked == ["bad: other, third", "one: other"], "a file that is not whole is made again"
+    assert (report.cached_recordings, report.cached_queries) == (1, 2)
+
+
+@pytest.mark.parametrize(("size", "grows", "told"), [(70_000, False, "not finite in float16"), (9, True, "changed while it was read")])
+def test_what_cannot_be_stored_costs_one_recording(recordings: list, tmp_path: Path, size: int, grows: bool, told: str) -> None:
+    dict(recordings)["one"].write_bytes(bytes(size))
+    report = extract(recordings[:1], [], tmp_path / "features", Counting(grows=grows), show_progress=False)
+    assert told in dict(report.skipped)["one"]
+    assert not list((tmp_path / "features").rglob("*.npz"))
+
+
+@given(items=st.sets(st.text(max_size=3)), count=st.integers(1, 5))
+def test_shares_are_disjoint_and_leave_nothing_out(items: set[str], count: int) -> None:
+    shares = [Share(index, count).of(sorted(items)) for index in range(count)]
+    assert sorted(item for share in shares for item in share) == sorted(items)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_share_does_not_depend_on_what_is_there(tmp_path: Path) -> None:
+    paths = [(f"{number:02}", tmp_path / f"{number:02}.wav") for number in range(9)]
+    for vid, path in paths:
+        path.write_bytes(vid.encode())
+    extract(paths[:4], [], tmp_path / "features", Counting(), show_progress=False)
+    encoders = [Counting() for _ in range(2)]
+    reports = [
+        extract(reversed(paths), ["a", "b"], tmp_path / "features", encoder, share=Share(index, 2), show_progress=False)
+        for index, encoder in enumerate(encoders)
+    ]
+    assert [encoder.asked for encoder in encoders] == [["04", "06", "08"], ["05", "07"]]
+    assert sum(reports, ExtractionReport()) == ExtractionReport(recordings=5, queries=2, cached_recordings=4)
+
+
+def test_time_left_goes_by_seconds_of_audio(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, seconds in (("short", 2), ("long", 90)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(8000 * seconds, dtype=np.int16), 8000)
+    (tmp_path / "video.m4a").write_bytes(bytes(16_000 * 10))
+    paths = {path.stem: path for path in (*tmp_path.iterdir(), tmp_path / "gone.wav")}
+    lengths = _lengths(paths, {"short": 2.5})
+    assert (lengths["short"], lengths["long"], lengths["gone"]) == (2.5, 90.0, 0.0)
+    assert lengths["video"] == pytest.approx(10, rel=0.05)  # by its size, at the rate of the others
+    assert _lengths({"video": paths["video"]}, {}) == {"video": 10.0}
+    pair = [(name, paths[name]) for name in ("short", "long")]
+    streams = Counting()
+    streams.encode = lambda sound, only: Recording("", "", 2.0, {"size": torch.ones(2, 1)}, np.zeros((2, 1)))  # type: ignore[method-assign]
+    extract(pair, [], tmp_path / "features", streams)
+    told = capsys.readouterr().err
+    for part in ("recordings 0/2:   0%", "recordings 2/2: 100%", "92/92 s of audio"):
+        assert part in told
+    assert extract(pair, [], tmp_path / "other", streams, share=Share(1, 2)).recordings == 1
+    assert capsys.readouterr().err == ""
+    assert extract(pair, [], tmp_path / "other", streams, share=Share(0, 2)).recordings == 1
+    assert "recordings (process 1 of 2) 1/1: 100%" in capsys.readouterr().err

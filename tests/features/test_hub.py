@@ -1,0 +1,290 @@
+"""Models are found in the hub's cache, downloaded once, or told in one line; tokenisers know which letters their tokens stand for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hub_clap_models import save_tiny_gpt2_tokenizer, save_tiny_roberta_tokenizer
+from hub_models import put_in_cache
+from huggingface_hub import constants
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qamdetr.errors import CheckpointError, QamDetrError
+from qamdetr.features import hub
+from qamdetr.features.base import STREAMS
+from qamdetr.features.clap import ROBERTA_TOKENIZER
+from qamdetr.features.hub import Hub, HubTokenizer
+from qamdetr.features.ms_clap import GPT2_TOKENIZER
+
+HUBS = {name: encoder.hub for name, encoder in STREAMS.items() if encoder.hub}
+WAVLM_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+
+def locate(name: str, override: str = "") -> Path:
+    return hub.locate(name, HUBS[name], override)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+def model_folder(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_text(name)
+    return folder
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """Serves `files` of any repository but those of `nobody` as the hub's API does; keeps what was asked for."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        name = path.rsplit("/", 1)[1]
+        commit = next((part for part in path.split("/") if len(part) == 40), "2" * 40)  # that of the path, or of the branch
+        type(self).asked.append(path)
+        if "nobody" not in path and path.startswith("/api/") and "/tree/" in path:
+            self.send([{"type": "file", "path": name, "size": len(data), "oid": "1" * 40} for name, data in self.files.items()])
+        elif "nobody" not in path and path.startswith("/api/"):
+            self.send({"id": "org/name", "sha": commit, "siblings": [{"rfilename": name} for name in self.files]})
+        elif "/resolve/" in path and name in self.files:
+            self.send(self.files[name], ETag=f'"{name}"', **{"X-Repo-Commit": commit})
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+    def send(self, content: object, **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def online(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
+    """A hub on this machine."""
+    handler = type("Handler", (FakeHub,), {"files": {}, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    point_to(monkeypatch, server.server_address[1])
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def point_to(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    endpoint = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.mark.parametrize("model", [*HUBS.values(), GPT2_TOKENIZER, ROBERTA_TOKENIZER])
+def test_every_model_has_a_commit_and_the_files_it_needs(model: Hub) -> None:
+    assert all(set(group) & set(model.files) for group in model.groups)
+    assert len(bytes.fromhex(model.revision)) == 20, "a commit: what it holds never changes"
+    assert model.megabytes > 0
+
+
+def test_a_complete_snapshot_is_found_and_a_branch_only_where_it_is_asked_for(cache: Path, tmp_path: Path) -> None:
+    assert locate("wavlm_base", str(put_in_cache(cache, "wavlm_base", model_folder(tmp_path / "a", *WAVLM_FILES)))).is_dir()
+    assert locate("wavlm_base").name == HUBS["wavlm_base"].revision
+    snapshot = put_in_cache(cache, "ms_clap", model_folder(tmp_path / "clap", "CLAP_weights_2023.pth"), branch="main")
+    assert locate("ms_clap", "microsoft/msclap") == snapshot
+    with pytest.raises(CheckpointError, match="not on this machine"):
+        locate("ms_clap")
+
+
+@pytest.mark.parametrize("left_out", [*WAVLM_FILES, "a link to nothing"])
+def test_a_partial_snapshot_is_not_enough(cache: Path, tmp_path: Path, left_out: str) -> None:
+    snapshot = put_in_cache(cache, "wavlm_base", model_folder(tmp_path / "saved", *(set(WAVLM_FILES) - {left_out})))
+    if left_out not in WAVLM_FILES:
+        (snapshot / "model.safetensors").unlink()
+        (snapshot / "model.safetensors").symlink_to(cache / "gone")
+    with pytest.raises(CheckpointError, match="not on this machine"):
+        locate("wavlm_base")
+
+
+def test_what_is_missing_is_said_in_one_line(cache: Path) -> None:
+    wanted = [*HUBS.items(), ("ms_clap", GPT2_TOKENIZER), ("laion_clap", ROBERTA_TOKENIZER)]
+    for name, model in wanted:
+        with pytest.raises(CheckpointError) as caught:
+            hub.locate(name, model)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert message.startswith(f"The tokeniser of {name}" if model.called else f"The encoder {name}")
+        remedy = f"beside the {'weights' if name == 'ms_clap' else 'checkpoint'} of {name}" if model.called else f"--encoder {name}=FOLDER"
+        for part in (model.repo, f"about {model.megabytes} MB", "HF_HUB_OFFLINE is set", model.command, "combo 'pocket'", remedy):
+            assert part in message
+
+
+def test_a_folder_or_file_is_taken_as_it_is(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder(tmp_path / "mine", "weights.pt")
+    assert locate("laion_clap", str(folder)) == folder
+    monkeypatch.chdir(tmp_path)
+    assert locate("laion_clap", "mine/weights.pt") == Path("mine/weights.pt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("laion_clap", "~/mine") == folder
+    for absent in (str(tmp_path / "absent"), "./absent", "absent", "../a/b"):
+        with pytest.raises(CheckpointError, match=r"is to come from .*absent|is to come from \.\./a/b"):
+            locate("laion_clap", absent)
+
+
+def test_another_hub_id_may_be_named_with_a_revision(cache: Path, tmp_path: Path) -> None:
+    saved = model_folder(tmp_path / "saved", "config.json", "processor_config.json", "tokenizer.json", "pytorch_model.bin")
+    snapshot = cache / "models--laion--larger_clap_general" / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    saved.rename(snapshot)
+    assert locate("laion_clap", f"laion/larger_clap_general@{'a' * 40}") == snapshot
+    with pytest.raises(CheckpointError, match="hf download laion/larger_clap_general --revision main`") as caught:
+        locate("laion_clap", "laion/larger_clap_general")
+    assert " MB" not in str(caught.value), "the size of the default is not that of another model"
+
+
+def test_a_default_is_downloaded_once_with_a_note(online: type[FakeHub], cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    online.files = {"CLAP_weights_2023.pth": b"weights", "CLAP_weights_2022.pth": b"old" * 100}
+    with caplog.at_level(logging.WARNING, logger=hub.__name__):
+        folder = locate("ms_clap")
+    assert "Downloading microsoft/msclap (about 690 MB) for the encoder ms_clap" in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"CLAP_weights_2023.pth": b"weights"}
+    online.asked.clear()
+    assert locate("ms_clap") == folder
+    assert not online.asked, "what is here is not asked for again"
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (
+            ["config.json", "tokenizer.json", "vocab.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "README.md"],
+            ["config.json", "model.safetensors", "tokenizer.json", "vocab.json"],
+        ),
+        (["config.json", "tokenizer.json", "weights.gguf"], None),
+    ],
+)
+def test_of_another_hub_id_the_safe_weights_and_small_files_are_taken(online: type[FakeHub], cache: Path, files: list, taken: list) -> None:
+    online.files = {name: name.encode() for name in files}
+    if taken is None:
+        with pytest.raises(CheckpointError, match=r"somebody/theirs at revision main has no model\.safetensors or pytorch_model\.bin"):
+            locate("roberta", "somebody/theirs")
+        assert not list(cache.rglob("config.json"))
+    else:
+        assert sorted(path.name for path in locate("roberta", "somebody/theirs").iterdir()) == taken
+
+
+def test_an_interrupted_download_is_completed(online: type[FakeHub], cache: Path, tmp_path: Path) -> None:
+    put_in_cache(cache, "wavlm_base", model_folder(tmp_path / "saved", "config.json"))
+    online.files = dict.fromkeys(HUBS["wavlm_base"].files, b"{}")
+    assert sorted(path.name for path in locate("wavlm_base").iterdir()) == sorted(HUBS["wavlm_base"].files)
+
+
+def test_an_unknown_id_and_a_silent_network_are_said_in_one_line(online: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"roberta \(nobody/nothing\) is not on this machine and cannot be downloaded") as caught:
+        locate("roberta", "nobody/nothing")
+    assert "there is none called nobody/nothing" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(hub, "REACH_SECONDS", 0.3)
+    with socket.socket() as silent:  # a hang would be the end of this test
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        point_to(monkeypatch, silent.getsockname()[1])
+        with pytest.raises(CheckpointError, match="cannot be downloaded"):
+            locate("wavlm_base")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HubTokenizer]:
+    roberta, gpt2 = (tmp_path_factory.mktemp(name) for name in ("roberta", "gpt2"))
+    save_tiny_roberta_tokenizer(roberta)
+    save_tiny_gpt2_tokenizer(gpt2)
+    return {
+        "roberta": HubTokenizer(roberta, stream="roberta", max_tokens=60),
+        "gpt2": HubTokenizer(gpt2, stream="ms_clap", max_tokens=60, suffix=" <|endoftext|>"),
+    }
+
+
+@pytest.mark.parametrize(("name", "words"), [("roberta", ["", "a", "", "🐶", "barks", ""]), ("gpt2", ["a", "", "🐶", "barks", "", ""])])
+def test_ranges_hold_letters_without_the_blank_before(tokenizers: dict, name: str, words: list[str]) -> None:
+    query = "a 🐶 barks"
+    _, offsets = tokenizers[name].encode(query)
+    pieces = [query[begin:end] for begin, end in offsets]
+    # A letter of several tokens is whole in each.
+    assert [piece for at, piece in enumerate(pieces) if at == 0 or piece != pieces[at - 1] or piece != "🐶"] == words
+
+
+@pytest.mark.parametrize("name", ["roberta", "gpt2"])
+@given(query=st.text(alphabet="abz äöß漢字🐶é.\t\n ", min_size=1, max_size=14))
+@settings(max_examples=100, deadline=None)
+def test_ranges_are_in_order_and_miss_no_letter(tokenizers: dict, name: str, query: str) -> None:
+    ids, offsets = tokenizers[name].encode(query)
+    assert len(ids) == len(offsets)
+    ranges = [(begin, end) for begin, end in offsets if begin < end]
+    assert ranges == sorted(ranges)
+    assert all(not query[begin].isspace() and not query[end - 1].isspace() for begin, end in ranges)
+    covered = {at for begin, end in ranges for at in range(begin, end)}
+    assert covered == {at for at, letter in enumerate(query) if not letter.isspace()}
+
+
+def test_files_of_any_kind_give_the_stock_ids_and_nothing_is_cut(tmp_path: Path, tokenizers: dict) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = save_tiny_roberta_tokenizer(tmp_path / "full")
+    bare = shutil.copytree(tmp_path / "full", tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    stock, rebuilt = AutoTokenizer.from_pretrained(tmp_path / "full"), HubTokenizer(bare, stream="roberta", max_tokens=60)
+    tokenizer.enable_truncation(4)  # stored settings of somebody's last call are not obeyed
+    tokenizer.enable_padding(length=12)
+    tokenizer.save(str(tmp_path / "full" / "tokenizer.json"))
+    mine = HubTokenizer(tmp_path / "full", stream="roberta", max_tokens=60)
+    for query in ("a dog barks twice", " Ein Hund bellt!", "🐶", "rain  on a roof"):
+        assert mine.encode(query)[0] == rebuilt.encode(query)[0] == stock(query)["input_ids"]
+    assert mine.probe == rebuilt.probe != tokenizers["gpt2"].probe
+    with pytest.raises(QamDetrError, match="The query has 63 tokens; the text encoder roberta reads at most 60"):
+        mine.encode(" ".join(["a"] * 61))
+    (bare / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=f"{bare} cannot be read as the encoder roberta"):
+        HubTokenizer(bare, stream="roberta", max_tokens=60)
+
+
+def test_tokens_that_stand_apart_are_never_joined(tmp_path: Path) -> None:
+    """As the package msclap reads `!`, which its vocabulary joins to other signs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {token: number for number, token in enumerate(["!", "?", "a", "Ġ", "?!", "!!", "Ġ!"])}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[("?", "!"), ("!", "!"), ("Ġ", "!")]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    plain.save(str(tmp_path / "tokenizer.json"))
+    joined = HubTokenizer(tmp_path, stream="ms_clap", max_tokens=60)
+    apart = HubTokenizer(tmp_path, stream="ms_clap", max_tokens=60, apart=("!",))
+    assert joined.encode("a?!!")[0] == [2, 4, 0]
+    assert apart.encode("a?!!") == ([2, 1, 0, 0], ((0, 1), (1, 2), (2, 3), (3, 4)))

@@ -1,0 +1,299 @@
+"""Features on disk: what goes in comes out; changed audio is not found; versions do not mix; damage and gaps give one clear line."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from stored_features import OwnFeatures, write_audio_file, write_text_file
+
+from qamdetr.config import DataConfig, ModelConfig
+from qamdetr.errors import ConfigError, DataError
+from qamdetr.features import store
+from qamdetr.features.base import join_fingerprints
+from qamdetr.features.store import FeatureStore, StreamFiles, count_names, require_features
+from qamdetr.types import TextFeatures
+
+half_values = st.floats(-60000, 60000, width=16)
+VIDS, TEXTS = ["walk"], {"q1": "a dog"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    vid=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=200),
+    rows=arrays(np.float16, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=half_values),
+    pooled=st.none() | arrays(np.float16, st.integers(1, 5), elements=half_values),
+    offsets=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), max_size=6),
+)
+def test_any_features_come_back_as_they_went_in(vid: str, rows: np.ndarray, pooled: np.ndarray | None, offsets: list) -> None:
+    values = torch.from_numpy(rows).float()
+    with tempfile.TemporaryDirectory() as folder:
+        own = OwnFeatures(Path(folder))
+        own.write_audio(vid, {"main": values})
+        own.write_text(vid, {"main": TextFeatures(values, tuple(offsets), None if pooled is None else torch.from_numpy(pooled).float())})
+        read, text = OwnFeatures(Path(folder)).audio(vid)["main"], OwnFeatures(Path(folder)).text(vid)["main"]
+        assert own.files("main", "audio").num_rows(vid) == len(rows)
+    assert torch.equal(read, values)
+    assert torch.equal(text.tokens, values)
+    assert text.offsets == tuple(offsets)
+    assert (text.pooled is None) == (pooled is None)
+    assert pooled is None or np.array_equal(text.pooled.numpy(), pooled.astype(np.float32))
+
+
+def test_without_audio_the_only_features_of_a_name_are_taken(tmp_path: Path) -> None:
+    vids = ("walk", "walk.1", "a/b [x]*", "caf\udce9", "犬" * 90, "犬" * 91)
+    for vid in vids:
+        OwnFeatures(tmp_path).write_audio(vid, {"pocket": torch.full((2, 1), float(len(vid)))})
+    files = OwnFeatures(tmp_path).files("pocket", "audio")
+    assert [files.audio(vid)[0].item() for vid in vids] == [4, 6, 8, 4, 90, 91]
+    assert files.missing(["lost", "walk", "gone", "lost"]) == ["lost", "gone"]
+
+
+def make_audio(path: Path, value: int = 0) -> Path:
+    """Half a megabyte, with one byte, away from where a quick look samples the file, set to `value`."""
+    content = bytearray(500_000)
+    content[100_000] = value
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def set_time_back(path: Path) -> None:
+    status = path.stat()
+    make_audio(path, 1)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "hashed", "found"),
+    [
+        (lambda path: None, 0, True),
+        (lambda path: os.utime(path, ns=(1, 1)), 1, True),
+        (lambda path: make_audio(path, 1), 1, False),
+        (set_time_back, 1, False),
+        (lambda path: path.unlink(), 0, False),
+    ],
+)
+def test_only_the_audio_that_was_encoded_is_found_and_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change, hashed: int, found: bool
+) -> None:
+    audio = make_audio(tmp_path / "audio" / "walk.wav")
+    own = OwnFeatures(tmp_path, recordings={"walk": audio})
+    own.write_audio("walk", {"pocket": torch.ones(2, 1)})
+    before, sample = store.content_key(audio), store.quick_key(audio)
+    change(audio)
+    if audio.exists():
+        assert store.quick_key(audio) == sample, "the edit does not show at a quick look"
+        assert (store.content_key(audio) == before) is found
+    asked: list[Path] = []
+    content_key = store.content_key
+    monkeypatch.setattr(store, "content_key", lambda path: asked.append(path) or content_key(path))
+    for _ in range(2):  # the second time it is known again
+        files = OwnFeatures(tmp_path, recordings={"walk": audio}).files("pocket", "audio")
+        assert (files.missing(["walk"]) == []) is found
+    assert len(asked) == hashed
+    if not found:
+        with pytest.raises(DataError, match="No features of the recording 'walk'"):
+            files.audio("walk")
+
+
+def test_two_sets_that_share_names_keep_their_own_features(tmp_path: Path) -> None:
+    sets = [make_audio(tmp_path / name / "walk.wav", value) for value, name in enumerate(("train", "val"))]
+    for value, path in enumerate(sets):
+        OwnFeatures(tmp_path, recordings={"walk": path}).write_audio("walk", {"pocket": torch.full((2, 1), float(value))})
+    for value, path in enumerate(sets):
+        assert OwnFeatures(tmp_path, recordings={"walk": path}).audio("walk")["pocket"].unique().tolist() == [value]
+    with pytest.raises(DataError, match="2 versions of 'walk'"):
+        OwnFeatures(tmp_path).audio("walk")
+
+
+def test_a_half_written_key_and_a_folder_for_reading_cost_a_hash_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio = make_audio(tmp_path / "audio" / "walk.wav")
+    OwnFeatures(tmp_path, recordings={"walk": audio}).write_audio("walk", {"pocket": torch.ones(2, 1)})
+    keys = tmp_path / "audio-keys.txt"
+    keys.write_text(keys.read_text()[:-9])
+    assert not OwnFeatures(tmp_path, recordings={"walk": audio}).files("pocket", "audio").missing(["walk"])
+    keys.unlink()
+    keys.mkdir()  # nothing can be read from there, or written
+    assert not OwnFeatures(tmp_path, recordings={"walk": audio}).files("pocket", "audio").missing(["walk"])
+
+
+@pytest.mark.parametrize("value", [70000.0, float("nan"), float("inf")])
+def test_values_that_are_not_finite_in_float16_are_not_stored(tmp_path: Path, value: float) -> None:
+    with pytest.raises(DataError, match="not finite in float16; look at the encoder's output"):
+        OwnFeatures(tmp_path).write_audio("loud", {"pocket": torch.tensor([[value]])})
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_disk_that_refuses_gives_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pocket-v1").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="Cannot write"):
+        OwnFeatures(tmp_path).write_audio("walk", {"pocket": torch.ones(2, 1)})
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_public_files_of_other_floats_orders_and_compression_are_read(tmp_path: Path, dtype: str, save) -> None:
+    rows = np.asfortranarray(np.random.default_rng(0).standard_normal((4, 3)).astype(dtype))
+    save(tmp_path / "-0awng.26x.npz", features=rows, other=np.zeros(2))
+    files = StreamFiles.public(tmp_path, "audio", 3)
+    assert files.num_rows("-0awng.26x") == 4
+    assert torch.equal(files.audio("-0awng.26x"), torch.from_numpy(rows.astype(np.float32)))
+    tokens = write_text_file(tmp_path, "x_1", 5)
+    text = StreamFiles.public(tmp_path, "text", 6).text("x_1")
+    assert (text.offsets, text.pooled, torch.equal(text.tokens, torch.from_numpy(tokens))) == ((), None, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"last_hidden_state": np.zeros((2, 3), np.float32)}, r"no array `features`, only last_hidden_state; name the folder"),
+        ({}, r"no array `features`, only nothing"),
+        ({"features": np.zeros((1, 2, 3), np.float32)}, r"shape \[1, 2, 3\].*shape \[rows, 3\]"),
+        ({"features": np.zeros((0, 3), np.float32)}, r"shape \[0, 3\].*at least one row"),
+        ({"features": np.zeros((2, 3), np.int64)}, r"int64.*floating point"),
+        ({"features": np.zeros((2, 4), np.float32)}, r"is 4 wide, the model expects 3"),
+        ({"features": np.array([[object()] * 3])}, r"cannot be read|object"),
+        ({"features": np.array([[0, 1e300, 0]])}, r"`features` holds NaN or infinite values"),
+        ({"features": np.array([[0, np.nan, 0]], np.float32)}, r"`features` holds NaN or infinite values"),
+        (b"", "cannot be read"),
+        (b"\x93NUMPY not a zip", r"cannot be read .*; delete it and download it"),
+        (None, "No features of the recording 'a' in .*; download it, or correct the folder"),
+    ],
+)
+def test_a_file_with_other_contents_is_told_in_one_line(tmp_path: Path, content: dict | bytes | None, told: str) -> None:
+    if isinstance(content, dict):
+        np.savez(tmp_path / "a.npz", **content)
+    elif content is not None:
+        (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=told) as caught:
+        StreamFiles.public(tmp_path, "audio", 3).audio("a")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_flipped_byte_anywhere_is_either_harmless_or_told(tmp_path: Path, save) -> None:
+    rows = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
+    save(tmp_path / "a.npz", features=rows)
+    whole, files, told = (tmp_path / "a.npz").read_bytes(), StreamFiles.public(tmp_path, "audio", 2), 0
+    for position in range(len(whole)):
+        (tmp_path / "a.npz").write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        try:
+            assert torch.equal(files.audio("a"), torch.from_numpy(rows))
+        except DataError as error:
+            told += 1
+            assert "\n" not in str(error)
+    assert told > rows.nbytes, "at the least every byte of the numbers"
+
+
+def test_the_number_of_rows_needs_the_header_alone(tmp_path: Path) -> None:
+    """The numbers of this file are not there at all."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("features.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": (300, 6)})
+    assert StreamFiles.public(tmp_path, "audio", 6).num_rows("a") == 300
+    with pytest.raises(DataError, match="cannot be read"):
+        StreamFiles.public(tmp_path, "audio", 6).audio("a")
+
+
+def model(audio: dict[str, int], text: dict[str, int]) -> ModelConfig:
+    return ModelConfig(audio_streams=audio, text_streams=text)
+
+
+def test_each_stream_comes_from_its_own_place_in_the_model_s_order(tmp_path: Path) -> None:
+    public = torch.from_numpy(write_audio_file(tmp_path / "clap", "walk", 13))
+    tokens = torch.from_numpy(write_text_file(tmp_path / "clap_text", "q1", 3))
+    own = OwnFeatures(tmp_path / "own")
+    own.write_audio("walk", {"loud": torch.ones(14, 2), "unread": torch.ones(14, 9)})
+    own.write_text("a dog", {"words": TextFeatures(torch.ones(2, 4), ((0, 1), (2, 5)), torch.ones(3))})
+    data = DataConfig(
+        feature_dir=str(tmp_path / "own"),
+        audio_features={"clap": str(tmp_path / "clap")},
+        text_features={"clap": str(tmp_path / "clap_text")},
+    )
+    features = FeatureStore(model({"clap": 6, "loud": 2}, {"words": 4, "clap": 6}), data)
+    assert features.missing(VIDS, TEXTS) == {}
+    assert features.num_clips("walk") == 13, "cut to the shortest"
+    assert list(features.audio("walk")) == ["clap", "loud"]
+    assert torch.equal(features.audio("walk")["clap"], public)
+    assert features.audio("walk")["loud"].shape == (13, 2)
+    text = features.text("a dog", "q1")
+    assert list(text) == ["words", "clap"]
+    assert torch.equal(text["clap"].tokens, tokens)
+    assert text["words"].offsets == ((0, 1), (2, 5))
+    features.check(VIDS, TEXTS)
+    own_part, public_part = features.encoder_version(VIDS, TEXTS).split("+")
+    assert own_part == join_fingerprints({"loud": "v1", "words": "v1"})
+    assert public_part.startswith("public-")
+    content = features.content(VIDS, TEXTS)
+    write_audio_file(tmp_path / "clap", "walk", 13, seed=1)
+    assert features.content(VIDS, TEXTS) != content
+    assert not features.encoder_version(VIDS, TEXTS).endswith(public_part)
+    own.write_audio("walk", {"loud": torch.ones(20, 2)})
+    with pytest.raises(DataError, match=r"streams of recording 'walk' differ by more than 2 clips \(clap 13, loud 20\)"):
+        features.audio("walk")
+
+
+def test_gaps_are_told_for_all_sets_at_once_with_the_command_that_fills_them(tmp_path: Path) -> None:
+    own = OwnFeatures(tmp_path / "own", models={"clap": "/m/clap"}, dtype="bfloat16")
+    own.write_audio("walk", {"clap": torch.ones(2, 3)})
+    data = DataConfig(feature_dir=str(tmp_path / "own"), combo="B", text_features={"words": str(tmp_path / "nowhere")})
+    features = FeatureStore(model({"clap": 3}, {"words": 4, "clap": 3}), data)
+    assert features.settings == ({"clap": "/m/clap"}, "bfloat16")
+    with pytest.raises(DataError) as caught:
+        require_features([(features, ["walk", "gone"], {"q1": "a dog"}), (features, ["lost"], {"q2": "rain"})])
+    own_line, public_line = str(caught.value).split("; ")
+    assert own_line == (
+        f"{tmp_path}/own lacks features of 2 recordings ('gone', 'lost') and 2 queries ('a dog', 'rain'): run `python -m qamdetr extract "
+        f"--combo B --manifest JSONL --feature-dir {tmp_path}/own --dtype bfloat16 --encoder clap=/m/clap`"
+    )
+    assert public_line == (
+        f"data.text_features.words ({tmp_path}/nowhere, which is no folder) lacks features of 2 queries ('q1', 'q2'): "
+        "download them or correct the folder."
+    )
+    with pytest.raises(ConfigError, match=r"data\.audio_features names 'x'; model\.audio_streams has only clap\."):
+        FeatureStore(model({"clap": 3}, {"clap": 3}), DataConfig(audio_features={"x": "y"}))
+
+
+def test_versions_never_mix(tmp_path: Path) -> None:
+    for version, dtype in (("aaaa", "float32"), ("bbbb", "bfloat16")):
+        own = OwnFeatures(tmp_path, version, models={"clap": ""}, dtype=dtype)
+        own.write_audio("walk", {"clap": torch.full((2, 1), float(dtype == "bfloat16"))})
+        own.write_text("a dog", {"clap": TextFeatures(torch.ones(1, 1), ())})
+    streams = model({"clap": 1}, {"clap": 1})
+    for dtype in ("float32", "bfloat16"):
+        features = FeatureStore(streams, DataConfig(feature_dir=str(tmp_path), encoder_dtype=dtype))
+        assert features.audio("walk")["clap"].unique().tolist() == [float(dtype == "bfloat16")]
+    OwnFeatures(tmp_path, "cccc", models={"clap": ""}, dtype="float32")
+    with pytest.raises(DataError, match=r"holds 3 versions of stream 'clap' \(clap-aaaa, clap-bbbb, clap-cccc\); delete"):
+        FeatureStore(streams, DataConfig(feature_dir=str(tmp_path)))
+    (tmp_path / "clap-cccc" / "encoder.json").write_text("{")
+    with pytest.raises(DataError, match=r"clap-cccc/encoder\.json cannot be read .*; delete the folder"):
+        FeatureStore(streams, DataConfig(feature_dir=str(tmp_path)))
+
+
+def test_streams_of_different_types_are_told(tmp_path: Path) -> None:
+    OwnFeatures(tmp_path, models={"clap": ""}, dtype="float32")
+    OwnFeatures(tmp_path, models={"words": ""}, dtype="bfloat16")
+    with pytest.raises(DataError, match=r"of different types \(clap float32, words bfloat16\); extract all with one --dtype"):
+        _ = FeatureStore(model({"clap": 3}, {"words": 3}), DataConfig(feature_dir=str(tmp_path))).settings
+
+
+@pytest.mark.parametrize(
+    ("names", "noun", "text"),
+    [
+        ([], "recording", ""),
+        (["a"], "recording", "1 recording ('a')"),
+        (["a dog", "rain"], "query", "2 queries ('a dog', 'rain')"),
+        ([str(i) for i in range(12)], "query", "12 queries ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9', …)"),
+    ],
+)
+def test_names_are_counted_whole_and_shown_in_part(names: list[str], noun: str, text: str) -> None:
+    assert count_names(names, noun) == text

@@ -1,0 +1,276 @@
+"""Streams are opened once and shared, every combo goes all the way on tiny models, and a new encoder is one file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from hub_clap_models import save_tiny_laion_clap
+from hub_models import AUDIO_DIMS, TEXT_DIMS, encode_samples, put_in_cache, tiny_hub
+
+from qamdetr.audio import Sound, find_recordings
+from qamdetr.config import CHECKPOINT_DIR, Config, config_from_dict, load_config
+from qamdetr.data.dataset import Collator, MomentDataset
+from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
+from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.features import base
+from qamdetr.features.base import COMBOS, STREAMS, AudioStream, EncoderOptions, Streams, forget_streams, get_combo, open_streams
+from qamdetr.features.extract import extract
+from qamdetr.features.store import FeatureStore
+from qamdetr.inference import retriever as serving
+from qamdetr.inference.checkpoint import save_checkpoint
+from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.model.qam_detr import QamDetr
+from qamdetr.training.loop import train
+from qamdetr.types import Batch
+
+QUERIES = ("a dog barks twice", "Regen fällt 🌧")
+SECONDS = {"walk": 5.4, "street": 4.0}
+FLOAT16 = 2e-3
+"""What float16 on disk may change of a unit vector's components."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Streams that are opened, from none open."""
+    forget_streams()
+    names: list[str] = []
+    locate = base.locate
+    monkeypatch.setattr(base, "_locate_all", lambda *_, **__: None)
+    monkeypatch.setattr(base, "locate", lambda name, *wanted: names.append(name) or locate(name, *wanted))
+    return names
+
+
+def test_combos_share_their_streams(models: dict[str, str], opened: list[str]) -> None:
+    first, second, third = (open_streams(*COMBOS[name], models=models, device="cpu") for name in "ABC")
+    assert sorted(opened) == sorted(AUDIO_DIMS.keys() | TEXT_DIMS.keys())
+    assert first.audio["laion_clap"] is second.text["laion_clap"] is third.audio["laion_clap"]
+    open_streams(*COMBOS["B"], models=models, dtype="bfloat16", device="cpu")
+    assert len(opened) == 8, "another type is another network"
+
+
+def test_threads_that_ask_at_once_open_once(models: dict[str, str], opened: list[str]) -> None:
+    threads = [threading.Thread(target=open_streams, args=((), ("roberta",)), kwargs={"models": models}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == ["roberta"]
+
+
+def test_the_pocket_combo_is_the_version_that_checkpoints_were_trained_on() -> None:
+    streams = open_streams(*COMBOS["pocket"])
+    for checkpoint in ("qam-detr-pocket", "ladder-1-baseline"):
+        assert streams.fingerprint == yaml.safe_load((CHECKPOINT_DIR / checkpoint / "config.yaml").read_text())["data"]["encoder"]
+    assert open_streams(*COMBOS["pocket"], dtype="bfloat16").audio["pocket"] is streams.audio["pocket"], "takes no options"
+
+
+def test_the_version_follows_the_set_the_weights_and_the_type(models: dict[str, str], tmp_path: Path) -> None:
+    def version(name: str, dtype: str = "float32", **changed: str) -> str:
+        return open_streams(*COMBOS[name], models=models | changed, dtype=dtype, device="cpu").fingerprint
+
+    first, others = version("A"), tiny_hub(tmp_path)
+    assert version("A", **others) == first, "the same weights elsewhere"
+    different = [version("A", wavlm_base_plus=others["wavlm_base"]), version("B"), version("C"), version("A", dtype="bfloat16")]
+    assert len({first, *different}) == 5
+
+
+def test_parameters_are_counted_once(models: dict[str, str]) -> None:
+    import transformers
+
+    clap = transformers.ClapModel.from_pretrained(models["laion_clap"]).num_parameters() - 2  # the two scales of its loss
+    wavlm = transformers.WavLMModel.from_pretrained(models["wavlm_base"]).num_parameters()
+    both = open_streams(("laion_clap", "wavlm_base"), ("laion_clap",), models=models, device="cpu")
+    assert both.num_parameters == clap + wavlm
+
+
+def test_all_missing_models_are_told_at_once_before_any_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: dict) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    forget_streams()
+    with pytest.raises(CheckpointError) as caught:
+        open_streams(*COMBOS["A"], download=False)
+    hubs = [STREAMS[name].hub for name in ("laion_clap", "ms_clap", "wavlm_base_plus")]
+    for hub in [*hubs, STREAMS["ms_clap"].hub.beside]:
+        assert hub.command in str(caught.value)
+    assert (str(caught.value).count(" && "), "\n" in str(caught.value)) == (3, False)
+    # The weights' repository of MS-CLAP has no tokeniser; a folder of one's own may.
+    (tmp_path / "bare").mkdir()
+    shutil.copy(Path(models["ms_clap"]) / "CLAP_weights_2023.pth", tmp_path / "bare")
+    put_in_cache(tmp_path, "ms_clap", tmp_path / "bare")
+    with pytest.raises(CheckpointError, match=r"The tokeniser of ms_clap \(openai-community/gpt2 .*beside the weights of ms_clap"):
+        open_streams(*COMBOS["ms_clap"], download=False)
+    assert not base.is_here("ms_clap")
+    put_in_cache(tmp_path, "gpt2", Path(models["ms_clap"]))
+    assert base.is_here("ms_clap")
+    found = open_streams(*COMBOS["ms_clap"], device="cpu", download=False)
+    assert found.fingerprint == open_streams(*COMBOS["ms_clap"], models=models, device="cpu").fingerprint
+    forget_streams()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda _: get_combo("D"), "choose one of pocket, A, B, C"),
+        (lambda _: open_streams(*COMBOS["B"], models={"wavlm": "x"}), "no pretrained encoder 'wavlm' .*known are laion_clap"),
+        (lambda _: open_streams(*COMBOS["pocket"], models={"pocket": "x"}), "no pretrained encoder 'pocket'"),
+        (lambda models: open_streams(*COMBOS["B"], models=models, dtype="float16"), "'float16'; choose one of float32, bfloat16"),
+        (lambda models: open_streams(*COMBOS["B"], models=models, device="gpu"), "device 'gpu' .*choose cpu"),
+        (lambda models: open_streams(*COMBOS["B"], models=models, device="meta"), "cannot run on device 'meta'"),
+        (lambda models: open_streams(("roberta",), (), models=models), "'roberta' has no audio encoder"),
+        (lambda _: open_streams((), ("mel_stats",)), "'mel_stats' has no text encoder"),
+        (lambda _: open_streams(("nobody",), ()), "Unknown stream 'nobody'; there are encoders for .*pocket"),
+        (lambda _: open_streams(*COMBOS["B"], models={"laion_clap": "/absent"}), "laion_clap is to come from /absent"),
+    ],
+)
+def test_mistakes_are_named(models: dict[str, str], call, message: str) -> None:
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        call(models)
+
+
+class Ramp(AudioStream):
+    """One number per clip; may be closed in the middle."""
+
+    def __init__(self, rate_hz: int) -> None:
+        super().__init__(Path(), EncoderOptions(batch_clips=2))
+        self.name = self.fingerprint = f"at {rate_hz}"
+        self.rate_hz, self.heard = rate_hz, 0
+
+    def encode_windows(self, windows: torch.Tensor) -> torch.Tensor:
+        self.heard += len(windows)
+        return torch.ones(len(windows), 1)
+
+
+def test_a_sample_gained_by_resampling_opens_no_clip() -> None:
+    streams = Streams("x", {f"at {rate}": Ramp(rate) for rate in (7_001, 11_025, 16_000)}, {})
+    recording = streams.encode(Sound((np.full(3 * 11_025, 0.1, np.float32), 11_025)))
+    assert [len(rows) for rows in recording.streams.values()] == [3, 3, 3]
+    assert list(recording.streams) == list(streams.audio), "the order of the set, not of the rates"
+
+
+def test_one_reading_feeds_all_and_whoever_waits_may_leave(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(120 * 16_000, 0.1), 16_000)
+    ramp = Ramp(16_000)
+    work = Streams("x", {"ramp": ramp}, {}).encoding(Sound(tmp_path / "a.wav"))
+    steps = [next(work), next(work)]
+    assert steps[0].stage == "listen"
+    assert steps[0].share < steps[1].share < 1
+    assert not torch.is_inference_mode_enabled(), "inference mode never spans a yield"
+    heard = ramp.heard
+    work.close()
+    assert 0 < ramp.heard == heard < 120
+    pocket = open_streams(*COMBOS["pocket"])
+    assert pocket.audio["pocket"].listener is pocket.audio["mel_stats"].listener, "one spectrum for both"
+    assert [*dict.fromkeys(step.stage for step in pocket.encoding(Sound(tmp_path / "a.wav")))] == ["listen", "pocket", "mel_stats"]
+
+
+@pytest.mark.parametrize("seconds", [0.4, 3.0, 40.3])
+def test_a_file_gives_what_its_samples_give_at_once(models: dict[str, str], tmp_path: Path, seconds: float) -> None:
+    soundfile.write(tmp_path / "a.flac", 0.3 * np.random.default_rng(0).uniform(-1, 1, (round(seconds * 22_050), 2)), 22_050)
+    streams = open_streams(*COMBOS["A"], models=models, device="cpu")
+    rows = streams.encode(Sound(tmp_path / "a.flac")).streams
+    for name, encoder in streams.audio.items():
+        whole = encode_samples(encoder, Sound(tmp_path / "a.flac").samples(encoder.rate_hz))
+        torch.testing.assert_close(rows[name], whole[: len(rows[name])], atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`manifest.jsonl`, and `audio/` with a mono and a stereo file at rates of their own."""
+    folder = tmp_path_factory.mktemp("scenes")
+    (folder / "audio").mkdir()
+    rng = np.random.default_rng(0)
+    for vid, rate, channels in (("walk", 22_050, 1), ("street", 44_100, 2)):
+        time = np.arange(round(SECONDS[vid] * rate)) / rate
+        sound = 0.3 * np.sin(2 * np.pi * (300 + 200 * np.floor(time)) * time) + 0.05 * rng.standard_normal(len(time))
+        soundfile.write(folder / "audio" / f"{vid}.wav", np.stack([sound] * channels, axis=1), rate)
+    entries = [QueryEntry(f"{vid}{at}", query, vid, SECONDS[vid], ((1.0, 2.5),)) for vid in SECONDS for at, query in enumerate(QUERIES)]
+    write_manifest(folder / "manifest.jsonl", entries)
+    return folder
+
+
+def settings(scenes: Path, folder: Path, combo: str, audio: dict[str, int], text: dict[str, int], **data: object) -> Config:
+    """A small network on some streams; all queries are one batch, so that an epoch is a step."""
+    model = {"dim": 16, "num_heads": 2, "ffn_dim": 32, "encoder": "transformer", "encoder_layers": 1, "num_moment_queries": 5}
+    manifest = str(scenes / "manifest.jsonl")
+    return config_from_dict(
+        {
+            # LAION-CLAP's clips and queries share a space.
+            "model": {"audio_streams": audio, "text_streams": text, "similarity": next(iter(audio)) == "laion_clap", **model},
+            "data": {"train_manifest": manifest, "val_manifest": manifest, "feature_dir": str(folder / "features"), "combo": combo, **data},
+            "train": {"epochs": 1, "batch_size": 4, "output_dir": str(folder), "tracker": ""},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C"])
+def test_a_combo_goes_from_files_through_a_step_to_answers(
+    name: str, scenes: Path, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    combo = COMBOS[name]
+    audio, text = {s: AUDIO_DIMS[s] for s in combo.audio_streams}, {s: TEXT_DIMS[s] for s in combo.text_streams}
+    config = settings(scenes, tmp_path, name, audio, text)
+    streams = open_streams(*combo, name=name, models=models, device="cpu")
+    report = extract(find_recordings(scenes / "audio").items(), QUERIES, tmp_path / "features", streams, show_progress=False)
+    assert (report.recordings, report.queries) == (2, 2)
+    run = train(config, tmp_path / "run")
+    assert json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+    data = load_config(run.best_dir / "config.yaml").data
+    assert data.encoder == streams.fingerprint
+    wanted = {*combo.audio_streams, *combo.text_streams}
+    assert data.encoder_models == {stream: models[stream] for stream in wanted}, "what was said to extract need not be said again"
+
+    fed: list[Batch] = []
+    prepare = serving.prepare
+    monkeypatch.setattr(serving, "prepare", lambda audio, text: fed.append(prepare(audio, text)) or fed[-1])
+    retriever = MomentRetriever.from_pretrained(run.best_dir, device="cpu")
+    entries = read_manifest(scenes / "manifest.jsonl")
+    dataset = MomentDataset(entries, FeatureStore(config.model, data, find_recordings(scenes / "audio")))
+    seen = []
+    for index, entry in enumerate(entries):
+        recording = retriever.encode(scenes / "audio" / f"{entry.vid}.wav")
+        result = retriever.retrieve(recording, entry.query)
+        assert result.encoder == name
+        assert all(0 <= moment.start_seconds < moment.end_seconds <= SECONDS[entry.vid] for moment in result.moments)
+        served, trained = fed.pop(), Collator(entries)([dataset[index]]).batch
+        for kind in ("audio", "text"):
+            ours, theirs = getattr(served, kind), getattr(trained, kind)
+            assert list(ours) == list(theirs) == list(getattr(config.model, f"{kind}_streams"))
+            for stream, rows in ours.items():
+                torch.testing.assert_close(rows, theirs[stream], atol=FLOAT16, rtol=0)
+        assert torch.allclose(served.text_pooled, trained.text_pooled, atol=FLOAT16)
+        seen.append(served.audio["laion_clap"][:, :4])
+    assert not torch.allclose(seen[0], seen[-1], atol=FLOAT16), "other recordings are far from equal"
+    with pytest.raises(CheckpointError, match=f"trained on version {streams.fingerprint}"):
+        others = {"laion_clap": str(save_tiny_laion_clap(tmp_path / "others", seed=9))}
+        MomentRetriever.from_pretrained(run.best_dir, encoder_models=others)
+
+
+def test_a_stranger_s_encoder_is_one_file(scenes: Path, tmp_path: Path) -> None:
+    """`beats_like.py` is outside the package, and importing it is all that is done."""
+    import beats_like  # noqa: F401
+
+    assert (STREAMS["beats"].label, STREAMS["beats"].has_audio, STREAMS["beats"].has_text) == ("BEATs, or so", True, True)
+    assert get_combo("beats") == (("beats",), ("beats",)), "what `extract --combo beats` opens"
+    streams = open_streams(["beats"], ["beats"])
+    report = extract(find_recordings(scenes / "audio").items(), QUERIES, tmp_path / "features", streams, show_progress=False)
+    assert (report.recordings, report.queries) == (2, 2)
+    assert sorted(path.name for path in (tmp_path / "features" / "beats-beats-1").glob("*.npz"))[1].startswith("walk.")
+    trained = train(settings(scenes, tmp_path, "beats", {"beats": 5}, {"beats": 4}), tmp_path / "run").best_dir
+    mixed = settings(scenes, tmp_path, "mine", {"pocket": 256, "beats": 5}, {"pocket": 256, "beats": 4})
+    save_checkpoint(tmp_path / "mixed", QamDetr(mixed.model).eval(), mixed)
+    for checkpoint, encoder in ((trained, "beats"), (tmp_path / "mixed", "mine")):
+        retriever = MomentRetriever.from_pretrained(checkpoint)
+        result = retriever.retrieve(retriever.encode(scenes / "audio" / "walk.wav"), QUERIES[0])
+        assert (result.encoder, bool(result.moments)) == (encoder, True)

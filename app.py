@@ -8,15 +8,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from qamdetr.errors import QamDetrError
-from qamdetr.ui.ending import end_now, end_on_signals
-from qamdetr.ui.start_checks import check_start, port_taken
-from qamdetr.ui.upload_folder import UploadFolder
+from qamdetr.ui.process import UploadFolder, end_now, end_on_signals
+from qamdetr.ui.settings import check_start, port_taken
 
 if TYPE_CHECKING:
     import gradio as gr
 
+    from qamdetr.ui.models import SharedRetriever
     from qamdetr.ui.settings import AppSettings
-    from qamdetr.ui.shared_retriever import SharedRetriever
 
 # Before gradio is imported: neither it nor the hub client may report home.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -44,16 +43,16 @@ def _prepare(uploads: UploadFolder) -> AppSettings:
 
 
 def _build(settings: AppSettings) -> tuple[SharedRetriever, gr.Blocks]:
-    from qamdetr.ui.demo import build_demo
-    from qamdetr.ui.shared_retriever import SharedRetriever
-    from qamdetr.ui.training_plans import runs_folder
+    from qamdetr.ui.models import SharedRetriever
+    from qamdetr.ui.page import build_demo
+    from qamdetr.ui.train.plans import runs_folder
 
     model = SharedRetriever(settings=settings, runs=runs_folder() if settings.training else None)
     return model, build_demo(model, settings)
 
 
 def _serve() -> None:
-    from qamdetr.ui.demo import launch_options
+    from qamdetr.ui.page import launch_options
 
     if settings.warm_up:
         model.warm_up_in_background()

@@ -17,10 +17,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from qamdetr.ui.demo import build_demo, launch_options
 from qamdetr.ui.examples import load_examples
+from qamdetr.ui.models import SharedRetriever
+from qamdetr.ui.page import build_demo, launch_options
 from qamdetr.ui.settings import AppSettings
-from qamdetr.ui.shared_retriever import SharedRetriever
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 MOST_PNG_BYTES = 150_000

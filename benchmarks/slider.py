@@ -23,9 +23,9 @@ import matplotlib as mpl
 from benchmarks._browser import NO_BROWSER, chromium_path, running_browser
 from benchmarks._timing import Target, print_targets, write_json
 from qamdetr.types import Moment
-from qamdetr.ui.demo import build_demo, launch_options
 from qamdetr.ui.examples import load_examples
-from qamdetr.ui.shared_retriever import SharedRetriever
+from qamdetr.ui.models import SharedRetriever
+from qamdetr.ui.page import build_demo, launch_options
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

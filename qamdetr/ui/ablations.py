@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qamdetr.config import Config, ModelConfig, load_config
+from qamdetr.config import Config, ModelConfig, load_config, switches
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
 from qamdetr.verifiers.base import DEFAULT_VERIFIER
@@ -17,13 +17,6 @@ MAX_LANES = 16
 
 VERIFIER = "verifier"
 """Name of the verifier among the components; all others are names that `QamDetr.forward` takes as `bypass`."""
-
-_LABELS = {
-    "three_way": "3-way fusion",
-    "multiscale": "multi-scale fusion",
-    "quality": "quality in the ranking",
-    VERIFIER: "verifier",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def _read(path: Path, changed_ns: int) -> Config:  # a run that goes on writes t
     try:
         return load_config(path)
     except ConfigError as error:
-        raise CheckpointError(f"Checkpoint {path.parent.name}: {error}") from error
+        raise CheckpointError(f"Checkpoint {path.parent.name}: {error.what}", error.remedy) from error
 
 
 def components(checkpoint: str, verifier: str = DEFAULT_VERIFIER) -> list[tuple[str, str]]:
@@ -105,25 +98,19 @@ def components(checkpoint: str, verifier: str = DEFAULT_VERIFIER) -> list[tuple[
     return [(label_of(name), name) for name in (*names, *((VERIFIER,) if verifier != DEFAULT_VERIFIER else ()))]
 
 
-def can_refuse(checkpoint: str) -> bool:
-    """Whether a model has a threshold for "not in this recording", which calibration sets; true where the checkpoint cannot be read."""
-    try:
-        return read_config(checkpoint).inference.found_threshold > 0
-    except CheckpointError:  # whoever opens the model says so
-        return True
-
-
 def bypassable(model: ModelConfig) -> tuple[str, ...]:
     """Names that a network of this configuration can bypass; the same as `QamDetr.bypassable`, without building it."""
     streams = [f"audio/{name}" for name in list(model.audio_streams)[1:]] + [f"text/{name}" for name in list(model.text_streams)[1:]]
-    switches = {"three_way": model.fusion == "three_way", "multiscale": model.multiscale, "quality": model.quality}
-    return (*streams, *(name for name, there in switches.items() if there))
+    return (*streams, *(name for name, switch in switches().items() if switch.bypassable and switch.is_on(model)))
 
 
 def label_of(component: str) -> str:
     """Call a component by its name in the report."""
     kind, _, stream = component.partition("/")
-    return f"{kind} stream {stream}" if stream else _LABELS.get(component, component)
+    if stream:
+        return f"{kind} stream {stream}"
+    known = switches()
+    return known[component].label if component in known else component
 
 
 def table_rows(known: Collection[str]) -> list[Row]:
@@ -189,10 +176,7 @@ def lane_label(query: str, ask: Ask, num_queries: int, num_asks: int) -> str:
 
 def describe(model: ModelConfig) -> str:
     """Say in a few words what a network is made of."""
-    parts = ["BiMamba" if model.encoder == "bimamba" else "Transformer"]
-    parts.append("3-way fusion" if model.fusion == "three_way" else "text-to-audio fusion")
-    parts += ["multi-scale fusion"] if model.multiscale else []
-    parts += ["quality"] if model.quality else []
+    parts = ["BiMamba" if model.encoder == "bimamba" else "Transformer", *(s.label for s in switches().values() if s.is_on(model))]
     streams = list(dict.fromkeys([*model.audio_streams, *model.text_streams]))
     return f"{', '.join(parts)}; {'streams' if len(streams) > 1 else 'stream'} {_and(streams)}"
 

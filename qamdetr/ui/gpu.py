@@ -11,17 +11,17 @@ import importlib
 import math
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qamdetr.audio import stated_seconds
+from qamdetr.audio import Sound, stated_seconds
 from qamdetr.config import Config, VerifierConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.features.base import OnStage, Streams, get_combo
+from qamdetr.features.base import Step, Streams, get_combo
 from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
-from qamdetr.inference.retriever import MomentRetriever, open_encoder
+from qamdetr.inference.retriever import MomentRetriever, Source, open_encoder
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.ui.settings import AppSettings
 from qamdetr.verifiers import make_verifier
@@ -41,7 +41,7 @@ SECONDS_PER_MINUTE = 1.0
 SECONDS_PER_CANDIDATE = 1.5
 """Asked for per candidate that `qwen2.5-omni` hears."""
 
-MOST_SECONDS = 120
+MAX_SECONDS = 120
 """Longest loan that is asked for; what asks for more than a visitor's account may have is refused at once."""
 
 _COMPRESSED_BYTES_PER_SECOND = 8000
@@ -62,7 +62,7 @@ def run_on_gpu(seconds: float, function: Callable[..., _Answer], *arguments: obj
     of something small. Call it in the thread that gradio called, since the loan is booked on the visitor whose request that is.
 
     Args:
-        seconds: How long it may take; cut to 1 to `MOST_SECONDS`.
+        seconds: How long it may take; cut to 1 to `MAX_SECONDS`.
         function: What to call.
         *arguments: What to call it with.
 
@@ -107,17 +107,18 @@ class BorrowingRetriever(MomentRetriever):
         self._checkpoint = str(find_checkpoint(checkpoint))
         _gpu_encoder(self._checkpoint)  # the process that borrows is a fork of this one, and finds it there
 
-    def encode(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
+    def encoding(self, source: Source, **choice: Any) -> Generator[Step, None, Recording]:  # noqa: ANN401 - as `Sound`
         """Encode a file; asks for a GPU for as long as the recording's length wants.
 
-        Args:
-            path: The audio file.
-            on_stage: Not called: the process that borrows cannot tell this one how far it is.
+        The process that borrows cannot tell this one how far it is, nor be stopped.
 
         Raises:
             QamDetrError: See `MomentRetriever.encode`.
         """
-        return run_on_gpu(encoding_seconds(path), _encode, self._checkpoint, str(path))
+        if not isinstance(source, (str, Path)):
+            return (yield from super().encoding(source, **choice))
+        yield Step("on a GPU that is lent", None)
+        return run_on_gpu(encoding_seconds(source), _encode, self._checkpoint, str(source), choice)
 
 
 def encoding_seconds(path: str | Path) -> float:
@@ -170,15 +171,15 @@ def _gpu_encoder(checkpoint: str) -> Streams:
     return open_encoder(config, checkpoint, device="cuda")
 
 
-def _encode(checkpoint: str, path: str) -> Recording:
+def _encode(checkpoint: str, path: str, choice: Mapping[str, Any]) -> Recording:
     import torch
 
     with torch.inference_mode():
-        return _gpu_encoder(checkpoint).encode_recording(path)
+        return _gpu_encoder(checkpoint).encode(Sound(path, **choice))
 
 
 def _lent_seconds(seconds: float, function: Callable[..., Any], arguments: tuple[object, ...]) -> int:
-    return min(max(math.ceil(seconds), 1), MOST_SECONDS)
+    return min(max(math.ceil(seconds), 1), MAX_SECONDS)
 
 
 def _work(seconds: float, function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:  # noqa: ANN401 - whatever the function gives

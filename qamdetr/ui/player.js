@@ -7,7 +7,7 @@ function showBusy(next) {
   const share = known ? `${Math.round(100 * next.share)} %` : "";
   if (busyText.textContent !== next.busy) busyText.textContent = next.busy; // said aloud once per stage, not at every step
   busyText.title = next.busy;
-  busyLeft.textContent = [share, next.left].filter(Boolean).join(" · ");
+  busyLeft.textContent = share;
   busyTrack.classList.toggle("qd-unknown", !known);
   busyTrack.setAttribute("aria-label", next.busy);
   if (known) {

@@ -23,14 +23,25 @@ function ranked(lane, beta) {
   if (verified) rows.sort((a, b) => b.decoder_score - a.decoder_score); // equal scores keep the decoder's order, as on the server
   const byDecoder = rows.map((row) => row.candidate);
   if (verified) rows.sort((a, b) => b.score - a.score);
-  const best = rows.length ? rows[0].score : 0;
   rows.forEach((row, index) => {
     row.moved = byDecoder.indexOf(row.candidate) - index;
     row.rank = index + 1;
     row.guess = !lane.found && index === 0;
-    row.likely = lane.found ? row.score >= lane.likely_share * best : row.guess;
+    row.likely = lane.found ? isLikely(lane.likely, row, index, rows) : row.guess;
   });
   return rows;
+}
+
+const likelyScore = (limits, rows) => Math.max(limits.score, limits.share * rows[0].score);
+
+/** Whether a row is worth showing as an answer; `mark_likely` of the server in other words. Better rows know already. */
+function isLikely(limits, row, index, rows) {
+  const vouched = index === 0 || row.decoder_score >= limits.threshold || (row.verifier_score ?? 0) >= limits.yes;
+  const double = (other) => {
+    const shared = Math.min(row.end, other.end) - Math.max(row.start, other.start);
+    return shared > limits.overlap * Math.min(row.end - row.start, other.end - other.start);
+  };
+  return row.score >= likelyScore(limits, rows) && vouched && !rows.slice(0, index).some((other) => other.likely && double(other));
 }
 
 /** Title of an answer at the weight its rows were ranked with; Python says the same at its own. */
@@ -112,7 +123,7 @@ function tickStep(span, most) {
 // ---- finer columns of the waveform ----
 
 const COLUMN_PIXELS = 1.5; // wider columns show that they are columns
-const MOST_LOOK_COLUMNS = 2000; // both as in closer_look.py
+const MOST_LOOK_COLUMNS = 2000; // both as in player.py
 const MOST_LOOK_SECONDS = 600;
 
 /**

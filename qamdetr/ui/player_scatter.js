@@ -15,14 +15,14 @@ function scatter(lane) {
   const up = label("Verifier score", 0, 0, "middle");
   up.setAttribute("transform", `translate(9 ${y(0.5)}) rotate(-90)`);
   svg.append(across, up);
-  const line = blendLine(beta, lane.likely_share * lane.rows[0].score);
+  const line = blendLine(beta, likelyScore(lane.likely, lane.rows));
   if (line && lane.found) {
     const [[x1, y1], [x2, y2]] = line;
     svg.append(draw("line", { class: "qd-blend", x1: x(x1), y1: y(y1), x2: x(x2), y2: y(y2) }));
   }
   for (const row of [...lane.rows].reverse()) svg.append(point(lane, row, x(row.decoder_score), y(row.verifier_score))); // the best on top
   const figureBox = make("figure", "qd-scatter");
-  const words = lane.found ? "Dashed: equal blended score; what lies above it is likely." : "Nothing here is likely; number 1 is the best guess.";
+  const words = lane.found ? "Dashed: equal blended score; what lies below it is less likely." : "Nothing here is likely; number 1 is the best guess.";
   figureBox.append(svg, make("figcaption", "", words));
   return figureBox;
 }

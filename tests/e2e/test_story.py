@@ -81,14 +81,3 @@ def test_from_upload_to_export(open_page, examples, recording, shoot):
     _, content = download(page, "Figure (.png)")
     with Image.open(io.BytesIO(content)) as figure:
         assert figure.width == 2000
-
-
-def test_nothing_chosen_is_said_and_no_empty_file_comes(open_page, examples):
-    page = open_page()
-    query = next(iter(examples[0].truth))
-    page.locator(".qamdetr-example").first.get_by_text(query, exact=True).click()
-    page.locator(".qd-message", has_text=query).wait_for()
-    page.locator(".qd-pick", has_text="none").click()
-    page.get_by_role("button", name="Download", exact=True).click()
-    page.locator(".toast-body", has_text="No moment is chosen").wait_for()
-    assert page.locator("#qamdetr-export-ready").count() == 0 or page.locator("#qamdetr-export-ready").is_hidden()

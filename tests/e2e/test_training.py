@@ -27,10 +27,10 @@ def start_app(runs_dir):
     """Starts the whole page on the module's folder of runs; starting it again is what a restart of the app is."""
     from fake import FakeRetriever
 
-    from qamdetr.ui.demo import build_demo, launch_options
-    from qamdetr.ui.shared_retriever import SharedRetriever
-    from qamdetr.ui.training_jobs import Jobs
-    from qamdetr.ui.training_plans import RUNS_VARIABLE
+    from qamdetr.ui.models import SharedRetriever
+    from qamdetr.ui.page import build_demo, launch_options
+    from qamdetr.ui.train.jobs import Jobs
+    from qamdetr.ui.train.plans import RUNS_VARIABLE
 
     started = []
     patch = pytest.MonkeyPatch()
@@ -212,16 +212,6 @@ def test_a_phone_has_room_for_everything(open_train, start_app, runs_dir, shoot,
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator(".qt-panel img").count() == 0
     shoot(page, f"train-phone-{'dark' if dark else 'light'}")
-
-
-def test_nothing_is_asked_for_while_the_tab_is_out_of_sight(open_train, start_app):
-    page = open_train(start_app()[0])
-    page.wait_for_timeout(1500)
-    asked = []
-    page.on("request", lambda request: asked.append(request.url) if "component_server" in request.url else None)
-    page.get_by_role("tab", name="Find").click()
-    page.wait_for_timeout(11_000)
-    assert asked == []
 
 
 def write_hostile_run(folder):

@@ -30,22 +30,6 @@ def lanes(page):
     return page.locator(".qd-section")
 
 
-def test_a_query_per_line_gets_a_lane_each_and_a_mistake_loses_nothing(open_page, examples, shoot):
-    page = open_page()
-    query = ask_first_example(page, examples)
-    page.get_by_role("button", name="Another sound").click()
-    page.wait_for_function("document.activeElement.closest('#qamdetr-query') !== null")
-    page.keyboard.type("thunder")
-    page.get_by_role("button", name="Find").click()
-    page.locator(".qd-section", has_text="thunder").wait_for()
-    assert lanes(page).count() == 2
-    page.get_by_label("Describe the sound").fill(f"{query}\n{'x' * 501}")
-    page.get_by_role("button", name="Find").click()
-    page.get_by_text("Line 2: The query has 501 characters").first.wait_for()
-    assert lanes(page).count() == 2
-    shoot(page, "two-queries-desktop")
-
-
 def test_full_and_ablated_answers_stand_side_by_side(open_page, examples, shoot):
     page = open_page()
     ask_first_example(page, examples)
@@ -58,20 +42,6 @@ def test_full_and_ablated_answers_stand_side_by_side(open_page, examples, shoot)
     assert lanes(page).count() == 4
     assert page.locator(".qd-section", has_text="trained this way: ").count() == 3
     shoot(page, "ablation-desktop")
-
-
-def test_without_quality_in_the_ranking_the_score_is_the_foreground(open_page, examples):
-    page = open_page()
-    ask_first_example(page, examples)
-    page.get_by_role("button", name="Look inside").click()
-    page.get_by_label("quality in the ranking", exact=True).check()
-    page.locator(".qd-section", has_text="bypassed in the full model: quality").wait_for()
-    captions = [lane.locator(".qd-caption").inner_text() for lane in lanes(page).all()]
-    assert [caption.rpartition("Score = ")[2] for caption in captions] == ["foreground · quality.", "foreground."]
-    bypassed = lanes(page).nth(1).locator("tbody tr").first
-    cells = dict(zip(lanes(page).nth(1).locator("th").all_inner_texts(), bypassed.locator("td").all_inner_texts(), strict=True))
-    assert cells["Quality"] == "\u2013"
-    assert cells["Score"] == cells["Decoder"] == cells["Foreground"]
 
 
 def test_after_a_refused_comparison_boxes_and_address_say_what_is_answered(open_page, examples):
@@ -128,18 +98,6 @@ def test_a_link_brings_the_settings_back(open_page, app_url, examples):
     page.get_by_role("button", name="Link copied").or_(page.get_by_role("button", name="Copy it from the address bar")).wait_for()
     expected = parse_qs(urlencode(written)) | {"__theme": ["light"]}
     assert settings_in(page) == expected
-
-
-def test_the_slider_writes_the_address_without_asking_the_server(open_page, app_url, examples):
-    page = open_page()
-    go(page, app_url, ("verifier", "pocket"), ("q", "thunder"), ("example", examples[0].path.stem))
-    page.locator(".qd-message", has_text="thunder").wait_for()
-    page.get_by_role("button", name="Model and ranking").click()
-    asked = []
-    page.on("request", lambda request: asked.append(request.url) if "/queue/" in request.url or "/run/" in request.url else None)
-    page.locator("#qamdetr-beta input[type=range]").fill("0.8")
-    page.wait_for_function("new URLSearchParams(location.search).get('beta') === '0.80'")
-    assert asked == []
 
 
 def test_hostile_links_are_passed_over(open_page, app_url):

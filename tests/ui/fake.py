@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import soundfile
@@ -12,8 +13,9 @@ import torch
 
 from qamdetr.config import Config
 from qamdetr.errors import AudioError, ConfigError
-from qamdetr.progress import tell
-from qamdetr.types import Moment, Recording, Result
+from qamdetr.features.base import LISTEN, Step, finish
+from qamdetr.inference.rerank import mark_likely, rerank
+from qamdetr.types import Candidate, Recording, Result
 
 DECODER_SCORES = (0.82, 0.64, 0.21, 0.08)
 VERIFIER_SCORES = (0.10, 0.95, 0.40, 0.05)
@@ -21,38 +23,36 @@ STARTS_SHARES = (0.10, 0.45, 0.70, 0.90)
 LENGTHS_SECONDS = (2.5, 1.2, 4.0, 0.7)
 
 
-@dataclass(frozen=True)
-class FakeEncoder:
-    """Two streams by name, and a version."""
-
-    fingerprint: str = "fake"
-    audio: dict[str, object] = field(default_factory=lambda: {"pocket": None, "mel_stats": None})
-
-
 class FakeRetriever:
     """Counts what it is asked for; a query with "nothing" in it is not found, one with "explode" fails as only a bug can."""
 
-    def __init__(self, fingerprint="fake"):
-        self.config = Config()
-        self.encoder = FakeEncoder(fingerprint)
+    def __init__(self, fingerprint="fake", found_threshold=0.1):
+        self.config = replace(Config(), inference=replace(Config().inference, found_threshold=found_threshold))
+        self.encoder = SimpleNamespace(fingerprint=fingerprint)
         self.encoded: list[str] = []
         self.queries: list[str] = []
         self.bypassed: list[tuple[str, ...]] = []
 
-    def encode(self, path, on_stage=None):
-        try:
-            samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path} is not audio that can be read; use WAV, FLAC, OGG or MP3.") from error
-        self.encoded.append(Path(path).name)
+    def encode(self, source, **choice):
+        return finish(self.encoding(source, **choice))
+
+    def encoding(self, source, *, max_seconds=0.0):
+        if isinstance(source, tuple):
+            samples, rate_hz, name, path = source[0][:, None], source[1], "memory", ""
+        else:
+            name, path = Path(source).name, str(source)
+            try:
+                samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise AudioError(f"{path} is not audio that can be read", "use WAV, FLAC, OGG or MP3") from error
+        self.encoded.append(name)
+        for stream, share in ((LISTEN, 0.25), ("pocket", 0.75)):
+            yield Step(stream, share)
         mono = samples.mean(axis=1)
         duration = len(mono) / rate_hz
-        for stream in self.encoder.audio:
-            if on_stage is not None:
-                on_stage(stream, duration)
         starts = np.linspace(0, len(mono), 2000, endpoint=False).astype(int)
         peaks = np.stack([np.minimum.reduceat(mono, starts), np.maximum.reduceat(mono, starts)])
-        return Recording(Path(path).name, str(path), duration, {"pocket": torch.zeros(int(np.ceil(duration)), 4)}, peaks)
+        return Recording(name, path, duration, {"pocket": torch.zeros(int(np.ceil(duration)), 4)}, peaks)
 
     def retrieve_many(self, recording, queries, *, top_k=10, verifier="none", beta=None, bypass=()):
         if verifier not in {"none", "pocket"}:
@@ -64,28 +64,23 @@ class FakeRetriever:
         if "explode" in query:
             raise RuntimeError("a fault of the program")
         self.queries.append(query)
-        moments = []
-        for index, full_score in enumerate(DECODER_SCORES[:top_k]):
-            decoder_score = full_score * (0.5 if bypass else 1.0)
+        found, verified = "nothing" not in query, verifier != "none"
+        candidates = []
+        for index, full_score in enumerate(DECODER_SCORES):
+            score = full_score * (0.5 if bypass else 1.0)
             start = STARTS_SHARES[index] * recording.duration_seconds
             end = min(start + LENGTHS_SECONDS[index], recording.duration_seconds)
-            checked = VERIFIER_SCORES[index] if verifier != "none" else None
-            score = decoder_score if checked is None else (1 - beta) * decoder_score + beta * checked
             quality = 0.9 - 0.1 * index
-            moments.append(Moment(start, end, decoder_score / quality, quality, decoder_score, checked, score))
-        moments.sort(key=lambda moment: -moment.score)
-        seconds = np.arange(recording.num_clips) + 0.5
-        bumps = [np.exp(-(((seconds - m.start_seconds) / 3) ** 2)) * m.decoder_score for m in moments]
+            candidates.append(Candidate(start, end, score / quality, quality, score))
+        moments = mark_likely(
+            rerank(candidates, VERIFIER_SCORES if verified else None, beta),
+            found=found,
+            threshold=self.config.inference.found_threshold,
+        )[:top_k]
+        saliency = (0.5,) * recording.num_clips
+        weight = beta if verified else 0.0
         return Result(
-            audio=recording.path,
-            duration_seconds=recording.duration_seconds,
-            query=query,
-            found="nothing" not in query,
-            encoder="pocket",
-            verifier=verifier,
-            beta=beta,
-            moments=tuple(moments),
-            saliency=tuple(float(v) for v in np.max(bumps, axis=0)),
+            recording.path, recording.duration_seconds, query, found, "pocket", verifier, weight, moments, saliency, recording.notes
         )
 
 
@@ -98,15 +93,15 @@ class HeldRetriever(FakeRetriever):
         self.begun = threading.Semaphore(0)
         self.ended = threading.Semaphore(0)
 
-    def encode(self, path, on_stage=None):
-        if Path(path).name.startswith("long"):
+    def encoding(self, source, **choice):
+        if not isinstance(source, tuple) and Path(source).name.startswith("long"):
             self.begun.release()
             try:
                 while not self.let_go.wait(0.02):
-                    tell(0.5)
+                    yield Step(LISTEN, 0.5)
             finally:
                 self.ended.release()
-        return super().encode(path, on_stage)
+        return (yield from super().encoding(source, **choice))
 
     def retrieve_many(self, recording, queries, **options):
         if "slow" in queries[0]:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from qamdetr.config import Config, InferenceConfig, ModelConfig, save_config
+from qamdetr.config import Config, ModelConfig, save_config, switches
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.inference.checkpoint import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.ui import ablations
+from qamdetr.ui.train import plans
 from recipes.ladder import LADDER
 
 BASELINE = ModelConfig(fusion="text_to_audio", encoder="transformer", multiscale=False, quality=False, audio_streams={"pocket": 8})
@@ -46,6 +47,17 @@ def test_components_have_the_names_of_the_report(checkpoint):
     assert ablations.components("no such checkpoint") == []
 
 
+def test_a_new_switch_appears_by_itself_in_the_toggles_and_in_training(monkeypatch):
+    """As if a field `segments: bool = switch(True, "segments of the saliency", bypassable=True)` stood in `ModelConfig`."""
+    known = switches()
+    new = known["quality"]._replace(label="segments of the saliency")
+    for module in (ablations, plans):
+        monkeypatch.setattr(module, "switches", lambda: {**known, "segments": new})
+    assert ("segments of the saliency", "segments") in [(ablations.label_of(name), name) for name in ablations.bypassable(FULL)]
+    assert ("Segments of the saliency", "segments") in plans.component_choices()
+    assert "segments" in plans.choices_of("pocket")[1]
+
+
 def test_rows_are_those_of_the_ladder():
     assert [row.label for row in ablations.TABLE_ROWS] == [variant.label for variant in LADDER]
     assert [row.checkpoint for row in ablations.TABLE_ROWS] == [f"ladder-{variant.name.replace('_', '-')}" for variant in LADDER]
@@ -56,7 +68,10 @@ def test_the_whole_model_alone_is_asked_once(checkpoint):
     (ask,) = ablations.plan(checkpoint("full", FULL), "pocket", [], [])
     assert ask.bypass == ()
     assert ask.verifier == "pocket"
-    assert ask.how == "trained this way: BiMamba, 3-way fusion, multi-scale fusion, quality; streams pocket, mel_stats and roberta"
+    assert (
+        ask.how
+        == "trained this way: BiMamba, 3-way fusion, multi-scale fusion, quality in the ranking; streams pocket, mel_stats and roberta"
+    )
     assert ablations.lane_label("a dog", ask, 3, 1) == "a dog"
 
 
@@ -72,15 +87,11 @@ def test_what_is_left_out_is_a_second_answer_of_the_same_model(checkpoint):
     assert ablations.lane_label("a dog", ask, 2, 2) == f"a dog · {ask.label}"
 
 
-def test_names_that_the_model_does_not_have_ask_nothing_more(checkpoint):
-    assert len(ablations.plan(checkpoint("baseline", BASELINE), "none", ["three_way", "verifier"], [])) == 1
-
-
 def test_rows_are_asked_too_but_no_model_twice(monkeypatch):
     monkeypatch.setattr(ablations, "read_config", lambda name: Config(model=BASELINE if name == "ladder-1-baseline" else FULL))
     asks = ablations.plan("ladder-2-bimamba", "none", [], [1, 2, 9])
     assert [ask.label for ask in asks] == ["ladder-2-bimamba", "Row 1: DETR-style baseline"]
-    assert asks[1].how == "trained this way: Transformer, text-to-audio fusion; stream pocket"
+    assert asks[1].how == "trained this way: Transformer; stream pocket"
 
 
 def test_lanes_are_limited_to_what_can_be_compared():
@@ -105,11 +116,3 @@ def test_a_plan_tells_what_it_was_made_of(monkeypatch, off, rows):
     monkeypatch.setattr(ablations, "read_config", lambda _: Config(model=FULL))
     left_out, compared_with = ablations.compared(ablations.plan("mine", "pocket", off, rows))
     assert (sorted(left_out), compared_with) == (sorted(off), rows)
-
-
-def test_only_a_calibrated_model_can_refuse(tmp_path, checkpoint):
-    folder = checkpoint("fresh", FULL)
-    assert not ablations.can_refuse(folder)
-    save_config(Config(model=FULL, inference=InferenceConfig(found_threshold=0.14)), tmp_path / "fresh" / CONFIG_FILE)
-    assert ablations.can_refuse(folder)
-    assert ablations.can_refuse("no such checkpoint")

@@ -1,5 +1,9 @@
+"""`/retrieve` as a function: what it takes, what it refuses, and that it stops for a caller who left. Over HTTP: `tests/e2e`."""
+
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,26 +11,36 @@ import gradio as gr
 import numpy as np
 import pytest
 import soundfile
+from event_loops import run_apart
 from fake import FakeRetriever, HeldRetriever
 
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError
-from qamdetr.ui import ablations, encoding_progress, offered_models
+from qamdetr.ui import ablations, models
 from qamdetr.ui import endpoint as endpoint_module
-from qamdetr.ui.encoding_progress import StoppedError
-from qamdetr.ui.endpoint import Endpoint
-from qamdetr.ui.lines import LineFullError
-from qamdetr.ui.recordings import KEPT_FOR_PROGRAMS, Recordings
+from qamdetr.ui.endpoint import FILE_MARK, KEPT_FOR_PROGRAMS, MAX_PROGRAMS, Endpoint, OnlyUploads
+from qamdetr.ui.find import Recordings
+from qamdetr.ui.models import SharedRetriever
 from qamdetr.ui.settings import AppSettings
-from qamdetr.ui.shared_retriever import SharedRetriever
+
+
+@pytest.fixture(autouse=True)
+def uploads(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    (tmp_path / "uploads").mkdir()
+    return tmp_path / "uploads"
+
+
+def reference(path):
+    return {"path": str(path), "meta": FILE_MARK}
 
 
 @pytest.fixture
-def make_audio(tmp_path):
+def make_audio(uploads):
     def make(name="yard.wav", seconds=20):
-        path = tmp_path / name
+        path = uploads / name
         soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(seconds * 8000), 8000)
-        return path
+        return reference(path)
 
     return make
 
@@ -47,160 +61,152 @@ def endpoint(retriever):
     return make_endpoint(lambda _: retriever)
 
 
-@pytest.fixture
-def several(monkeypatch):
-    """Checkpoints that need not lie here."""
-    monkeypatch.setattr(ablations, "read_config", lambda _: Config())
-    monkeypatch.setattr(offered_models, "available_checkpoints", lambda: ["big", "ladder-6-multi-feature"])
-
-
 def test_the_answer_is_the_json_of_the_command_line_without_server_paths(endpoint, make_audio):
-    answer = endpoint.retrieve(str(make_audio()), "a dog", 2)
+    answer = endpoint.retrieve(make_audio(), "a dog", 3)
     assert list(answer) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
-    assert answer["audio"] == "yard.wav"
-    assert len(answer["moments"]) == 2
-    assert len(answer["saliency"]) == 20
+    assert (answer["audio"], len(answer["saliency"])) == ("yard.wav", 20)
+    assert [moment["likely"] for moment in answer["moments"]] == [True, True, False]
 
 
-def test_a_second_query_on_the_same_recording_does_not_encode_again(endpoint, retriever, make_audio):
-    path = str(make_audio())
+def test_recordings_are_known_by_their_content_and_few_are_kept(endpoint, retriever, make_audio):
     for query in ("a dog", "rain"):
-        endpoint.retrieve(path, query)
-    assert retriever.encoded == ["yard.wav"]
-    assert retriever.queries == ["a dog", "rain"]
-
-
-def test_another_file_in_the_same_place_is_encoded_anew(endpoint, retriever, make_audio):
-    assert endpoint.retrieve(str(make_audio()), "a dog")["duration"] == 20.0
-    assert endpoint.retrieve(str(make_audio(seconds=12)), "a dog")["duration"] == 12.0
-    assert len(retriever.encoded) == 2
-
-
-def test_programs_keep_few_recordings(endpoint, retriever, make_audio):
+        endpoint.retrieve(make_audio(), query)
+    assert (retriever.encoded, retriever.queries) == (["yard.wav"], ["a dog", "rain"])
+    assert endpoint.retrieve(make_audio(seconds=12), "a dog")["duration"] == 12.0, "another file in the same place"
     names = [f"{number}.wav" for number in range(KEPT_FOR_PROGRAMS + 1)]
-    paths = [str(make_audio(name, seconds=1)) for name in names]
-    for path in [*paths, paths[-1], paths[0]]:
-        endpoint.retrieve(path, "a dog")
-    assert retriever.encoded == [*names, names[0]]
+    files = [make_audio(name, seconds=1) for name in names]
+    for file in [*files, files[-1], files[0]]:
+        endpoint.retrieve(file, "a dog")
+    assert retriever.encoded[2:] == [*names, names[0]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"query": "  "}, "The query is empty"),
+        ({"query": "x" * 501}, "The query has 501 characters; the limit is 500"),
+        ({"query": ["a bell"]}, r"query is \['a bell'\]; it must be text"),
+        *(({"top_k": value}, "top_k is .*; it must be a whole number from 1 to 100") for value in (0, 101, 3.7, "abc", None, True)),
+        ({"top_k": float("nan")}, "top_k is nan; it must be a whole number"),
+        ({"beta": 1.5}, "beta is 1.5; it must be a number from 0 to 1"),
+        ({"beta": "x"}, "beta is 'x'"),
+        *(({"verifier": value}, f"Verifier {value!r} is not offered here; choose one of none, pocket") for value in ("oracle", None, 3)),
+        ({"checkpoint": 5}, "checkpoint is 5; it must be a model's name"),
+        ({"checkpoint": "../secret"}, "is not offered here; choose one of qam-detr-pocket"),
+        ({"audio": None}, "No recording was given; upload the file"),
+        ({"audio": 5}, "audio is 5, which is no uploaded file"),
+        ({"audio": "/etc/hostname"}, "hostname.*, which is no uploaded file"),
+        ({"audio": {"path": "/etc/hostname"}}, "was not uploaded to this page"),
+        ({"audio": reference("/etc/hostname")}, "was not uploaded to this page"),
+        ({"audio": reference("gone.wav")}, "was not uploaded to this page, or is no longer kept"),
+        ({"audio": "http://127.0.0.1:7860/gradio_api/file=/etc/hostname"}, "fetches nothing from other addresses"),
+        *(
+            ({"audio": value}, "fetches nothing from other addresses; upload")
+            for value in ("https://example.org/a.wav", reference("http://a/b"))
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_before_anything_is_done(endpoint, retriever, make_audio, changed, told):
+    given = {"audio": make_audio(), "query": "a dog", **changed}
+    with pytest.raises(gr.Error, match=told) as caught:
+        endpoint.retrieve(**given)
+    assert "\n" not in caught.value.message
+    assert retriever.encoded == []
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:1/walk.wav", "http://10.0.0.1/walk.wav", "http://localhost/gradio_api/file=/etc/hostname"]
+)
+def test_with_mcp_own_uploads_are_taken_by_their_address_and_private_addresses_are_refused(retriever, make_audio, uploads, address):
+    endpoint = make_endpoint(lambda _: retriever, AppSettings(mcp=True))
+    make_audio()
+    assert endpoint.retrieve(f"http://127.0.0.1:7860/gradio_api/file={uploads}/yard.wav", "a dog")["audio"] == "yard.wav"
+    with pytest.raises(gr.Error, match=r"could not be fetched from 'http://.*; it must be a public address"):
+        endpoint.retrieve(address, "a dog")
+
+
+def test_limits_hold_for_programs_too(retriever, make_audio):
+    endpoint = make_endpoint(lambda _: retriever, AppSettings(upload_mb=1))
+    with pytest.raises(gr.Error, match="2 MB; the limit is 1 MB; cut it"):
+        endpoint.retrieve(make_audio(seconds=100), "a dog")
+    assert retriever.encoded == []
+
+
+def test_an_offered_model_is_taken_and_one_whose_encoders_are_missing_names_another(monkeypatch, make_audio):
+    monkeypatch.setattr(ablations, "read_config", lambda _: Config())
+    monkeypatch.setattr(models, "available_checkpoints", lambda: ["big", "ladder-6-multi-feature"])
+    loaded = []
+
+    def load(name):
+        if name == "big":
+            raise CheckpointError("big needs laion/clap", "run `hf download laion/clap`")
+        return loaded.append(name) or FakeRetriever()
+
+    endpoint = make_endpoint(load)
+    endpoint.retrieve(make_audio(), "a dog", checkpoint="ladder-6-multi-feature")
+    assert loaded == ["ladder-6-multi-feature"]
+    with pytest.raises(gr.Error, match=r"hf download.*pass checkpoint='qam-detr-pocket'"):
+        endpoint.retrieve(make_audio(), "a dog", checkpoint="big")
 
 
 @pytest.fixture
 def leave(monkeypatch):
     """Makes the caller of `/retrieve` leave."""
-    monkeypatch.setattr(encoding_progress, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(endpoint_module, "POLL_SECONDS", 0.01)
     gone = threading.Event()
+    monkeypatch.setattr(endpoint_module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(endpoint_module, "caller_waits", lambda: not gone.is_set())
     return gone.set
 
 
-def test_encoding_stops_when_the_caller_leaves_and_the_place_is_free(leave, make_audio):
-    retriever = HeldRetriever()
-    model = SharedRetriever(lambda _: retriever)
-    endpoint = Endpoint(model, Recordings(model, AppSettings()))
+def test_work_stops_when_the_caller_leaves_and_the_place_is_free(leave, make_audio):
+    held = HeldRetriever()
+    endpoint = make_endpoint(lambda _: held)
     with ThreadPoolExecutor() as pool:
-        answer = pool.submit(endpoint.retrieve, str(make_audio("long.wav")), "a dog")
-        assert retriever.begun.acquire(timeout=10)
+        calls = [pool.submit(endpoint.retrieve, make_audio("long.wav"), "a dog") for _ in range(2)]  # the second waits for its turn
+        assert held.begun.acquire(timeout=10)
         leave()
-        with pytest.raises(gr.Error, match="has left"):
-            answer.result(timeout=10)
-        assert retriever.ended.acquire(timeout=10)
-    with model.encoding.ticket() as ticket:
-        assert ticket.wait(10) == 0
+        for call in calls:
+            with pytest.raises(gr.Error, match="has left"):
+                call.result(timeout=10)
+    assert held.ended.acquire(timeout=10)
+    assert held.queries == []
+    held.let_go.set()
 
 
-@pytest.mark.parametrize("line", ["encoding", "answering"])
-def test_a_caller_who_leaves_while_waiting_is_not_served(leave, make_audio, line):
-    retriever = FakeRetriever()
-    model = SharedRetriever(lambda _: retriever)
-    endpoint = Endpoint(model, Recordings(model, AppSettings()))
-    with getattr(model, line).ticket():
-        leave()
-        with pytest.raises(gr.Error, match="has left"):
-            endpoint.retrieve(str(make_audio()), "a dog")
-    assert retriever.queries == []
-
-
-def test_an_encoding_that_two_programs_wait_for_goes_on_when_one_leaves(monkeypatch, make_audio):
-    monkeypatch.setattr(encoding_progress, "POLL_SECONDS", 0.01)
-    retriever = HeldRetriever()
-    model = SharedRetriever(lambda _: retriever)
-    recordings, path = Recordings(model, AppSettings()), make_audio("long.wav")
-    gone, looked = threading.Event(), threading.Semaphore(0)
-    with ThreadPoolExecutor() as pool:
-        one = pool.submit(recordings.encode_for_program, model.first, path, lambda: not gone.is_set())
-        assert retriever.begun.acquire(timeout=10)
-        other = pool.submit(recordings.encode_for_program, model.first, path, lambda: looked.release() is None)
-        assert looked.acquire(timeout=10)
-        gone.set()
-        with pytest.raises(StoppedError):
-            one.result(timeout=10)
-        retriever.let_go.set()
-        assert other.result(timeout=10).duration_seconds == 20.0
-    assert retriever.encoded == ["long.wav"]
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"top_k": 0}, "top_k is 0"),
-        ({"top_k": 101}, "1 to 100"),
-        ({"top_k": 3.7}, "top_k is 3.7; it must be a whole number"),
-        ({"top_k": "abc"}, "top_k is 'abc'"),
-        ({"beta": 1.5}, "beta is 1.5"),
-        ({"verifier": "oracle"}, "oracle"),
-        ({"verifier": None}, "Verifier None"),
-        ({"checkpoint": 5}, "checkpoint is 5"),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused_before_anything_is_done(endpoint, retriever, make_audio, options, told):
-    with pytest.raises(gr.Error, match=told):
-        endpoint.retrieve(str(make_audio()), "a dog", **options)
-    assert retriever.encoded == []
-
-
-def test_a_recording_that_was_swept_is_named(endpoint, tmp_path):
-    with pytest.raises(gr.Error, match=r"gone\.wav is no longer kept here; open or upload it again"):
-        endpoint.retrieve(str(tmp_path / "gone.wav"), "a dog")
-
-
-def test_files_over_the_limit_are_refused(retriever, make_audio):
-    endpoint = make_endpoint(lambda _: retriever, AppSettings(upload_mb=1))
-    with pytest.raises(gr.Error, match="2 MB; the limit is 1 MB; cut it"):
-        endpoint.retrieve(str(make_audio(seconds=100)), "a dog")
-    assert retriever.encoded == []
-
-
-def test_an_offered_model_is_taken_and_no_other(several, make_audio, tmp_path):
-    loaded = []
-    endpoint = make_endpoint(lambda name: loaded.append(name) or FakeRetriever())
-    endpoint.retrieve(str(make_audio()), "a dog", checkpoint="ladder-6-multi-feature")
-    assert loaded == ["ladder-6-multi-feature"]
-    for name in (str(tmp_path), "../secret"):
-        with pytest.raises(gr.Error, match="is not offered here; choose one of qam-detr-pocket"):
-            endpoint.retrieve(str(make_audio()), "a dog", checkpoint=name)
-    assert loaded == ["ladder-6-multi-feature"]
-
-
-def test_a_model_whose_encoders_are_missing_names_another_to_pass(several, make_audio):
-    def load(name):
-        raise CheckpointError(f"{name} needs laion/clap: run `hf download`, or use combo 'pocket', which needs no download.")
-
-    endpoint = make_endpoint(load, AppSettings(checkpoint="big"))
-    with pytest.raises(gr.Error, match=r"hf download.*pass checkpoint='qam-detr-pocket'"):
-        endpoint.retrieve(str(make_audio()), "a dog")
-
-
-def test_programs_that_wait_for_the_same_file_are_counted(make_audio):
-    held, settings = HeldRetriever(), AppSettings(queue_length=1)
-    recordings = Recordings(SharedRetriever(lambda _: held, settings), settings)
-    path = make_audio("long.wav")
-    asked = threading.Semaphore(0)
-    with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(recordings.encode_for_program, settings.checkpoint, path, lambda: asked.release() is None) for _ in range(2)]
-        assert asked.acquire(timeout=30)
-        assert asked.acquire(timeout=30)
-        with pytest.raises(LineFullError, match="1 request is waiting already"):
-            recordings.encode_for_program(settings.checkpoint, path, lambda: True)
+def test_too_many_at_once_are_told(make_audio):
+    held = HeldRetriever()
+    endpoint, long = make_endpoint(lambda _: held), make_audio("long.wav")
+    with ThreadPoolExecutor(MAX_PROGRAMS) as pool:
+        calls = [pool.submit(endpoint.retrieve, long, "a dog") for _ in range(MAX_PROGRAMS)]
+        assert held.begun.acquire(timeout=10)
+        while endpoint._room.acquire(blocking=False):  # until all are in
+            endpoint._room.release()
+        with pytest.raises(gr.Error, match=f"Too many at once: {MAX_PROGRAMS} calls are being answered"):
+            endpoint.retrieve(make_audio(), "a dog")
         held.let_go.set()
-        assert len({id(future.result(timeout=30)) for future in waiting}) == 1
+        assert {call.result(timeout=30)["query"] for call in calls} == {"a dog"}
+    assert held.encoded == ["long.wav"]
+
+
+@pytest.mark.parametrize("fetch", [False, True])
+def test_gradio_sees_references_to_uploads_and_no_others(make_audio, uploads, fetch):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(json.loads((await receive())["body"]))
+
+    def post(value):
+        parts = [{"body": part, "more_body": more} for part, more in ((json.dumps(value).encode(), True), (b"", False))]
+
+        async def receive():
+            return parts.pop(0)
+
+        scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": [(b"content-length", b"9")]}
+        run_apart(asyncio.wait_for(OnlyUploads(app, fetch=fetch)(scope, receive, None), 10))
+        return seen.pop()
+
+    mine, public = make_audio(), reference("https://example.org/a.wav")
+    assert post({"data": [mine, {"deep": [mine]}]}) == {"data": [mine, {"deep": [mine]}]}
+    for path in ("/etc/hostname", uploads, f"{uploads}/../x", "file:///etc/hostname", "\0"):
+        assert post([reference(path)]) == [{"path": str(path)}]
+    assert post([public]) == ([public] if fetch else [{"path": public["path"]}])

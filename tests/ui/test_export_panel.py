@@ -15,19 +15,20 @@ import pytest
 import soundfile
 
 from qamdetr.errors import AudioError, QamDetrError
+from qamdetr.export import EXPORTS, export
 from qamdetr.types import Moment, Result
 from qamdetr.ui import export_panel
-from qamdetr.ui.export_files import (
-    EXPORT_KINDS,
+from qamdetr.ui.export_panel import (
     NOTHING_CHOSEN,
     NOTHING_FOUND,
     NOTHING_YET,
+    export_choices,
     make_export,
     picked_answers,
     what_is_missing,
 )
-from qamdetr.ui.lane_results import LaneResult, reranked
-from qamdetr.ui.session import Session
+from qamdetr.ui.find import Session
+from qamdetr.ui.lanes import LaneResult, reranked
 
 BETA = 0.35
 
@@ -45,7 +46,7 @@ def lanes(tmp_path):
     soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 12 * 8000), 8000)
     moments = (moment(2.0, 0.8, 0.1), moment(5.0, 0.6, 0.3), moment(8.0, 0.3, 0.9))
     result = Result(str(path), 12.0, "a dog barks", True, "pocket", "pocket", BETA, moments, (0.5,) * 12)
-    result = reranked(result, BETA)
+    result = reranked(LaneResult("", "", result, None), BETA)
     return [
         LaneResult("a dog barks", "", result, ((2.0, 3.0),)),
         LaneResult("Without 3-way fusion", "bypassed in the full model: 3-way fusion", replace(result, moments=result.moments[:2]), None),
@@ -61,7 +62,7 @@ def test_ranks_and_scores_follow_the_shown_beta(lanes):
     chosen = [(0, by_start[8.0]), (0, by_start[2.0])]
     for beta in (0.0, BETA, 1.0):
         first, other = picked_answers(lanes, chosen, beta)
-        shown = reranked(lanes[0].result, beta).moments
+        shown = reranked(lanes[0], beta).moments
         assert [(rank, m.window) for rank, m in first.moments()] == [
             (rank, m.window) for rank, m in enumerate(shown, start=1) if m.start_seconds in (2.0, 8.0)
         ]
@@ -69,12 +70,6 @@ def test_ranks_and_scores_follow_the_shown_beta(lanes):
         assert other.moments() == []
     assert [rank for rank, _ in picked_answers(lanes, chosen, 0.0)[0].moments()] == [1, 3]
     assert [m.start_seconds for _, m in picked_answers(lanes, chosen, 1.0)[0].moments()] == [8.0, 2.0]
-
-
-def test_a_choice_that_nobody_touched_is_the_likely_moments(lanes):
-    assert all(answer.ranks for answer in picked_answers(lanes, None, BETA))
-    absent = [replace(lane, result=replace(lane.result, found=False)) for lane in lanes]
-    assert not any(answer.ranks for answer in picked_answers(absent, None, BETA))
 
 
 def test_what_is_missing_is_said(lanes):
@@ -88,11 +83,11 @@ def test_what_is_missing_is_said(lanes):
     assert what_is_missing(lanes, None, BETA, "json") == ""
 
 
-@pytest.mark.parametrize("kind", EXPORT_KINDS)
+@pytest.mark.parametrize("kind", [name for _, name in export_choices()])
 def test_every_kind_makes_its_file(lanes, tmp_path, kind):
     path = make_export(lanes, [(0, 0), (1, 1)], BETA, kind, tmp_path / "out")
     assert path.name.startswith("walk-é")
-    assert path.name.endswith(EXPORT_KINDS[kind].ending)
+    assert path.name.endswith(EXPORTS[kind].ending)
     content = path.read_bytes()
     assert content
     assert str(tmp_path).encode() not in content
@@ -156,8 +151,19 @@ def test_the_panel_is_private_and_offers_every_kind():
         export_panel.build_export_panel(gr.State(Session()), gr.Slider(0, 1, value=BETA))
     config = demo.get_config_file()
     (choice,) = (part for part in config["components"] if part["props"].get("elem_id") == "qamdetr-export-kind")
-    assert [name for _, name in choice["props"]["choices"]] == list(EXPORT_KINDS)
+    assert [name for _, name in choice["props"]["choices"]] == [name for _, name in export_choices()]
     assert all(dependency["api_visibility"] == "private" for dependency in config["dependencies"] if dependency["backend_fn"])
+
+
+def test_a_format_from_outside_is_offered_and_written_by_importing_it(lanes, tmp_path):
+    export("plain", label="Plain text (.lst): a line per moment", ending=".lst")(
+        lambda answers: "".join(f"{moment.start_seconds}\n" for answer in answers for _, moment in answer.moments())
+    )
+    try:
+        assert ("Plain text (.lst): a line per moment", "plain") in export_choices()
+        assert make_export(lanes, [(0, 0)], BETA, "plain", tmp_path / "out").read_text() == f"{lanes[0].result.moments[0].start_seconds}\n"
+    finally:
+        del EXPORTS["plain"]
 
 
 def test_json_keeps_a_query_whose_sound_was_not_found(lanes, tmp_path):

@@ -52,7 +52,7 @@ def test_time_asked_for_follows_the_length_of_the_recording(tmp_path):
     assert gpu.encoding_seconds(tmp_path / "missing.wav") == gpu.START_SECONDS
 
 
-@pytest.mark.parametrize(("wanted", "asked"), [(0.2, 1), (11.4, 12), (9000, gpu.MOST_SECONDS)])
+@pytest.mark.parametrize(("wanted", "asked"), [(0.2, 1), (11.4, 12), (9000, gpu.MAX_SECONDS)])
 def test_no_loan_is_longer_than_is_ever_granted(wanted, asked):
     assert gpu._lent_seconds(wanted, math.sqrt, (1,)) == asked
 

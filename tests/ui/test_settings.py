@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import ConfigError
 from qamdetr.ui import settings as settings_module
-from qamdetr.ui.settings import AppSettings
+from qamdetr.ui.settings import AppSettings, check_start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -82,10 +80,10 @@ def test_an_incomplete_folder_of_a_verifier_is_refused_and_a_hub_id_is_not_asked
         ("QAMDETR_TRAINING", "maybe", "1 (on) or 0 (off)"),
         ("QAMDETR_UPLOAD_MB", "0", "from 1 to 10000"),
         ("QAMDETR_UPLOAD_MB", "12.5", "whole number"),
-        ("QAMDETR_LONGEST_MINUTES", "121", "to 120"),
+        ("QAMDETR_LONGEST_MINUTES", "1441", "to 1440"),
         ("QAMDETR_LONGEST_MINUTES", "nan", "from 0.1"),
         ("QAMDETR_QUEUE_LENGTH", "many", "whole number from 1"),
-        ("QAMDETR_QUEUE_LENGTH", "81", "from 1 to 80"),
+        ("QAMDETR_QUEUE_LENGTH", "1001", "from 1 to 1000"),
         ("QAMDETR_VERIFIER_MODEL", "/nonexistent", "hub id"),
         ("GRADIO_SERVER_PORT", "0", "from 1 to 65535"),
         ("QAMDETR_CHECKPOINT", "no-such-model", "qam-detr-pocket"),
@@ -119,7 +117,7 @@ def test_the_environment_names_model_and_address_of_verifiers_and_nothing_else()
 def test_every_variable_is_documented_with_its_default():
     page = (REPOSITORY / "docs" / "hosting.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", page, flags=re.MULTILINE))
-    own = {value for name, value in vars(settings_module).items() if name.endswith("_VARIABLE")}
+    own = {value for name, value in vars(settings_module).items() if name.endswith("_VARIABLE") and value.startswith("QAMDETR")}
     assert own <= set(rows)
     usual, hosted = AppSettings(), AppSettings.from_environment({"SPACE_ID": "a/b"})
     for variable, field in (("UPLOAD_MB", "upload_mb"), ("LONGEST_MINUTES", "longest_minutes"), ("QUEUE_LENGTH", "queue_length")):
@@ -128,9 +126,35 @@ def test_every_variable_is_documented_with_its_default():
     assert usual.checkpoint in rows["QAMDETR_CHECKPOINT"]
 
 
-def test_the_app_does_not_start_half_configured():
-    environment = {**os.environ, "QAMDETR_QUEUE_LENGTH": "-1", "PYTHONPATH": str(REPOSITORY)}
-    run = subprocess.run([sys.executable, REPOSITORY / "app.py"], env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert run.returncode == 2
-    assert run.stderr.strip() == "app.py: QAMDETR_QUEUE_LENGTH is '-1' in the environment; it must be a whole number from 1 to 80."
-    assert run.stdout == ""
+@pytest.fixture
+def taken():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "possible"),
+    [
+        *(("GRADIO_SERVER_PORT", value, "1 to 65535") for value in ("abc", "0", "65536")),
+        *(("GRADIO_SERVER_NAME", value, "IPv4") for value in ("192.0.2.1", "::1")),
+        *((name, "/dev/null/x", "name another") for name in ("QAMDETR_RUNS", "QAMDETR_CACHE")),
+        ("QAMDETR_CHECKPOINTS", "/nonexistent", "correct the path"),
+        *(("GRADIO_ROOT_PATH", value, "must begin with a slash") for value in ("sounds", "/no slash", "http://", "/sounds?x=1")),
+    ],
+)
+def test_what_the_machine_does_not_have_is_one_line_before_gradio_is_imported(name, value, possible):
+    with pytest.raises(ConfigError) as caught:
+        check_start({name: value})
+    message = str(caught.value)
+    assert all(part in message for part in (name, repr(value), possible)), message
+    assert "\n" not in message
+
+
+def test_a_taken_port_is_refused_where_it_was_named_and_folders_that_will_be_written_are_made(taken, monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match=f"GRADIO_SERVER_PORT is '{taken}'.*another program listens"):
+        check_start({"GRADIO_SERVER_PORT": str(taken)})
+    monkeypatch.setattr(settings_module, "USUAL_PORT", taken)
+    assert check_start({}).startswith(f"Port {taken} is taken")
+    for path in ("/", "/sounds", "/a/b", "https://example.org/sounds"):
+        check_start({"GRADIO_ROOT_PATH": path, "QAMDETR_RUNS": str(tmp_path / "a" / "runs"), "QAMDETR_CACHE": " "})
+    assert (tmp_path / "a" / "runs").is_dir()

@@ -1,0 +1,1 @@
+"""The training page: clips to scenes, plans, jobs, runs, and what they are worth."""

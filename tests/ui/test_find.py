@@ -1,0 +1,367 @@
+"""What a visitor does, without gradio: opening, asking, comparing, putting away. The two lanes are run as gradio would run them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+import soundfile
+from fake import FakeRetriever, HeldRetriever
+
+from qamdetr.config import Config
+from qamdetr.errors import CheckpointError
+from qamdetr.ui import ablations, find, models
+from qamdetr.ui.examples import Example
+from qamdetr.ui.find import KEPT_RECORDINGS, FindHandlers, Session
+from qamdetr.ui.models import SharedRetriever
+from qamdetr.ui.queries import MAX_QUERIES, MAX_QUERY_CHARACTERS
+from qamdetr.ui.settings import AppSettings
+
+ASKED = ("none", 0.35, (), ())
+
+
+@pytest.fixture
+def make_audio(tmp_path):
+    def make(name="yard.wav", seconds=20):
+        path = tmp_path / name
+        soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(seconds * 8000), 8000)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def retriever():
+    return FakeRetriever()
+
+
+@pytest.fixture
+def handlers(retriever, make_audio, tmp_path):
+    make_audio("example.wav")
+    example = Example(tmp_path / "example.wav", "A yard", {"a dog barks": ((2.0, 4.5),), "rain": ()})
+    return FindHandlers(SharedRetriever(lambda _: retriever), [example])
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    told = []
+    monkeypatch.setattr(find.gr, "Warning", lambda text, **_: told.append(text))
+    return told
+
+
+@pytest.fixture
+def ladder(monkeypatch):
+    """Checkpoints that need not lie here: what can be bypassed and how they were trained comes from the default configuration."""
+    monkeypatch.setattr(ablations, "read_config", lambda _: Config())
+    monkeypatch.setattr(models, "available_checkpoints", lambda: ["big", *(row.checkpoint for row in ablations.TABLE_ROWS)])
+
+
+def run(handlers, update):
+    """Let the lanes work as gradio does where an event says so; returns all views of the page."""
+    session, view, encode, answer = update
+    views = [view]
+    if isinstance(encode, str):
+        for _, view, now in handlers.encode(session):
+            views.append(view)
+            answer = now if isinstance(now, str) else answer
+    if isinstance(answer, str):
+        views += [view for _, view in handlers.answer(session)]
+    return [view for view in views if view != gr.skip()]
+
+
+def opened(handlers, path, session=None):
+    session = session or Session()
+    run(handlers, handlers.open_upload(session, path))
+    return session
+
+
+def ask(handlers, session, text, *asked):
+    return run(handlers, handlers.find(session, text, *(asked or ASKED)))[-1]
+
+
+def test_upload_then_query(handlers, retriever, make_audio):
+    session = Session()
+    *busy, ready = run(handlers, handlers.open_upload(session, make_audio()))
+    assert [view["busy"] for view in busy[:3]] == [
+        "Opening “yard.wav” …", "Listening to “yard.wav” …", "Listening to “yard.wav”: stream pocket …"
+    ]  # fmt: skip
+    assert [view["share"] for view in busy[:3]] == [None, 0.25, 0.75]
+    assert (ready["state"], ready["title"]) == ("ready", "yard.wav")
+    answer = ask(handlers, session, "a dog")
+    (lane,) = answer["lanes"]
+    assert (answer["state"], lane["label"], lane["truth"]) == ("result", "a dog", None)
+    assert lane["how"].startswith("trained this way: ")
+    assert [row["rank"] for row in lane["moments"]] == [1, 2, 3, 4]
+    assert lane["message"]["title"] == "2 likely moments", "the list counts what is likely, not what came into question"
+    ask(handlers, session, "a cat")
+    assert retriever.encoded == ["yard.wav"], "a second query must not encode again"
+
+
+def test_examples_bring_their_truth_and_are_encoded_once_for_all(handlers, retriever):
+    for _ in range(2):
+        answer = run(handlers, handlers.open_example(Session(), "example", "a dog barks\nrain\na cat", *ASKED))[-1]
+    assert retriever.encoded == ["example.wav"]
+    known, absent, unknown = answer["lanes"]
+    assert known["truth"] == [[2.0, 4.5]]
+    assert known["moments"][0]["iou"] == pytest.approx(1.0)
+    assert (absent["truth"], unknown["truth"]) == ([], None)
+    for name in ("../../etc/passwd", ""):
+        assert run(handlers, handlers.open_example(Session(), name, "a dog", *ASKED)) == []
+
+
+def test_a_recording_of_the_microphone_goes_the_way_of_an_upload(handlers, make_audio):
+    session = Session()
+    ready = run(handlers, handlers.open_microphone(session, make_audio("audio.wav")))[-1]
+    assert ready["title"] == "Your recording"
+    assert run(handlers, handlers.open_microphone(session, None)) == [ready]
+
+
+def test_several_queries_get_a_lane_each_and_each_its_own_truth(handlers, make_audio):
+    session = opened(handlers, make_audio())
+    answer = ask(handlers, session, "a dog\n\n  nothing here  \na dog\nrain")
+    assert [(lane["label"], lane["found"]) for lane in answer["lanes"]] == [("a dog", True), ("nothing here", False), ("rain", True)]
+    assert session.queries == [lane.result.query for lane in session.lanes] == ["a dog", "nothing here", "rain"]
+    event = SimpleNamespace(chosen=[[0, 1], [0, 99], [7, 0], "x", [0, 1]])
+    assert handlers.choose_moments(session, event).chosen == [(0, 1)]
+    ask(handlers, session, "rain")
+    assert session.chosen is None, "a new answer begins with its own choice"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a dog\n" + "x" * 501, "Line 2: The query has 501 characters"),
+        ("\n".join("abcdefghi"), f"9 lines.*the limit is {MAX_QUERIES}"),
+        ("x" * (MAX_QUERY_CHARACTERS + 1), f"{MAX_QUERY_CHARACTERS + 1} characters; the limit is {MAX_QUERY_CHARACTERS}"),
+        ("explode", "Nothing you opened is lost"),
+    ],
+)
+def test_a_mistake_in_a_question_is_one_line_and_loses_nothing(handlers, make_audio, text, told, caplog):
+    session = opened(handlers, make_audio())
+    ask(handlers, session, "a dog")
+    shown, lanes = session.view, session.lanes
+    with pytest.raises(gr.Error, match=told) as caught:
+        ask(handlers, session, text)
+    assert "RuntimeError" not in caught.value.message
+    assert session.view is shown
+    assert session.lanes is lanes
+    assert session.idle
+    assert ("a fault of the program" in caplog.text) == (text == "explode")
+
+
+def test_searching_with_something_missing_warns_and_changes_nothing(handlers, make_audio, warned):
+    session = Session()
+    assert ask(handlers, session, "a dog") == {"state": "empty"}
+    opened(handlers, make_audio(), session)
+    for query in ("", "   "):
+        assert ask(handlers, session, query) == session.base
+    assert "upload" in warned[0]
+    assert all("No words yet" in text for text in warned[1:])
+    assert ask(handlers, Session(greeted=False), "a dog") == {"state": "empty"}
+    assert "idle for so long" in warned[-1]
+
+
+def test_full_and_ablated_answers_stand_side_by_side(ladder, handlers, retriever, make_audio):
+    session = opened(handlers, make_audio())
+    answer = ask(handlers, session, "a dog\nrain", "pocket", 0.35, ["three_way", "verifier"], [1])
+    labels = ["qam-detr-pocket", "Without 3-way fusion and verifier", "Row 1: DETR-style baseline"]
+    assert [lane["label"] for lane in answer["lanes"]] == [f"{query} · {label}" for query in ("a dog", "rain") for label in labels]
+    assert [(lane["how"].split(":")[0], lane["verifier"]) for lane in answer["lanes"][:3]] == [
+        ("trained this way", "pocket"), ("bypassed in the full model", "none"), ("trained this way", "pocket")
+    ]  # fmt: skip
+    assert retriever.bypassed == [(), ("three_way",), ()]
+    assert retriever.encoded == ["yard.wav"], "models that read the same encoders share the encoded recording"
+    assert handlers.shown_comparison(session) == (["three_way", "verifier"], [1])
+    with pytest.raises(gr.Error, match="4 queries to 7 models are 28 answers; the limit is 16"):
+        ask(handlers, session, "a\nb\nc\nd", "none", 0.35, [], [1, 2, 3, 4, 5, 6])
+    assert handlers.shown_comparison(session) == (["three_way", "verifier"], [1]), "the boxes go back to what is answered"
+    answer = run(handlers, handlers.find_again(session, "pocket", 0.35, [], []))[-1]
+    assert [lane["label"] for lane in answer["lanes"]] == ["a dog", "rain"]
+    assert run(handlers, handlers.find_again(session, "pocket", 0.9, [], [])) == [session.view], "these answers are on the page"
+
+
+def test_a_model_that_was_not_calibrated_says_that_it_names_anything(make_audio):
+    for threshold, says_so in ((0.0, True), (0.1, False)):
+        handlers = FindHandlers(SharedRetriever(lambda _, threshold=threshold: FakeRetriever(found_threshold=threshold)), [])
+        answer = ask(handlers, opened(handlers, make_audio()), "dog")
+        assert ("no threshold" in answer["lanes"][0]["message"]["detail"]) == says_so
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds", "told"),
+    [
+        (AppSettings(longest_minutes=0.2), 20, r"yard\.wav lasts 0\.3 minutes; the page takes up to 0\.2; cut it"),
+        (AppSettings(upload_mb=1), 100, "2 MB; the limit is 1 MB; cut it"),
+    ],
+)
+def test_limits_are_told_before_any_work(make_audio, retriever, settings, seconds, told):
+    handlers = FindHandlers(SharedRetriever(lambda _: retriever), [], settings)
+    with pytest.raises(gr.Error, match=told):
+        opened(handlers, make_audio(seconds=seconds))
+    assert retriever.encoded == []
+
+
+def test_sessions_share_nothing_and_going_back_costs_nothing(handlers, retriever, make_audio):
+    session, other = Session(), Session()
+    for name in ("a.wav", "b.wav", "a.wav"):
+        opened(handlers, make_audio(name), session)
+    assert retriever.encoded == ["a.wav", "b.wav"]
+    assert handlers.close(session)[1] == {"state": "empty"}
+    opened(handlers, make_audio("b.wav"), session)
+    assert len(retriever.encoded) == 2, "what was put away may come back"
+    for number in range(KEPT_RECORDINGS):
+        opened(handlers, make_audio(f"more{number}.wav"), session)
+    opened(handlers, make_audio("a.wav"), session)
+    assert retriever.encoded[-1] == "a.wav", "and goes in the end"
+    assert (other.recording, other.view) == (None, {"state": "empty"})
+
+
+def test_a_file_that_cannot_be_read_puts_the_last_view_back_and_is_told_by_its_name(handlers, make_audio, tmp_path):
+    session = opened(handlers, make_audio())
+    (tmp_path / "broken.wav").write_text("not audio")
+    with pytest.raises(gr.Error) as caught:
+        opened(handlers, str(tmp_path / "broken.wav"), session)
+    assert session.view["title"] == session.recording.name == "yard.wav"
+    assert session.idle
+    assert "broken.wav" in caught.value.message
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_a_model_with_other_encoders_encodes_the_open_recording_anew(ladder, make_audio):
+    loaded = {}
+    handlers = FindHandlers(SharedRetriever(lambda name: loaded.setdefault(name, FakeRetriever(fingerprint=name))), [])
+    session = opened(handlers, make_audio())
+    ask(handlers, session, "a dog")
+    for name in ("ladder-1-baseline", "qam-detr-pocket"):
+        assert handlers.choose_model(session, name)[1] == name
+        run(handlers, handlers.find_again(session, *ASKED))
+    assert [(name, model.encoded, len(model.queries)) for name, model in loaded.items()] == [
+        ("qam-detr-pocket", ["yard.wav"], 2), ("ladder-1-baseline", ["yard.wav"], 1)
+    ]  # fmt: skip
+
+
+def load_all_but_big(name):
+    if name == "big":
+        raise CheckpointError("big needs laion/clap", "run `hf download laion/clap`")
+    return FakeRetriever()
+
+
+def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes_its_place(ladder, warned, make_audio):
+    for first, session in ((AppSettings(checkpoint="big"), Session("big")), (AppSettings(), Session())):
+        handlers = FindHandlers(SharedRetriever(load_all_but_big, first), [])
+        warned.clear()
+        if not session.checkpoint:
+            assert handlers.choose_model(session, "big")[1] == "qam-detr-pocket"
+        opened(handlers, make_audio(), session)
+        assert handlers.checkpoint(session) == "qam-detr-pocket"
+        assert ask(handlers, session, "a dog")["state"] == "result"
+        (told,) = warned
+        assert "hf download laion/clap, or choose qam-detr-pocket under Model. Until then the page uses qam-detr-pocket." in told.replace(
+            "`", ""
+        )
+
+
+def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_audio):
+    broken = ["qam-detr-pocket"]
+
+    def load(name):
+        if name in broken:
+            raise CheckpointError("Damaged", "copy it again")
+        return FakeRetriever()
+
+    handlers = FindHandlers(SharedRetriever(load), [])
+    session = Session()
+    for attempt in (lambda: opened(handlers, make_audio(), session), lambda: handlers.choose_model(session, "qam-detr-pocket")):
+        with pytest.raises(gr.Error, match=r"Damaged; copy it again\.'?$"):
+            attempt()
+    assert (session.recording, warned) == (None, [])
+    broken.clear()
+    answer = ask(handlers, session, "a dog")
+    assert (answer["state"], answer["title"]) == ("result", "yard.wav")
+
+
+def test_choosing_encoders_takes_a_model_that_reads_them_or_says_what_to_do(ladder, warned):
+    handlers = FindHandlers(SharedRetriever(lambda _: FakeRetriever()), [])
+    assert handlers.choose_encoder(Session("ladder-1-baseline"), "A")[1] == "ladder-1-baseline"
+    assert "No model here was trained on A: LAION-CLAP" in warned[0]
+    assert "the page stays with ladder-1-baseline" in warned[0]
+
+
+@pytest.fixture
+def held(make_audio):
+    """Encoding that goes on until it is let go."""
+    retriever = HeldRetriever()
+    yield retriever
+    retriever.let_go.set()
+
+
+@pytest.fixture
+def busy(held, make_audio):
+    """A page whose session is encoding "long.wav": handlers, session, and the lane's generator."""
+    handlers = FindHandlers(SharedRetriever(lambda _: held), [])
+    session = Session()
+    assert handlers.open_upload(session, make_audio("long.wav"))[1]["cancel"]
+    lane = handlers.encode(session)
+    for _ in range(2):
+        assert next(lane)[1]["cancel"]
+    return handlers, session, lane
+
+
+@pytest.mark.parametrize("how", ["put away", "cancelled", "closed"])
+def test_what_nobody_waits_for_stops_within_a_step(busy, held, how):
+    handlers, session, lane = busy
+    if how == "closed":
+        lane.close()  # as gradio does when the page is closed
+    else:
+        assert (handlers.close if how == "put away" else handlers.cancel)(session)[1] == {"state": "empty"}
+        assert [view for _, view, _ in lane] == [{"state": "empty"}]
+    assert held.ended.acquire(blocking=False)
+    assert held.encoded == []
+    assert session.recording is None
+
+
+def test_cancelling_brings_back_what_the_page_showed(handlers, held, busy, make_audio):
+    handlers, session, lane = busy
+    lane.close()
+    opened(handlers, make_audio("first.wav"), session)
+    ready = session.view
+    handlers.open_upload(session, make_audio("long.wav"))
+    lane = handlers.encode(session)
+    next(lane)
+    _, view, *sources = handlers.cancel(session)
+    assert view is ready
+    assert sources == [None, None], "the file that was not opened leaves its field"
+    assert [view for _, view, _ in lane] == [ready]
+    assert handlers.cancel(session)[2:] == (gr.skip(), gr.skip()), "an open recording stays in its field"
+
+
+def test_another_recording_takes_the_place_of_the_one_that_is_being_encoded(busy, held, make_audio):
+    handlers, session, lane = busy
+    second = handlers.open_upload(session, make_audio("short.wav"))
+    assert [view for _, view, _ in lane] == [gr.skip()], "the page already tells of the second"
+    assert held.ended.acquire(blocking=False)
+    assert run(handlers, second)[-1]["title"] == "short.wav"
+    assert held.encoded == ["short.wav"]
+
+
+def test_a_question_is_answered_when_its_recording_is_ready(busy, held):
+    handlers, session, lane = busy
+    assert handlers.find(session, "a dog", *ASKED)[1:] == (gr.skip(),) * 3
+    assert handlers.find(session, "rain", *ASKED)[1:] == (gr.skip(),) * 3, "a later one takes its place"
+    held.let_go.set()
+    *_, (_, view, answer) = lane
+    assert isinstance(answer, str), "the lane that answers gets its turn"
+    assert view == gr.skip()
+    answered = [view for _, view in handlers.answer(session)][-1]
+    assert [lane["label"] for lane in answered["lanes"]] == ["rain"]
+    assert [view for _, view in handlers.answer(session)] == [session.view], "once"
+    assert held.encoded == ["long.wav"]
+
+
+def test_what_found_no_place_in_the_queue_leaves_the_page_as_it_was(handlers, make_audio):
+    session = opened(handlers, make_audio())
+    handlers.find(session, "a dog", *ASKED)
+    assert handlers.give_up(session)[1]["state"] == "ready"
+    assert ask(handlers, session, "a dog")["state"] == "result"

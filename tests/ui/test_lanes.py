@@ -1,0 +1,269 @@
+"""What the page shows of recordings and answers, and that the browser computes the same as Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qamdetr.inference.rerank import mark_likely, rerank
+from qamdetr.types import Candidate, Moment, Recording, Result
+from qamdetr.ui import lanes as lanes_module
+from qamdetr.ui.lanes import (
+    NEVER_REFUSES,
+    LaneResult,
+    answer_message,
+    best_ious,
+    busy_view,
+    checked_choice,
+    default_choice,
+    display_peaks,
+    recording_view,
+    reranked,
+    result_view,
+    shared_how,
+)
+from qamdetr.ui.player import MAX_COLUMNS, MAX_SECONDS, PLAYER_SCRIPTS
+
+UI_DIR = Path(lanes_module.__file__).parent
+BETAS = (0.0, 0.05, 0.3, 0.35, 0.5, 0.95, 1.0)
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node (Debian: apt-get install nodejs)")
+
+
+def run_js(expression, given):
+    """Evaluate a JavaScript expression of `given` after the player's formulas."""
+    formula = "".join((UI_DIR / name).read_text(encoding="utf-8") for name in ("weight.js", "player_formula.js"))
+    script = f"{formula}\nconst given = JSON.parse(require('fs').readFileSync(0, 'utf-8'));\nconsole.log(JSON.stringify({expression}));"
+    done = subprocess.run(["node", "-e", script], input=json.dumps(given), capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(done.stdout)
+
+
+def moment(start, end, score, verifier_score=None, *, likely=True):
+    return Moment(start, end, score, 1.0, score, verifier_score, score, likely)
+
+
+def result(*moments, found=True, query="a dog barks", verifier="none"):
+    return Result("yard.wav", 60.0, query, found, "pocket", verifier, 0.35 if verifier != "none" else 0.0, moments, (0.25,) * 60)
+
+
+def random_lane(rng, number):
+    """An answer as the server ranks it at some weight, some with equal scores and overlaps, some of a sound that is not there."""
+    scores = rng.integers(1, 6, (int(rng.integers(0, 12)), 2)) / 5 if number % 2 else rng.random((int(rng.integers(0, 12)), 2))
+    starts = rng.integers(0, 60, len(scores)) * 2.0
+    found = [Candidate(float(at), float(at) + 5.0, float(s), 1.0, float(s)) for at, s in zip(starts, scores[:, 0], strict=True)]
+    order = sorted(range(len(found)), key=lambda i: -found[i].decoder_score)
+    beta, threshold, there = float(rng.choice(BETAS)), 0.3 * (number % 3), number % 5 != 0
+    verified = [float(scores[i, 1]) for i in order] if number % 7 else None
+    ranked = mark_likely(rerank([found[i] for i in order], verified, beta), found=there, threshold=threshold)
+    answer = Result("yard.wav", 300.0, "a dog", there, "pocket", "none" if verified is None else "pocket", beta, ranked, (0.5,) * 300)
+    return LaneResult("a dog", "", answer, None, threshold)
+
+
+@pytest.fixture(scope="module")
+def random_lanes():
+    rng = np.random.default_rng(0)
+    return [random_lane(rng, number) for number in range(60)]
+
+
+@needs_node
+def test_the_browser_ranks_and_calls_likely_exactly_as_the_server(random_lanes):
+    given = {"betas": BETAS, "lanes": result_view({}, random_lanes)["lanes"]}
+    shown = run_js("given.betas.map((beta) => given.lanes.map((lane) => ranked(lane, beta)))", given)
+    titles = run_js("given.betas.map((beta) => given.lanes.map((lane) => answerTitle(lane, ranked(lane, beta))))", given)
+    for beta, of_beta, told in zip(BETAS, shown, titles, strict=True):
+        chosen = []
+        for number, (lane, rows) in enumerate(zip(random_lanes, of_beta, strict=True)):
+            expected = reranked(lane, beta)
+            assert [(row["start"], row["score"], row["rank"]) for row in rows] == [
+                (one.start_seconds, one.score, rank) for rank, one in enumerate(expected.moments, start=1)
+            ]
+            assert [row["likely"] for row in rows if expected.found] == [one.likely for one in expected.moments if expected.found]
+            before = [one.window for one in reranked(lane, 0.0).moments]
+            if len({one.decoder_score for one in expected.moments}) == len(set(before)) == len(before):
+                assert [row["moved"] for row in rows] == [before.index(one.window) - at for at, one in enumerate(expected.moments)]
+            likely = {one.window for one in expected.moments if one.likely}
+            chosen += [(number, index) for index, one in enumerate(lane.result.moments) if one.window in likely]
+            assert told[number] == answer_message(expected, None)["title"]
+        assert default_choice(random_lanes, beta) == chosen
+
+
+@needs_node
+def test_the_line_of_equal_blend_lies_on_its_score_inside_the_square():
+    rng = np.random.default_rng(1)
+    given = [(float(beta), float(score)) for beta in (0.0, 0.2, 0.5, 1.0) for score in (*rng.random(20), 0.5)]
+    for (beta, score), ends in zip(given, run_js("given.map(([beta, score]) => blendLine(beta, score))", given), strict=True):
+        assert len(ends) == 2
+        for x, y in ends:
+            assert (1 - beta) * x + beta * y == pytest.approx(score)
+            assert min(x, y) >= 0
+            assert max(x, y) <= 1
+    assert run_js("blendLine(0.5, given)", 1.2) is None
+
+
+@needs_node
+def test_zoom_and_pan_stay_inside_the_recording_and_keep_the_second_under_the_pointer():
+    rng = np.random.default_rng(2)
+    moves = [[float(rng.uniform(0.3, 3)), float(rng.random()), float(rng.uniform(-30, 30))] for _ in range(200)]
+    ranges = run_js(
+        "given.reduce((all, [factor, share, seconds]) => { const last = all[all.length - 1];"
+        " const centre = last.from + share * (last.to - last.from); const next = zoomed(last, factor, centre, 120);"
+        " return [...all, next, panned(next, seconds, 120)]; }, [{ from: 0, to: 120 }])",
+        moves,
+    )
+    assert all(-1e-9 <= part["from"] <= part["to"] - 1 + 1e-9 <= 119 + 2e-9 for part in ranges)
+    closer = run_js("zoomed({ from: 20, to: 60 }, 4, 30, 120)", None)
+    assert (closer["from"], closer["to"]) == (27.5, 37.5)
+    for start, end, shown in ((50, 52, [46, 56]), (21, 22, [20, 30]), (50, 90, [49, 59])):
+        assert list(run_js(f"revealed({{ from: 20, to: 30 }}, {start}, {end}, 120)", None).values()) == shown
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("expression", "given", "expected"),
+    [
+        ("given.map((span) => span / tickStep(span, 8) <= 8)", [0.7, 1, 12, 90, 3600, 40_000], [True] * 6),
+        ("given.map((second) => clock(second, 1))", [0, 59.96, 61.25, 3725.04], ["0:00.0", "1:00.0", "1:01.3", "1:02:05.0"]),
+        (
+            "given.map((value) => weightOf(value, 0.6))",
+            [5, -3, 1, 0, 0.35, "0.4", None, "", "abc", [], {}],
+            [1, 0, 1, 0, 0.35, 0.4, 0.6, 0.6, 0.6, 0, 0.6],
+        ),
+        ("weightOf(NaN, given)", 0.6, 0.6),
+        ("weightOf(undefined, given)", None, None),
+        (
+            "given.map(iouWords)",
+            [{"truth": truth, "rows": [{"iou": 0.4, "likely": True}, {"iou": 0.8, "likely": True}, {"iou": 0.9, "likely": False}]}
+             for truth in ([[1, 2]], [], None)],
+            ["first: IoU 0.40, best: 0.80", "", ""],
+        ),
+        (
+            "given.map((lanes) => truthWords(lanes.map(([query, truth]) => ({ query, truth }))))",
+            [[["dog", [[1, 2]]], ["dog", [[1, 2]]]], [["dog", [[1, 2]]], ["dog", [[1, 2]]], ["cat", []]], [["dog", [[1, 2]]], ["cow", None]]],
+            [[None, "True moments"], [None, "True moments of “dog”", "True moments of “cat”"], ["True moments of “dog”", None]],
+        ),
+    ],
+)  # fmt: skip
+def test_small_formulas_of_the_browser(expression, given, expected):
+    assert run_js(expression, given) == expected
+
+
+@needs_node
+def test_finer_columns_are_asked_for_only_where_they_would_be_seen_and_as_the_server_gives_them():
+    part = {"from": 100.0, "to": 160.0}
+    fine = {"from": 85.0, "to": 175.0, "columns": 1500, "asked": 1500}
+    for given, asks in (
+        ({"range": {"from": 0.0, "to": 3600.0}}, False),  # a column of the overview is 0.3 pixels
+        ({"range": {"from": 0.0, "to": 601.0}}, False),  # a little wide, and too long to read
+        ({"range": part}, True),
+        ({"range": part, "pixels": 0}, False),
+        ({"range": part, "fine": fine}, False),
+        ({"range": {"from": 110.0, "to": 140.0}, "fine": fine}, True),  # closer
+        ({"range": {"from": 140.0, "to": 200.0}, "fine": fine}, True),  # beside it
+        (
+            {"range": {"from": 100.0, "to": 101.0}, "fine": {"from": 99.0, "to": 102.0, "columns": 300, "asked": 1500}},
+            False,
+        ),  # all there is
+    ):
+        values = {"pixels": 1000, "fine": None, **given}
+        asked = run_js("closerLook(given.range, 3600, 4000, given.pixels, given.fine)", values)
+        assert (asked is not None) == asks, given
+        if asked is not None:
+            assert 0 <= asked["from"] <= given["range"]["from"] < given["range"]["to"] <= asked["to"] <= 3600
+            assert asked["to"] - asked["from"] <= MAX_SECONDS
+            assert 1 <= asked["columns"] <= MAX_COLUMNS
+
+
+@needs_node
+def test_the_scripts_are_one_sound_function_body(tmp_path):
+    body = "".join((UI_DIR / name).read_text(encoding="utf-8") for name in PLAYER_SCRIPTS)
+    (tmp_path / "player.js").write_text(f"(element, props, trigger, watch) => {{\n{body}\n}};\n", encoding="utf-8")
+    done = subprocess.run(["node", "--check", tmp_path / "player.js"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert sorted(PLAYER_SCRIPTS) == sorted(["weight.js", *(path.name for path in UI_DIR.glob("player*.js"))])
+
+
+def test_messages_count_what_is_likely_and_say_what_is_not_sure():
+    likely = result(moment(1, 2, 0.8), moment(3, 4, 0.5), moment(5, 6, 0.4, likely=False))
+    assert answer_message(likely, None)["title"] == "2 likely moments"
+    assert answer_message(result(moment(1, 2, 0.8)), None)["title"] == "1 likely moment"
+    absent = answer_message(result(moment(1, 2, 0.1), found=False), None)
+    assert (absent["kind"], absent["title"]) == ("absent", "Not in this recording")
+    assert "“a dog barks”. The best guess" in absent["detail"]
+    assert "And indeed" in answer_message(result(moment(1, 2, 0.1), found=False), [])["detail"]
+    assert "mistake" in answer_message(result(moment(1, 2, 0.9)), [])["detail"]
+    assert answer_message(result(found=False), None)["kind"] == "none"
+    for threshold in (0.0, 0.1):
+        (lane,) = result_view({}, [LaneResult("a dog", "", likely, None, threshold)])["lanes"]
+        assert (NEVER_REFUSES in lane["message"]["detail"]) == (threshold == 0)
+
+
+def test_views_are_json_and_carry_words_and_notes_unchanged():
+    hostile = "<img src=x onerror=alert(1)> ${7*7} {{value}}"
+    recording = Recording("yard.wav", "/tmp/yard.wav", 60.0, {"pocket": torch.zeros(60, 2)}, np.zeros((2, 10)))
+    base = recording_view(recording, {"path": "/tmp/yard.wav"}, hostile)
+    answer = replace(result(moment(1.23456, 2, 0.8), query=hostile), notes=("the file ends after 0:45 of 1:30",))
+    view = result_view(base, [LaneResult(hostile, "", answer, [(1.0, 2.0)])])
+    assert json.loads(json.dumps(view)) == view
+    (shown,) = view["lanes"]
+    assert view["title"] == shown["label"] == shown["query"] == hostile
+    assert (shown["moments"][0]["start"], shown["truth"], shown["notes"]) == (1.235, [[1.0, 2.0]], list(answer.notes))
+    assert (base["state"], view["state"]) == ("ready", "result")
+    assert busy_view("Listening …", 1.2, cancel=True) == {"state": "busy", "busy": "Listening …", "share": 1.0, "cancel": True}
+
+
+def test_a_view_takes_the_weight_of_the_first_verified_lane_and_says_once_what_all_would():
+    lanes = [
+        LaneResult("Baseline", "trained this way: BiMamba", result(moment(1, 2, 0.8)), None),
+        LaneResult("Full", "trained this way: BiMamba", result(verifier="pocket"), None),
+    ]
+    view = result_view({}, lanes)
+    assert [(lane["label"], lane["how"]) for lane in view["lanes"]] == [("Baseline", ""), ("Full", "")]
+    assert (view["verifier"], view["beta"]) == ("pocket", 0.35)
+    assert view["shared_how"].count("BiMamba") == 1
+    assert result_view({}, lanes[:1])["verifier"] == "none"
+    one, other, bypassed = "trained this way: BiMamba", "trained this way: Transformer", "bypassed in the full model: quality"
+    for hows in ([one], [one, bypassed], ["", ""]):
+        assert shared_how(hows) == ("", hows)
+    assert shared_how([one, other])[1] == ["BiMamba", "Transformer"]
+
+
+def test_quality_is_shown_only_where_it_ranks():
+    for qualities, shown in (((1.0, 1.0), [None, None]), ((0.9, 1.0), [0.9, 1.0])):
+        moments = [replace(moment(float(i), i + 1.0, 0.5), quality=quality) for i, quality in enumerate(qualities)]
+        (lane,) = result_view({}, [LaneResult("a dog", "", result(*moments), None)])["lanes"]
+        assert [row["quality"] for row in lane["moments"]] == shown
+
+
+def test_iou_is_against_the_best_true_window():
+    windows = [(0.0, 10.0), (20.0, 30.0), (50.0, 51.0)]
+    assert best_ious(windows, [(5.0, 10.0), (20.0, 30.0)]) == pytest.approx([0.5, 1.0, 0.0])
+    assert best_ious(windows, []) == [0.0, 0.0, 0.0]
+    assert best_ious(windows, None) == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ([[0, 1], [0, 0], [0, 1]], [(0, 0), (0, 1)]),
+        ([], []),
+        ([[5, 0], [0, 9], [-1, 0], ["0", "1"], [0], [0, [1]], None, {"a": 1}], []),
+        ("[[0, 1]]", []),
+        (None, []),
+    ],
+)
+def test_what_the_browser_sends_as_chosen_is_checked(sent, read):
+    assert checked_choice(sent, [LaneResult("a dog barks", "", result(moment(1, 2, 0.9), moment(3, 4, 0.5)), None)]) == read
+
+
+def test_an_overview_is_thinned_without_losing_a_peak_and_quiet_ones_are_drawn_larger():
+    peaks = np.zeros((2, 9000))
+    peaks[1, 7777], peaks[0, 1234] = 0.25, -0.5
+    low, high = display_peaks(peaks, 100)
+    assert (len(low), min(low), max(high)) == (100, -1.0, 0.5)
+    assert max(display_peaks(peaks / 1000)[1]) == 0.0, "noise floors stay flat"

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from urllib.parse import parse_qs, urlencode
+
+import pytest
+
+from qamdetr.config import Config
+from qamdetr.ui import ablations
+from qamdetr.ui.link import MAX_LINK_CHARACTERS, Offers, PageSettings, read_link, writing_script
+
+MODELS = {"first": "first", "run: second": "/srv/runs/second/best", **{row.checkpoint: row.checkpoint for row in ablations.TABLE_ROWS[:3]}}
+OFFERS = Offers(MODELS, ["none", "pocket"], ["street"])
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints_need_not_be_here(monkeypatch):
+    monkeypatch.setattr(ablations, "read_config", lambda _: Config())
+
+
+def read(*parameters):
+    return read_link("?" + urlencode(parameters), OFFERS)
+
+
+def test_everything_comes_back():
+    link = read(
+        ("q", "a dog barks"), ("q", "rain"), ("model", "run: second"), ("verifier", "pocket"), ("beta", "0.55"), ("off", "three_way"),
+        ("off", "verifier"), ("row", "2"), ("row", "1"), ("example", "street"), ("__theme", "dark"),
+    )  # fmt: skip
+    assert link == PageSettings("a dog barks\nrain", "run: second", "pocket", 0.55, ("three_way", "verifier"), (1, 2), "street")
+
+
+def test_a_plain_address_says_nothing():
+    assert read_link("", OFFERS) == read_link("?", OFFERS) == read_link("?__theme=dark", OFFERS) == PageSettings()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ([("model", "/etc")], "model “/etc” (first is used)"),
+        ([("model", "../second")], "model “../second” (first is used)"),
+        ([("model", "/srv/runs/second/best")], "model “/srv/runs/second/best” (first is used)"),
+        ([("verifier", "server")], "verifier “server” (none is used)"),
+        ([("beta", "nan")], "weight “nan”"),
+        ([("beta", "1.01")], "weight “1.01”, which is no number from 0 to 1 (the model's own is used)"),
+        ([("beta", "-inf")], "weight “-inf”"),
+        ([("beta", "half")], "weight “half”"),
+        ([("off", "<img src=x>")], "leaving out “<img src=x>” (the model in use has no such part)"),
+        ([("off", "verifier")], "leaving out “verifier”"),
+        ([("row", "7"), ("row", "7")], "row “7” of Table 1"),
+        ([("row", "5")], "row “5” of Table 1"),
+        ([("row", "²")], "row “²” of Table 1"),
+        ([("example", "../street"), ("example", "street")], "example “../street” (no recording is open)"),
+        ([("q", "x" * 501)], "its queries (The query has 501 characters; the limit is 500"),
+        ([("q", f"sound {number}") for number in range(9)], "its queries (There are 9 lines"),
+        ([("q", "x" * 499)] * 3 + [("q", "y" * (MAX_LINK_CHARACTERS + 1))], "its queries (they have 5501 characters; a link holds 4000)"),
+        ([("__theme", "x" * 70_000)], "what comes after 65536 characters"),
+        ([("q", "a")] * 300, "more than 200 settings (none of them is used)"),
+    ],
+)
+def test_what_cannot_be_used_is_passed_over_and_said(parameters, told):
+    link = read(*parameters)
+    assert replace(link, passed_over=()) == PageSettings()
+    (line,) = link.passed_over
+    assert line.startswith(told)
+    assert line in link.warning
+
+
+def test_one_line_says_all_that_was_passed_over_and_the_rest_is_used():
+    link = read(("q", "rain"), ("model", "gone"), ("verifier", "pocket"), ("beta", "7"), ("off", "quality"), ("off", "magic"), ("row", "1"))
+    assert (link.queries, link.model, link.verifier, link.beta, link.off, link.rows) == ("rain", None, "pocket", None, ("quality",), (1,))
+    for told in ("model “gone” (first is used)", "weight “7”", "leaving out “magic”", "The address now says what is in use"):
+        assert link.warning.count(told) == 1
+    assert "\n" not in link.warning
+
+
+def test_blanks_ask_for_nothing():
+    assert read(("q", " "), ("q", ""), ("model", ""), ("beta", "")) == PageSettings()
+
+
+def test_queries_stay_one_line_each_and_hostile_words_stay_words():
+    hostile = "<img src=x onerror=alert(1)> ${7*7} {{value}}"
+    assert read(("q", f"{hostile}\r\n\tand more")).queries == f"{hostile} and more"
+    assert read_link("?q=%ff%fe&q=rain", OFFERS).queries.endswith("rain")
+
+
+def test_the_browser_is_told_names_that_are_read():
+    script = writing_script('first "quoted" </script>')
+    for name in ("q", "model", "verifier", "beta", "off", "row", "example"):
+        assert f'"{name}"' in script
+    assert '"first \\"quoted\\" </script>"' in script
+    assert not any(word in script for word in ("NAMES;", "LONGEST", "FIRST"))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node (Debian: apt-get install nodejs)")
+@pytest.mark.parametrize(
+    ("before", "typed", "written"),
+    [
+        ("", 0.35, "0.35"),
+        ("", 5, "1.00"),
+        ("", -1, "0.00"),
+        ("?beta=0.55", None, "0.55"),
+        ("?beta=nan", None, None),
+        ("?beta=7", None, "1.00"),
+    ],
+)
+def test_the_address_never_holds_a_weight_that_would_be_refused(before, typed, written):
+    script = (
+        f"let now = 'http://page/{before}'; global.window = {{ location: {{ get href() {{ return now; }} }},"
+        " history: { replaceState: (state, title, address) => { now = String(address); } } };"
+        f"({writing_script('first')})('rain', 'first', 'pocket', {json.dumps(typed)}, [], [], ''); console.log(new URL(now).search);"
+    )
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True, timeout=60)
+    assert parse_qs(done.stdout.strip().lstrip("?")).get("beta") == (None if written is None else [written])
+    link = read_link(done.stdout.strip(), OFFERS)
+    assert link.passed_over == ()
+    assert link.beta == (None if written is None else float(written))

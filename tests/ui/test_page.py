@@ -1,0 +1,144 @@
+"""The page as it is laid out and launched, and the examples that it offers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import soundfile
+from fake import FakeRetriever
+
+from qamdetr.config import InferenceConfig
+from qamdetr.errors import DataError
+from qamdetr.ui import page as page_module
+from qamdetr.ui import player
+from qamdetr.ui.examples import ASSETS_DIR, Example, load_examples
+from qamdetr.ui.models import SharedRetriever
+from qamdetr.ui.page import build_demo, hearing_note, launch_options
+from qamdetr.ui.settings import AppSettings
+
+UI_DIR = Path(page_module.__file__).parent
+SETTINGS = AppSettings(queue_length=7, upload_mb=30)
+
+
+def build(folder, settings):
+    audio = folder / "yard.wav"
+    audio.touch()
+    examples = [Example(audio, "A yard", {"a dog barks": ((1.0, 2.0),)})]
+    return build_demo(SharedRetriever(lambda _: FakeRetriever(), settings), settings, examples)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("assets"), SETTINGS)
+
+
+def labels(page, kind):
+    return [component["props"].get("label") for component in page.config["components"] if component["type"] == kind]
+
+
+def test_retrieve_is_the_only_public_endpoint_and_documents_its_arguments(page):
+    endpoints = page.get_api_info()["named_endpoints"]
+    assert list(endpoints) == ["/retrieve"]
+    parameters = {parameter["parameter_name"]: parameter for parameter in endpoints["/retrieve"]["parameters"]}
+    assert list(parameters) == ["audio", "query", "top_k", "verifier", "beta", "checkpoint"]
+    assert [name for name, parameter in parameters.items() if not parameter["parameter_has_default"]] == ["audio", "query"]
+    assert "moments" in endpoints["/retrieve"]["description"]
+    assert [fn.api_name for fn in page.fns.values() if fn.api_visibility != "private"] == ["retrieve"]
+
+
+def test_models_encodings_and_answers_go_one_at_a_time_and_do_not_wait_for_one_another(page):
+    lanes = {fn.concurrency_id: fn.concurrency_limit for fn in page.fns.values() if isinstance(fn.concurrency_id, str)}
+    assert {name: lanes.get(name) for name in ("model", "encode", "answer")} == {"model": 1, "encode": 1, "answer": 1}
+    assert page.delete_cache == page_module.CACHE_SECONDS
+
+
+def test_no_session_and_no_path_of_the_server_is_sent_with_the_page(page):
+    states = [component for component in page.config["components"] if component["type"] == "state"]
+    assert states
+    assert all("value" not in component["props"] for component in states)
+
+
+def test_the_training_tab_is_there_only_where_it_is_allowed(page, tmp_path):
+    assert {"Find", "Train"} <= set(labels(page, "tabitem"))
+    without = build(tmp_path, AppSettings(training=False))
+    assert "Train" not in labels(without, "tabitem")
+    assert len(without.fns) < len(page.fns), "its events are not there either"
+
+
+def test_the_page_serves_uploads_and_examples_and_nothing_else():
+    options = launch_options(SETTINGS)
+    assert (options["allowed_paths"], options["max_file_size"], options["strict_cors"]) == ([], 30 * 1024**2, True)
+    assert not any(options[name] for name in ("ssr_mode", "run_history", "enable_monitoring", "show_error", "mcp_server"))
+    assert launch_options(AppSettings(mcp=True))["mcp_server"]
+    assert options["favicon_path"].is_file()
+    assert [launch_options(AppSettings(server_port=port))["server_port"] for port in (8080, None)] == [8080, None]
+    assert not options["theme"]._stylesheets
+
+
+def test_scripts_never_parse_words_and_ask_nobody_else():
+    assert "{{" not in player.PLAYER_CSS
+    assert "${" not in player.PLAYER_CSS
+    for path in [file for ending in ("css", "js", "svg") for file in UI_DIR.glob(f"*.{ending}")]:
+        text = path.read_text(encoding="utf-8")
+        assert set(re.findall(r"https?://[^\s\"')]+", text)) <= {"http://www.w3.org/2000/svg"}, path.name
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "decodeAudioData",
+            "fetch(",
+            "XMLHttpRequest",
+        ):
+            assert word not in text, path.name
+
+
+def test_no_private_part_of_gradio_is_overridden_or_called():
+    for path in UI_DIR.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\(gr\.Blocks\):|def (preprocess_data|process_api|get_config_file|postprocess_data)\b", text), path.name
+        assert not re.search(r"(demo|blocks|page|gr)\._\w+\(", text), path.name
+
+
+def test_the_card_is_quoted_by_its_section():
+    card = "# Model\n## What it can and cannot hear\nDogs.\n### But\nNo cats.\n## Else\nx"
+    assert hearing_note(["# none", card]) == "Dogs.\n### But\nNo cats."
+    assert "everyday sounds" in hearing_note([])
+
+
+def write(folder, file="yard.ogg", **changed):
+    entry = {
+        "file": file,
+        "title": "A yard, quiet",
+        "queries": [{"query": "A dog barks ", "windows": [[1, 2.5]]}, {"query": "rain", "windows": []}],
+    }
+    entry.update(changed)
+    (folder / "examples.json").write_text(json.dumps([{key: value for key, value in entry.items() if value is not None}]), encoding="utf-8")
+
+
+def test_examples_are_read_with_their_truth_and_mistakes_are_named(tmp_path):
+    assert load_examples(tmp_path) == []
+    (tmp_path / "yard.ogg").touch()
+    write(tmp_path)
+    (example,) = load_examples(tmp_path)
+    assert (example.name, example.description, list(example.truth)) == ("A yard", "Quiet.", ["A dog barks", "rain"])
+    assert [example.windows_of(query) for query in (" a DOG barks", "rain", "a cat")] == [((1.0, 2.5),), (), None]
+    assert Example(tmp_path, "A yard", {}).description == ""
+    for changed, told in (({"file": "gone.ogg"}, r"gone\.ogg"), ({"title": None}, "title")):
+        write(tmp_path, **changed)
+        with pytest.raises(DataError, match=told):
+            load_examples(tmp_path)
+
+
+def test_examples_of_the_project_are_whole_and_of_several_kinds():
+    examples = load_examples(ASSETS_DIR)
+    assert len({example.name for example in examples}) == len({example.path.stem for example in examples}) == len(examples) >= 4
+    lengths = [soundfile.info(str(example.path)).duration for example in examples]
+    assert max(lengths) > InferenceConfig().section_clips, "one is longer than what the network reads at once"
+    assert any(not any(example.truth.values()) for example in examples), "one holds nothing that is asked for"
+    for example, length in zip(examples, lengths, strict=True):
+        assert all(0 <= start < end <= length for windows in example.truth.values() for start, end in windows)

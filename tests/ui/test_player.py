@@ -1,0 +1,95 @@
+"""Finer peaks: for the holder of a token, of the recording it was given for, and of nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import soundfile
+
+from qamdetr.types import Recording
+from qamdetr.ui import player
+from qamdetr.ui.player import MAX_COLUMNS, MAX_SECONDS, UNUSED_SECONDS, CloserLook
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """Two seconds: silent, then at half of full scale."""
+
+    def make(name="walk.wav", level=0.5):
+        path = tmp_path / name
+        soundfile.write(path, np.repeat([0.0, level], 8000), 8000)
+        return Recording(name, str(path), 2.0, {}, np.array([[0.0, 0.0], [0.0, level]]))
+
+    return make
+
+
+def asked(token, start=0.5, end=1.5, columns=100):
+    return {"token": token, "from": start, "to": end, "columns": columns}
+
+
+def test_every_opening_has_a_token_of_its_own_that_leads_to_its_own_recording(recording):
+    closer = CloserLook()
+    loud, quiet = recording("loud.wav", 0.5), recording("quiet.wav", 0.01)
+    tokens = [closer.open(one) for one in (loud, quiet, loud)]
+    assert len({token for token in tokens if len(token) >= 32}) == 3
+    answers = [closer.look(asked(token)) for token in tokens]
+    assert [max(answer["peaks"][1]) for answer in answers] == [1.0, pytest.approx(0.2), 1.0]
+    assert (answers[0]["from"], answers[0]["to"], len(answers[0]["peaks"][0])) == (0.5, 1.5, 100)
+    assert answers[0]["peaks"][1] == [0.0] * 50 + [1.0] * 50
+
+
+@pytest.mark.parametrize("token", ["", "made-up", None, 0, ["a"], {"path": "/etc/passwd"}, "/etc/passwd"])
+def test_a_made_up_token_gets_nothing(recording, token):
+    closer, made = CloserLook(), recording()
+    closer.open(made)
+    for sent in (asked(token), asked(made.path), {**asked(token), "path": made.path}, token):
+        assert closer.look(sent) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"from": value} for value in (-1.0, math.nan, "0", True)),
+        *({"to": value} for value in (5.0, math.inf, None)),
+        {"from": 1.5, "to": 0.5},
+        {"from": 1.0, "to": 1.0},
+        *({"columns": value} for value in (0, MAX_COLUMNS + 1, 10.5, True)),
+    ],
+)
+def test_what_lies_outside_gets_nothing(recording, other):
+    closer = CloserLook()
+    assert closer.look({**asked(closer.open(recording())), **other}) is None
+
+
+def test_a_part_that_takes_long_to_read_gets_nothing(recording):
+    closer = CloserLook()
+    token = closer.open(Recording("day.wav", recording().path, 86400.0, {}, np.zeros((2, 2))))
+    assert closer.look(asked(token, 0.0, MAX_SECONDS + 1, 10)) is None
+
+
+def test_a_token_that_nobody_uses_is_forgotten_and_one_in_use_is_not(recording, monkeypatch, tmp_path):
+    now = [0.0]
+    closer = CloserLook(lambda: now[0])
+    used, unused = closer.open(recording()), closer.open(recording())
+    now[0] = 0.6 * UNUSED_SECONDS
+    assert closer.look(asked(used)) is not None
+    now[0] = 1.2 * UNUSED_SECONDS
+    assert [closer.look(asked(token)) is not None for token in (unused, used)] == [False, True]
+    monkeypatch.setattr(player, "MAX_RECORDINGS", 3)
+    tokens = [closer.open(recording()) for _ in range(5)]
+    assert [closer.look(asked(token)) is not None for token in tokens] == [False, False, True, True, True]
+    (tmp_path / "walk.wav").unlink()
+    assert closer.look(asked(tokens[-1])) is None
+
+
+def test_a_busy_server_gives_up_and_reads_again_later(recording, monkeypatch):
+    monkeypatch.setattr(player, "_WAIT_SECONDS", 0.01)
+    closer = CloserLook()
+    token = closer.open(recording())
+    for _ in range(2):
+        closer._reading.acquire()
+    assert closer.look(asked(token)) is None
+    closer._reading.release()
+    assert closer.look(asked(token)) is not None

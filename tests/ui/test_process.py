@@ -1,0 +1,67 @@
+"""The folder of uploads; how the app ends is in `tests/test_app_process.py`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+
+import pytest
+
+from qamdetr.errors import ConfigError
+from qamdetr.ui.process import LEFT_SECONDS, PREFIX, UploadFolder
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+    return tmp_path
+
+
+def test_it_is_closed_to_others_takes_all_temporary_files_and_goes_with_its_owner(base, monkeypatch):
+    uploads = UploadFolder.make()
+    assert uploads.path.parent == base
+    assert uploads.path.stat().st_mode & 0o077 == 0
+    uploads.use()
+    assert os.environ["GRADIO_TEMP_DIR"] == str(uploads.path)
+    with tempfile.NamedTemporaryFile() as file:
+        assert file.name.startswith(str(uploads.path))
+    (uploads.path / "hash").mkdir()
+    (uploads.path / "hash" / "yard.wav").touch()
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        uploads.remove()
+    assert uploads.path.is_dir()
+    uploads.remove()
+    assert list(base.iterdir()) == []
+
+
+def test_only_what_showed_no_sign_of_life_for_long_is_swept(base, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    left, running, foreign = base / f"{PREFIX}old", base / f"{PREFIX}new", base / "other-program"
+    for folder in (left, running, foreign):
+        (folder / "hash").mkdir(parents=True)
+    (base / f"{PREFIX}link").symlink_to(elsewhere)
+    for folder in (left, foreign, elsewhere):
+        os.utime(folder, (time.time() - LEFT_SECONDS - 60,) * 2)
+    UploadFolder.make()
+    assert [path.exists() for path in (left, running, foreign, elsewhere)] == [False, True, True, True]
+
+
+def test_uploads_that_broke_off_go_after_a_while_and_whole_ones_are_gradios_business(base):
+    uploads = UploadFolder.make()
+    (uploads.path / "hash").mkdir()
+    old, fresh, whole = (uploads.path / name for name in ("tmpold", "tmpnew", "hash/yard.wav"))
+    for path in (old, fresh, whole):
+        path.touch()
+    for path in (old, whole):
+        os.utime(path, (time.time() - 7300,) * 2)
+    uploads.sweep_unfinished()
+    assert [path.exists() for path in (old, fresh, whole)] == [False, True, True]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(base, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/dev/null/x")
+    with pytest.raises(ConfigError, match=r"^GRADIO_TEMP_DIR is '/dev/null/x' .*can be written\.$"):
+        UploadFolder.make()

@@ -1,0 +1,413 @@
+"""What somebody does on the training page: without starting anything where it can be told beforehand, and once for real."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from dataclasses import replace
+
+import gradio as gr
+import pytest
+from own_sounds import make_clips
+from run_folders import row, write_run
+
+from qamdetr.config import Config, load_config, save_config
+from qamdetr.data.manifest import read_manifest
+from qamdetr.errors import QamDetrError
+from qamdetr.synthesis.sources import read_library
+from qamdetr.ui import errors
+from qamdetr.ui.settings import AppSettings
+from qamdetr.ui.train import tab
+from qamdetr.ui.train.clips import SceneOrder, divide, plan_scenes, read_clips, write_clips
+from qamdetr.ui.train.evaluation import ablation_table, length_table
+from qamdetr.ui.train.jobs import Step
+from qamdetr.ui.train.plans import CONFIGS, TrainOrder, build_config, choices_of, free_name, plan_training
+from qamdetr.ui.train.runs import find_runs, read_run
+from qamdetr.ui.train.tab import TrainHandlers
+
+SLEEPER = Step("sleeping", (sys.executable, "-c", "import time; time.sleep(60)"))
+
+
+@pytest.fixture
+def handlers(tmp_path):
+    offered = []
+    handlers = TrainHandlers(tmp_path / "runs", lambda name, folder: offered.append((name, folder)))
+    handlers.offered = offered
+    yield handlers
+    running = handlers.jobs.running()
+    if running is not None:
+        handlers.jobs.stop(running.name)
+        wait_for(handlers, running.name, "stopped")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return make_clips(tmp_path_factory.mktemp("clips"), {"low tone": 220, "high tone": 1800})
+
+
+def wait_for(handlers, name, state, seconds=240):
+    end = time.monotonic() + seconds
+    while (job := handlers.jobs.read(handlers.jobs.folder / name)).state != state:
+        assert job.state == "running", f"{job.state}: {job.reason} {job.log_tail()}"
+        assert time.monotonic() < end, job.log_tail()
+        time.sleep(0.2)
+
+
+def scenes_folder(root, name="mine"):
+    """Scenes as they are when they have been made, but for the audio."""
+    for part in ("train", "val"):
+        folder = root / "scenes" / name / part
+        folder.mkdir(parents=True)
+        line = {"qid": "q", "query": "a tone", "vid": f"{part}_1", "duration": 20, "relevant_windows": [[1, 3]]}
+        (folder / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    return root / "scenes" / name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "../x"}, "becomes a folder"),
+        ({"clips": "/no/such/folder"}, "no folder"),
+        ({"num_scenes": 0}, "from 1 to"),
+        ({"num_validation": 10**6}, "from 1 to"),
+        ({"shortest_seconds": 3.0}, "min_scene_seconds"),
+        ({"shortest_seconds": 90.0, "longest_seconds": 50.0}, "over"),
+        ({"longest_seconds": float("nan")}, "max_scene_seconds"),
+        ({"seed": -1}, "seed"),
+        ({"backgrounds": "/no/such/folder"}, "backgrounds"),
+        ({"validation_clips": "/no/such/folder"}, "no folder"),
+        ({"num_scenes": 20000, "longest_seconds": 86400.0}, "GB are free"),
+    ],
+)
+def test_mistakes_in_an_order_for_scenes_are_told_before_anything_is_written(change, told, handlers, clips):
+    with pytest.raises(QamDetrError, match=told) as caught:
+        handlers.make_scenes(replace(SceneOrder("mine", str(clips)), **change))
+    assert "\n" not in str(caught.value)
+    assert not handlers.root.exists()
+
+
+def test_one_sound_is_not_enough(handlers, tmp_path):
+    with pytest.raises(QamDetrError, match="at least 2"):
+        handlers.make_scenes(SceneOrder("mine", str(make_clips(tmp_path / "clips", {"hum": 100}))))
+
+
+def test_the_plan_for_scenes_divides_the_clips_and_shares_no_seed(clips, tmp_path):
+    target, steps = plan_scenes(SceneOrder("mine", str(clips), num_scenes=7, num_validation=3, seed=5), tmp_path)
+    assert [step.arguments[3] for step in steps] == ["synthesize", "synthesize", "extract", "extract"]
+    options = [dict(zip(step.arguments[4::2], step.arguments[5::2], strict=True)) for step in steps[:2]]
+    assert [(one["--num-scenes"], one["--seed"]) for one in options] == [("7", "5"), ("3", "6")]
+    tables = [(target / f"clips-{part}" / "clips.csv").read_text().splitlines()[1:] for part in ("train", "val")]
+    assert [len(table) for table in tables] == [8, 2]
+    assert not set(tables[0]) & set(tables[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "a b"}, "becomes a folder"),
+        ({"name": "scenes-x"}, "kept for sets of scenes"),
+        ({"name": "taken"}, "taken"),
+        ({"scenes": ""}, "No scenes"),
+        ({"scenes": "/tmp"}, "holds no scenes"),
+        ({"config": "../../secret"}, "no configuration"),
+        ({"config": "_ladder"}, "no configuration"),
+        ({"encoder": "lstm"}, "no component"),
+        ({"components": ("magic",)}, "no component"),
+        ({"epochs": 0}, "from 1 to"),
+        ({"seed": -1}, "train.seed"),
+        ({"init_from": "no-such-checkpoint"}, "No checkpoint"),
+    ],
+)
+def test_mistakes_in_an_order_for_training_are_told_before_anything_starts(change, told, handlers):
+    scenes_folder(handlers.root)
+    (handlers.root / "taken").mkdir()
+    with pytest.raises(QamDetrError, match=told) as caught:
+        handlers.train(replace(TrainOrder("new", "mine"), **change))
+    assert "\n" not in str(caught.value)
+    assert handlers.jobs.all() == []
+
+
+@pytest.mark.parametrize("spoil", [False, True], ids=["other", "damaged"])
+def test_a_run_that_cannot_be_the_start_is_told_by_its_name(spoil, handlers):
+    scenes_folder(handlers.root)
+    best = write_run(handlers.root / "older", [row(1, 1.0)], checkpoint=True) / "best"
+    save_config(Config(), best / "config.yaml")
+    if spoil:
+        (best / "config.yaml").write_text("model: {width: 3}")
+    with pytest.raises(QamDetrError, match="older") as caught:
+        handlers.train(TrainOrder("new", "mine", init_from=str(best), components=()))
+    assert str(handlers.root) not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [name for _, name in CONFIGS])
+def test_every_offered_configuration_is_built_as_it_stands(config, tmp_path):
+    encoder, components, streams, epochs = choices_of(config)
+    order = TrainOrder("new", "mine", config, encoder, tuple(components), tuple(streams), epochs=epochs)
+    assert build_config(order, scenes_folder(tmp_path), tmp_path).model == load_config(config).model
+
+
+def test_switches_and_streams_reach_the_configuration(tmp_path):
+    scenes = scenes_folder(tmp_path)
+    order = TrainOrder("new", "mine", encoder="transformer", components=("quality",), streams=(), seed=7, epochs=2)
+    target, steps = plan_training(order, tmp_path, tmp_path / ".jobs" / "new")
+    config = load_config(tmp_path / ".jobs" / "new" / "config.yaml")
+    assert (config.model.encoder, config.model.fusion, config.model.global_token) == ("transformer", "text_to_audio", True)
+    assert (config.model.multiscale, config.model.quality) == (False, True)
+    assert dict(config.model.audio_streams) == {"pocket": 256}
+    assert (config.train.seed, config.train.epochs, config.train.output_dir) == (7, 2, str(tmp_path.resolve()))
+    assert config.train.save_every_steps > 0
+    assert config.data.feature_dir == str(scenes / "features")
+    assert [step.arguments[3] for step in steps[:2]] == ["extract", "extract"]
+    assert steps[-1].arguments[2:] == ("--config", str(tmp_path / ".jobs" / "new" / "config.yaml"), "--name", "new")
+    assert target == tmp_path / "new"
+
+
+def test_scenes_that_are_encoded_are_not_encoded_again(tmp_path):
+    features = scenes_folder(tmp_path) / "features" / "pocket-0123456789abcdef"
+    features.mkdir(parents=True)
+    for vid in ("train_1", "val_1"):
+        (features / f"{vid}.0123.npz").touch()
+    _, steps = plan_training(TrainOrder("new", "mine"), tmp_path, tmp_path / ".jobs" / "new")
+    assert [step.label for step in steps] == ["Training"]
+
+
+def test_the_page_lists_runs_that_it_did_not_start(handlers):
+    write_run(handlers.root / "done", [row(1, 10.0), row(2, 30.0), row(3, 20.0)], finished=True, checkpoint=True)
+    write_run(handlers.root / "ladder" / "half", [row(1, 5.0)], epochs=4, checkpoint=True)
+    view = handlers.view("done")
+    items = {item["id"]: item for item in view["items"]}
+    assert {name: item["state"] for name, item in items.items()} == {"done": "finished", "ladder/half": "stopped"}
+    assert items["done"]["brief"] == "3 of 3 epochs, R1@0.7 30.0"
+    loss, validation = view["detail"]["charts"]
+    assert loss["series"][0]["points"] == [[1, 5.0], [2, 5.0], [3, 5.0]]
+    assert validation["best"] == 2
+    assert view["detail"]["actions"] == ["use"]
+    assert handlers.view("ladder/half")["detail"]["actions"] == ["resume", "use"]
+    json.dumps(view, allow_nan=False)
+
+
+def progress(folder, **changed):
+    told = {"stage": "training", "epoch": 2, "epochs": 3, "batch": 5, "batches": 10, "step": 15, "losses": {"total": 2.5}}
+    told |= {"seconds_per_batch": 0.2, "time": time.time(), **changed}
+    (folder / "progress.json").write_text(json.dumps(told))
+
+
+def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stopped_here(handlers):
+    folder = write_run(handlers.root / "elsewhere", [row(1, 5.0)])
+    progress(folder)
+    detail = handlers.view("elsewhere")["detail"]
+    assert (detail["state"], detail["actions"], detail["share"]) == ("running", [], 0.5)
+    assert (detail["stage"], detail["seconds_left"]) == ("Training: epoch 2 of 3", 3.0)
+    assert detail["charts"][0]["series"][0]["live"] == [1.5, 2.5]
+    with pytest.raises(QamDetrError, match="outside this page"):
+        handlers.stop("elsewhere")
+    for changed in ({"time": time.time() - 3600}, {"time": None}):
+        progress(folder, **changed)
+        assert handlers.view("elsewhere")["detail"]["state"] == "stopped"
+    (folder / "progress.json").write_text("{")
+    assert handlers.view("elsewhere")["detail"]["state"] == "stopped"
+
+
+def test_half_a_line_and_values_that_are_no_numbers_are_left_out(handlers):
+    folder = write_run(handlers.root / "odd", [row(1, 5.0), row(2, 6.0, loss=float("inf"))])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "los')
+    view = handlers.view("odd")
+    assert view["detail"]["charts"][0]["series"][0]["points"] == [[1, 5.0]]
+    json.dumps(view, allow_nan=False)
+
+
+def test_a_checkpoint_is_handed_over_once_there_is_one(handlers):
+    write_run(handlers.root / "young", [])
+    write_run(handlers.root / "done", [row(1, 1.0)], finished=True, checkpoint=True)
+    with pytest.raises(QamDetrError, match="no checkpoint yet"):
+        handlers.use("young")
+    assert handlers.use("done") == "run: done"
+    assert handlers.offered == [("run: done", (handlers.root / "done" / "best").resolve())]
+
+
+@pytest.mark.parametrize("name", ["nobody", "../../etc", ""])
+def test_what_is_not_there_is_one_line(name, handlers):
+    for action in (handlers.stop, handlers.resume, handlers.use):
+        with pytest.raises(QamDetrError, match="There is no"):
+            action(name)
+    assert "There is no" in handlers.act({"action": "stop", "selected": name})["message"]
+
+
+@pytest.mark.parametrize("request_", [None, [], "x", {}, {"action": 3, "selected": ["a"]}, {"action": "rm -rf", "selected": "done"}])
+def test_whatever_is_sent_to_the_page_is_answered_with_a_view(request_, handlers):
+    assert handlers.poll(request_)["items"] == []
+    assert "no action" in handlers.act(request_)["message"]
+
+
+def test_a_second_job_is_refused_before_it_writes_anything(handlers, clips):
+    handlers.jobs.start("busy", "train", handlers.root / "busy", [SLEEPER])
+    with pytest.raises(QamDetrError, match="“busy” is still running"):
+        handlers.make_scenes(SceneOrder("mine", str(clips)))
+    assert not (handlers.root / "scenes").exists()
+    assert "Stopping" in handlers.act({"action": "stop", "selected": "busy"})["message"]
+    wait_for(handlers, "busy", "stopped")
+
+
+@pytest.mark.parametrize(("planned", "done", "shown"), [(14, 0, 7), (14, 6, 14), (300, 19, 37), (300, 150, 300), (3, 3, 3), (0, 0, 1)])
+def test_a_young_curve_has_an_axis_that_fits(planned, done, shown, handlers):
+    write_run(handlers.root / "run", [row(epoch, 1.0) for epoch in range(1, done + 1)], epochs=max(1, planned))
+    assert handlers.view("run")["detail"]["charts"][0]["epochs"] == shown
+
+
+def test_names_that_are_offered_are_free(tmp_path):
+    for name in ("run", "run-2"):
+        (tmp_path / name).mkdir()
+    assert free_name("run", [tmp_path]) == "run-3"
+
+
+def test_a_table_of_clips_counts_and_its_captions_and_licences_come_along(tmp_path):
+    make_clips(tmp_path / "in", {"low": 200, "high": 900}, per_sound=2)
+    rows = [[f"{sound}/{n}.wav", f"tone/{sound}", f"a {sound} tone"] for sound in ("low", "high") for n in range(2)]
+    with (tmp_path / "in" / "clips.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["File_Name", "group", "caption_1"], *rows])
+    (tmp_path / "in" / "groups.csv").write_text("group,caption\ntone,any tone\ntone/low,a deep tone\n")
+    (tmp_path / "in" / "attribution.csv").write_text("file,licence\nlow/0.wav,CC0\n")
+    clips = read_clips(str(tmp_path / "in"))
+    write_clips(clips.groups["tone/low"], clips.folder, tmp_path / "out")
+    library = read_library(tmp_path / "out", None)
+    assert (library.captions["tone"], library.captions["tone/low"]) == (("any tone",), ("a deep tone", "a low tone"))
+    assert [source.get("license") for source in library.sources.values()] == ["CC0", None]
+
+
+def test_each_sound_keeps_one_clip_in_five_back_and_names_say_what_is_heard(tmp_path):
+    make_clips(tmp_path, {"A low_tone": 200, "high": 900}, per_sound=10)
+    make_clips(tmp_path, {"only": 500}, per_sound=1)
+    clips = read_clips(f" {tmp_path} ")
+    assert (clips.has_table, sorted(clips.groups)) == (False, ["a low tone", "high", "only"])
+    learnt, kept = divide(clips)
+    assert {row["file_name"] for row in [*learnt, *kept]} == {row["file_name"] for row in clips.rows}
+    assert {row["group"] for row in learnt if row in kept} == {"only"}
+    assert [sum(row["group"] == "high" for row in part) for part in (learnt, kept)] == [8, 2]
+
+
+def test_what_is_no_folder_of_clips_is_one_line(tmp_path):
+    for folder, told in ((tmp_path / "no", "no folder"), (tmp_path, "0 clips"), ("", "no folder")):
+        with pytest.raises(QamDetrError, match=told):
+            read_clips(str(folder))
+    (tmp_path / "clips.csv").write_text("name,caption\nx.wav,a dog\n")
+    with pytest.raises(QamDetrError, match="file_name"):
+        read_clips(str(tmp_path))
+
+
+def cells(table, line):
+    return dict(zip([column["name"] for column in table["columns"]], table["rows"][line]["cells"], strict=True))
+
+
+def test_runs_stand_side_by_side_and_those_that_differ_in_the_seed_alone_are_summed_up(tmp_path):
+    for seed, score in ((0, 40.0), (1, 44.0)):
+        write_run(tmp_path / f"run-s{seed}", [row(1, score)], finished=True, seed=seed)
+    write_run(tmp_path / "plain", [row(1, 20.0)], finished=True, fusion="text_to_audio", multiscale=False, quality=False)
+    runs = sorted(find_runs(tmp_path), key=lambda run: run.folder.name, reverse=True)
+    table = ablation_table(runs, tmp_path)
+    made_of = {cells(table, line)["Run"]: cells(table, line)["Components"] for line in range(len(table["rows"]))}
+    assert made_of["run-s0"] == made_of["run-s1"] == "3-way fusion, multi-scale fusion, quality in the ranking"
+    assert made_of["plain"] == "none"
+    (summary,) = [line for line, values in enumerate(table["rows"]) if values["summary"]]
+    assert (cells(table, summary)["Run"], cells(table, summary)["R1@0.7"]) == ("2 seeds", "42.00 ± 2.83")
+    assert "cannot be compared" not in table["note"]
+    facts = json.loads((tmp_path / "plain" / "run.json").read_text())
+    (tmp_path / "plain" / "run.json").write_text(json.dumps({**facts, "val_manifest": "bbbb"}))
+    assert "different scenes" in ablation_table(find_runs(tmp_path), tmp_path)["note"]
+    json.dumps(table, allow_nan=False)
+
+
+@pytest.fixture
+def page(tmp_path):
+    with gr.Blocks() as blocks:
+        tab.build_train_tab(AppSettings(), print, tmp_path)
+    return blocks
+
+
+def press(page, label, values=()):
+    """Call what a button of the page does."""
+    (button,) = (block for block in page.blocks.values() if isinstance(block, gr.Button) and block.value == label)
+    (event,) = (fn for fn in page.fns.values() if (button._id, "click") in fn.targets)
+    return event.fn(*values)
+
+
+def test_mistakes_in_a_form_are_a_toast_and_a_line_and_never_an_error(page, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(errors.gr, "Warning", lambda text, **_: told.append(text))
+    make_clips(tmp_path / "clips", {"bell": 440.0, "horn": 660.0})
+    scenes_folder(tmp_path, "there")
+    clips, training = str(tmp_path / "clips"), ("new", "there", "pocket", "bimamba", [], [])
+    for label, values, line in (
+        ("Make scenes", ("<b>mine</b>", "/no/folder", "", "", 1, 1, 12, 16, 0), "becomes a folder"),
+        ("Make scenes", ("mine", clips, "", "", -3, 1, 12, 16, 0), "training scenes is -3; it must be from 1"),
+        ("Make scenes", ("mine", clips, "", "", 1, 1, 12, 16, -1), "-1"),
+        ("Start training", (*training, 0, 1, "run: gone"), "no 'run: gone' to begin with"),
+        ("Start training", (*training, 0, -3, tab.FRESH), "number of epochs is -3; it must be from 1"),
+    ):
+        view = press(page, label, values)
+        assert view["refused"]
+        assert line in view["message"]
+    assert "&lt;b&gt;mine" in told[0]
+    assert [field.preprocess(-3) for field in page.blocks.values() if isinstance(field, gr.Number)].count(-3) == 7
+
+
+def test_what_cannot_be_evaluated_is_said_where_the_table_would_be(page, tmp_path):
+    assert press(page, "Metrics by window length", (None,)) == {"empty": "There are no runs yet; train one."}
+    write_run(tmp_path / "done", [row(1, 1.0)])
+    assert "No run is chosen" in press(page, "Table of ablations", ([],))["empty"]
+    assert "'gone' is no longer there" in press(page, "Table of ablations", (["gone"],))["empty"]
+    assert "no checkpoint yet" in press(page, "Metrics by window length", ("done",))["empty"]
+
+
+def test_where_training_is_off_the_page_says_how_to_switch_it_on(tmp_path):
+    with gr.Blocks() as blocks:
+        built = tab.build_train_tab(AppSettings(training=False), print, tmp_path)
+    assert (built.used, dict(blocks.fns)) == (None, {})
+    assert any("QAMDETR_TRAINING=1" in str(block.value) for block in blocks.blocks.values() if isinstance(block, gr.Markdown))
+
+
+@pytest.mark.slow
+def test_from_clips_to_a_checkpoint_with_a_stop_on_the_way(handlers, clips):
+    order = SceneOrder("mine", str(clips), num_scenes=6, num_validation=3, shortest_seconds=12.0, longest_seconds=16.0)
+    assert handlers.make_scenes(order) == "scenes/mine"
+    wait_for(handlers, "scenes-mine", "finished")
+    scenes = handlers.root / "scenes" / "mine"
+    assert {entry.query for entry in read_manifest(scenes / "train" / "manifest.jsonl")} == {"low tone", "high tone"}
+
+    # A Transformer: the scan would be compiled first.
+    name = handlers.train(TrainOrder("first", "mine", encoder="transformer", epochs=400))
+    end = time.monotonic() + 120
+    while len(_rows(handlers)) < 2:
+        assert time.monotonic() < end, handlers.view(name)["detail"]
+        time.sleep(0.2)
+    detail = handlers.view(name)["detail"]
+    assert (detail["state"], detail["actions"]) == ("running", ["stop", "use"])
+    assert detail["seconds_left"] > 0
+    assert "of 400" in detail["stage"]
+    handlers.stop(name)
+    wait_for(handlers, "first", "stopped")
+    before = _rows(handlers)
+
+    assert "Going on" in handlers.resume(name)
+    end = time.monotonic() + 120
+    while len(_rows(handlers)) <= len(before):
+        assert time.monotonic() < end, handlers.view(name)["detail"]
+        time.sleep(0.2)
+    handlers.stop(name)
+    wait_for(handlers, "first", "stopped")
+    after = _rows(handlers)
+    assert [line["epoch"] for line in after] == list(range(1, len(after) + 1))
+    assert after[: len(before) - 1] == before[:-1]
+
+    run = read_run(handlers.root / "first")
+    table = length_table(run)
+    scores = dict(zip([column["name"] for column in table["columns"]], table["rows"][-1]["cells"], strict=True))
+    assert scores["R1@0.7"] == pytest.approx(run.best["val"]["R1@0.7"], abs=0.02)
+    assert scores["mAP"] == pytest.approx(run.best["val"]["mAP"], abs=0.02)
+
+
+def _rows(handlers):
+    run = read_run(handlers.root / "first")
+    return [] if run is None else list(run.rows)

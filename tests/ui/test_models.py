@@ -13,10 +13,11 @@ from run_folders import row, write_run
 from qamdetr.config import Config, DataConfig, InferenceConfig
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.features import base
-from qamdetr.features.base import STREAMS
+from qamdetr.features.base import STREAMS, AudioStream, stream
 from qamdetr.ui import models
 from qamdetr.ui.models import KEPT_MODELS, MAX_RUNS, OfferedModels, SharedRetriever
 from qamdetr.ui.settings import AppSettings
+from qamdetr.verifiers import VERIFIERS, Verifier, verifier
 
 SHIPPED = ["qam-detr-pocket", "ladder-1-baseline"]
 
@@ -230,3 +231,18 @@ def test_large_verifiers_are_made_once_with_the_settings_of_the_page(monkeypatch
     assert [shared.verifier(name, retriever) for name in ("none", "pocket")] == ["none", "pocket"]
     assert shared.verifier("server", retriever) is shared.verifier("server", retriever)
     assert made == [("server", "http://localhost:8000/v1")]
+
+
+def test_a_verifier_and_an_encoder_from_outside_are_offered_by_importing_them(configs):
+    class Ear(Verifier):
+        name, needs_audio = "ear", False
+
+    verifier("ear", label="Ear: listens once more", hears=False)(Ear)
+    stream("beats", dim=768, rate_hz=16_000, hub=None, label="BEATs")(type("Beats", (AudioStream,), {}))
+    try:
+        settings = AppSettings.from_environment({})
+        assert settings.verifiers == ("none", "pocket", "ear")
+        assert ("Ear: listens once more", "ear") in models.verifier_choices(settings)
+        assert models.needs_of(["beats"]) == "here"
+    finally:
+        del VERIFIERS["ear"], STREAMS["beats"]

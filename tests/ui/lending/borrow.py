@@ -46,5 +46,6 @@ except QamDetrError as error:
     told["mistake"] = f"{type(error).__name__}: {error}"
 
 told["elsewhere"] = gpu.run_on_gpu(1, os.getpid) != os.getpid()
-told["verifier"] = repr(gpu.open_verifier("qwen2.5-omni", AppSettings(verifier_model="folder"), VerifierConfig()))
+verifier = gpu.open_verifier("qwen2.5-omni", AppSettings(verifier_model="folder"), VerifierConfig())
+told["verifier"] = [type(verifier.inner).__name__, type(verifier.inner.inner).__name__]
 print(json.dumps(told))  # noqa: T201 - the test reads it

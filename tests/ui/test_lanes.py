@@ -144,7 +144,7 @@ def test_zoom_and_pan_stay_inside_the_recording_and_keep_the_second_under_the_po
         ),
         (
             "given.map((lanes) => truthWords(lanes.map(([query, truth]) => ({ query, truth }))))",
-            [[["dog", [[1, 2]]], ["dog", [[1, 2]]]], [["dog", [[1, 2]]], ["dog", [[1, 2]]], ["cat", []]], [["dog", [[1, 2]]], ["ox", None]]],
+            [[["dog", [[1, 2]]], ["dog", [[1, 2]]]], [["dog", [[1, 2]]], ["dog", [[1, 2]]], ["cat", []]], [["dog", [[1, 2]]], ["a", None]]],
             [[None, "True moments"], [None, "True moments of “dog”", "True moments of “cat”"], ["True moments of “dog”", None]],
         ),
     ],

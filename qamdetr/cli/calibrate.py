@@ -2,94 +2,83 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.cli.common import note, raise_failures
-from qamdetr.cli.evaluate import difference_object
-from qamdetr.cli.retrieval import add_options, check_options, open_for_manifest
-from qamdetr.errors import AudioError, DataError, QamDetrError
+from qamdetr.cli.evaluate import check_figure, columns, difference_object
+from qamdetr.cli.predict import RetrieverOptions, check_options, note, open_for_manifest, option, raise_failures, with_options
+from qamdetr.config import SYSTEM_DIR, load_config
+from qamdetr.errors import AudioError, CheckpointError, DataError, QamDetrError
 
 if TYPE_CHECKING:
-    from qamdetr.cli.beta_target import BetaTarget
-    from qamdetr.cli.common import Commands
     from qamdetr.data.manifest import QueryEntry
     from qamdetr.evaluation.calibration import BetaCurve
     from qamdetr.inference.retriever import VerifiedAnswer
 
-
-def add(commands: Commands) -> None:
-    """Add the command's options."""
-    parser = commands.add_parser(
-        "calibrate",
-        help="choose the weight of the verifier",
-        description="Choose beta, the weight of the verifier, on validation by R1@0.7, then mAP; write it into the checkpoint or system.",
-    )
-    parser.add_argument("--manifest", required=True, metavar="JSONL", help="field JSONL with relevant_windows, of no training recordings")
-    parser.add_argument("--audio-dir", metavar="DIR", help="its recordings (default: audio/ beside it)")
-    parser.add_argument(
-        "--from-features", action="store_true", help="read the manifest's features (public files or cache) and run no encoder"
-    )
-    add_options(parser, checkpoint_default="; its config.yaml gets the weight")
-    parser.add_argument("--grid", type=float, nargs="+", metavar="B", help="weights to try (default: 0.00, 0.05, … 1.00)")
-    parser.add_argument("--dry-run", action="store_true", help="write nothing but the figure")
-    parser.add_argument("--figure", metavar="PATH", help="draw the curve: .png, .svg or .pdf")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(command=run)
+HARMLESS = ("data.", *(f"verifier.{key}=" for key in ("batch_size", "cache_dir", "retries", "timeout_seconds", "url")))
+"""What `--set` may say where a weight is written: beginnings of overrides that change no answer."""
 
 
-def run(args: argparse.Namespace) -> None:
-    """Ask decoder and verifier, choose, show and write."""
-    from qamdetr.cli.beta_target import open_target
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(RetrieverOptions):
+    """What `calibrate` can be told."""
+
+    manifest: str = option(..., "JSONL", "field JSONL with relevant_windows, of no training recordings")
+    grid: list[float] | None = option(None, "B ...", "weights to try (default: 0.00, 0.05, … 1.00)")
+    dry_run: bool = option(False, "", "write nothing but the figure", "--dry-run")
+    figure: str | None = option(None, "PATH", "draw the curve: .png, .svg or .pdf")
+    as_json: bool = option(False, "", "print one JSON object", "--json")
+
+
+@with_options(CalibrateOptions)
+def calibrate(options: CalibrateOptions) -> None:
+    """Choose beta, the weight of the verifier, on validation by R1@0.7, then mAP; write it into the checkpoint or system."""
     from qamdetr.data.manifest import read_manifest
     from qamdetr.evaluation.calibration import FINE_GRID, calibrate_beta
 
-    _check(args)
-    target = open_target(args)
-    verifier = args.verifier or target.verifier
+    _check(options)
+    target = _open_target(options)
+    verifier = options.verifier or target.verifier
     _check_verifier(verifier)
-    if not args.dry_run:
+    if not options.dry_run:
         target.check_writable(verifier)
     # Unclamped, as the official evaluator reads it.
-    entries = read_manifest(args.manifest, clamp=False)
+    entries = read_manifest(options.manifest, clamp=False)
     counted = [entry for entry in entries if entry.relevant_windows]
     if not counted:
-        raise DataError(f"{args.manifest}: none of the {len(entries)} queries has `relevant_windows`; give a validation manifest.")
-    answers, failures = _ask(target, counted, args)
+        raise DataError(f"{options.manifest}: none of the {len(entries)} queries has `relevant_windows`", "give a validation manifest")
+    answers, failures = _ask(target, counted, options)
     problems = [answer.problem for answer in answers if answer.verifier_scores is None]
     if answers and len(problems) == len(answers):
         raise QamDetrError(f"No query of {len(answers)} was verified, so nothing was written: {problems[0]}")
     if answers:
-        curve = calibrate_beta(answers, args.grid or FINE_GRID)
-        print(json.dumps(_object(curve, verifier, len(problems)), ensure_ascii=False) if args.json else _text(curve, verifier))
+        curve = calibrate_beta(answers, options.grid or FINE_GRID)
+        print(json.dumps(_object(curve, verifier, len(problems)), ensure_ascii=False) if options.as_json else _text(curve, verifier))
         _tell(len(entries) - len(counted), len(entries), problems, len(answers))
-        if args.figure is not None:
-            _draw(curve, f"{target.name}, verifier {verifier}", args.figure)
+        if options.figure is not None:
+            _draw(curve, f"{target.name}, verifier {verifier}", options.figure)
         if failures:
             note("nothing was written, as the weight would be chosen on a part of the recordings.")
         elif curve.is_worse:
             note(f"nothing was written, as {curve.chosen.beta:g}, the best of the grid, is worse than the decoder alone; try a finer grid.")
-        elif not args.dry_run:
+        elif not options.dry_run:
             note(target.store(verifier, curve.chosen.beta))
     raise_failures(failures, len({entry.vid for entry in counted}))
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(options: CalibrateOptions) -> None:
     """Refuse now what would fail after the work."""
     from qamdetr.inference.rerank import check_beta
 
-    check_options(args)
-    if args.from_features and args.encoders:
-        raise QamDetrError("--encoder goes with audio; --from-features runs no encoder.")
-    for beta in args.grid or ():
+    check_options(options)
+    for beta in options.grid or ():
         check_beta(beta)
-    if args.figure is not None:
-        from qamdetr.evaluation.figures import check_figure_path
-
-        check_figure_path(args.figure)
+    check_figure(options.figure)
 
 
 def _check_verifier(name: str) -> None:
@@ -98,17 +87,17 @@ def _check_verifier(name: str) -> None:
 
     if name == DEFAULT_VERIFIER:
         others = ", ".join(other for other in verifier_names() if other != DEFAULT_VERIFIER)
-        raise QamDetrError(f"The verifier is {name}, which has no weight to choose; give --verifier with one of {others}.")
+        raise QamDetrError(f"The verifier is {name}, which has no weight to choose", f"give --verifier with one of {others}")
 
 
-def _ask(target: BetaTarget, entries: Sequence[QueryEntry], args: argparse.Namespace) -> tuple[list[VerifiedAnswer], list[str]]:
+def _ask(target: _Target, entries: Sequence[QueryEntry], options: CalibrateOptions) -> tuple[list[VerifiedAnswer], list[str]]:
     """Return the answers, and why recordings could not be read."""
     from tqdm import tqdm
 
     from qamdetr.evaluation.metrics import MAX_PREDICTIONS
     from qamdetr.inference.retriever import verify_manifest
 
-    retriever, recordings, verifier = open_for_manifest(args, entries, must_verify=True)
+    retriever, recordings, verifier = open_for_manifest(options, options.manifest, entries, must_verify=True)
     found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
     answers: list[VerifiedAnswer] = []
     failures: list[str] = []
@@ -130,11 +119,12 @@ def _tell(num_left_out: int, num_entries: int, problems: Sequence[str], num_answ
 def _text(curve: BetaCurve, verifier: str) -> str:
     from qamdetr.evaluation.calibration import CURVE_METRICS
 
-    lines = [f"{'beta':<6}" + "".join(f"{name:>9}" for name in CURVE_METRICS)]
+    rows = [["beta", *CURVE_METRICS]]
     for point in curve.shown:
-        cells = "".join(f"{point.metrics[name]:>9.2f}" for name in CURVE_METRICS)
         beta = f"{point.beta:.2f}" if point.beta == round(point.beta, 2) else f"{point.beta:g}"
-        lines.append(f"{beta:<6}{cells}   {', '.join(curve.marks(point))}".rstrip())
+        rows.append([beta, *(f"{point.metrics[name]:.2f}" for name in CURVE_METRICS)])
+    marks = ["", *(", ".join(curve.marks(point)) for point in curve.shown)]
+    lines = [f"{line}   {mark}".rstrip() for line, mark in zip(columns(rows, 6, 9).splitlines(), marks, strict=True)]
     return "\n".join([*lines, "", _verdict(curve, verifier)])
 
 
@@ -178,3 +168,72 @@ def _draw(curve: BetaCurve, title: str, path: str) -> None:
 
     save_beta_figure(curve, f"{title}, {curve.chosen.scores.num_queries} queries", path)
     note(f"the figure is in {path}.")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What keeps the weight: a checkpoint, one for each verifier, or a system file of the user's own, that of its own verifier.
+
+    `path` is the file; `changes` names the options that make other answers than the file alone would, with which nothing is written.
+    """
+
+    path: Path
+    is_system: bool
+    is_own: bool
+    changes: str
+    name: str
+    verifier: str
+    top_k: int
+
+    def place(self, verifier: str) -> Path | None:
+        """Return the file that gets the weight of a verifier; None where it would not fit what is in it."""
+        return self.path if self.is_own and not self.changes and (not self.is_system or verifier == self.verifier) else None
+
+    def check_writable(self, verifier: str) -> None:
+        """Refuse now what `store` could not write after the work."""
+        path, kind = self.place(verifier), "it" if self.is_system else "the checkpoint"
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise CheckpointError(f"{path} cannot be written", f"calibrate a copy of {kind}, or give --dry-run")
+
+    def store(self, verifier: str, beta: float) -> str:
+        """Write the weight, and tell where; or tell what to write where."""
+        from qamdetr.inference.checkpoint import beta_line, store_in_checkpoint, store_in_system
+
+        line = f"`{beta_line(beta)}`" if self.is_system else f"inference.beta_by_verifier.{verifier}: {beta:g}"
+        path = self.place(verifier)
+        if path is not None:
+            if self.is_system:
+                store_in_system(path, beta)
+            else:
+                store_in_checkpoint(path.parent, verifier, beta)
+            return f"{line} is now in {path}."
+        if not self.is_system:
+            return f"nothing was written, as the weight goes with {self.changes}; put that and `{line}` into the config.yaml of a copy."
+        reason = f", as the weight goes with {self.changes}; put that," if self.changes else "; put"
+        return f"nothing was written{reason} `verify_with: {verifier}` and {line} into a system file of your own."
+
+
+def _open_target(options: RetrieverOptions) -> _Target:
+    """Find the checkpoint or system that keeps the weight."""
+    from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
+    from qamdetr.inference.retriever import load_system
+    from qamdetr.verifiers.base import DEFAULT_VERIFIER
+
+    overrides, changes = options.overrides or (), _changes(options)
+    if options.system is not None:
+        system, path = load_system(options.system, overrides, members=options.members or ()), Path(options.system)
+        # With other members it is another system.
+        is_own = path.is_file() and SYSTEM_DIR.resolve() not in path.resolve().parents and not options.members
+        return _Target(path, True, is_own, changes, path.stem, system.verify_with, system.top_k)
+    if options.checkpoint is None:
+        raise QamDetrError("The weight is written into a checkpoint or system", "name it with --checkpoint or --system")
+    path = find_checkpoint(options.checkpoint) / CONFIG_FILE
+    return _Target(path, False, True, changes, path.parent.name, DEFAULT_VERIFIER, load_config(path, overrides).inference.top_k)
+
+
+def _changes(options: RetrieverOptions) -> str:
+    """Name the options that make other answers than the file alone would; empty without."""
+    changes = [f"--set {override}" for override in options.overrides or () if not override.startswith(HARMLESS)]
+    if options.verifier_model is not None:
+        changes.append(f"--verifier-model {options.verifier_model}")
+    return " ".join(changes)

@@ -1,107 +1,106 @@
-"""`evaluate`: score predictions; optionally by window length, with confidence intervals, against other predictions, as a figure."""
+"""`evaluate`, `submit`, `data-report` and `synthesize`: what is done with files of the field's formats, without a model."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.cli.common import note
+from qamdetr.cli.predict import argument, note, option, with_options
 from qamdetr.errors import QamDetrError
+from qamdetr.files import write_whole
+from qamdetr.synthesis.recipe import SceneRecipe
 
 if TYPE_CHECKING:
-    from qamdetr.cli.common import Commands
     from qamdetr.data.manifest import QueryEntry
-    from qamdetr.evaluation.compare import Difference, Interval
-    from qamdetr.evaluation.metrics import LengthScores, Matching, QueryScores
+    from qamdetr.evaluation.compare import Difference
+    from qamdetr.evaluation.figures import FigureSystem
 
-_PRIMARY = "R1@0.7"  # ranks the challenge
-
-
-def add(commands: Commands) -> None:
-    """Add the command's options."""
-    parser = commands.add_parser("evaluate", help="score predictions", description="Score predictions as the official evaluator does.")
-    parser.add_argument("predictions", metavar="PREDICTIONS", help="field JSONL with pred_relevant_windows, or a submission's")
-    parser.add_argument("truth", metavar="GROUND_TRUTH", help="field JSONL with relevant_windows")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--thresholds", action="store_true", help="also print R1 and mAP at each IoU from 0.50 to 0.95")
-    parser.add_argument("--by-length", action="store_true", help="also score true windows of <= 2, 2-5, 5-10, 10-30 and > 30 s apart")
-    parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% confidence intervals from N draws of recordings (10000 is usual)")
-    parser.add_argument("--against", metavar="OTHER", help="a second predictions file: differences, their intervals, and a paired test")
-    parser.add_argument("--figure", metavar="PATH", help="draw R1 and AP by IoU and by window length: .png, .svg or .pdf")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws (default: %(default)s)")
-    parser.set_defaults(command=run)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Read, score, and print what was asked for."""
-    from qamdetr.data.manifest import read_manifest
-    from qamdetr.evaluation.metrics import summarise
-
-    _check(args)
-    # Unclamped, as the official evaluator reads it.
-    truth = read_manifest(args.truth, clamp=False)
-    system = _read_system(args.predictions, truth, args)
-    other = None if args.against is None else _read_system(args.against, truth, args)
-    summary = summarise(system.scores)
-    answer: dict[str, Any] = dict(summary.table())
-    text = _table(answer, system.intervals)
-    if args.thresholds:
-        answer["thresholds"] = {"R1": _by_threshold(summary.recall_at_1), "mAP": _by_threshold(summary.average_precision)}
-        text += "\n\n" + _threshold_table(answer["thresholds"])
-    if args.by_length:
-        answer["by_length"] = {bucket.name: bucket.table() for bucket in system.lengths}
-        text += "\n\n" + _length_table(answer["by_length"])
-    if args.bootstrap is not None:
-        intervals = {name: [round(system.intervals[name].low, 2), round(system.intervals[name].high, 2)] for name in system.brief}
-        answer["bootstrap"] = {"resamples": args.bootstrap, "seed": args.seed, "confidence": 0.95, "intervals": intervals}
-    if other is not None:
-        differences = _compare(system, other, args)
-        answer["against"] = {
-            "predictions": args.against,
-            "scores": summarise(other.scores).table(),
-            "differences": {name: difference_object(difference) for name, difference in differences.items()},
-        }
-        text += "\n\n" + _difference_table(system.brief, other.brief, differences, args)
-    if args.figure is not None:
-        _draw([system] if other is None else [system, other], args.figure)
-    print(json.dumps(answer, ensure_ascii=False) if args.json else text)
-    if system.matching.num_without_windows:
-        note(f"{system.matching.num_without_windows} of {len(truth)} queries have no true windows and were left out of the scores.")
+PRIMARY_METRIC = "R1@0.7"
+"""Ranks the challenge."""
 
 
 @dataclass(frozen=True)
-class _System:
-    """A predictions file, scored. `brief`: the field's five numbers; `intervals`: empty unless asked for."""
+class EvaluateOptions:
+    """What `evaluate` can be told."""
 
-    path: str
-    matching: Matching
-    scores: QueryScores
-    lengths: Sequence[LengthScores]
-    brief: Mapping[str, float]
-    intervals: Mapping[str, Interval]
+    predictions: str = argument(..., "PREDICTIONS", "field JSONL with pred_relevant_windows, or a submission's")
+    truth: str = argument(..., "GROUND_TRUTH", "field JSONL with relevant_windows")
+    as_json: bool = option(False, "", "print one JSON object", "--json")
+    thresholds: bool = option(False, "", "also print R1 and mAP at each IoU from 0.50 to 0.95", "--thresholds")
+    by_length: bool = option(False, "", "also score true windows of <= 2, 2-5, 5-10, 10-30 and > 30 s apart", "--by-length")
+    bootstrap: int | None = option(None, "N", "95 % confidence intervals from N draws of recordings (10000 is usual)")
+    against: str | None = option(None, "OTHER", "a second predictions file: differences, their intervals, and a paired test")
+    figure: str | None = option(None, "PATH", "draw R1 and AP by IoU and by window length: .png, .svg or .pdf")
+    seed: int = option(0, "S", "of the draws")
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Refuse now what would fail after the work."""
-    from qamdetr.evaluation.compare import MAX_RESAMPLES
+@with_options(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> None:
+    """Score predictions as the official evaluator does."""
+    from qamdetr.data.manifest import read_manifest
+    from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, MAX_RESAMPLES, compare
+    from qamdetr.evaluation.metrics import METRICS, summarise
 
-    if args.bootstrap is not None and not 1 <= args.bootstrap <= MAX_RESAMPLES:
-        raise QamDetrError(f"--bootstrap is {args.bootstrap}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
-    if args.seed < 0:
-        raise QamDetrError(f"--seed is {args.seed}; it must be at least 0.")
-    if args.figure is not None:
+    if options.bootstrap is not None and not 1 <= options.bootstrap <= MAX_RESAMPLES:
+        raise QamDetrError(f"--bootstrap is {options.bootstrap}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
+    if options.seed < 0:
+        raise QamDetrError(f"--seed is {options.seed}; it must be at least 0.")
+    check_figure(options.figure)
+    # Unclamped, as the official evaluator reads it.
+    truth = read_manifest(options.truth, clamp=False)
+    system = _read_system(options.predictions, truth, options)
+    summary = summarise(system.scores)
+    answer = summary.table()
+    text = [_table(answer, system)]
+    if options.thresholds:
+        named = {"R1": summary.recall_at_1, "mAP": summary.average_precision}
+        answer["thresholds"] = {name: {f"{iou:g}": round(value, 2) for iou, value in values.items()} for name, values in named.items()}
+        rows = [[f"{iou:.2f}", *(f"{values[iou]:.2f}" for values in named.values())] for iou in summary.recall_at_1]
+        text.append(columns([["IoU", *named], *rows], 10, 10))
+    if options.by_length:
+        answer["by_length"] = {bucket.name: bucket.table() for bucket in system.lengths}
+        names = list(system.lengths[0].table())
+        rows = [[bucket, *(_cell(table[name]) for name in names)] for bucket, table in answer["by_length"].items()]
+        text.append(columns([["length", *(name.removeprefix("num_") for name in names)], *rows], 10, 10))
+    if options.bootstrap is not None:
+        intervals = {name: [round(system.intervals[name].low, 2), round(system.intervals[name].high, 2)] for name in METRICS}
+        answer["bootstrap"] = {"resamples": options.bootstrap, "seed": options.seed, "confidence": 0.95, "intervals": intervals}
+    systems = {options.predictions: system}
+    if options.against is not None:
+        other = systems[options.against] = _read_system(options.against, truth, options)
+        differences = compare(system.scores, other.scores, resamples=options.bootstrap or DEFAULT_RESAMPLES, seed=options.seed)
+        answer["against"] = {
+            "predictions": options.against,
+            "scores": summarise(other.scores).table(),
+            "differences": {name: difference_object(difference) for name, difference in differences.items()},
+        }
+        text.append(_difference_table(options, system, other, differences))
+    if options.figure is not None:
+        from qamdetr.evaluation.figures import save_figure
+
+        save_figure(list(systems.values()), options.figure)
+        note(f"the figure is in {options.figure}.")
+    print(json.dumps(answer, ensure_ascii=False) if options.as_json else "\n\n".join(text))
+    left_out = sum(not entry.relevant_windows for entry in truth)
+    if left_out:
+        note(f"{left_out} of {len(truth)} queries have no true windows and were left out of the scores.")
+
+
+def check_figure(path: str | None) -> None:
+    """Refuse a figure now that could not be written after the work."""
+    if path is not None:
         from qamdetr.evaluation.figures import check_figure_path
 
-        check_figure_path(args.figure)
+        check_figure_path(path)
 
 
-def _read_system(path: str, truth: Sequence[QueryEntry], args: argparse.Namespace) -> _System:
+def _read_system(path: str, truth: Sequence[QueryEntry], options: EvaluateOptions) -> FigureSystem:
     from qamdetr.data.manifest import read_predictions
     from qamdetr.evaluation.compare import bootstrap
+    from qamdetr.evaluation.figures import FigureSystem, curve_names
     from qamdetr.evaluation.metrics import METRICS, match, query_scores, score_by_length
 
     predictions = read_predictions(path, allow_pairs=True)
@@ -109,104 +108,169 @@ def _read_system(path: str, truth: Sequence[QueryEntry], args: argparse.Namespac
         matching = match(predictions, truth)
     except QamDetrError as error:
         raise type(error)(f"{path}: {error}") from error
-    scores = query_scores(matching)
-    intervals: Mapping[str, Interval] = {}
-    if args.bootstrap is not None:
-        names: Sequence[str] = METRICS
-        if args.figure is not None:
-            from qamdetr.evaluation.figures import curve_names
-
-            names = list(dict.fromkeys([*METRICS, *curve_names()]))
-        intervals = bootstrap(scores, names, resamples=args.bootstrap, seed=args.seed)
-    brief = dict(zip(METRICS, scores.columns().mean(axis=0).tolist(), strict=True))
+    scores, names = query_scores(matching), list(METRICS)
+    if options.figure is not None:
+        names = list(dict.fromkeys([*METRICS, *curve_names()]))
+    intervals = {} if options.bootstrap is None else bootstrap(scores, names, resamples=options.bootstrap, seed=options.seed)
     extra = len({entry.qid for entry in predictions} - {entry.qid for entry in truth})
     if extra:
         note(f"{path}: {extra} predictions belong to no query of the ground truth and were not read.")
     if matching.num_other_recordings:
         note(f"{path}: {matching.num_other_recordings} predictions name another recording (`vid`) than the ground truth; were files mixed?")
-    return _System(path, matching, scores, score_by_length(matching), brief, intervals)
+    letter = "" if options.against is None else "A: " if path == options.predictions else "B: "
+    return FigureSystem(letter + Path(path).stem, scores, score_by_length(matching), intervals)
 
 
-def _compare(system: _System, other: _System, args: argparse.Namespace) -> dict[str, Difference]:
-    from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, compare
-
-    return compare(system.scores, other.scores, resamples=args.bootstrap or DEFAULT_RESAMPLES, seed=args.seed)
-
-
-def _draw(systems: Sequence[_System], path: str) -> None:
-    from qamdetr.evaluation.figures import FigureSystem, save_figure
-
-    letters = ["A: ", "B: "] if len(systems) > 1 else [""]
-    save_figure(
-        [
-            FigureSystem(letter + Path(system.path).stem, system.scores, system.lengths, system.intervals)
-            for letter, system in zip(letters, systems, strict=True)
-        ],
-        path,
-    )
-    note(f"the figure is in {path}.")
+def columns(rows: Sequence[Sequence[str]], first: int, width: int) -> str:
+    """Lay out a table: the first column to the left in `first` letters, the others to the right in `width`."""
+    return "\n".join(f"{row[0]:<{first}}" + "".join(f"{value:>{width}}" for value in row[1:]) for row in rows)
 
 
-def _table(scores: Mapping[str, float], intervals: Mapping[str, Interval]) -> str:
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _table(scores: Mapping[str, float], system: FigureSystem) -> str:
     lines = []
     for name, value in scores.items():
-        interval = intervals.get(name)
-        number = f"{value:>8d}" if isinstance(value, int) else f"{value:>8.2f}"
-        lines.append(f"{name:<12}{number}" + (f"   95 % {interval.low:6.2f} to {interval.high:6.2f}" if interval else ""))
-    return "\n".join(lines)
-
-
-def _by_threshold(values: Mapping[float, float]) -> dict[str, float]:
-    return {f"{threshold:g}": round(value, 2) for threshold, value in values.items()}
-
-
-def _threshold_table(thresholds: Mapping[str, Mapping[str, float]]) -> str:
-    lines = [f"{'IoU':<10}" + "".join(f"{name:>10}" for name in thresholds)]
-    for threshold in next(iter(thresholds.values())):
-        cells = [f"{values[threshold]:>10.2f}" for values in thresholds.values()]
-        lines.append(f"{float(threshold):<10.2f}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def _length_table(buckets: Mapping[str, Mapping[str, Any]]) -> str:
-    names = list(next(iter(buckets.values())))
-    lines = [f"{'length':<10}" + "".join(f"{name.removeprefix('num_'):>10}" for name in names)]
-    for bucket, table in buckets.items():
-        cells = [
-            "-" if table[name] is None else f"{table[name]:.2f}" if isinstance(table[name], float) else str(table[name]) for name in names
-        ]
-        lines.append(f"{bucket:<10}" + "".join(f"{cell:>10}" for cell in cells))
+        interval = system.intervals.get(name)
+        lines.append(f"{name:<12}{_cell(value):>8}" + (f"   95 % {interval.low:6.2f} to {interval.high:6.2f}" if interval else ""))
     return "\n".join(lines)
 
 
 def difference_object(difference: Difference) -> dict[str, Any]:
     """Write a difference as JSON has it."""
     interval = difference.difference
-    return {
-        "difference": round(interval.value, 2),
-        "low": round(interval.low, 2),
-        "high": round(interval.high, 2),
-        "p_value": round(difference.p_value, 6),
-        "verdict": difference.verdict,
-    }
+    rounded = {"difference": round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2)}
+    return {**rounded, "p_value": round(difference.p_value, 6), "verdict": difference.verdict}
 
 
-def _difference_table(
-    brief: Mapping[str, float], other: Mapping[str, float], differences: Mapping[str, Difference], args: argparse.Namespace
-) -> str:
-    lines = [f"A = {args.predictions}", f"B = {args.against}", f"{'':<12}{'A':>8}{'B':>8}{'A - B':>9}   {'95 % interval':<18}{'p':>8}"]
-    for name, difference in differences.items():
+def _difference_table(options: EvaluateOptions, system: FigureSystem, other: FigureSystem, differences: Mapping[str, Difference]) -> str:
+    lines = [f"A = {options.predictions}", f"B = {options.against}"]
+    lines.append(f"{'':<12}{'A':>8}{'B':>8}{'A - B':>9}   {'95 % interval':<18}{'p':>8}")
+    means = zip(system.scores.columns().mean(axis=0), other.scores.columns().mean(axis=0), strict=True)
+    for (name, difference), (one, two) in zip(differences.items(), means, strict=True):
         interval = difference.difference
         span = f"{interval.low:+.2f} to {interval.high:+.2f}"
-        lines.append(f"{name:<12}{brief[name]:>8.2f}{other[name]:>8.2f}{interval.value:>+9.2f}   {span:<18}{difference.p_value:>8.4f}")
-    sentences = [_sentence(name, difference) for name, difference in differences.items()]
-    sentences.sort(key=lambda sentence: not sentence.startswith(f"{_PRIMARY}:"))
-    return "\n".join([*lines, "", *sentences])
+        lines.append(f"{name:<12}{one:>8.2f}{two:>8.2f}{interval.value:>+9.2f}   {span:<18}{difference.p_value:>8.4f}")
+    first = sorted(differences, key=lambda name: name != PRIMARY_METRIC)
+    return "\n".join([*lines, "", *(_sentence(name, differences[name]) for name in first)])
 
 
 def _sentence(name: str, difference: Difference) -> str:
-    amount = abs(difference.difference.value)
+    value, p = difference.difference.value, f"p = {difference.p_value:.4f}"
     if difference.verdict == "undecided":
-        return f"{name}: no difference shown at the 5 % level (A - B = {difference.difference.value:+.2f}, p = {difference.p_value:.4f})."
+        return f"{name}: no difference shown at the 5 % level (A - B = {value:+.2f}, {p})."
     first, second = ("A", "B") if difference.verdict == "better" else ("B", "A")
-    return f"{name}: {first} is better than {second} by {amount:.2f} points (p = {difference.p_value:.4f})."
+    return f"{name}: {first} is better than {second} by {abs(value):.2f} points ({p})."
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What `submit` can be told."""
+
+    files: list[str] = argument(..., "FILE...", "the predictions file; with --check each system's .jsonl and .yaml")
+    manifest: str = option(..., "JSONL", "the evaluation set")
+    check: bool = option(False, "", "check files and write nothing", "--check")
+    label: str | None = option(None, "LABEL", "Last_Inst_task6_N, N from 1 to 4")
+    output: str | None = option(None, "DIR", "where the two files go")
+    metadata: str | None = option(None, "YAML", "what only you know: name, abbreviation, authors, data, ensemble")
+    checkpoint: str | None = option(None, "NAME_OR_DIR", "fills in streams, parameters and loss")
+    dev_scores: tuple[str, str] | None = option(None, "PREDICTIONS GROUND_TRUTH", "fills in the development results")
+
+
+@with_options(SubmitOptions)
+def submit(options: SubmitOptions) -> None:
+    """Write {label}.output.jsonl and {label}.meta.yaml for DCASE 2026 Task 6, or check such files and list every problem."""
+    from qamdetr.data.manifest import read_manifest
+
+    manifest = read_manifest(options.manifest, clamp=False)
+    if options.check:
+        _check_submission(options, manifest)
+    else:
+        _write_submission(options, manifest)
+
+
+def _check_submission(options: SubmitOptions, manifest: Sequence[QueryEntry]) -> None:
+    from qamdetr.evaluation.submission import check_submission
+
+    for name in ("label", "output", "metadata", "checkpoint", "dev_scores"):
+        if getattr(options, name) is not None:
+            raise QamDetrError(f"--{name.replace('_', '-')} is for writing", "leave it out with --check")
+    outputs = sorted(path for path in options.files if Path(path).suffix == ".jsonl")
+    metadata = sorted(path for path in options.files if Path(path).suffix in (".yaml", ".yml"))
+    strange = [path for path in options.files if path not in (*outputs, *metadata)]
+    if strange:
+        raise QamDetrError(f"{strange[0]} is neither .jsonl nor .yaml", "give each system's output and metadata files")
+    problems = check_submission(outputs, metadata, manifest)
+    if problems:
+        print("\n".join(" ".join(problem.split()) for problem in problems))
+        raise QamDetrError(f"the submission has {len(problems)} problem{'s' * (len(problems) > 1)}, listed above; mend and check again.")
+    print(f"OK: {len(outputs)} system{'s' * (len(outputs) > 1)}, {len(manifest)} queries.")
+
+
+def _write_submission(options: SubmitOptions, manifest: Sequence[QueryEntry]) -> None:
+    from qamdetr.data.manifest import read_manifest, read_predictions
+    from qamdetr.evaluation import submission
+    from qamdetr.evaluation.metrics import score
+
+    if options.label is None or options.output is None:
+        raise QamDetrError("A submission needs --label and --output DIR; to check files, give --check.")
+    if len(options.files) > 1:
+        raise QamDetrError(f"{len(options.files)} files were given; a submission is written from one predictions file.")
+    if not submission.is_label(options.label):
+        raise QamDetrError(f"--label {options.label!r} does not have the form {submission.LABEL_FORM}, with a number from 1 to 4.")
+    paths = [Path(options.output) / f"{options.label}{suffix}" for suffix in (submission.OUTPUT_SUFFIX, submission.METADATA_SUFFIX)]
+    for path in paths:
+        if path.exists():
+            raise QamDetrError(f"{path} is there already", "choose another --label or --output, or remove it")
+    text, left_out = submission.output_text(read_predictions(options.files[0]), manifest)
+    # The most certain last: a person's word is above what was read or measured.
+    given = {} if options.metadata is None else submission.read_metadata(options.metadata)
+    measured = described = {}
+    if options.dev_scores is not None:
+        predictions, truth = options.dev_scores
+        scores = score(read_predictions(predictions, allow_pairs=True), read_manifest(truth, clamp=False))
+        measured = submission.development_results(scores.table())
+    if options.checkpoint is not None:
+        described = submission.describe_checkpoint(options.checkpoint)
+    metadata = submission.fill_metadata(measured, described, given, {"submission": {"label": options.label}})
+    for path, content in zip(paths, (text, submission.metadata_text(metadata)), strict=True):
+        write_whole(path, content)
+        print(path)
+    if left_out:
+        note(f"{left_out} windows were empty or past the end of their recording and were left out.")
+    for problem in submission.check_submission(paths[:1], paths[1:], manifest):
+        note(f"not ready yet: {problem}")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What `data-report` reads."""
+
+    manifests: list[str] = argument(..., "JSONL...", "field JSONL files")
+
+
+@with_options(ReportOptions)
+def data_report(options: ReportOptions) -> None:
+    """Print queries, recordings, window lengths and defects of manifests."""
+    from qamdetr.evaluation.data_report import data_report as report
+
+    print(report([Path(path) for path in options.manifests]))
+
+
+@dataclass(frozen=True)
+class SynthesizeOptions:
+    """Where `synthesize` reads and writes; the recipe's own fields are its other options."""
+
+    clips: str = option(..., "DIR", "captioned clips: audio files and clips.csv, or a folder per sound")
+    output: str = option(..., "DIR", "where audio/, manifest.jsonl and the data card go")
+    backgrounds: str | None = option(None, "DIR", "long background recordings (none: quiet pink noise)")
+
+
+@with_options(SynthesizeOptions, SceneRecipe)
+def synthesize(options: SynthesizeOptions, recipe: SceneRecipe) -> None:
+    """Overlay captioned clips on backgrounds: long recordings with queries and true windows."""
+    from qamdetr.synthesis.synthesize import synthesize as make
+
+    print(make(options.clips, options.backgrounds, options.output, recipe))

@@ -1,135 +1,489 @@
-"""`predict`: find moments in recordings, or answer a manifest."""
+"""`predict`: find moments in recordings, or answer a manifest; and what the commands share: options, retriever, verifier, notes."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import functools
+import inspect
+import re
 import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from qamdetr.cli.common import note, raise_failures
-from qamdetr.cli.retrieval import add_options, check_options, open_retriever, open_verifier, retrieve
-from qamdetr.errors import QamDetrError
-from qamdetr.export import EXPORTS
-from qamdetr.export.text import as_answers, as_text
+import typer
+from typer.core import TyperCommand
+
+from qamdetr.errors import AudioError, ConfigError, DataError, QamDetrError
+from qamdetr.export import EXPORTS, find_export
+from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
-    from qamdetr.cli.common import Commands
+    from qamdetr.data.manifest import PredictionEntry, QueryEntry
+    from qamdetr.inference.retriever import MomentRetriever, SystemConfig
     from qamdetr.types import Result
+    from qamdetr.verifiers.base import Verifier
+
+MAX_NAMES_SHOWN, MAX_NOTES_SHOWN = 20, 5
+SEVERAL = ("--members", "--grid")
+"""Options that take all values after them, up to the next option."""
 
 
-def add(commands: Commands) -> None:
-    """Add the command's options."""
-    parser = commands.add_parser("predict", help="find moments in recordings", description="Find the moments that match each query.")
-    parser.add_argument("audio", nargs="*", metavar="AUDIO", help="recordings; each is searched for every query")
-    parser.add_argument("--query", action="append", default=[], metavar="TEXT", help="what to find; may be given several times")
-    parser.add_argument("--manifest", metavar="JSONL", help="field JSONL with queries, in the place of AUDIO and --query")
-    parser.add_argument(
-        "--audio-dir", metavar="DIR", help="recordings of the manifest, `{vid}.wav` or the like (default: audio/ beside it)"
-    )
-    parser.add_argument(
-        "--from-features", action="store_true", help="read the manifest's features (public files or cache) and run no encoder"
-    )
-    add_options(parser)
-    parser.add_argument("--top-k", type=int, default=10, metavar="N", help="most moments per query (default: %(default)s)")
-    parser.add_argument("--beta", type=float, metavar="B", help="weight of the verifier, 0 to 1 (default: the checkpoint's or system's)")
-    parser.add_argument("--protocol", choices=("exact", "official"), default="exact", help="official: whole seconds, as the field rounds")
-    texts = ", ".join(name for name, info in EXPORTS.items() if not info.to_file)
-    files = ", ".join(name for name, info in EXPORTS.items() if info.to_file)
-    parser.add_argument(
-        "--format",
-        choices=tuple(EXPORTS),
-        metavar="NAME",
-        help=f"{texts}; with --output also {files} (default: table)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="PATH",
-        help="write there and not to stdout; needed with --manifest, where a name such as Last_Inst_task6_1.output.jsonl gives the "
-        "challenge's format",
-    )
-    parser.set_defaults(command=run)
+class SpreadingCommand(TyperCommand):
+    """Reads `--members A B` as `--members A --members B`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own context
+        """Repeat the name of an option of `SEVERAL` before each of its values."""
+        spread: list[str] = []
+        option, given = "", 0
+        for word in args:
+            if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
+                option, given = (word if word in SEVERAL else ""), 0
+            elif option:
+                spread += [option] if given else []
+                given += 1
+            spread.append(word)
+        return super().parse_args(ctx, spread)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Check the options, then work."""
-    if args.manifest is not None and (args.audio or args.query or args.format):
-        raise QamDetrError("--manifest brings its own recordings, queries and format; leave out AUDIO, --query and --format.")
-    if args.manifest is not None and args.output is None:
-        raise QamDetrError("--manifest needs --output PATH for the predictions.")
-    if args.manifest is None and (not args.audio or not args.query):
-        raise QamDetrError("Give at least one AUDIO file and one --query TEXT, or --manifest with --output; see `predict --help`.")
-    if args.manifest is None and args.audio_dir is not None:
-        raise QamDetrError("--audio-dir goes with --manifest; name the AUDIO files themselves.")
-    if args.manifest is None and args.from_features:
-        raise QamDetrError("--from-features goes with --manifest; AUDIO files are encoded as they come.")
-    if args.from_features and args.encoders:
-        raise QamDetrError("--encoder goes with audio; --from-features runs no encoder.")
-    if args.output is not None and Path(args.output).is_dir():
-        raise QamDetrError(f"--output {args.output} is a folder; give the path of a file.")
-    _check_file_format(args)
-    _check_settings(args)
-    if args.manifest is None:
-        _predict_files(args)
+def option(default: Any, metavar: str, help_text: str, *names: str) -> Any:  # noqa: ANN401 - a field of any type
+    """Make a field of a dataclass an option; `...` as its default where it must be given."""
+    return field(default=MISSING if default is ... else default, metadata={"help": help_text, "metavar": metavar, "names": names})
+
+
+def argument(default: Any, metavar: str, help_text: str) -> Any:  # noqa: ANN401 - likewise
+    """Make a field a word of the command without a name."""
+    return field(default=MISSING if default is ... else default, metadata={"help": help_text, "metavar": metavar, "argument": True})
+
+
+def with_options(*kinds: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:  # noqa: ANN401 - dataclasses
+    """Make a command of a function that takes one object of each dataclass: their fields, and the fields' metadata, are its options."""
+
+    def parameter(item: Field[Any], hint: Any) -> inspect.Parameter:  # noqa: ANN401 - a type
+        known = item.metadata
+        shown = {
+            "help": known["help"],
+            "metavar": known.get("metavar", "X") or None,
+            "show_default": item.default not in (MISSING, None, False),
+        }
+        told = typer.Argument(**shown) if known.get("argument") else typer.Option(*known.get("names", ()), **shown)
+        default = inspect.Parameter.empty if item.default is MISSING else item.default
+        return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, told])
+
+    def decorate(run: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(run)
+        def command(**values: Any) -> None:  # noqa: ANN401 - whatever the fields hold
+            run(*(kind(**{item.name: values[item.name] for item in fields(kind)}) for kind in kinds))
+
+        parameters = [parameter(item, get_type_hints(kind)[item.name]) for kind in kinds for item in fields(kind)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorate
+
+
+def encoder_option() -> Any:  # noqa: ANN401 - a field
+    """Make the field of `--encoder`, which `read_encoders` reads."""
+    told = "hub id or folder of a stream's encoder, in the place of its default; repeatable"
+    return option(None, "STREAM=ID_OR_FOLDER", told, "--encoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverOptions:
+    """What is to answer: a checkpoint or a system, its settings, and a verifier."""
+
+    checkpoint: str | None = option(None, "NAME_OR_DIR", "a shipped checkpoint or a folder (default: qam-detr-pocket)")
+    system: str | None = option(None, "NAME_OR_FILE", "several checkpoints as one: submit1 to submit4 of the report, or a YAML file")
+    members: list[str] | None = option(None, "NAME_OR_DIR ...", "with --system: checkpoints in the place of its own")
+    overrides: list[str] | None = option(
+        *(None, "a.b=c", "change a setting of the checkpoint, such as data.feature_dir=features, or of the system, such as merge=fusion"),
+        "--set",
+    )
+    encoders: list[str] | None = encoder_option()
+    device: str | None = option(None, "NAME", "where the models run, such as cpu or cuda:0 (default: a GPU for big encoders)")
+    verifier: str | None = option(None, "NAME", "none, pocket, qwen2.5-omni or server (default: none, or the system's own)")
+    verifier_model: str | None = option(None, "ID_OR_FOLDER", "the verifier's model: hub id or folder, or the server's name of it")
+    verifier_url: str | None = option(None, "URL", "of the server, such as http://localhost:8000/v1")
+    audio_dir: str | None = option(None, "DIR", "recordings of the manifest, `{vid}.wav` or the like (default: audio/ beside it)")
+    from_features: bool = option(*(False, "", "read the manifest's features (public files or cache) and run no encoder"), "--from-features")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(RetrieverOptions):
+    """What `predict` can be told."""
+
+    audio: list[str] | None = argument(None, "[AUDIO]...", "recordings, - for stdin; each is searched for every query")
+    query: list[str] | None = option(None, "TEXT", "what to find; may be given several times")
+    manifest: str | None = option(None, "JSONL", "field JSONL with queries, in the place of AUDIO and --query")
+    start_seconds: float | None = option(None, "SECONDS", "search from here on", "--from")
+    end_seconds: float | None = option(None, "SECONDS", "search up to here", "--to")
+    channel: int | None = option(None, "N", "the channel that is heard, from 1 (default: the mean of all)")
+    track: int | None = option(None, "N", "of several audio tracks the one that is heard, from 1")
+    top_k: int = option(10, "N", "most moments per query")
+    everything: bool = option(False, "", "write all moments, and not only the likely ones", "--all")
+    min_score: float | None = option(None, "S", "write the moments of this score or more, in the place of the likely ones")
+    beta: float | None = option(None, "B", "weight of the verifier, 0 to 1 (default: the checkpoint's or system's)")
+    protocol: Literal["exact", "official"] = option("exact", "", "official: whole seconds, as the field rounds")
+    format: str | None = option(None, "NAME", f"{', '.join(EXPORTS)}; with --output where it is no text (default: table)")
+    output: str | None = option(
+        None,
+        "PATH",
+        "write there and not to stdout; needed with --manifest, where a name such as Last_Inst_task6_1.output.jsonl gives the challenge's "
+        "format",
+    )
+
+
+@with_options(PredictOptions)
+def predict(options: PredictOptions) -> None:
+    """Find the moments that match each query."""
+    _check(options)
+    if options.manifest is None:
+        _predict_files(options)
     else:
-        from qamdetr.cli.predict_manifest import predict_manifest
-
-        predict_manifest(args)
+        _predict_manifest(options, options.manifest, options.output or "")
 
 
-def _check_file_format(args: argparse.Namespace) -> None:
-    if args.format is None or not EXPORTS[args.format].to_file:
-        return
-    if args.output is None:
-        raise QamDetrError(f"--format {args.format} is no text for a terminal; say with --output PATH where the file goes.")
-    if args.format in ("png", "svg"):
-        from qamdetr.export.figure import MAX_LANES
-
-        recordings = len(set(args.audio))
-        if recordings > 1:
-            raise QamDetrError(f"A figure shows one recording; {recordings} were given; draw each with a command of its own.")
-        if len(args.query) > MAX_LANES:
-            raise QamDetrError(f"A figure has room for {MAX_LANES} queries; {len(args.query)} were given; ask for fewer at once.")
-
-
-def _check_settings(args: argparse.Namespace) -> None:
-    """Refuse now what the retriever would refuse after minutes of encoding."""
+def _check(options: PredictOptions) -> None:
+    """Refuse now what would be refused after minutes of encoding."""
     from qamdetr.inference.rerank import check_beta
     from qamdetr.inference.retriever import check_query
 
-    if args.top_k < 1:
-        raise QamDetrError(f"--top-k is {args.top_k}; it must be at least 1.")
-    if args.beta is not None:
-        check_beta(args.beta)
-    check_options(args)
-    for query in args.query:
+    of_files = _encode_choice(options) or options.everything or options.min_score is not None
+    manifest = options.manifest is not None
+    for wrong, what, remedy in (
+        (
+            *(manifest and (options.audio or options.query or options.format), "--manifest brings its own recordings, queries and format"),
+            "leave out AUDIO, --query and --format",
+        ),
+        (manifest and options.output is None, "--manifest needs --output PATH for the predictions.", ""),
+        (manifest and of_files, "--from, --to, --channel, --track, --all and --min-score go with AUDIO", "leave them out with --manifest"),
+        (
+            not (manifest or (options.audio and options.query)),
+            "Give at least one AUDIO file and one --query TEXT, or --manifest with --output; see `predict --help`.",
+            "",
+        ),
+        (not manifest and options.audio_dir is not None, "--audio-dir goes with --manifest", "name the AUDIO files themselves"),
+        (not manifest and options.from_features, "--from-features goes with --manifest", "AUDIO files are encoded as they come"),
+        (Path(options.output or __file__).is_dir(), f"--output {options.output} is a folder", "give the path of a file"),
+        (options.top_k < 1, f"--top-k is {options.top_k}", "it must be at least 1"),
+        (not 0 <= (options.min_score or 0) <= 1, f"--min-score is {options.min_score}", "it must be from 0 to 1"),
+    ):
+        if wrong:
+            raise QamDetrError(what, remedy)
+    _check_format(options)
+    check_options(options)
+    if options.beta is not None:
+        check_beta(options.beta)
+    for query in options.query or ():
         check_query(query)
 
 
-def _predict_files(args: argparse.Namespace) -> None:
+def _check_format(options: PredictOptions) -> None:
+    if options.format is None or not find_export(options.format).to_file:
+        return
+    if options.output is None:
+        raise QamDetrError(f"--format {options.format} is no text for a terminal", "say with --output PATH where the file goes")
+    if options.format in ("png", "svg"):
+        from qamdetr.export.figure import MAX_LANES
+
+        recordings, queries = len(set(options.audio or ())), len(options.query or ())
+        if recordings > 1:
+            raise QamDetrError(f"A figure shows one recording; {recordings} were given", "draw each with a command of its own")
+        if queries > MAX_LANES:
+            raise QamDetrError(f"A figure has room for {MAX_LANES} queries; {queries} were given", "ask for fewer at once")
+
+
+def _predict_files(options: PredictOptions) -> None:
     """Every recording with every query; a recording that cannot be read is told at the end, after the results of the others."""
-    retriever = open_retriever(args)
-    verifier = open_verifier(args, retriever)
+    from qamdetr.export.text import as_answers, as_text
+
+    retriever = open_retriever(options)
+    verifier = open_verifier(options, retriever)
+    everything = options.everything or options.min_score is not None
     results: list[Result] = []
     failures: list[str] = []
-    paths = list(dict.fromkeys(args.audio))
+    paths = list(dict.fromkeys(options.audio or ()))
     for path in paths:
-        found = retrieve(retriever, path, args.query, verifier, args, failures)
+        found = _answer(retriever, path, options.query or (), verifier, options, failures)
         for text in dict.fromkeys(text for result in found for text in result.notes):
             note(f"{path}: {text}")
-        results += [dataclasses.replace(result, audio=path) for result in found]
+        results += [replace(result, audio=path, moments=_wanted(result, options)) for result in found]
+    name = options.format or "table"
     for result in results:
-        if not result.found and (args.format or "table") not in ("table", "json", "png", "svg"):
+        if not result.found and not everything and name not in ("table", "json", "png", "svg"):
             note(f"{result.audio}: {result.query!r} is not in this recording; nothing is written for it.")
-    if results:
-        _write(results, args.format or "table", args.output)
+    if results and options.output is not None:
+        find_export(name).write(as_answers(results, everything=everything), Path(options.output))
+    elif results:
+        sys.stdout.write(as_text(results, name, everything=everything))
+        sys.stdout.flush()
     raise_failures(failures, len(paths))
 
 
-def _write(results: list[Result], file_format: str, output: str | None) -> None:
-    if output is None:
-        sys.stdout.write(as_text(results, file_format))
-        sys.stdout.flush()
+def _wanted(result: Result, options: PredictOptions) -> tuple[Any, ...]:
+    return tuple(moment for moment in result.moments if moment.score >= (options.min_score or 0))
+
+
+def _answer(
+    retriever: MomentRetriever,
+    path: str,
+    queries: Sequence[str],
+    verifier: Verifier | str,
+    options: PredictOptions,
+    failures: list[str],
+) -> list[Result]:
+    """Encode a recording once and answer all queries; one that cannot be read gives no results and adds to `failures`."""
+    try:
+        recording = retriever.encode(path, **_encode_choice(options))
+    except AudioError as error:
+        failures.append(str(error))
+        return []
+    asked = {"top_k": options.top_k, "verifier": verifier, "beta": options.beta, "protocol": options.protocol}
+    return retriever.retrieve_many(recording, queries, **asked)
+
+
+def _encode_choice(options: PredictOptions) -> dict[str, Any]:
+    """Return what of a recording is heard, as far as it was said."""
+    given = {name: getattr(options, name) for name in ("channel", "track", "start_seconds", "end_seconds")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> None:
+    """Answer a manifest; predictions keep its order, and recordings that cannot be read are left out and told at the end."""
+    from tqdm import tqdm
+
+    from qamdetr.data.manifest import read_manifest
+
+    for_challenge = _is_submission(output)
+    entries = read_manifest(manifest, clamp=False)
+    retriever, recordings, verifier = open_for_manifest(options, manifest, entries)
+    if not isinstance(verifier, str):
+        try:
+            verifier.check()
+        except QamDetrError as error:  # the decoder's ranking is still worth having
+            note(f"verifier {verifier.name} cannot answer, so the decoder alone will rank. {error} Stop now if that is not what you want.")
+    by_vid: dict[str, list[QueryEntry]] = {}
+    for entry in entries:
+        by_vid.setdefault(entry.vid, []).append(entry)
+    answers: dict[str, Result] = {}
+    failures: list[str] = []
+    for vid, asked in tqdm(by_vid.items(), desc="recordings", unit="recording", file=sys.stderr, disable=None):
+        results = _answer(retriever, str(recordings[vid]), [entry.query for entry in asked], verifier, options, failures)
+        answers.update(zip((entry.qid for entry in asked), results, strict=bool(results)))
+    counts = Counter(text for result in answers.values() for text in result.notes)
+    for text, count in counts.most_common(MAX_NOTES_SHOWN):
+        note(f"{count} of {len(answers)} queries: {text}")
+    if len(counts) > MAX_NOTES_SHOWN:
+        note(f"and {len(counts) - MAX_NOTES_SHOWN} more notes.")
+    if answers:
+        _write_predictions(Path(output), _to_predictions(entries, answers), entries, failures, for_challenge=for_challenge)
+    raise_failures(failures, len(by_vid))
+
+
+def _is_submission(output: str) -> bool:
+    """Say whether the name of the output is one of the challenge's; one that nearly is is a mistake."""
+    from qamdetr.evaluation.submission import LABEL_FORM, OUTPUT_SUFFIX, is_label
+
+    name = Path(output).name
+    if not name.endswith(OUTPUT_SUFFIX):
+        return False
+    if not is_label(name.removesuffix(OUTPUT_SUFFIX)):
+        raise QamDetrError(
+            f"--output {output} ends in {OUTPUT_SUFFIX}, as the challenge's files do; before that it must say {LABEL_FORM}, with a number "
+            "from 1 to 4. For ordinary predictions choose another ending."
+        )
+    return True
+
+
+def _to_predictions(entries: Sequence[QueryEntry], answers: Mapping[str, Result]) -> list[PredictionEntry]:
+    from qamdetr.data.manifest import PredictionEntry
+
+    return [
+        PredictionEntry(
+            entry.qid,
+            entry.query,
+            entry.vid,
+            tuple((round(m.start_seconds, 3), round(m.end_seconds, 3), round(m.score, 4)) for m in answers[entry.qid].moments),
+            entry.numeric_qid,
+        )
+        for entry in entries
+        if entry.qid in answers
+    ]
+
+
+def _write_predictions(
+    path: Path,
+    predictions: Sequence[PredictionEntry],
+    entries: Sequence[QueryEntry],
+    failures: Sequence[str],
+    *,
+    for_challenge: bool,
+) -> None:
+    """Write predictions or the challenge's file; where recordings are missing, which the challenge refuses, predictions beside it."""
+    from qamdetr.data.manifest import write_predictions
+    from qamdetr.evaluation.submission import OUTPUT_SUFFIX, output_text
+
+    if not for_challenge:
+        write_predictions(path, predictions)
+    elif failures:
+        beside = path.with_name(path.name.removesuffix(OUTPUT_SUFFIX) + ".predictions.jsonl")
+        write_predictions(beside, predictions)
+        note(f"{path} is not written, as the challenge wants an answer to every query; what was found is in {beside}.")
     else:
-        EXPORTS[file_format].write(as_answers(results), Path(output))
+        text, left_out = output_text(predictions, entries)
+        write_whole(path, text)
+        if left_out:
+            note(f"{left_out} windows were empty or past the end of their recording and were left out.")
+
+
+# What the commands that find moments share.
+
+
+def check_options(options: RetrieverOptions) -> None:
+    """Refuse options that do not go together, and values that nothing can be done with, before models are loaded."""
+    from qamdetr.verifiers import check_verifier
+
+    if options.system is not None and options.checkpoint is not None:
+        raise QamDetrError("--checkpoint and --system are two ways to answer; give one of them (--members changes a system's checkpoints).")
+    if options.members and options.system is None:
+        raise QamDetrError("--members goes with --system", "give one checkpoint with --checkpoint")
+    if options.from_features and options.encoders:
+        raise QamDetrError("--encoder goes with audio; --from-features runs no encoder.")
+    if options.verifier is not None:
+        check_verifier(options.verifier)
+    read_encoders(options.encoders)
+
+
+def read_encoders(given: Sequence[str] | None) -> dict[str, str]:
+    """Read `--encoder`: stream -> hub id or folder."""
+    models = {}
+    for item in given or ():
+        stream, _, model = item.partition("=")
+        if not stream or not model:
+            raise ConfigError(f"--encoder {item!r} is not of the form STREAM=ID_OR_FOLDER, such as wavlm_base=microsoft/wavlm-base.")
+        models[stream] = model
+    return models
+
+
+def open_retriever(options: RetrieverOptions) -> MomentRetriever:
+    """Open the checkpoint or system for recordings."""
+    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
+    from qamdetr.inference.retriever import MomentRetriever
+
+    models = read_encoders(options.encoders)
+    if options.system is not None:
+        return MomentRetriever.from_system(_load_system(options), device=options.device, encoder_models=models)
+    name, overrides = options.checkpoint or DEFAULT_CHECKPOINT, options.overrides or ()
+    return MomentRetriever.from_pretrained(name, overrides=overrides, device=options.device, encoder_models=models)
+
+
+def open_for_manifest(
+    options: RetrieverOptions, manifest: str, entries: Sequence[QueryEntry], *, must_verify: bool = False
+) -> tuple[MomentRetriever, Mapping[str, str | Path], Verifier | str]:
+    """Open what answers a manifest, from its recordings or, with `--from-features`, from stored features.
+
+    What is missing, and a query that cannot be read, is told before minutes of encoding; so is a verifier that is not there with
+    `must_verify`.
+
+    Returns:
+        The retriever; `vid` -> what its `encode` takes; the verifier.
+    """
+    from qamdetr.inference.retriever import check_query
+
+    recordings: Mapping[str, str | Path]
+    if options.from_features:
+        retriever = _open_stored(options, manifest, entries)
+        recordings = {entry.vid: entry.vid for entry in entries}
+    else:
+        recordings = find_audio(entries, manifest, options.audio_dir)
+        retriever = open_retriever(options)
+    verifier = open_verifier(options, retriever)
+    if not isinstance(verifier, str):
+        if options.from_features and verifier.needs_audio:
+            _check_sounds(verifier.name, entries, manifest, options.audio_dir)
+        if must_verify:
+            verifier.check()
+    entry = entries[0]
+    try:
+        for entry in entries:
+            retriever.encoder.encode_query(check_query(entry.query))
+    except QamDetrError as error:
+        raise DataError(f"{manifest}: query {entry.qid!r}: {error}") from error
+    return retriever, recordings, verifier
+
+
+def _open_stored(options: RetrieverOptions, manifest: str, entries: Sequence[QueryEntry]) -> MomentRetriever:
+    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
+    from qamdetr.inference.retriever import MomentRetriever
+
+    source = _load_system(options) if options.system is not None else options.checkpoint or DEFAULT_CHECKPOINT
+    overrides = () if options.system is not None else options.overrides or ()
+    audio_dir = _audio_folder(manifest, options.audio_dir)
+    return MomentRetriever.from_features(source, entries, overrides=overrides, audio_dir=audio_dir, device=options.device)
+
+
+def _load_system(options: RetrieverOptions) -> SystemConfig:
+    from qamdetr.inference.retriever import load_system
+
+    return load_system(options.system or "", options.overrides or (), members=options.members or ())
+
+
+def open_verifier(options: RetrieverOptions, retriever: MomentRetriever) -> Verifier | str:
+    """Make the verifier that the options ask for, else the system's; `none` where nobody asks for one."""
+    from qamdetr.verifiers import make_verifier
+
+    name = options.verifier or retriever.verifier
+    given = {"model": options.verifier_model, "url": options.verifier_url}
+    for option, value in given.items():
+        if value is not None and name in ("none", "pocket"):
+            raise QamDetrError(f"--verifier-{option} goes with --verifier qwen2.5-omni or server; verifier {name!r} has none.")
+    settings = replace(retriever.verifier_settings, **{option: value for option, value in given.items() if value is not None})
+    return make_verifier(name, settings) or name
+
+
+def _audio_folder(manifest: str, audio_dir: str | None) -> Path:
+    return Path(manifest).parent / "audio" if audio_dir is None else Path(audio_dir)
+
+
+def find_audio(entries: Sequence[QueryEntry], manifest: str, audio_dir: str | None) -> dict[str, Path]:
+    """Map each vid of the manifest to its file; all missing ones are told at once, before any work."""
+    from qamdetr.audio import find_recordings
+
+    folder = _audio_folder(manifest, audio_dir)
+    found = find_recordings(folder)
+    vids = list(dict.fromkeys(entry.vid for entry in entries))
+    missing = [vid for vid in vids if vid not in found]
+    if missing:
+        shown = ", ".join(missing[:MAX_NAMES_SHOWN]) + (", …" if len(missing) > MAX_NAMES_SHOWN else "")
+        raise DataError(f"{len(missing)} of {len(vids)} recordings of {manifest} are not in {folder}: {shown}", "give their folder")
+    return {vid: found[vid] for vid in vids}
+
+
+def _check_sounds(verifier: str, entries: Sequence[QueryEntry], manifest: str, audio_dir: str | None) -> None:
+    """Refuse a verifier that listens where there is nothing to listen to."""
+    try:
+        find_audio(entries, manifest, audio_dir)
+    except (AudioError, DataError) as error:
+        raise DataError(
+            f"Verifier {verifier} listens to the recordings, and --from-features does not bring them. {error} "
+            "Or take --verifier pocket, which does with the features."
+        ) from error
+
+
+def raise_failures(failures: Sequence[str], total: int) -> None:
+    """Tell the recordings that could not be used, if there are any, as one error."""
+    if failures:
+        several = f"{len(failures)} of {total} recordings could not be used: {' | '.join(failures)}"
+        raise AudioError(failures[0] if total == 1 else several)
+
+
+def print_error(error: str) -> None:
+    """Tell a mistake, in one line."""
+    print(f"qamdetr: error: {' '.join(error.split())}", file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """Tell the user something beside the results."""
+    print(f"qamdetr: {text}", file=sys.stderr)

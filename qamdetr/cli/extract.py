@@ -17,7 +17,7 @@ from qamdetr.config import DataConfig
 from qamdetr.errors import ConfigError, DataError, IncompleteError, QamDetrError
 
 if TYPE_CHECKING:
-    from qamdetr.features.extract import ExtractionReport
+    from qamdetr.features.extract import ExtractionReport, Share
 
 DEFAULTS = DataConfig()
 PATIENCE = timedelta(days=30)
@@ -58,74 +58,84 @@ def extract(options: ExtractOptions) -> None:
     """
     models = _models(options)
     work = _find_work(options)
-    launched = os.environ.get("WORLD_SIZE", "1") != "1"
-    processes = _join_processes() if launched else None
-    index, count = (processes.process_index, processes.num_processes) if processes else (0, 1)
+    share = _join_processes()
     outcome: ExtractionReport | QamDetrError
     try:
-        outcome = _encode(options, work, models, processes)
+        outcome = _encode(options, work, models, share)
     except QamDetrError as error:
         outcome = error
-        if count > 1:
-            note(f"process {index + 1} of {count} stops: {error}")
-    outcomes = _gather(outcome, count)
+        if share.count > 1:
+            note(f"process {share.index + 1} of {share.count} stops: {error}")
+    outcomes = _gather(outcome, share)
     try:
-        _conclude(outcomes, work, options.feature_dir, quiet=index > 0)
+        _conclude(outcomes, work, options.feature_dir, quiet=share.index > 0)
     except QamDetrError as error:
-        if count == 1:
+        if share.count == 1:
             raise
-        if index == 0:
+        if share.index == 0:
             print_error(str(error))
         # A launcher ends all processes when the first one fails, so nobody leaves before the result is told.
-        _gather(None, count)
+        _gather(None, share)
         raise typer.Exit(error.exit_status) from None
-    finally:
-        if processes:
-            processes.destroy_process_group()
 
 
-def _join_processes() -> Any:  # noqa: ANN401 - accelerate is untyped
-    """Connect the processes that `accelerate launch` or `torchrun` started."""
-    from accelerate import PartialState
+def _join_processes() -> Share:
+    """Connect the processes that `accelerate launch` or `torchrun` started; over gloo, as they exchange a few words at the end only."""
+    from qamdetr.features.extract import Share
+
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count == "1":
+        return Share()
+    from torch import distributed
 
     try:
-        return PartialState(timeout=PATIENCE)
-    except (RuntimeError, ValueError, KeyError, ConnectionError) as error:
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+        return Share(distributed.get_rank(), distributed.get_world_size())
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
-            f"The {os.environ['WORLD_SIZE']} processes cannot be connected ({reason})", "start them with `accelerate launch` or `torchrun`"
+            f"The {count} processes cannot be connected ({reason})", "start them with `accelerate launch` or `torchrun`"
         ) from error
 
 
-def _gather(item: Any, count: int) -> list[Any]:  # noqa: ANN401 - any item
+def _gather(item: Any, share: Share) -> list[Any]:  # noqa: ANN401 - any item
     """Give every process the items of all, in their order; all must call it."""
-    if count == 1:
+    if share.count == 1:
         return [item]
-    from accelerate.utils import gather_object
+    from torch import distributed
 
+    items = [None] * share.count
     try:
-        return list(gather_object([item]))
+        distributed.all_gather_object(items, item)
     except (RuntimeError, ConnectionError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise QamDetrError(f"Another of the {count} processes cannot be reached ({reason})", "run the same command again") from error
+        raise QamDetrError(f"Another of the {share.count} processes cannot be reached ({reason})", "run the same command again") from error
+    return items
 
 
-def _encode(options: ExtractOptions, work: _Work, models: Mapping[str, str], processes: Any) -> ExtractionReport:  # noqa: ANN401
+def _device(wanted: str | None, share: Share) -> str | None:
+    """Return the device of this process: with a GPU of its own where none is named; None leaves the choice."""
+    if wanted is None and os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes", "on"}:
+        return "cpu"
+    if share.count == 1 or wanted not in {None, "cuda"}:
+        return wanted
+    from torch import cuda
+
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % cuda.device_count()}" if cuda.is_available() else wanted
+
+
+def _encode(options: ExtractOptions, work: _Work, models: Mapping[str, str], share: Share) -> ExtractionReport:
     """Encode this process's share."""
     from tqdm import tqdm
 
     from qamdetr.features.base import get_combo, open_streams
-    from qamdetr.features.extract import Share
     from qamdetr.features.extract import extract as encode
 
     def tell(reason: str) -> None:
         tqdm.write(f"qamdetr: skipped: {reason}", file=sys.stderr)
 
-    device = options.device
-    if processes and device in {None, "cuda"} and processes.device.type == "cuda":
-        device = f"cuda:{processes.local_process_index}"
+    device = _device(options.device, share)
     combo = open_streams(*get_combo(options.combo), name=options.combo, models=models, dtype=options.dtype, device=device)
-    share = Share(processes.process_index, processes.num_processes) if processes else Share()
     if share.index == 0:
         for _, reason in work.absent:
             tell(reason)

@@ -340,7 +340,7 @@ def test_stored_features_need_no_audio_unless_the_verifier_listens(calibrate, st
         (["--grid", "0.2", "1.2"], "beta is 1.2; it must lie between 0"),
         (["--grid", "-0.1"], "beta is -0.1; it must lie between 0"),
         (["--grid", "nan"], "beta is nan"),
-        (["--grid"], "argument --grid: expected at least one argument"),
+        (["--grid"], "Option '--grid' requires an argument"),
         (["--verifier", "none"], "The verifier is none, which has no weight to choose; give --verifier with one of pocket"),
         (["--verifier", "owl"], "Verifier 'owl' is not known"),
         (["--figure", "c.jpg"], "c.jpg ends in '.jpg'"),

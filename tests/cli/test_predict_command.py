@@ -10,7 +10,7 @@ from tiny_system import write_sound
 from qamdetr.data.manifest import QueryEntry, read_predictions, write_manifest
 
 KEYS = ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
-MOMENT_KEYS = ["start", "end", "score", "decoder_score", "foreground", "quality", "verifier_score"]
+MOMENT_KEYS = ["start", "end", "score", "decoder_score", "foreground", "quality", "verifier_score", "likely"]
 
 
 def test_json_has_one_object_per_pair_and_encodes_each_recording_once(tmp_path, predict, encoder):

@@ -245,8 +245,7 @@ def test_mistakes_are_one_line(folder, told, args, message):
 
 
 def test_help_names_every_verifier(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["predict", "--help"])
+    assert cli.main(["predict", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "none, pocket, qwen2.5-omni or server" in said
     assert registry.verifier_names() == ("none", "pocket", "qwen2.5-omni", "server")

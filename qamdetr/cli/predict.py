@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from qamdetr.errors import AudioError, ConfigError, DataError, QamDetrError
-from qamdetr.export import EXPORTS, find_export
+from qamdetr.export import EXPORTS
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ def _check(options: PredictOptions) -> None:
 
 
 def _check_format(options: PredictOptions) -> None:
-    if options.format is None or not find_export(options.format).to_file:
+    if options.format is not None and options.format not in EXPORTS:
+        raise QamDetrError(f"Unknown format {options.format!r}", f"choose one of {', '.join(EXPORTS)}")
+    if options.format is None or not EXPORTS[options.format].to_file:
         return
     if options.output is None:
         raise QamDetrError(f"--format {options.format} is no text for a terminal", "say with --output PATH where the file goes")
@@ -215,7 +217,7 @@ def _predict_files(options: PredictOptions) -> None:
         if not result.found and not everything and name not in ("table", "json", "png", "svg"):
             note(f"{result.audio}: {result.query!r} is not in this recording; nothing is written for it.")
     if results and options.output is not None:
-        find_export(name).write(as_answers(results, everything=everything), Path(options.output))
+        EXPORTS[name].write(as_answers(results, everything=everything), Path(options.output))
     elif results:
         sys.stdout.write(as_text(results, name, everything=everything))
         sys.stdout.flush()

@@ -34,9 +34,9 @@ _SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LA
 
 def write_hour(path: Path, seconds: int) -> None:
     """Write that many seconds of the example recordings, over and over, in two channels that differ."""
-    from qamdetr.audio import load
+    from qamdetr.audio import Sound
 
-    mono = np.concatenate([load(asset, RATE_HZ).samples for asset in sorted(ASSETS.glob("*.ogg"))])
+    mono = np.concatenate([Sound(asset).samples(RATE_HZ) for asset in sorted(ASSETS.glob("*.ogg"))])
     stereo = np.stack([mono, 0.8 * np.roll(mono, 500)], axis=1).astype(np.float32)
     left = seconds * RATE_HZ
     with soundfile.SoundFile(path, "w", RATE_HZ, 2, _SUBTYPES[path.suffix[1:]]) as file:

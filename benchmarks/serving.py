@@ -21,7 +21,7 @@ import soundfile
 import torch
 
 from benchmarks._timing import Target, median_seconds, print_targets, write_json
-from qamdetr.audio import decode
+from qamdetr.audio import Sound
 from qamdetr.config import ModelConfig, load_config
 from qamdetr.features.pipeline import prepare
 from qamdetr.inference.retriever import MomentRetriever
@@ -46,7 +46,7 @@ ENCODE, FORWARD, ONE, MANY = f"encode {SECONDS} s", "network alone, one query", 
 
 def five_minutes(folder: Path) -> Path:
     """Cut and join the example recordings to a stereo WAV of 300 s at 44.1 kHz, the kind that users upload."""
-    samples = np.concatenate([decode(path).samples for path in sorted(ASSETS.glob("*.ogg"))])
+    samples = np.concatenate([Sound(path).samples() for path in sorted(ASSETS.glob("*.ogg"))])
     rate = 44_100
     stretched = np.interp(np.arange(SECONDS * rate) * 24_000 / rate, np.arange(len(samples)), samples)
     path = folder / "five-minutes.wav"

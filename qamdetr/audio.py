@@ -510,6 +510,8 @@ class _Run:
     def mono(self, native: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `(channels, n)` float32, full scale at [-1, 1], and what is heard of them; what can be no sound is 0."""
         samples = _to_float(native)
+        if self.subtype == "PCM_24" and (native & 255).any():  # FFmpeg holds 24 bits as 32
+            self.subtype = "PCM_32"
         if native.dtype.kind == "f" and not -_MAX_LEVEL <= samples.min() <= samples.max() <= _MAX_LEVEL:
             odd = ~(np.abs(samples) <= _MAX_LEVEL)
             self._odd += int(odd.sum())
@@ -616,7 +618,7 @@ class _Run:
     def _describe(self, frame: av.AudioFrame, *, lossy: bool) -> None:
         self.rate_hz, self.channels = frame.sample_rate, frame.layout.nb_channels
         self._form = (frame.format.name, frame.layout.name, frame.sample_rate)
-        self.subtype = "PCM_16" if lossy else _TYPES[frame.format.name.rstrip("p")][0]
+        self.subtype = "PCM_16" if lossy else _TYPES[frame.format.name.rstrip("p")][0].replace("32", "24")
         if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
             remedy = "give the recording at its original rate" if self.rate_hz < MIN_RATE_HZ else _CONVERT
             raise AudioError(

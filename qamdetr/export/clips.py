@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 import soundfile
 
+from qamdetr.audio import Sound
 from qamdetr.errors import AudioError
 from qamdetr.export.text import Answer, as_answers, cell, file_name_part
 from qamdetr.files import replacing
-from qamdetr.sound_file import blocks, open_sound
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment, Result
@@ -31,24 +33,12 @@ MAX_ARCHIVE_BYTES = 2 * 1024**3
 
 _NO_DATE = (1980, 1, 1, 0, 0, 0)  # the oldest that an archive can state: the day of the export says nothing about the sound
 
-# How samples are read, and what they are written as; all other subtypes are lossy or have 16 bits.
-_WAV_SUBTYPES = {
-    "PCM_U8": ("int16", "PCM_U8"),
-    "PCM_S8": ("int16", "PCM_U8"),
-    "PCM_24": ("int32", "PCM_24"),
-    "PCM_32": ("int32", "PCM_32"),
-    "FLOAT": ("float32", "FLOAT"),
-    "DOUBLE": ("float64", "DOUBLE"),
+# What the samples of a recording are written as, by what they are in it; FLAC has no floats and no unsigned bytes.
+_SUBTYPES = {
+    "wav": {"PCM_U8": "PCM_U8", "PCM_16": "PCM_16", "PCM_24": "PCM_24", "PCM_32": "PCM_32", "FLOAT": "FLOAT", "DOUBLE": "DOUBLE"},
+    "flac": {"PCM_U8": "PCM_S8", "PCM_16": "PCM_16", "PCM_24": "PCM_24", "PCM_32": "PCM_24", "FLOAT": "PCM_24", "DOUBLE": "PCM_24"},
 }
-_FLAC_SUBTYPES = {
-    "PCM_U8": ("int16", "PCM_S8"),
-    "PCM_S8": ("int16", "PCM_S8"),
-    "PCM_24": ("int32", "PCM_24"),
-    "PCM_32": ("int32", "PCM_24"),
-    "FLOAT": ("float32", "PCM_24"),
-    "DOUBLE": ("float64", "PCM_24"),
-}
-_BYTES = {"PCM_U8": 1, "PCM_S8": 1, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 
 @dataclass(frozen=True)
@@ -79,22 +69,22 @@ def write_clips(results: Sequence[Result | Answer], path: Path, audio_format: Au
         OSError: The disk refuses.
     """
     cuts = _plan(as_answers(results), audio_format)
-    recordings = list(dict.fromkeys(cut.answer.result.audio for cut in cuts))
-    size = 0
+    size = 0.0
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(MANIFEST_NAME, _NO_DATE), _manifest(cuts).encode("utf-8-sig"), zipfile.ZIP_DEFLATED)
-        for audio in recordings:
-            own = sorted((cut for cut in cuts if cut.answer.result.audio == audio), key=lambda cut: cut.moment.start_seconds)
-            with open_sound(audio, end_seconds=max(cut.moment.end_seconds for cut in own)) as sound:
-                frames = sum(last - first for first, last in (_frames(cut.moment, sound) for cut in own))
-                size += frames * int(sound.channels) * _BYTES.get(sound.subtype, 2)
-                if size > MAX_ARCHIVE_BYTES:
-                    raise AudioError(
-                        f"The {len(cuts)} moments hold at least {size / 1024**3:.1f} GB of sound; the limit is "
-                        f"{MAX_ARCHIVE_BYTES / 1024**3:g} GB; choose fewer or shorter ones."
-                    )
-                for cut in own:
-                    _add(archive, cut, sound, audio_format)
+        for audio in dict.fromkeys(cut.answer.result.audio for cut in cuts):
+            if not Path(audio).is_file():
+                raise AudioError(f"{audio} is no longer there", "open the recording again")
+            sound = Sound(audio)
+            for cut in sorted((cut for cut in cuts if cut.answer.result.audio == audio), key=lambda cut: cut.moment.start_seconds):
+                with tempfile.TemporaryFile() as clip:
+                    size += _write(clip, sound, cut.moment, audio_format)
+                    if size > MAX_ARCHIVE_BYTES:
+                        told = f"The {len(cuts)} moments hold at least {size / 1024**3:.1f} GB of sound; the limit is"
+                        raise AudioError(f"{told} {MAX_ARCHIVE_BYTES / 1024**3:g} GB", "choose fewer or shorter ones")
+                    clip.seek(0)
+                    with archive.open(zipfile.ZipInfo(cut.name, _NO_DATE), "w", force_zip64=True) as entry:
+                        shutil.copyfileobj(clip, entry, 1 << 20)
     return len(cuts)
 
 
@@ -134,32 +124,30 @@ def _manifest(cuts: Sequence[_Cut]) -> str:
     return text.getvalue()
 
 
-def _frames(moment: Moment, sound: soundfile.SoundFile) -> tuple[int, int]:
-    """First frame, and the one after the last, within the recording and never none."""
-    last = max(1, min(round(moment.end_seconds * sound.samplerate), sound.frames))
-    return max(0, min(round(moment.start_seconds * sound.samplerate), last - 1)), last
+def _write(clip: IO[bytes], sound: Sound, moment: Moment, audio_format: AudioFormat) -> int:
+    """Write one moment, within the recording and never none of it, to a file that can be wound back; returns the bytes of its samples."""
+    rate, end = sound.rate_hz, sound.duration_seconds
+    last = max(1, min(round(moment.end_seconds * rate), round(end * rate)))
+    first = max(0, min(round(moment.start_seconds * rate), last - 1))
+    blocks = sound.part_blocks(first / rate, last / rate, mono=False)
+    begin = next(blocks)
+    channels = begin.shape[1]
+    subtype = _SUBTYPES[audio_format][sound.subtype]
+    try:
+        with soundfile.SoundFile(clip, "w", rate, channels, subtype, format=audio_format.upper()) as file:
+            for block in itertools.chain([begin], blocks):
+                file.write(_writable(block, sound.subtype))
+    except soundfile.LibsndfileError as error:
+        what = f"{channels} channels at {rate} Hz cannot be written as {audio_format.upper()} ({error.error_string})"
+        raise AudioError(what, "choose the other audio format") from error
+    return (last - first) * channels * _BYTES[sound.subtype]
 
 
-def _add(archive: zipfile.ZipFile, cut: _Cut, sound: soundfile.SoundFile, audio_format: AudioFormat) -> None:
-    subtypes = _WAV_SUBTYPES if audio_format == "wav" else _FLAC_SUBTYPES
-    dtype, subtype = subtypes.get(sound.subtype, ("int16", "PCM_16"))
-    # Headers are completed at the end, which needs a file that can be wound back: an archive cannot.
-    with tempfile.TemporaryFile() as clip:
-        try:
-            with soundfile.SoundFile(clip, "w", sound.samplerate, sound.channels, subtype, format=audio_format.upper()) as file:
-                for block in _finite(blocks(sound, *_frames(cut.moment, sound), dtype=dtype)):
-                    file.write(block)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(
-                f"{sound.channels} channels at {sound.samplerate} Hz cannot be written as {audio_format.upper()} ({error.error_string}); "
-                "choose the other audio format."
-            ) from error
-        clip.seek(0)
-        with archive.open(zipfile.ZipInfo(cut.name, _NO_DATE), "w", force_zip64=True) as entry:
-            while data := clip.read(1 << 20):
-                entry.write(data)
-
-
-def _finite(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    for part in parts:
-        yield np.nan_to_num(part, copy=False, posinf=0.0, neginf=0.0) if part.dtype.kind == "f" else part
+def _writable(samples: np.ndarray, subtype: str) -> np.ndarray:
+    """Bring samples to a type that soundfile writes without loss; what is not finite becomes 0."""
+    if samples.dtype == np.uint8:
+        return np.left_shift(samples.astype(np.int16) - 128, 8)
+    if samples.dtype.kind == "f":
+        samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
+        return np.rint(samples * 32768).clip(-32768, 32767).astype(np.int16) if subtype == "PCM_16" else samples
+    return samples

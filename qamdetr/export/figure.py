@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from qamdetr.errors import QamDetrError
+from qamdetr.audio import BANDS, Overview, Sound, hz_to_mel
+from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.export.text import Answer, as_answers, one_line
 from qamdetr.files import write_whole
-from qamdetr.overview import BANDS, Overview, hz_to_mel, read_overview
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment, Result
@@ -80,7 +80,9 @@ def draw_figure(results: Sequence[Result | Answer], image_format: FigureFormat) 
     if len(answers) > MAX_LANES:
         raise QamDetrError(f"A figure has room for {MAX_LANES} answers; {len(answers)} were given; ask for fewer at once.")
     result = answers[0].result
-    overview = read_overview(result.audio, result.duration_seconds, COLUMNS)
+    if not Path(result.audio).is_file():
+        raise AudioError(f"{result.audio} is no longer there", "open the recording again")
+    overview = Sound(result.audio).overview(COLUMNS)
     figure = Figure(figsize=(_WIDTH_INCHES, _SOUND_INCHES + _LANE_INCHES * len(answers) + _MARGIN_INCHES), layout="constrained")
     FigureCanvasAgg(figure)
     ratios = [0.4 * _SOUND_INCHES, 0.6 * _SOUND_INCHES, *[_LANE_INCHES] * len(answers)]

@@ -75,6 +75,9 @@ def test_cut_samples_are_those_of_the_recording(tmp_path, name, subtype, audio_f
         samples, rate = sounds[row["file"]]
         begin, end = (round(float(row[side]) * rate_hz) for side in ("start", "end"))
         assert rate == rate_hz
+        if subtype == "PCM_24":
+            with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+                assert soundfile.info(io.BytesIO(archive.read(row["file"]))).subtype == "PCM_24"
         exact = not (subtype == "FLOAT" and audio_format == "flac")
         np.testing.assert_allclose(samples, whole[begin:end], rtol=0, atol=0 if exact else 2.0**-23)
 

@@ -565,6 +565,7 @@ class _Run:
             if form != self._form:  # as in joined files
                 converters[form] = converters.get(form) or av.AudioResampler(*self._form)
             for part in [frame] if form == self._form else converters[form].resample(frame):
+                part.time_base = frame.time_base
                 fifo.write(part)
             if fifo.samples >= _BLOCK_FRAMES:
                 yield from _drained(fifo)

@@ -131,7 +131,7 @@ def _write(clip: IO[bytes], sound: Sound, moment: Moment, audio_format: AudioFor
     first = max(0, min(round(moment.start_seconds * rate), last - 1))
     blocks = sound.part_blocks(first / rate, last / rate, mono=False)
     begin = next(blocks)
-    channels = begin.shape[1]
+    channels = int(begin.shape[1])
     subtype = _SUBTYPES[audio_format][sound.subtype]
     try:
         with soundfile.SoundFile(clip, "w", rate, channels, subtype, format=audio_format.upper()) as file:

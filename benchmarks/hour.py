@@ -52,24 +52,30 @@ def measure(path: Path, threads: int) -> None:
     import torch
 
     from qamdetr.inference.retriever import MomentRetriever
-    from qamdetr.progress import heard_by
 
     torch.set_num_threads(threads)
     retriever = MomentRetriever.from_pretrained()
     retriever.encode(min(ASSETS.glob("*.ogg"), key=lambda asset: asset.stat().st_size))  # the first use loads more
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    stages, told = [], []
-    begin, begin_cpu = time.perf_counter(), time.process_time()
-    with heard_by(lambda _: told.append(time.perf_counter())):
-        recording = retriever.encode(path, on_stage=lambda name, _: stages.append((name, time.perf_counter())))
+    stages: dict[str, float] = {}
+    moments = [time.perf_counter()]
+    begin, begin_cpu = moments[0], time.process_time()
+    steps = retriever.encoding(path)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as done:
+            recording = done.value
+            break
+        moments.append(time.perf_counter())
+        stages.setdefault(step.stage, moments[-1])
     end = time.perf_counter()
-    moments = np.array([begin, *sorted([*told, *(at for _, at in stages)]), end])
     result = {
         "audio_seconds": recording.duration_seconds,
         "seconds": end - begin,
         "cpu_seconds": time.process_time() - begin_cpu,
-        "reading_seconds": stages[0][1] - begin,
-        "longest_silence_seconds": float(np.diff(moments).max()),
+        "reading_seconds": [*stages.values(), end][1] - begin,
+        "longest_silence_seconds": float(np.diff([*moments, end]).max()),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "before_mib": before_mib,
     }

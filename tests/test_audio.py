@@ -166,7 +166,8 @@ def test_lossless_files_give_their_very_samples(tmp_path, suffix, subtype, rate,
 
 @pytest.mark.parametrize(("suffix", "codec", "kind"), [
     ("mp3", None, None), ("ogg", None, None), ("m4a", "aac", "ipod"), ("webm", "libopus", "webm"), ("wma", "wmav2", "asf"),
-    ("ac3", "ac3", None), ("mkv", "aac", "matroska"), ("wv", "wavpack", None), ("m4a", "alac", "ipod"), ("amr", "libopencore_amrnb", None), ("3gp", "aac", "3gp"),
+    ("ac3", "ac3", None), ("mkv", "aac", "matroska"), ("wv", "wavpack", None), ("m4a", "alac", "ipod"), ("amr", "libopencore_amrnb", None),
+    ("3gp", "aac", "3gp"),
 ])  # fmt: skip
 def test_everything_people_record_with_is_read(tmp_path, suffix, codec, kind):
     rate = 8000 if suffix == "amr" else 48000
@@ -378,7 +379,9 @@ def test_arrays_and_open_files_need_no_path(tmp_path, dtype):
 @pytest.mark.parametrize("name", ["fifo", "-", "/dev/stdin"])
 def test_pipes_are_read_as_often_as_needed(tmp_path, name):
     data = encode(tmp_path / "x.mp3", bursts(), codec="libmp3lame").read_bytes()
-    code = "import sys; from qamdetr.audio import Sound; s = Sound(sys.argv[1]); print(*(len(s.samples()) for _ in 'ab'), Sound(s.path).rate_hz)"
+    code = (
+        "import sys; from qamdetr.audio import Sound as S; s = S(sys.argv[1]); print(*(s.samples().size for _ in 'ab'), S(s.path).rate_hz)"
+    )
     source = str(tmp_path / "fifo") if name == "fifo" else name
     if name == "fifo":
         os.mkfifo(source)
@@ -424,7 +427,8 @@ def test_what_cannot_be_used_is_one_clear_line(tmp_path, capfd, content, told):
 
 def test_names_that_lead_nowhere(tmp_path):
     for path, told in ((tmp_path / "no.wav", r"no\.wav does not exist"), (tmp_path, "is a folder"), (Path("/dev/null"), "is a device"),
-                       ("a\0b", "cannot be opened"), ("http://localhost/x.wav", "does not exist"), ("concat:a.wav|b.wav", "does not exist")):  # fmt: skip
+                       ("a\0b", "cannot be opened"), ("http://localhost/x.wav", "does not exist"),
+                       ("concat:a.wav|b.wav", "does not exist")):  # fmt: skip
         with pytest.raises(AudioError, match=told):
             Sound(path).samples()
     encode(tmp_path / "silent.mp4", codec="aac", kind="mp4", picture=1.0)

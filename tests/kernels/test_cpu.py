@@ -182,7 +182,7 @@ def test_kernels_compile_where_numba_may_not_write_its_cache(monkeypatch):
         return compile_in_memory(*args, **options)
 
     monkeypatch.setattr(numba, "njit", refuse_cache)
-    assert cpu_kernels.jit(lambda x: 2 * x + 1)(3) == 7
+    assert cpu_kernels.kernel(lambda x: 2 * x + 1)(3) == 7
 
 
 def test_kernel_exponential_and_softplus_are_accurate():

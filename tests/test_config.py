@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pytest
 
@@ -14,36 +12,15 @@ from qamdetr.config import (
     CONFIG_DIR,
     Config,
     ModelConfig,
-    Number,
     TrainConfig,
-    Whole,
-    apply_overrides,
-    between,
-    build,
     config_from_dict,
     config_to_dict,
     load_config,
-    read_yaml,
     save_config,
-    section,
     switches,
 )
 from qamdetr.errors import ConfigError
 from qamdetr.model.qam_detr import QamDetr
-
-
-@section
-class Player:
-    name: str
-    lives: Annotated[Whole, between(0, 9)] = 3
-
-
-@section
-class Game:
-    players: Mapping[str, Player] = field(default_factory=dict)
-    bench: tuple[Player, ...] = ()
-    speed: Number = 1.0
-    mode: Literal["fast", "no"] = "fast"
 
 
 def write(folder: Path, **texts: str) -> Path:
@@ -52,13 +29,6 @@ def write(folder: Path, **texts: str) -> Path:
         path = folder / f"{name}.yaml"
         path.write_text(text, encoding="utf-8")
     return path
-
-
-def read_game(folder: Path, text: str, overrides: list[str] | None = None) -> Game:
-    write(folder, game=text)
-    values = read_yaml("game", folder, "game")
-    apply_overrides(values, overrides or [])
-    return build(Game, values)
 
 
 @pytest.mark.parametrize("path", [*CONFIG_DIR.glob("*.yaml"), *CHECKPOINT_DIR.glob("*/config.yaml")], ids=lambda path: path.parent.name)
@@ -107,25 +77,6 @@ def test_mistakes_name_key_and_value(tmp_path: Path, text: str, message: str) ->
         load_config(write(tmp_path, bad=text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-GAME_MISTAKES = {
-    "players: {a: {lives: 1}}": "players.a.name is missing; it has no default",
-    "players: {a: {name: Ada, hat: red}}": "Unknown key 'players.a.hat'; known here: name, lives.",
-    "players: {a: 5}": "players.a must be a section with keys, not 5",
-    "players: {a: {name: Ada, lives: 10}}": "players.a.lives is 10; it must be from 0 to 9.",
-    "bench: [{name: Ada, lives: many}]": "bench.0.lives is 'many'; expected int",
-    "bench: [{name: Ada, hat: red}]": "Unknown key 'bench.0.hat'; known here: name, lives.",
-    "bench: {name: Ada}": "bench is {'name': 'Ada'}",
-    "extends: _none": "No game '_none': give a YAML file or one of game.",
-}
-
-
-@pytest.mark.parametrize(("text", "message"), GAME_MISTAKES.items())
-def test_sections_inside_sections_are_as_strict(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read_game(tmp_path, text)
-    assert message in str(caught.value)
 
 
 OUT_OF_RANGE = {
@@ -215,22 +166,6 @@ def test_two_ways_to_the_same_parent_are_no_circle(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, leaf="extends: [right, left]"))
     # The last parent brings its whole chain, `root` included.
     assert (config.model.dim, config.train.epochs) == (32, 3)
-
-
-def test_sections_may_stand_in_mappings_and_lists(tmp_path: Path) -> None:
-    game = read_game(
-        tmp_path, "players: {a: {name: Ada}, b: {name: Bob, lives: 1}}\nbench: [{name: Cy}]\nmode: fast", ["players.b.lives=2"]
-    )
-    assert game == Game({"a": Player("Ada"), "b": Player("Bob", 2)}, (Player("Cy"),))
-    assert build(Game, config_to_dict(game)) == game
-    write(tmp_path, _one="players: {a: {name: Ada}}", _two="players: {b: {name: Bob}}\nspeed: 2")
-    game = read_game(tmp_path, "extends: [_one, _two]\nplayers: {a: {name: Eve}}")
-    assert game == Game({"a": Player("Eve"), "b": Player("Bob")}, speed=2.0)
-
-
-def test_merge_keys_may_be_overridden(tmp_path: Path) -> None:
-    game = read_game(tmp_path, "players:\n  a: &one {name: Ada, lives: 1}\n  b: {<<: *one, name: Bob}\n  c: {<<: *one}")
-    assert list(game.players.values()) == [Player("Ada", 1), Player("Bob", 1), Player("Ada", 1)]
 
 
 def test_overrides_set_single_values(tmp_path: Path) -> None:

@@ -62,15 +62,11 @@ def summarise(predictions: dict[str, PredictionEntry], truth: list[QueryEntry]) 
     absent = [entry for entry in truth if not entry.relevant_windows]
     metrics = evaluate([predictions[entry.qid] for entry in present], present)
     metrics.pop("num_queries")
-    present_scores = [_best_score(predictions[entry.qid]) for entry in present]
-    absent_scores = [_best_score(predictions[entry.qid]) for entry in absent]
+    best = {qid: max((score for _, _, score in row.pred_relevant_windows), default=0.0) for qid, row in predictions.items()}
+    present_scores, absent_scores = ([best[entry.qid] for entry in part] for part in (present, absent))
     threshold, accuracy = calibrate_found_threshold(present_scores, absent_scores)
     if absent:
         metrics["present_score"] = round(float(np.mean(present_scores)), 4)
         metrics["absent_score"] = round(float(np.mean(absent_scores)), 4)
         metrics["found_accuracy"] = round(100 * accuracy, 2)
     return Validation(metrics, threshold)
-
-
-def _best_score(prediction: PredictionEntry) -> float:
-    return max((score for _, _, score in prediction.pred_relevant_windows), default=0.0)

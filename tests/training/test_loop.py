@@ -24,7 +24,6 @@ from stored_features import OwnFeatures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.utils.data import DataLoader
 from toy import ToyConfig
 
 from qamdetr.cli import main as command_line
@@ -36,8 +35,6 @@ from qamdetr.training import loop
 from qamdetr.training.data import load_data
 from qamdetr.training.loop import (
     ProcessShare,
-    batches_after,
-    in_float32,
     make_optimizer,
     make_schedule,
     train,
@@ -45,7 +42,7 @@ from qamdetr.training.loop import (
 )
 from qamdetr.training.run import Run
 from qamdetr.training.validation import Validation
-from qamdetr.types import DecoderOutput, ModelOutput, TextFeatures
+from qamdetr.types import ModelOutput, TextFeatures
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PROCESSES = 2
@@ -257,20 +254,6 @@ def forget_accelerate() -> None:
         state._reset_state()
 
 
-def test_outputs_come_back_to_float32_and_masks_stay() -> None:
-    half = torch.randn(1, 2, 2).bfloat16()
-    decoder = DecoderOutput(half, half.sigmoid(), None)
-    output = ModelOutput(decoder, (decoder,), half[0], negative_mask=torch.ones(1, 2, dtype=torch.bool), gates={"audio/x": 0.5})
-    found = in_float32(output)
-    for layer in (found.decoder, *found.auxiliary):
-        assert layer.logits.dtype == layer.spans_cxw.dtype == torch.float32
-    assert found.saliency.dtype == torch.float32
-    assert found.negative_mask is not None
-    assert found.negative_mask.dtype == torch.bool
-    assert (found.gates, found.decoder.quality_logits) == ({"audio/x": 0.5}, None)
-    assert torch.equal(found.decoder.logits, half.float())
-
-
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("encoder", ["transformer", pytest.param("bimamba", marks=pytest.mark.slow)])
 def test_bf16_trains_with_losses_in_float32(
@@ -310,23 +293,6 @@ def test_shares_hold_each_item_equally_often_and_are_never_empty(batches: list[l
         assert joined == sorted(batch * (len(joined) // len(batch)))
         assert len(joined) == len(batch) or len(batch) < num_processes
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-@pytest.mark.parametrize("num_done", [0, 1, 3])
-def test_skipped_batches_are_not_read_and_draw_nothing(num_done: int) -> None:
-    read: list[int] = []
-
-    def collate(items: list[int]) -> list[int]:
-        read.extend(items)
-        return items
-
-    loader = DataLoader(range(7), batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    expected = torch.get_rng_state() if num_done else None
-    assert list(batches_after(loader, num_done)) == [[0, 1], [2, 3], [4, 5], [6]][num_done:]
-    assert read == list(range(7))[2 * num_done :]
-    if expected is not None:
-        assert torch.equal(torch.get_rng_state(), expected)
 
 
 def uneven_set(folder: Path) -> None:

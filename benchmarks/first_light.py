@@ -22,7 +22,7 @@ from benchmarks._timing import write_json
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.evaluation.metrics import evaluate
 from qamdetr.features.base import COMBOS, open_streams
-from qamdetr.inference.candidates import segments_above
+from qamdetr.inference.candidates import runs_above
 from qamdetr.inference.retriever import MomentRetriever
 from qamdetr.types import Recording, Result
 from recipes.pocket.sound_bank.build import ESC10_GROUPS, load_groups
@@ -70,6 +70,12 @@ def zero_shot(esc10: Path) -> dict[str, float]:
                 right["clips, unseen wordings"].append(int(cosine.mean(dim=0).argmax()) == truth)
                 right["windows, unseen wordings"] += (cosine.argmax(dim=1) == truth).tolist()
     return {name: round(100 * float(np.mean(values)), 2) for name, values in right.items()}
+
+
+def segments_above(curve: Curve, threshold: float, duration_seconds: float) -> list[tuple[float, float, float]]:
+    """Return the runs of clips whose value reaches `threshold` as `(start, end, mean value)` in seconds, best mean first."""
+    runs = [(float(a), min(float(b), duration_seconds), float(curve[a:b].mean())) for a, b in runs_above(curve, threshold)]
+    return sorted(runs, key=lambda run: -run[2])
 
 
 def _encode_with_loudness(encode: Callable[[Path], Recording], path: Path, sample_rate_hz: int) -> tuple[Recording, torch.Tensor]:

@@ -90,11 +90,7 @@ def decode(
 ) -> list[list[Candidate]]:
     """Read the candidates off the last decoder layer, best decoder score first; equal scores keep the order of the moment queries.
 
-    Args:
-        output: Model output of a batch.
-        durations_seconds: As in `answers`.
-        num_clips: Likewise.
-        nms_iou: A candidate that overlaps a better one by more is dropped; 1.0 keeps all.
+    The batch is that of `answers`; a candidate that overlaps a better one by more than `nms_iou` is dropped.
     """
     foreground = output.decoder.logits.detach().float().softmax(dim=-1)[..., 0]
     quality_logits = output.decoder.quality_logits
@@ -153,23 +149,12 @@ def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: 
     """
     values: Curve = np.asarray(saliency, dtype=np.float64)
     found = []
-    for first, last in _runs(values, threshold):
+    for first, last in runs_above(values, threshold):
         start, end = _soft_ends(values, first, last, duration_seconds)
         foreground = float(values[first:last].mean())
         quality = _agreement(values, (start, end))[1] if by_quality else 1.0
         found.append(Candidate(start, end, foreground=foreground, quality=quality, decoder_score=foreground * quality))
     return sorted(found, key=lambda candidate: -candidate.decoder_score)
-
-
-def segments_above(curve: ArrayLike, threshold: float, duration_seconds: float) -> list[tuple[float, float, float]]:
-    """Return the runs of clips whose value, one per second in any unit, reaches `threshold`: the plain baseline.
-
-    Returns:
-        `(start, end, mean value)` in seconds, best mean first; when no clip reaches the threshold, the one best clip.
-    """
-    values: Curve = np.asarray(curve, dtype=np.float64)
-    runs = [(float(a), min(float(b), duration_seconds), float(values[a:b].mean())) for a, b in _runs(values, threshold)]
-    return sorted(runs, key=lambda run: -run[2])
 
 
 def round_officially(candidate: Candidate, duration_seconds: float) -> Candidate:
@@ -186,7 +171,8 @@ def round_officially(candidate: Candidate, duration_seconds: float) -> Candidate
     )
 
 
-def _runs(values: Curve, threshold: float) -> list[tuple[int, int]]:
+def runs_above(values: Curve, threshold: float) -> list[tuple[int, int]]:
+    """Return the runs `[first, last)` of clips whose value reaches `threshold`; when none does, the one best clip."""
     above = values >= threshold
     if not above.any():
         above[int(values.argmax())] = True

@@ -38,7 +38,6 @@ def load_checkpoint(name_or_dir: str | Path = DEFAULT_CHECKPOINT, overrides: Seq
 
     Raises:
         CheckpointError: Nothing there, a file missing or damaged, or weights that do not fit the configuration.
-        ConfigError: A malformed override, or one that changes the network.
     """
     folder = find_checkpoint(name_or_dir)
     try:
@@ -90,9 +89,6 @@ def save_checkpoint(folder: str | Path, model: QamDetr, config: Config, card_tex
         config: Written in full, so that later defaults do not change the checkpoint, with the hash of the weights.
         card_text: What `README.md` says; empty leaves the card as it is.
         half: Store floating-point weights as float16: half the size. `load_checkpoint` turns them back to float32.
-
-    Raises:
-        CheckpointError: The folder cannot be written, or a weight is too large for float16.
     """
     folder = Path(folder)
     weights = {name: _stored(name, tensor, half=half) for name, tensor in model.state_dict().items()}
@@ -123,11 +119,7 @@ def hash_file(path: Path) -> str:
 
 
 def find_checkpoint(name_or_dir: str | Path) -> Path:
-    """Return the folder of a checkpoint: a path that exists wins over a name.
-
-    Raises:
-        CheckpointError: No such folder, or it lacks a file; lists the names that exist.
-    """
+    """Return the folder of a checkpoint, where that is whole: a path that exists wins over a name."""
     named = qamdetr.config.CHECKPOINT_DIR / name_or_dir
     folder = next((path for path in (Path(name_or_dir), named) if path.is_dir()), None)
     if folder is None or not str(name_or_dir):
@@ -146,15 +138,7 @@ def available_checkpoints() -> list[str]:
 
 
 def store_in_checkpoint(folder: Path, verifier: str, beta: float) -> Path:
-    """Write `inference.beta_by_verifier.{verifier}` into a checkpoint's configuration; every other setting keeps its value.
-
-    Returns:
-        The file that was written, whole or not at all.
-
-    Raises:
-        ConfigError: The configuration cannot be read.
-        CheckpointError: It cannot be written.
-    """
+    """Write `inference.beta_by_verifier.{verifier}` into a checkpoint's configuration, whose path is returned; the rest stays."""
     path = folder / CONFIG_FILE
     config = load_config(path)
     weights = {**config.inference.beta_by_verifier, verifier: beta}
@@ -168,11 +152,7 @@ def store_in_checkpoint(folder: Path, verifier: str, beta: float) -> Path:
 
 
 def store_in_system(path: Path, beta: float) -> None:
-    """Write `beta` into a system's YAML file, whole or not at all; every other character stays, comments too.
-
-    Raises:
-        ConfigError: It cannot be written, or is laid out in a way that this does not understand.
-    """
+    """Write `beta` into a system's YAML file, whole or not at all; every other character stays, comments too."""
     line = beta_line(beta)
     unusual = ConfigError(f"{path} is laid out in an unusual way; write `{line}` into it yourself.")
     try:

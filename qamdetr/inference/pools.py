@@ -36,11 +36,8 @@ def merge_pools(
     Args:
         pools: Candidates per member.
         how: Which of the three.
-        iou: In [0, 1]; of `nms` and `fusion`. 1 lets `nms` keep all, and `fusion` join equal windows alone.
+        iou: In [0, 1]; 1 lets `nms` keep all, and `fusion` join equal windows alone.
         weights: Above 0, one per member; None = equal.
-
-    Raises:
-        ConfigError: `iou` or a weight out of range, or an unknown method.
 
     Source: R. Solovyev, W. Wang, T. Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object detection models", Image
     and Vision Computing 107, 2021, in one dimension. Differences: a member counts once per window (there, a member that repeats itself
@@ -52,17 +49,17 @@ def merge_pools(
         raise ConfigError(f"The members' weights are {weights}; each of the {len(pools)} members needs one above 0.")
     if how == "fusion":
         return _fuse(pools, iou, weights)
-    largest = max(weights, default=1.0)
-    scaled = [_scaled(candidate, weight / largest) for pool, weight in zip(pools, weights, strict=True) for candidate in pool]
+    shares = [weight / max(weights) for weight in weights]
+    scaled = [
+        replace(candidate, foreground=candidate.foreground * share, decoder_score=candidate.decoder_score * share)
+        for pool, share in zip(pools, shares, strict=True)
+        for candidate in pool
+    ]
     return suppress(scaled, iou if how == "nms" else 1.0)
 
 
 def check_merge(how: str, iou: float) -> None:
-    """Refuse what `merge_pools` cannot do.
-
-    Raises:
-        ConfigError: Names value and limits.
-    """
+    """Refuse what `merge_pools` cannot do."""
     if how not in get_args(MergeMethod):
         raise ConfigError(f"merge is {how!r}; it must be one of {', '.join(get_args(MergeMethod))}.")
     if not 0 <= iou <= 1:
@@ -129,7 +126,3 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """Weighted mean that never leaves the values' range, whatever the rounding."""
     mean = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
     return min(max(mean, min(values)), max(values))
-
-
-def _scaled(candidate: Candidate, share: float) -> Candidate:
-    return replace(candidate, foreground=candidate.foreground * share, decoder_score=candidate.decoder_score * share)

@@ -22,25 +22,15 @@ VERIFIER_SAYS_YES = 0.5
 
 @dataclass(frozen=True)
 class Ranking:
-    """How candidates become an answer; settled once for all queries of a call.
+    """How candidates become an answer; settled once for all queries of a call."""
 
-    Attributes:
-        verifier: Looks at the best candidates; None leaves the ranking to the decoder.
-        beta: Weight of the verifier's score, in [0, 1].
-        top_k: Most moments to return, at least 1.
-        verified_k: Candidates that the verifier sees; more when `top_k` is more.
-        threshold: Decoder score from which the sound counts as found.
-        encoder: Name of the encoders in use.
-        protocol: `official` rounds the moments as the field does, last of all.
-    """
-
-    verifier: Verifier | None
-    beta: float
-    top_k: int
-    verified_k: int
-    threshold: float
-    encoder: str
-    protocol: DecodeProtocol = "exact"
+    verifier: Verifier | None  # looks at the best candidates; None leaves the ranking to the decoder
+    beta: float  # weight of the verifier's score, in [0, 1]
+    top_k: int  # most moments to return, at least 1
+    verified_k: int  # candidates that the verifier sees; more when `top_k` is more
+    threshold: float  # decoder score from which the sound counts as found
+    encoder: str  # name of the encoders in use
+    protocol: DecodeProtocol = "exact"  # `official` rounds the moments as the field does, last of all
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -54,14 +44,6 @@ def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], dec
 
     Whatever a verifier does, the decoder's answer survives: when it fails, or gives something else than a score in [0, 1] for each
     candidate, the decoder's ranking stands and a note says so.
-
-    Args:
-        recording: The encoded recording.
-        query: The user's sentence.
-        text: The encoded query, main stream first.
-        decoded: From the network.
-        ranking: How to rank.
-        found: Whether the sound is there.
     """
     candidates, verifier = decoded.candidates, ranking.verifier
     scores: list[float] | None = None
@@ -125,10 +107,7 @@ def mark_likely(moments: Sequence[Moment], *, found: bool, threshold: float) -> 
     On the shipped examples (28 queries, 32 true moments) the default checkpoint's likely moments are all right, and lack one: two horns
     that it took for one. The number of moments is right for 27 queries of 28, with the verifier `pocket` too.
 
-    Args:
-        moments: Best score first.
-        found: Whether the sound is there.
-        threshold: Decoder score from which it counts as found.
+    Moments come best score first; `threshold` is the decoder score from which a sound counts as found.
     """
     marked: list[Moment] = []
     for place, moment in enumerate(moments):

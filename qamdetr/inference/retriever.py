@@ -114,15 +114,12 @@ class SystemConfig:
 
 
 def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, members: Sequence[str] = ()) -> SystemConfig:
-    """Read a system.
+    """Read a system: one of `qamdetr/configs/systems`, such as `submit1`, or a YAML file.
 
     Args:
-        name_or_path: Name of one in `qamdetr/configs/systems`, such as `submit1`, or a YAML file.
+        name_or_path: Which.
         overrides: `key=value`; those of `MEMBER_SECTIONS`, such as `data.feature_dir=features`, change each member, after its own.
         members: Checkpoints in the place of the recipe's.
-
-    Raises:
-        ConfigError: Unknown file, key, type or value, a circular `extends`, a checkpoint named twice, or a malformed override.
     """
     of_members = tuple(override for override in overrides if override.startswith(MEMBER_SECTIONS))
     values = read_yaml(str(name_or_path), SYSTEM_DIR, "system")
@@ -195,11 +192,7 @@ class Member:
     ) -> list[Decoded]:
         """Run the network on every section for every query; per query the merged candidates and the saliency.
 
-        Args:
-            recording: May hold more streams than the network reads, in any order.
-            texts: Encoded queries, likewise.
-            protocol: See `candidates.answers`.
-            bypass: See `QamDetr.forward`.
+        Recording and queries may hold more streams than the network reads, in any order.
         """
         settings, heard = self.config.inference, self.heard(recording)
         sections = long_audio.split(heard.num_clips, settings.section_clips, settings.section_overlap_clips)
@@ -239,13 +232,7 @@ class MomentRetriever:
     """
 
     def __init__(self, members: Sequence[Member], encoder: Streams | StoredFeatures, system: SystemConfig | None = None) -> None:
-        """Put members together.
-
-        Args:
-            members: At least one.
-            encoder: Gives the streams that they read.
-            system: How several answer as one; None for one checkpoint, which answers by its own settings.
-        """
+        """Put members together; `system` says how several answer as one, and None is one checkpoint by its own settings."""
         if not members:
             raise ConfigError("A system needs at least one member; name checkpoints.")
         self.members = tuple(members)
@@ -270,13 +257,11 @@ class MomentRetriever:
         Args:
             name_or_dir: Name of a shipped checkpoint, or a checkpoint folder.
             overrides: `section.key=value` changes of the checkpoint's configuration, such as `inference.nms_iou=1`.
-            device: Where network and encoders run, such as `cuda`; None leaves the network on the CPU, and the encoders to
-                `features.base.open_streams`.
+            device: Where network and encoders run, such as `cuda`; None leaves the network on the CPU, and the encoders to themselves.
             encoder_models: Stream -> hub id or folder, over the checkpoint's `data.encoder_models`.
 
         Raises:
             CheckpointError: The checkpoint, or its encoders' weights, cannot be used.
-            ConfigError: `overrides` change the network, there is no such device, or `encoder_models` names a stream that is not its.
         """
         model, config = load_checkpoint(name_or_dir, overrides)
         encoder = open_encoder(config, name_or_dir, device=device, models=encoder_models)
@@ -284,17 +269,7 @@ class MomentRetriever:
 
     @classmethod
     def from_system(cls, system: SystemConfig, *, device: str | None = None, encoder_models: Mapping[str, str] | None = None) -> Self:
-        """Open a system for recordings; each encoder is opened, and runs on a recording, once, however many members read it.
-
-        Args:
-            system: From `load_system`.
-            device: See `from_pretrained`.
-            encoder_models: Likewise.
-
-        Raises:
-            CheckpointError: Members are missing (all are named at once), or a checkpoint or its encoders cannot be used.
-            ConfigError: An override changes a network, there is no such device, or `encoder_models` names a stream that no member has.
-        """
+        """Open a system as `from_pretrained` a checkpoint; each encoder runs on a recording once, however many members read it."""
         _check_members(system)
         loaded = [(member, *load_checkpoint(member.checkpoint, member.overrides)) for member in system.members.values()]
         models = encoder_models or {}
@@ -327,15 +302,12 @@ class MomentRetriever:
         Args:
             source: A checkpoint, such as `runs/NAME/best`, or a system.
             entries: The manifest.
-            overrides: `a.b=c` changes of a checkpoint's configuration, such as other feature folders.
-            audio_dir: Folder of the recordings, where it is at hand: tells apart cached features of recordings with the same name, and
-                lets verifiers listen.
+            overrides: Changes of a checkpoint's configuration, such as other feature folders.
+            audio_dir: Folder of the recordings, where it is at hand: tells apart features of recordings with the same name, and lets
+                verifiers listen.
             device: Where the networks run; None = the CPU.
 
         Raises:
-            CheckpointError: A checkpoint is missing or cannot be used.
-            ConfigError: `overrides` change the network, or there is no such device.
-            AudioError: `audio_dir` holds two recordings of one name.
             DataError: Features are missing (all are named at once), damaged, of other recordings, or from another version of the encoders.
         """
         system = source if isinstance(source, SystemConfig) else None
@@ -360,7 +332,6 @@ class MomentRetriever:
 
         Raises:
             AudioError: It cannot be used.
-            DataError: Stored features are missing or damaged.
         """
         if on_stage is not None and isinstance(self.encoder, Streams) and isinstance(source, (str, Path)):
             return self.encoder.encode_recording(source, on_stage)
@@ -373,19 +344,9 @@ class MomentRetriever:
         recording = yield from self.encoder.encoding(Sound(source, **choice))
         return replace(recording, choice=choice)
 
-    def retrieve(
-        self,
-        recording: Recording,
-        query: str,
-        *,
-        top_k: int = 10,
-        verifier: str | Verifier | None = None,
-        beta: float | None = None,
-        protocol: DecodeProtocol = "exact",
-        bypass: Collection[str] = (),
-    ) -> Result:
-        """Answer one query; see `retrieve_many`."""
-        return self.retrieve_many(recording, [query], top_k=top_k, verifier=verifier, beta=beta, protocol=protocol, bypass=bypass)[0]
+    def retrieve(self, recording: Recording, query: str, **options: Any) -> Result:  # noqa: ANN401 - as `retrieve_many`
+        """Answer one query; takes the options of `retrieve_many`."""
+        return self.retrieve_many(recording, [query], **options)[0]
 
     @torch.inference_mode()
     def retrieve_many(
@@ -416,9 +377,6 @@ class MomentRetriever:
             beta: Weight of the verifier's score, in [0, 1]; None takes the settings' for this verifier. Without verifier, results say 0.
             protocol: `official` rounds windows as the field's evaluation does; see `candidates.round_officially`.
             bypass: Components to leave out of the networks; see `QamDetr.forward`.
-
-        Raises:
-            QamDetrError: An empty query, `top_k` under 1, `beta` outside [0, 1], or an unknown verifier.
         """
         verifier = self.verifier if verifier is None else verifier
         checker = self._verifiers.get(verifier) if isinstance(verifier, str) else verifier
@@ -470,13 +428,9 @@ class StoredFeatures:
         self.name = ""
 
     def add(self, checkpoint: str, config: Config) -> tuple[dict[str, str], dict[str, str]]:
-        """Read the features that a checkpoint needs, too; those of checkpoints that differ in their weights alone are the same.
+        """Read the features that a checkpoint needs, too; returns what its audio and its text streams are called here, see `Member`.
 
-        Returns:
-            What its audio and its text streams are called here; see `Member`.
-
-        Raises:
-            DataError: See `MomentRetriever.from_features`.
+        Checkpoints that differ in their weights alone read the same ones.
         """
         data, model = config.data, config.model
         key = repr((data.feature_dir, data.combo, data.audio_features, data.text_features, model.audio_streams, model.text_streams))
@@ -516,16 +470,7 @@ def open_encoder(config: Config, checkpoint: str | Path, *, device: str | None =
 
     Public features do not say which version of an encoder made them. A checkpoint that was trained on them alone gets the encoders of the
     streams that it reads, unchecked; one that was trained on public and own features gets those too, and what made its own is compared.
-
-    Args:
-        config: Of the checkpoint.
-        checkpoint: Its name, for messages.
-        device: See `MomentRetriever.from_pretrained`.
-        models: Likewise.
-
-    Raises:
-        CheckpointError: Weights are missing, or of another version.
-        ConfigError: `models` names a stream that the checkpoint does not have.
+    `device` and `models` are those of `MomentRetriever.from_pretrained`.
     """
     given = dict(models or {})
     _check_streams(given, {str(checkpoint): config})
@@ -645,19 +590,12 @@ def check_query(query: str) -> str:
 
 @dataclass(frozen=True)
 class VerifiedAnswer:
-    """What decoder and verifier think of the candidates of one query, both scores apart: for the choice of the verifier's weight.
+    """What decoder and verifier think of the candidates of one query, both scores apart: for the choice of the verifier's weight."""
 
-    Attributes:
-        entry: The query with its true windows.
-        candidates: In decoder order.
-        verifier_scores: One per candidate, or None where the verifier failed.
-        problem: Why it failed; empty where it did not.
-    """
-
-    entry: QueryEntry
-    candidates: tuple[Candidate, ...]
-    verifier_scores: tuple[float, ...] | None
-    problem: str = ""
+    entry: QueryEntry  # the query with its true windows
+    candidates: tuple[Candidate, ...]  # in decoder order
+    verifier_scores: tuple[float, ...] | None  # one per candidate, or None where the verifier failed
+    problem: str = ""  # why it failed
 
     def ranked(self, beta: float) -> PredictionEntry:
         """Rank the candidates with this weight of the verifier; where it failed, the decoder alone ranks."""
@@ -683,8 +621,7 @@ def verify_manifest(
         verifier: The second opinion, or its name.
         top_k: Candidates to keep, as many as the verifier looks at: with another weight the last may come first.
 
-    Yields:
-        Per recording the answers in the order of its queries, or the error of one that cannot be read: the others go on.
+    Yields: Per recording the answers in the order of its queries, or the error of one that cannot be read: the others go on.
     """
     by_vid: dict[str, list[QueryEntry]] = {}
     for entry in entries:

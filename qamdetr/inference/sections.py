@@ -40,9 +40,6 @@ def split(num_clips: int, section_clips: int, overlap_clips: int) -> list[Sectio
     """Cover a recording with sections of equal length that overlap by at least `overlap_clips`.
 
     A recording that fits, or nearly so, is one section. The last section is moved back to full length, so that no section is a short rest.
-
-    Raises:
-        ConfigError: Sections that are not longer than their overlap.
     """
     if section_clips < 1 or not 0 <= overlap_clips < section_clips:
         raise ConfigError(

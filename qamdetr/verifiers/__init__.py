@@ -1,17 +1,8 @@
 """Verifiers: second opinions on the decoder's best candidates (report, section 2.3). They score; boundaries are not their business."""
 
-from qamdetr.verifiers import pocket, qwen_omni, server
+from qamdetr.verifiers import pocket, qwen_omni, server  # importing them registers them
 from qamdetr.verifiers.base import DEFAULT_VERIFIER, VERIFIERS, Verifier, check_verifier, make_verifier, verifier, verifier_names
 
-__all__ = [
-    "DEFAULT_VERIFIER",
-    "VERIFIERS",
-    "Verifier",
-    "check_verifier",
-    "make_verifier",
-    "pocket",
-    "qwen_omni",
-    "server",
-    "verifier",
-    "verifier_names",
-]
+_SHIPPED = (pocket, qwen_omni, server)
+
+__all__ = ["DEFAULT_VERIFIER", "VERIFIERS", "Verifier", "check_verifier", "make_verifier", "verifier", "verifier_names"]

@@ -71,11 +71,7 @@ class Verifier:
         return self.name
 
     def check(self) -> None:
-        """Find out, before there is anything to verify, whether it can work at all; loads no model.
-
-        Raises:
-            QamDetrError: Its model or server is not there, or its settings cannot be used.
-        """
+        """Find out, before there is anything to verify, whether it can work at all, and raise if not; loads no model."""
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Return one score in [0, 1] per candidate: the normalised probability that it is the moment of the query.
@@ -139,11 +135,7 @@ def check_verifier(name: str) -> None:
 
 
 def make_verifier(name: str, settings: VerifierConfig | None = None) -> Verifier | None:
-    """Make a verifier by name; `none` gives None. Models are loaded when they are first asked, so this is quick.
-
-    Raises:
-        QamDetrError: Unknown name, or settings that the verifier cannot use.
-    """
+    """Make a verifier by name; `none` gives None. Models are loaded when they are first asked, so this is quick."""
     check_verifier(name)
     if name == DEFAULT_VERIFIER:
         return None
@@ -187,15 +179,10 @@ class WrappedVerifier(Verifier):
 
 @dataclass(frozen=True)
 class Crop:
-    """One candidate with its surroundings.
+    """One candidate with its surroundings."""
 
-    Attributes:
-        samples: `(n,)` float32 mono at 16 kHz.
-        window: The candidate, in seconds from the begin of the crop.
-    """
-
-    samples: np.ndarray
-    window: Window
+    samples: np.ndarray  # `(n,)` float32 mono at 16 kHz
+    window: Window  # the candidate, in seconds from the begin of the crop
 
     @property
     def duration_seconds(self) -> float:
@@ -204,16 +191,7 @@ class Crop:
 
 
 def read_crops(recording: Recording, candidates: Sequence[Candidate], max_seconds: float = MAX_CROP_SECONDS) -> list[Crop]:
-    """Cut one crop per candidate out of the recording's file.
-
-    Args:
-        recording: Its `path` leads to the file.
-        candidates: Windows in seconds.
-        max_seconds: What the model can listen to at once; see `crop_bounds`.
-
-    Raises:
-        QamDetrError: The recording has no file, the file is gone or another than was encoded, or a window is longer than `max_seconds`.
-    """
+    """Cut one crop per candidate out of the recording's file; `max_seconds` is what the model can listen to at once."""
     bounds = [crop_bounds(candidate.window, recording.duration_seconds, max_seconds) for candidate in candidates]
     _file_state(recording)
     sound = Sound(recording.path, **recording.choice)
@@ -244,9 +222,6 @@ def crop_bounds(window: Window, duration_seconds: float, max_seconds: float = MA
 
     Where that is longer than the model can listen to, both sides of the context shrink alike and the window stays whole: nothing that
     the model is asked about is ever cut off.
-
-    Raises:
-        QamDetrError: The window alone is too long.
     """
     start, end = crop_window(window, duration_seconds)
     if end - start > max_seconds:

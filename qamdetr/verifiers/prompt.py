@@ -33,13 +33,7 @@ _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 def user_text(query: str, window: Window, duration_seconds: float) -> str:
     """Ask whether a window of a crop is the moment of a query.
 
-    Args:
-        query: The user's sentence, as typed.
-        window: Start and end in seconds, counted from the begin of the crop.
-        duration_seconds: Length of the crop.
-
-    Raises:
-        QamDetrError: See `clean_query`.
+    Seconds count from the begin of the crop, which is `duration_seconds` long.
 
     Source: report section 2.3; it states what is asked, the words are ours.
     """
@@ -49,10 +43,7 @@ def user_text(query: str, window: Window, duration_seconds: float) -> str:
 
 
 def fingerprint(*more: str) -> str:
-    """Return 16 hex digits that change with the words of the prompt, their form, the cleaning of queries, the spellings, and `more`.
-
-    Enters the identity of every verifier that asks this prompt.
-    """
+    """Return 16 hex digits that change with the prompt's words and form, the cleaning of queries, the spellings, and `more`."""
     samples = (user_text(_SAMPLE_QUERY, window, 12.345) for window in ((1.234, 5.678), (1.234, 1.567)))
     digest = blake2b(digest_size=8)
     for text in (SYSTEM_TEXT, _USER_TEXT, *samples, *YES_SPELLINGS, "/", *NO_SPELLINGS, *more):
@@ -64,10 +55,7 @@ def clean_query(query: str) -> str:
     """Return the query as one line that cannot end its quotation marks nor spell a model's control tokens.
 
     Control characters and line breaks become spaces, double quotation marks single ones, and `<` is parted from what follows it, so that
-    `<|im_end|>`, `</s>` and the like are plain text to every tokeniser.
-
-    Raises:
-        QamDetrError: Nothing of it can be seen, as of zero-width characters alone.
+    `<|im_end|>`, `</s>` and the like are plain text to every tokeniser. What shows nothing, as zero-width characters alone, is refused.
     """
     if not any(unicodedata.category(letter)[0] in "LNPS" and letter not in _FILLERS for letter in query):
         raise QamDetrError("The query has no visible characters; type what to look for.")
@@ -78,14 +66,7 @@ def clean_query(query: str) -> str:
 
 
 def yes_probability(yes: Iterable[float], no: Iterable[float]) -> float:
-    """Return the normalised probability of "Yes": `softmax([yes, no])[yes]`, where each word has the mass of all its spellings.
-
-    Args:
-        yes: Logits, or log-probabilities, of the spellings of "Yes".
-        no: Likewise of "No".
-
-    Returns:
-        A score in [0, 1].
+    """Return the normalised probability of "Yes", `softmax([yes, no])[yes]`, of the logits or log-probabilities of all spellings.
 
     Source: report section 2.3.
     """

@@ -77,22 +77,16 @@ class QwenOmniVerifier(Verifier):
         scores: dict[int, float] = {}
         for begin in range(0, len(order), self.settings.batch_size):
             chunk = order[begin : begin + self.settings.batch_size]
+            heard = [crops[index] for index in chunk]
             try:
-                scores |= zip(chunk, self._scores(thinker, [crops[index] for index in chunk], query), strict=True)
-            except QamDetrError as error:
-                if scores:
-                    raise PartialAnswersError(str(error), scores) from error
-                raise
+                scores |= zip(chunk, thinker.yes_probabilities(heard, query), strict=True)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise PartialAnswersError(
+                    f"{len(heard)} crops of up to {max(crop.duration_seconds for crop in heard):.0f} s do not fit in memory; "
+                    f"lower verifier.batch_size ({self.settings.batch_size}), set verifier.four_bit, or take a smaller verifier.model.",
+                    scores,
+                ) from error
         return [scores[index] for index in range(len(crops))]
-
-    def _scores(self, thinker: Thinker, crops: Sequence[Crop], query: str) -> list[float]:
-        try:
-            return thinker.yes_probabilities(crops, query)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise QamDetrError(
-                f"{len(crops)} crops of up to {max(crop.duration_seconds for crop in crops):.0f} s do not fit in memory; "
-                f"lower verifier.batch_size ({self.settings.batch_size}), set verifier.four_bit, or take a smaller verifier.model."
-            ) from error
 
     def _thinker(self) -> Thinker:
         if self.settings.four_bit:
@@ -109,22 +103,14 @@ class QwenOmniVerifier(Verifier):
 
 @dataclass(frozen=True)
 class Thinker:
-    """A loaded model with what belongs to it.
+    """A loaded model with what belongs to it."""
 
-    Attributes:
-        model: `Qwen2_5OmniThinkerForConditionalGeneration`, which gives the logits of the last position only.
-        tokenizer: Its tokeniser.
-        extractor: Its `WhisperFeatureExtractor`.
-        yes_ids, no_ids: Tokens that spell the two words.
-        audio_token_id: Placeholder of one step of the audio encoder.
-    """
-
-    model: Any
+    model: Any  # `Qwen2_5OmniThinkerForConditionalGeneration`, which gives the logits of the last position only
     tokenizer: Any
-    extractor: Any
-    yes_ids: tuple[int, ...]
+    extractor: Any  # its `WhisperFeatureExtractor`
+    yes_ids: tuple[int, ...]  # tokens that spell the word
     no_ids: tuple[int, ...]
-    audio_token_id: int
+    audio_token_id: int  # placeholder of one step of the audio encoder
     _running: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -180,11 +166,7 @@ def audio_steps(frames: int) -> int:
 
 @functools.lru_cache(maxsize=1)
 def open_thinker(folder: Path, dtype: torch.dtype, *, four_bit: bool = False) -> Thinker:
-    """Load the Thinker, and it alone, from a whole Qwen2.5-Omni or from a folder with the Thinker only. The last one stays loaded.
-
-    Raises:
-        CheckpointError: The files are no Qwen2.5-Omni, or are damaged.
-    """
+    """Load the Thinker, and it alone, from a whole Qwen2.5-Omni or from a folder with the Thinker only. The last one stays loaded."""
     from transformers import AutoTokenizer, WhisperFeatureExtractor
 
     try:
@@ -254,12 +236,7 @@ def locate_model(model: str, *, download: bool = True) -> Path:
 
     `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean everywhere.
 
-    Args:
-        model: Folder, hub id, or `id@revision`; empty = `DEFAULT_MODEL`.
-        download: Whether a missing one may be fetched.
-
-    Raises:
-        CheckpointError: It is not here and cannot be downloaded; one line says how to get it.
+    `model` is a folder, a hub id, or `id@revision`; empty = `DEFAULT_MODEL`.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 

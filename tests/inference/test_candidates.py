@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qamdetr.config import InferenceConfig
 from qamdetr.inference import candidates
-from qamdetr.inference.candidates import answers, pool_segments, segment_candidates, segments_above
+from qamdetr.inference.candidates import answers, pool_segments, runs_above, segment_candidates
 from qamdetr.types import Candidate, DecoderOutput, ModelOutput
 
 
@@ -99,16 +99,11 @@ def test_answers_pool_segments_by_quality_only_where_there_is_a_quality_head():
     assert without.saliency.tolist() == pytest.approx(saliency, abs=1e-5)
 
 
-def test_runs_are_ranked_by_their_mean_and_cut_at_the_end():
-    assert segments_above([0.1, 0.6, 0.8, 0.2, 0.9], 0.5, 4.5) == [(4.0, 4.5, 0.9), (1.0, 3.0, 0.7)]
-    assert segments_above([0.1, 0.3, 0.2], 0.5, 3.0) == [(1.0, 2.0, 0.3)]
-
-
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=40), st.floats(-1, 1))
-def test_segments_cover_exactly_the_clips_above(values, threshold):
+def test_runs_cover_exactly_the_clips_above(values, threshold):
     covered = np.zeros(len(values), dtype=bool)
-    for start, end, _ in segments_above(values, threshold, len(values)):
-        covered[int(start) : int(end)] = True
+    for first, last in runs_above(np.array(values), threshold):
+        covered[first:last] = True
     assert (covered == (np.array(values) >= threshold)).all() or (covered.sum() == 1 and max(values) < threshold)
 
 

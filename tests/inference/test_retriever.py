@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
 from tiny_system import JOINT_DIM, TinyEncoder, recording_of, save_tiny, tiny_config, tiny_model, write_sound
 
@@ -345,3 +346,51 @@ def test_a_named_verifier_is_made_once_with_the_checkpoints_settings(monkeypatch
     for _ in range(2):
         retriever.retrieve(recording, "a dog", verifier="any")
     assert made == [("any", retriever.config.verifier)]
+
+
+def test_encoding_goes_step_by_step_and_may_be_closed(tmp_path):
+    retriever, path = make_retriever(), write_sound(tmp_path / "walk.wav", 12.4)
+    work = retriever.encoding(path)
+    steps = []
+    with pytest.raises(StopIteration) as end:
+        while True:
+            assert not torch.is_inference_mode_enabled(), "whoever waits is not in inference mode"
+            steps.append(next(work))
+    assert steps
+    assert all(step.stage and (step.share is None or 0 <= step.share <= 1) for step in steps)
+    assert_same(retriever.retrieve(end.value.value, "a dog"), retriever.retrieve(retriever.encode(path), "a dog"))
+    work = retriever.encoding(path)
+    next(work)
+    work.close()
+    assert retriever.encoder.encoded == [str(path)] * 2, "the closed one was not encoded"
+
+
+def test_arrays_and_open_files_are_recordings_too(tmp_path):
+    retriever, path = make_retriever(), write_sound(tmp_path / "walk.wav", 12.4)
+    expected = retriever.retrieve(retriever.encode(path), "a dog")
+    samples = soundfile.read(path, dtype="float32")
+    with path.open("rb") as file:
+        for source in (samples, file):
+            assert_same(retriever.retrieve(retriever.encode(source), "a dog"), expected)
+
+
+@pytest.mark.parametrize("protocol", ["exact", "official"])
+def test_moments_of_a_part_are_on_the_files_clock(tmp_path, protocol):
+    retriever, path = make_retriever(found_threshold=0.0), write_sound(tmp_path / "walk.wav", 30)
+    samples, rate_hz = soundfile.read(path, dtype="float32")
+    cut = retriever.retrieve(retriever.encode((samples[8 * rate_hz : 20 * rate_hz], rate_hz)), "a dog", protocol=protocol)
+    recording = retriever.encode(path, start_seconds=8.0, end_seconds=20.0)
+    part = retriever.retrieve(recording, "a dog", protocol=protocol)
+    assert recording.duration_seconds == 12
+    assert [m.window for m in part.moments] == [pytest.approx((m.start_seconds + 8, m.end_seconds + 8), abs=1e-3) for m in cut.moments]
+    assert part.duration_seconds == 20
+    assert len(part.saliency) == len(cut.saliency) == 12
+
+
+def test_what_reading_decided_is_told_in_the_answers(tmp_path):
+    retriever = make_retriever()
+    recording = replace(random_recording(20), notes=("the file ends after 0:45 of 1:30",))
+    assert retriever.retrieve(recording, "a dog").notes == recording.notes
+    failed = retriever.retrieve(recording, "a dog", verifier=Oracle(lambda candidates: []))
+    assert failed.notes[0] == recording.notes[0]
+    assert "Verifier oracle failed" in failed.notes[1]

@@ -85,12 +85,7 @@ def _read(path: Path, changed_ns: int) -> Config:  # a run that goes on writes t
 
 
 def components(checkpoint: str, verifier: str = DEFAULT_VERIFIER) -> list[tuple[str, str]]:
-    """List what can be left out of a model's answer: `(label, name)`; empty where the checkpoint cannot be read.
-
-    Args:
-        checkpoint: Name or folder.
-        verifier: The chosen verifier; it is a component, too, unless it is `none`.
-    """
+    """List what can be left out of a model's answer: `(label, name)`; empty where the checkpoint cannot be read."""
     try:
         names = bypassable(read_config(checkpoint).model)
     except CheckpointError:

@@ -33,12 +33,7 @@ _QUEUE: dict[str, Any] = {"concurrency_id": "export", "concurrency_limit": 2}
 
 
 def build_export_panel(session: gr.State, beta: gr.Slider) -> None:
-    """Place the panel inside the current `gr.Blocks`.
-
-    Args:
-        session: Holds a `Session`: its `lanes` and `chosen` are exported.
-        beta: The weight of the verifier that the page shows; ranks and scores in the file follow it.
-    """
+    """Place the panel inside the current `gr.Blocks`."""
     with gr.Row(elem_classes="qamdetr-export"):
         kind = gr.Dropdown(
             export_choices(),

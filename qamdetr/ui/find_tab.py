@@ -55,13 +55,7 @@ class FindTab:
 
 
 def build_find_tab(model: SharedRetriever, examples: list[Example], settings: AppSettings | None = None) -> FindTab:
-    """Lay the tab out inside the current `gr.Blocks` and wire its events.
-
-    Args:
-        model: The models.
-        examples: Example recordings to offer.
-        settings: How the page is run; None for the defaults of one's own machine.
-    """
+    """Lay the tab out inside the current `gr.Blocks` and wire its events."""
     settings = settings or AppSettings()
     wiring = _Wiring(model, FindHandlers(model, examples, settings), examples, settings)
     return FindTab(wiring.session, wiring.inputs.model, wiring.use)
@@ -337,18 +331,12 @@ class Inputs:
 
     @property
     def linked(self) -> list[gr.components.Component]:
-        """What the page's address holds, in the order in which `page_link.writing_script` takes it."""
+        """What the page's address holds, in the order in which `link.writing_script` takes it."""
         return [self.queries, self.model, *self.asked, self.example]
 
 
 def build_inputs(offered: Mapping[str, str], examples: Sequence[Example], settings: AppSettings) -> Inputs:
-    """Lay the inputs out inside the current `gr.Blocks`.
-
-    Args:
-        offered: Models, name -> folder; the first is chosen.
-        examples: Example recordings.
-        settings: Limits, and the verifiers that are offered.
-    """
+    """Lay the inputs out inside the current `gr.Blocks`."""
     with gr.Row(elem_classes="qamdetr-inputs"):
         with gr.Column(scale=1, min_width=280):
             upload, replace, microphone = _recording_inputs(settings)

@@ -133,11 +133,6 @@ def encoding_seconds(path: str | Path) -> float:
 def open_verifier(name: str, settings: AppSettings, trained: VerifierConfig) -> Verifier | None:
     """Make a verifier that the page offers; `none` gives None.
 
-    Args:
-        name: One of `settings.verifiers`.
-        settings: Name the model, or the server.
-        trained: The checkpoint's own settings for the rest.
-
     Raises:
         QamDetrError: See `make_verifier`.
     """

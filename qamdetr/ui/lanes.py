@@ -61,10 +61,6 @@ def default_choice(lanes: Sequence[LaneResult], beta: float) -> list[tuple[int, 
 def checked_choice(sent: object, lanes: Sequence[LaneResult]) -> list[tuple[int, int]]:
     """Read the `chosen` of the player's event `select`; pairs that name no moment are left out, as anyone may send anything.
 
-    Args:
-        sent: What the browser sent: `[[lane, candidate], …]`.
-        lanes: The answers on the page.
-
     Returns:
         `(lane, candidate)`, each once, in order.
     """
@@ -118,7 +114,7 @@ def recording_view(recording: Recording, audio: dict[str, Any], title: str, look
         recording: The encoded recording.
         audio: The file in the form the page's server understands; passed through.
         title: Name to show.
-        look: What `closer_look` gives finer peaks for; empty for none.
+        look: What `CloserLook` gives finer peaks for; empty for none.
 
     Returns:
         `state, title, duration` (seconds), `peaks` (`[low, high]`, each one value in [-1, 1] per column), `audio`, `look`.
@@ -135,10 +131,6 @@ def recording_view(recording: Recording, audio: dict[str, Any], title: str, look
 
 def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
     """Show a recording with its answers, one lane each.
-
-    Args:
-        base: What `recording_view` returned.
-        lanes: The answers, in the order of the page.
 
     Returns:
         `base` with `beta` and `verifier` (of the first lane that a verifier looked at; else 0 and `none`), `shared_how` (what `shared_how`
@@ -159,9 +151,6 @@ def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
 
 def shared_how(hows: Sequence[str]) -> tuple[str, list[str]]:
     """Say once what kind of model answered, where several lanes would say the same.
-
-    Args:
-        hows: `LaneResult.how` of each lane.
 
     Returns:
         A sentence for all, empty where they differ in kind or there is one lane; and what is left to say at each lane.

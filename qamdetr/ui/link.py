@@ -83,12 +83,7 @@ class Offers:
 
 
 def read_link(search: str, offers: Offers) -> PageSettings:
-    """Read the settings out of an address.
-
-    Args:
-        search: The address from its question mark on.
-        offers: What can be chosen.
-    """
+    """Read the settings out of an address."""
     try:
         given = parse_qs((search or "").lstrip("?")[:_READ_CHARACTERS], max_num_fields=_READ_FIELDS)
     except ValueError:

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 KEPT_MODELS = 8
 """Checkpoints that stay loaded: the rows of Table 1 and two more, a few MB each; the one used longest ago goes first."""
 
+OF_RUN = "run: "
+"""Begins the name of a model that was trained here."""
+
+MAX_RUNS = 40
+"""Runs that are offered, the newest: a longer list is of no use, and each label is read from a file. "Use in Find" offers any other."""
+
+MAX_TOLD = 12
+"""Names that a message lists."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +54,94 @@ def encoder_key(retriever: MomentRetriever) -> str:
     return cast("Streams", retriever.encoder).fingerprint  # the page's models never read stored features
 
 
-class SharedRetriever:
+def run_model(run: str) -> str:
+    """Name the model of a run."""
+    return f"{OF_RUN}{run}"
+
+
+class OfferedModels:
+    """The models by name."""
+
+    def __init__(self, first: str, runs: Path | None = None) -> None:
+        """Look at no run yet.
+
+        Args:
+            first: Name or folder of the checkpoint that the page starts with.
+            runs: Folder of the runs whose checkpoints are offered; None offers none.
+        """
+        self.runs = runs
+        self._handed_over: dict[str, Path] = {}
+        self._first_source = first
+        self.first = _name_of(first, runs)
+
+    def shipped(self) -> dict[str, str]:
+        """Map the names of the page's first model, the pocket default and the others that lie here to what `find_checkpoint` takes."""
+        names = dict.fromkeys([DEFAULT_CHECKPOINT, *available_checkpoints()])
+        return {self.first: self._first_source, **{name: name for name in names if name != self.first}}
+
+    def models(self) -> dict[str, str]:
+        """Map the names of all models to what `find_checkpoint` takes: first the `shipped`, then those of runs, the newest first."""
+        handed_over = {name: str(folder) for name, folder in list(self._handed_over.items()) if checkpoint_in(folder.parent) is not None}
+        trained = {**self._newest_runs(), **handed_over}
+        return {**self.shipped(), **{name: folder for name, folder in trained.items() if name != self.first}}
+
+    def offer(self, name: str, folder: Path) -> None:
+        """Offer the model of a run that the list may be too short for."""
+        self._handed_over[name] = folder
+
+    def offered(self) -> list[str]:
+        """List the names of `models`."""
+        return list(self.models())
+
+    def folder(self, name: str) -> str:
+        """Return what `find_checkpoint` takes for a name; one that is not offered comes back as it is."""
+        if name == self.first:
+            return self._first_source
+        return self.models().get(name, name) if name.startswith(OF_RUN) else name
+
+    def refusal(self, name: str) -> ConfigError:
+        """Say that a model is not offered, and what to do."""
+        known = list(self.models())
+        more = f" or {len(known) - MAX_TOLD} more that the page lists" if len(known) > MAX_TOLD else ""
+        choose = f"choose one of {', '.join(known[:MAX_TOLD])}{more}."
+        if self.runs is not None and name.startswith(OF_RUN):
+            return ConfigError(f"The model of the run {name.removeprefix(OF_RUN)!r} is no longer here: it was moved or removed; {choose}")
+        return ConfigError(f"Model {name!r} is not offered here; {choose}")
+
+    def _newest_runs(self) -> dict[str, str]:
+        if self.runs is None:
+            return {}
+        found = []
+        for run in run_folders(self.runs):
+            best = checkpoint_in(run)
+            if best is not None:
+                found.append((_changed_ns(best), run_model(identity(run, self.runs)), str(best.resolve())))
+        return {name: best for _, name, best in sorted(found, reverse=True)[:MAX_RUNS]}
+
+
+def _name_of(checkpoint: str, runs: Path | None) -> str:
+    """Call the page's first model by a name that tells no folder of the server."""
+    path = Path(checkpoint)
+    if not path.is_dir() and path.name == checkpoint:
+        return checkpoint  # a name already
+    folder = path.resolve()
+    if folder.parent == qamdetr.config.CHECKPOINT_DIR.resolve():
+        return folder.name
+    is_best = folder.name == BEST
+    if is_best and runs is not None and folder.is_relative_to(runs.resolve()):
+        return run_model(identity(folder.parent, runs))
+    name = folder.parent.name if is_best else folder.name
+    return f"folder: {name}" if name in (DEFAULT_CHECKPOINT, *available_checkpoints()) else name
+
+
+def _changed_ns(checkpoint: Path) -> int:
+    try:
+        return (checkpoint / WEIGHTS_FILE).stat().st_mtime_ns
+    except OSError:  # removed in this moment
+        return 0
+
+
+class SharedRetriever(OfferedModels):
     """Loads each checkpoint once, however many visitors ask at the same time."""
 
     def __init__(
@@ -60,51 +156,13 @@ class SharedRetriever:
         """
         self._load = load
         self._settings = settings or AppSettings()
+        super().__init__(self._settings.checkpoint, runs)
         self._lock = threading.Lock()
-        self._models = OfferedModels(self._settings.checkpoint, runs)
         self._retrievers: OrderedDict[str, tuple[int, MomentRetriever]] = OrderedDict()
         self._verifiers: dict[tuple[str, VerifierConfig], Verifier | None] = {}
-        self.runs = runs
-
-    @property
-    def first(self) -> str:
-        """Name of the checkpoint that the page starts with."""
-        return self._models.first
-
-    def shipped(self) -> dict[str, str]:
-        """Map the models that are there whatever was trained; see `OfferedModels.shipped`."""
-        return self._models.shipped()
-
-    def models(self) -> dict[str, str]:
-        """Map all that a visitor may choose: the page's first model, the pocket default, the others that lie here, and what was trained.
-
-        Returns:
-            Name -> what `find_checkpoint` takes, which is the server's business.
-        """
-        return self._models.all()
-
-    def offered(self) -> list[str]:
-        """List the names of `models`."""
-        return list(self.models())
-
-    def folder(self, name: str) -> str:
-        """Return what `find_checkpoint` takes for the name of a model."""
-        return self._models.folder(name)
-
-    def offer(self, name: str, checkpoint: Path) -> None:
-        """Offer the model of a run, also one that the list of the newest is too short for.
-
-        Args:
-            name: Its name, see `offered_models.run_model`.
-            checkpoint: Its folder.
-        """
-        self._models.add_run(name, checkpoint)
 
     def get(self, checkpoint: str | None = None) -> MomentRetriever:
         """Return the retriever of a checkpoint, loading it if nobody has yet, or if its training went on meanwhile.
-
-        Args:
-            checkpoint: One of `offered`; None for the first of them.
 
         Raises:
             QamDetrError: The checkpoint or one of its encoders is missing or broken; the next call tries again.
@@ -131,7 +189,7 @@ class SharedRetriever:
             QamDetrError: Not offered, or it or its encoders are not here.
         """
         if checkpoint not in self.models():
-            raise self._models.refusal(checkpoint)
+            raise self.refusal(checkpoint)
         try:
             self.get(checkpoint)
         except QamDetrError as error:
@@ -192,126 +250,16 @@ def _written_ns(folder: str) -> int:
         return 0
 
 
-OF_RUN = "run: "
-"""Begins the name of a model that was trained here."""
-
-MAX_RUNS = 40
-"""Runs that are offered, the newest: a longer list is of no use, and each label is read from a file. "Use in Find" offers any other."""
-
-MAX_TOLD = 12
-"""Names that a message lists."""
-
-
-def run_model(run: str) -> str:
-    """Name the model of a run.
-
-    Args:
-        run: Identity of the run, see `training_runs.identity`.
-    """
-    return f"{OF_RUN}{run}"
-
-
-class OfferedModels:
-    """The models by name."""
-
-    def __init__(self, first: str, runs: Path | None = None) -> None:
-        """Look at no run yet.
-
-        Args:
-            first: Name or folder of the checkpoint that the page starts with.
-            runs: Folder of the runs whose checkpoints are offered; None offers none.
-        """
-        self._runs = runs
-        self._handed_over: dict[str, Path] = {}
-        self._first_source = first
-        self.first = _name_of(first, runs)
-
-    def shipped(self) -> dict[str, str]:
-        """Map the names of the page's first model, the pocket default and the others that lie here to what `find_checkpoint` takes."""
-        names = dict.fromkeys([DEFAULT_CHECKPOINT, *available_checkpoints()])
-        return {self.first: self._first_source, **{name: name for name in names if name != self.first}}
-
-    def all(self) -> dict[str, str]:
-        """Map the names of all models to what `find_checkpoint` takes: first the `shipped`, then those of runs, the newest first."""
-        handed_over = {name: str(folder) for name, folder in list(self._handed_over.items()) if checkpoint_in(folder.parent) is not None}
-        trained = {**self._newest_runs(), **handed_over}
-        return {**self.shipped(), **{name: folder for name, folder in trained.items() if name != self.first}}
-
-    def add_run(self, name: str, folder: Path) -> None:
-        """Offer the model of a run that the list may be too short for.
-
-        Args:
-            name: Its name, see `run_model`.
-            folder: Its checkpoint.
-        """
-        self._handed_over[name] = folder
-
-    def folder(self, name: str) -> str:
-        """Return what `find_checkpoint` takes for a name; one that is not offered comes back as it is."""
-        if name == self.first:
-            return self._first_source
-        return self.all().get(name, name) if name.startswith(OF_RUN) else name
-
-    def refusal(self, name: str) -> ConfigError:
-        """Say that a model is not offered, and what to do."""
-        known = list(self.all())
-        more = f" or {len(known) - MAX_TOLD} more that the page lists" if len(known) > MAX_TOLD else ""
-        choose = f"choose one of {', '.join(known[:MAX_TOLD])}{more}."
-        if self._runs is not None and name.startswith(OF_RUN):
-            return ConfigError(f"The model of the run {name.removeprefix(OF_RUN)!r} is no longer here: it was moved or removed; {choose}")
-        return ConfigError(f"Model {name!r} is not offered here; {choose}")
-
-    def _newest_runs(self) -> dict[str, str]:
-        if self._runs is None:
-            return {}
-        found = []
-        for run in run_folders(self._runs):
-            best = checkpoint_in(run)
-            if best is not None:
-                found.append((_changed_ns(best), run_model(identity(run, self._runs)), str(best.resolve())))
-        return {name: best for _, name, best in sorted(found, reverse=True)[:MAX_RUNS]}
-
-
-def _name_of(checkpoint: str, runs: Path | None) -> str:
-    """Call the page's first model by a name that tells no folder of the server."""
-    path = Path(checkpoint)
-    if not path.is_dir() and path.name == checkpoint:
-        return checkpoint  # a name already
-    folder = path.resolve()
-    if folder.parent == qamdetr.config.CHECKPOINT_DIR.resolve():
-        return folder.name
-    is_best = folder.name == BEST
-    if is_best and runs is not None and folder.is_relative_to(runs.resolve()):
-        return run_model(identity(folder.parent, runs))
-    name = folder.parent.name if is_best else folder.name
-    return f"folder: {name}" if name in (DEFAULT_CHECKPOINT, *available_checkpoints()) else name
-
-
-def _changed_ns(checkpoint: Path) -> int:
-    try:
-        return (checkpoint / WEIGHTS_FILE).stat().st_mtime_ns
-    except OSError:  # removed in this moment
-        return 0
-
-
 HERE = "here"
 
 
 def model_choices(offered: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Label each model with the encoders that it brings: `(label, name)`.
-
-    Args:
-        offered: Name -> folder, see `SharedRetriever.models`.
-    """
+    """Label each model with the encoders that it brings: `(label, name)`."""
     return [(f"{name} · {_model_needs(folder)}", name) for name, folder in offered.items()]
 
 
 def encoder_choices(offered: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Label each combo of encoders with what it needs to be used: `(label, combo)`.
-
-    Args:
-        offered: See `model_choices`.
-    """
+    """Label each combo of encoders with what it needs to be used: `(label, combo)`."""
     labels = []
     for combo in COMBOS:
         needs = needs_of(combo_streams(combo))
@@ -333,12 +281,7 @@ def verifier_choices(settings: AppSettings) -> list[tuple[str, str]]:
 
 
 def models_with(combo: str, offered: Mapping[str, str]) -> list[str]:
-    """Names of the offered models that were trained on a combo of encoders.
-
-    Args:
-        combo: Its name.
-        offered: See `model_choices`.
-    """
+    """Names of the offered models that were trained on a combo of encoders."""
     return [name for name, folder in offered.items() if combo_of(folder) == combo]
 
 
@@ -378,12 +321,7 @@ def combo_streams(combo: str) -> list[str]:
 
 
 def needs_of(streams: Collection[str], models: Mapping[str, str] | None = None) -> str:
-    """Say what streams need: `here`, or the size of the download.
-
-    Args:
-        streams: Names of streams.
-        models: Stream -> hub id or folder in the place of the default.
-    """
+    """Say what streams need: `here`, or the size of the download."""
     missing = [name for name in sorted(streams) if name in STREAMS and not base.is_here(name, (models or {}).get(name, ""))]
     if not missing:
         return HERE

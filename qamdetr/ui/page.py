@@ -67,9 +67,6 @@ def launch_options(settings: AppSettings | None = None) -> dict[str, Any]:
 
     The address is gradio's default, 127.0.0.1:7860, unless GRADIO_SERVER_NAME and `settings.server_port` say otherwise; behind a proxy,
     GRADIO_ROOT_PATH names the page's address there.
-
-    Args:
-        settings: As in `build_demo`.
     """
     settings = settings or AppSettings()
     return {

@@ -24,12 +24,6 @@ function showBusy(next) {
   busyCancel.disabled = false;
 }
 
-/** Work of which the server has not spoken yet: `{ text, cancel }` or the text alone; without words, what the page shows comes back. */
-function showWaiting(detail) {
-  const { text, cancel } = typeof detail === "string" ? { text: detail } : (detail ?? {});
-  show(text ? { busy: String(text), cancel: Boolean(cancel) } : props.value);
-}
-
 // ---- the message: one answer in full, or a line for each of several ----
 
 function drawMessage() {
@@ -153,7 +147,6 @@ function rerankAt(weight) {
 }
 
 window.addEventListener("qamdetr-beta", (event) => rerankAt(weightOf(event.detail, beta)));
-window.addEventListener("qamdetr-busy", (event) => showWaiting(event.detail));
 busyCancel.addEventListener("click", () => {
   busyCancel.disabled = true;
   trigger("cancel", {});

@@ -45,14 +45,12 @@ PLAYER_CSS = "".join((_HERE / name).read_text(encoding="utf-8") for name in PLAY
 def build_player(closer: CloserLook) -> gr.HTML:
     """Place the player inside the current `gr.Blocks`.
 
-    Its value is a view (`presenters`). Once moments are chosen for export, it fires `select` with `chosen: [[lane, candidate], …]`;
-    a handler takes it as `event: gr.EventData` and reads `presenters.checked_choice(event.chosen, lanes)`. Nothing is sent before the
+    Its value is a view (`lanes`). Once moments are chosen for export, it fires `select` with `chosen: [[lane, candidate], …]`;
+    a handler takes it as `event: gr.EventData` and reads `lanes.checked_choice(event.chosen, lanes)`. Nothing is sent before the
     visitor has changed the choice, and nothing when the weight of the verifier changes: that comes to the player as the window's event
     `qamdetr-beta`, whose `detail` is the weight as it stands in its box: cut to [0, 1], and passed over where it is no number.
 
-    Work that waits before the server can speak of it is told by the window's event `qamdetr-busy`: `detail` is the text, or
-    `{text, cancel}`. The text stands in the busy strip until the next view arrives; an empty one brings back what the page showed.
-    A strip with `cancel` (also of `presenters.busy_view`) has a button that fires `cancel`.
+    The busy strip of a view with `cancel` (see `lanes.busy_view`) has a button that fires `cancel`.
 
     Args:
         closer: Gives the finer peaks that the player asks for when it is zoomed in.

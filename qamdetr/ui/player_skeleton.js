@@ -1,5 +1,5 @@
 // The state of the player and the static skeleton that the other scripts fill. Gradio runs all of them as the body of one function that is
-// given `element`, `props`, `trigger`, `watch` and `server` (player.py); `props.value` is the view that presenters.py documents.
+// given `element`, `props`, `trigger`, `watch` and `server` (player.py); `props.value` is the view that lanes.py documents.
 
 let view = { state: "empty" };
 let answers = []; // the view's lanes, each with its `number`, `rows` (ranked at `beta`) and `showAll`

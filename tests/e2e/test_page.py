@@ -144,34 +144,6 @@ def test_zooming_in_brings_finer_columns_of_the_part_in_view(open_page, recordin
     page.wait_for_function("document.querySelector('.qd-overview').hidden")
 
 
-def test_waiting_is_told_before_the_server_speaks_and_can_be_called_off(open_page, examples):
-    page = open_page()
-    query = press_example(page, examples)
-
-    def tell(detail):
-        page.evaluate("detail => window.dispatchEvent(new CustomEvent('qamdetr-busy', { detail }))", detail)
-
-    tell("<b>Waiting</b> for two visitors …")
-    assert page.locator(".qd-busy-text").inner_text() == "<b>Waiting</b> for two visitors …"
-    assert page.locator(".qd-cancel").is_hidden()
-    tell({"text": "Waiting …", "cancel": True})
-    page.get_by_role("button", name="Cancel").click()
-    tell("")
-    page.locator(".qd-busy").wait_for(state="hidden")
-    assert query in page.locator(".qd-message").inner_text()
-
-
-def test_a_verifier_chosen_before_the_question_leaves_the_recording_there(open_page, recordings):
-    page = open_page()
-    upload(page, recordings["walk.wav"])
-    page.locator(".qd-player[aria-busy='false']").wait_for()
-    page.get_by_role("button", name="Model and ranking").click()
-    page.get_by_role("radio", name="Pocket").click()
-    page.wait_for_timeout(1000)
-    assert page.locator(".qd-title").inner_text() == "walk.wav"
-    assert page.locator(".qd-stage").is_visible()
-
-
 def test_hostile_words_are_shown_as_words(open_page, recordings):
     page = open_page()
     upload(page, recordings["walk.wav"])
@@ -195,33 +167,6 @@ def test_hostile_words_in_a_message_are_shown_as_words(open_page):
     for words in HOSTILE:
         assert words in toast.inner_text()
     assert toast.locator(".toast-text :is(img, script, svg)").count() == 0
-
-
-def test_a_second_query_does_not_fetch_or_encode_the_recording_again(open_page, recordings):
-    page = open_page()
-    upload(page, recordings["walk.wav"])
-    ask(page, "a bell rings")
-    url = sound(page)["url"]
-    busy = page.evaluate_handle(
-        "() => { const seen = []; new MutationObserver(() => seen.push(document.querySelector('.qd-busy').innerText))"
-        ".observe(document.querySelector('.qd-busy'), { childList: true, subtree: true, characterData: true }); return seen; }"
-    )
-    ask(page, "somebody whistles")
-    assert sound(page)["url"] == url
-    assert not any("Listening" in text for text in busy.json_value())
-
-
-def test_a_file_that_is_no_audio_leaves_everything_as_it_was(open_page, examples, recordings, shoot):
-    page = open_page()
-    query = press_example(page, examples)
-    page.locator("#qamdetr-upload input[type=file]").set_input_files(recordings["broken.wav"])
-    toast = page.locator(".toast-body", has_text="broken.wav")
-    toast.wait_for()
-    assert "/" not in toast.inner_text()
-    page.wait_for_selector(".qd-player[aria-busy='false']")
-    assert page.locator(".qd-title").inner_text() == examples[0].title
-    assert query in page.locator(".qd-message").inner_text()
-    shoot(page, "error-desktop")
 
 
 def test_slider_ranks_like_the_server_without_asking_it(open_page, examples, app_url):
@@ -264,13 +209,6 @@ def test_two_visitors_at_once_hear_only_their_own_recording(open_page, recording
     assert "whistles" not in one.locator(".qd-player").inner_text()
     assert "bell" not in two.locator(".qd-player").inner_text()
     assert sound(one)["url"] != sound(two)["url"]
-
-
-def test_searching_without_a_recording_says_what_to_do(open_page):
-    page = open_page()
-    page.get_by_role("button", name="Find").click()
-    page.get_by_text("No recording yet").wait_for()
-    assert page.locator(".qd-empty").is_visible()
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -44,24 +44,6 @@ def test_full_and_ablated_answers_stand_side_by_side(open_page, examples, shoot)
     shoot(page, "ablation-desktop")
 
 
-def test_after_a_refused_comparison_boxes_and_address_say_what_is_answered(open_page, examples):
-    page = open_page()
-    ask_first_example(page, examples)
-    page.get_by_label("Describe the sound").fill("\n".join(f"sound {number}" for number in range(8)))
-    page.get_by_role("button", name="Find").click()
-    page.locator(".qd-section", has_text="sound 7").wait_for()
-    page.get_by_role("button", name="Look inside").click()
-    page.get_by_label("3-way fusion", exact=True).check()
-    page.wait_for_function("document.querySelectorAll('.qd-section').length === 16")
-    page.get_by_role("button", name="Transformer against BiMamba").click()
-    page.get_by_text("32 answers; the limit is 16").first.wait_for()
-    page.wait_for_function("document.querySelectorAll('#qamdetr-rows input:checked').length === 0")
-    page.wait_for_function("!new URLSearchParams(location.search).has('row')")
-    assert page.get_by_label("3-way fusion", exact=True).is_checked()
-    assert settings_in(page)["off"] == ["three_way"]
-    assert lanes(page).count() == 16
-
-
 def test_a_weight_out_of_range_is_cut_and_an_empty_box_keeps_the_last(open_page, app_url, examples):
     page = open_page()
     go(page, app_url, ("verifier", "pocket"), ("q", "thunder"), ("beta", "0.35"), ("example", examples[0].path.stem))

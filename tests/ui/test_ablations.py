@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qamdetr.config import Config, ModelConfig, save_config, switches
-from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.errors import ConfigError
 from qamdetr.inference.checkpoint import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.ui import ablations
@@ -98,15 +98,6 @@ def test_lanes_are_limited_to_what_can_be_compared():
     ablations.check_lanes(8, 2)
     with pytest.raises(ConfigError, match="8 queries to 3 models are 24 answers; the limit is 16"):
         ablations.check_lanes(8, 3)
-
-
-def test_a_configuration_that_changed_is_read_again(checkpoint):
-    name = checkpoint("run", FULL)
-    assert ablations.read_config(name).model.quality
-    checkpoint("run", BASELINE)
-    assert not ablations.read_config(name).model.quality
-    with pytest.raises(CheckpointError, match="No checkpoint"):
-        ablations.read_config("no such checkpoint")
 
 
 @pytest.mark.parametrize(

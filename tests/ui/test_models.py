@@ -47,21 +47,21 @@ def test_runs_with_a_checkpoint_follow_the_shipped_models_newest_first_and_broke
     (runs / "half" / "best").mkdir(parents=True)
     (runs / "odd" / "run.json").mkdir(parents=True)
     (runs / "loop").symlink_to(runs / "loop")
-    assert list(offered.all()) == [*SHIPPED, "run: group/second", "run: first"]
-    assert offered.all()["run: first"] == str(runs / "first" / "best")
+    assert list(offered.models()) == [*SHIPPED, "run: group/second", "run: first"]
+    assert offered.models()["run: first"] == str(runs / "first" / "best")
     shutil.rmtree(runs / "first")
-    assert "run: first" not in offered.all()
+    assert "run: first" not in offered.models()
     for elsewhere in (None, runs / "nowhere"):
-        assert list(OfferedModels("qam-detr-pocket", elsewhere).all()) == SHIPPED
+        assert list(OfferedModels("qam-detr-pocket", elsewhere).models()) == SHIPPED
 
 
 def test_the_list_ends_with_the_newest_and_use_in_find_offers_any_other(runs):
     for number in range(MAX_RUNS + 1):
         trained(runs, f"run-{number}", 1000 + number)
     offered = OfferedModels("qam-detr-pocket", runs)
-    assert len(offered.all()) == len(SHIPPED) + MAX_RUNS
-    assert "run: run-0" not in offered.all()
-    offered.add_run("run: run-0", runs / "run-0" / "best")
+    assert len(offered.models()) == len(SHIPPED) + MAX_RUNS
+    assert "run: run-0" not in offered.models()
+    offered.offer("run: run-0", runs / "run-0" / "best")
     assert offered.folder("run: run-0") == str(runs / "run-0" / "best")
     told = str(offered.refusal("run: gone"))
     assert told.startswith("The model of the run 'gone' is no longer here: it was moved or removed; choose one of qam-detr-pocket")
@@ -82,7 +82,7 @@ def test_the_first_model_is_called_by_a_name_wherever_it_lies_and_listed_once(fo
         trained(runs, "second")
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     offered = OfferedModels(str(tmp_path / folder), runs)
-    assert (offered.first, list(offered.all())) == (name, [name, *SHIPPED])
+    assert (offered.first, list(offered.models())) == (name, [name, *SHIPPED])
     assert offered.folder(name) == str(tmp_path / folder)
     assert str(tmp_path) not in str(offered.refusal("nothing"))
 

@@ -279,13 +279,7 @@ def _synthesize(target: Path, part: str, recipe: SceneRecipe, backgrounds: str, 
 
 
 def extract_steps(scenes: Path, combo: str, counts: Mapping[str, int]) -> list[Step]:
-    """Encode what is not encoded yet.
-
-    Args:
-        scenes: Folder of the set.
-        combo: Name of the encoders.
-        counts: Recordings of each part, in the order of the steps.
-    """
+    """Encode what is not encoded yet."""
     steps, total = [], 0
     for part, number in counts.items():
         total += number

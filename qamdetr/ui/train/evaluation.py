@@ -31,9 +31,6 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 def build_evaluation(root: Path) -> tuple[gr.Dropdown, gr.Dropdown]:
     """Lay the view out and wire its events.
 
-    Args:
-        root: Folder of the runs.
-
     Returns:
         The dropdowns of the run to evaluate and of the runs to compare, whose choices are `run_choices`.
     """

@@ -121,13 +121,7 @@ def run_state(run: Run | None, job: Job | None, now: float) -> tuple[State, str]
 
 
 def progress_of(job: Job | None, run: Run | None, now: float) -> Progress:
-    """Measure what runs.
-
-    Args:
-        job: The page's job; None where the run was started elsewhere.
-        run: Its run, once there is one.
-        now: Seconds since the epoch.
-    """
+    """Measure what runs."""
     if job is None or (job.kind == "train" and job.step == len(job.steps) - 1):
         return _training_progress(run)
     step, share, left = job.steps[job.step], job.share(), None
@@ -236,12 +230,6 @@ CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
 
 def panel_view(root: Path, jobs: Jobs, selected: str = "", message: str = "") -> View:
     """Describe all runs and sets of scenes, and one of them in full.
-
-    Args:
-        root: Folder of the runs.
-        jobs: Their jobs.
-        selected: Identity of the one shown in full; another is chosen where it is not there.
-        message: One line about what was just done or refused.
 
     Returns:
         `running, message, selected, items: [{id, name, kind, state, share, brief}]` and `detail`, which adds `stage, seconds_left, reason,

@@ -58,7 +58,7 @@ class TrainTab:
 
     Attributes:
         used: The event after a checkpoint was handed to `on_checkpoint`; None where training is off.
-        checkpoint: The name of its model, see `offered_models.run_model`.
+        checkpoint: The name of its model, see `models.run_model`.
     """
 
     used: Any
@@ -66,13 +66,7 @@ class TrainTab:
 
 
 def build_train_tab(settings: AppSettings, on_checkpoint: Callable[[str, Path], object], root: Path | None = None) -> TrainTab:
-    """Lay the tab out inside the current `gr.Blocks` and wire its events.
-
-    Args:
-        settings: Whether training is on.
-        on_checkpoint: Takes name and folder of a checkpoint that a visitor wants to use in the other tab.
-        root: Folder of runs, scenes and jobs; None for `runs_folder`.
-    """
+    """Lay the tab out inside the current `gr.Blocks` and wire its events."""
     checkpoint = gr.State("")
     if not settings.training:
         gr.Markdown(TRAINING_OFF, elem_id="qamdetr-training-off")
@@ -294,12 +288,7 @@ class TrainHandlers:
     """Everything behind the page, without gradio; one for all visitors, since they share one machine."""
 
     def __init__(self, root: Path, on_checkpoint: Callable[[str, Path], object]) -> None:
-        """Bind the page to its folder.
-
-        Args:
-            root: Folder of the runs; made when the first job starts.
-            on_checkpoint: Takes name and folder of a checkpoint that is to be offered in the other tab.
-        """
+        """Bind the page to its folder."""
         self.root = root
         self.jobs = Jobs(jobs_folder(root))
         self._on_checkpoint = on_checkpoint

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import itertools
 import os
 import platform
 import re
 import time
 from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 
+import psutil
+
 ABANDONED_SECONDS = 3600.0
-"""A temporary file that nobody has written to for so long is taken for a leftover, wherever its process ran."""
+"""A temporary file that nobody has written to for so long was left by a process that was killed."""
 
 _NAME_LETTERS = 40
-_MADE = re.compile(r"\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+\.partial(\.[^.]*)?")
+_HOST = re.sub(r"\W", "", platform.node())[:20]
+_MADE = re.compile(r"\..*\.(?P<host>\w*)-(?P<process>\d+)-\d+\.partial(\.[^.]*)?")
 _numbers = itertools.count()
 
 
@@ -26,99 +26,41 @@ _numbers = itertools.count()
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, it takes the place of `path`, else it is removed.
 
-    Missing folders are made. No two blocks share a temporary path, in whatever thread, process or machine they run.
-
-    Raises:
-        OSError: The disk refuses.
+    Missing folders are made, links are followed, and what is no plain file, such as a device, is written to as it is. No two blocks of
+    this machine share a temporary path.
     """
-    with _temporary(path) as temporary:
-        yield temporary
-        temporary.replace(path)
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write bytes, or text as UTF-8 with plain newlines.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    with replacing(path) as temporary:
-        temporary.write_bytes(_to_bytes(content))
-
-
-def create_whole(path: Path, content: bytes | str) -> bool:
-    """Write a file only where there is none yet; of several processes that try at the same moment, one succeeds.
-
-    Returns:
-        Whether this call made the file.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    with _temporary(path) as temporary:
-        temporary.write_bytes(_to_bytes(content))
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            if error.errno == errno.EEXIST or path.exists():
-                return False
-            # This file system has no hard links; the last of several processes wins.
-            temporary.replace(path)
-        return True
-
-
-def remove_abandoned(folder: Path) -> int:
-    """Remove the temporary files that killed processes left in a folder; return how many there were.
-
-    A file is left alone while its process may still be writing it: one that runs on this machine, or one of another machine whose file
-    is younger than `ABANDONED_SECONDS`.
-    """
-    removed = 0
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            made = _MADE.fullmatch(entry.name)
-            with contextlib.suppress(OSError):
-                if made and _is_abandoned(made["machine"], int(made["process"]), entry.stat().st_mtime):
-                    Path(entry.path).unlink()
-                    removed += 1
-    return removed
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
     # The suffix stays last, for writers that choose a format by it; a stem cut short keeps a long name within what file systems allow.
-    name = f".{path.stem[:_NAME_LETTERS]}.{_machine()}-{os.getpid()}-{next(_numbers)}.partial{path.suffix}"
-    temporary = path.with_name(name)
+    temporary = path.with_name(f".{path.stem[:_NAME_LETTERS]}.{_HOST}-{os.getpid()}-{next(_numbers)}.partial{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
+        temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _to_bytes(content: bytes | str) -> bytes:
-    return content if isinstance(content, bytes) else content.encode("utf-8", errors="backslashreplace")
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write bytes, or text as UTF-8 with plain newlines."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", errors="backslashreplace"))
 
 
-@functools.lru_cache(maxsize=1)
-def _machine() -> str:
-    """Name where process numbers count: 8 hex digits of the machine since it was started, and of the container."""
-    parts = [platform.node()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
-    with contextlib.suppress(OSError):
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return blake2b(" ".join(parts).encode(errors="surrogateescape"), digest_size=4).hexdigest()
+def remove_abandoned(folder: Path) -> int:
+    """Remove the temporary files of killed processes, on another machine after `ABANDONED_SECONDS`; return how many there were."""
+    removed = 0
+    for path in folder.glob(".*.partial*"):
+        made = _MADE.fullmatch(path.name)
+        with contextlib.suppress(OSError):
+            if made and (_is_dead(made) or time.time() - path.stat().st_mtime > ABANDONED_SECONDS):
+                path.unlink()
+                removed += 1
+    return removed
 
 
-def _is_abandoned(machine: str, process: int, modified: float) -> bool:
-    # On Windows, signal 0 is no question but an interruption.
-    if machine == _machine() and os.name == "posix":
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass
-    return time.time() - modified > ABANDONED_SECONDS
+def _is_dead(made: re.Match[str]) -> bool:
+    return made["host"] == _HOST and not psutil.pid_exists(int(made["process"]))

@@ -29,7 +29,6 @@ MIN_STRETCH_CLIPS = 30
 MIN_VISIBLE_SECONDS = 1.0
 """A window that a crop cuts stays when this much of it, or half of it, is still inside."""
 
-
 MAX_DISAGREEMENT_SECONDS = 2.0
 """Manifests round durations and encoders round up; a larger difference means the wrong file."""
 
@@ -73,14 +72,11 @@ class MomentDataset(Dataset[MomentItem]):
         crop_probability: float = 0.0,
         text_noise: float = 0.0,
     ) -> None:
-        """Bind entries to features.
-
-        Raises:
-            DataError: Features are missing, or of another length than the manifest says.
+        """Bind entries to features, which must be there, of the length that the manifest says (else `DataError`).
 
         Args:
             entries: Lines of a manifest.
-            features: Holds every recording and query of `entries`.
+            features: Of every recording and query of `entries`.
             seed: Seed of all random choices.
             max_clips: Longer recordings always give a random stretch of at most this length; None = whole recordings.
             crop_probability: Chance of a random stretch for the others.
@@ -205,14 +201,7 @@ class LengthBucketSampler(Sampler[list[int]]):
     drop_last = False
 
     def __init__(self, lengths_clips: Callable[[], Sequence[int]], batch_size: int, *, seed: int = 0, shuffle: bool = True) -> None:
-        """Make a sampler.
-
-        Args:
-            lengths_clips: Gives the clips of every item in the present epoch.
-            batch_size: Items per batch; the last batch may be smaller.
-            seed: Seed of the order.
-            shuffle: False (validation): sort all items by length instead.
-        """
+        """Order items by what `lengths_clips` gives in the present epoch; without `shuffle` (validation) all are sorted by length."""
         self.batch_size = batch_size
         self.epoch = 0
         self._lengths_clips = lengths_clips
@@ -273,12 +262,10 @@ class Collator:
     def __init__(self, entries: Iterable[QueryEntry], *, saliency_windows: Literal["all", "first"] = "all") -> None:
         """Take note of every query that has windows in `entries`, the whole data set.
 
-        Args:
-            entries: All lines of the data set.
-            saliency_windows: Windows that make a clip salient. `first` is the official loop's reading, in which the other true
-                windows of a query are negatives; it is there to be measured against.
+        `saliency_windows` make a clip salient; `first` is the official loop's reading, in which the other true windows of a query are
+        negatives: it is there to be measured against.
         """
-        self._saliency_windows = saliency_windows
+        self._most_windows = 1 if saliency_windows == "first" else None
         self._true_of: dict[str, set[str]] = defaultdict(set)
         for entry in entries:
             if entry.relevant_windows:
@@ -291,7 +278,7 @@ class Collator:
         targets = Targets(
             spans_cxw=torch.cat([windows_to_spans_cxw(item.windows, item.num_clips) for item in items]),
             num_spans=tuple(len(item.windows) for item in items),
-            saliency=torch.stack([clip_coverage(self._salient(item.windows), longest) for item in items]),
+            saliency=torch.stack([clip_coverage(item.windows[: self._most_windows], longest) for item in items]),
             negative_index=torch.tensor([self._negative_of(item, items) for item in items]),
         )
         return LabelledBatch(
@@ -301,9 +288,6 @@ class Collator:
             durations_seconds=tuple(item.duration_seconds for item in items),
             num_clips=tuple(item.num_clips for item in items),
         )
-
-    def _salient(self, windows: Sequence[Window]) -> Sequence[Window]:
-        return windows if self._saliency_windows == "all" else windows[:1]
 
     def _negative_of(self, item: MomentItem, items: Sequence[MomentItem]) -> int:
         """Pick an item whose query is not known to be true of this item's audio, or -1.

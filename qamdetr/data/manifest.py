@@ -53,9 +53,6 @@ def read_manifest(path: str | Path, *, clamp: bool = True) -> list[QueryEntry]:
     """Read a manifest, by default with windows clamped to the duration (see `clamp_windows`); changes are logged as a warning.
 
     Evaluation and prediction read with `clamp=False`: the official evaluator takes the windows as they are.
-
-    Raises:
-        DataError: Missing file, malformed line or field, or a qid that occurs twice.
     """
     entries = _read_lines(Path(path), _parse_query)
     if not clamp:
@@ -105,15 +102,9 @@ def write_manifest(path: str | Path, entries: Iterable[QueryEntry]) -> None:
 
 
 def read_predictions(path: str | Path, *, allow_pairs: bool = False) -> list[PredictionEntry]:
-    """Read a predictions file.
+    """Read a predictions file, each window `[start, end, score]`.
 
-    Args:
-        path: JSONL with `pred_relevant_windows`, each window `[start, end, score]`.
-        allow_pairs: A line may also hold `[start, end]` pairs, best first, as submissions do. Their scores then only keep that order:
-            n windows get n/n, (n - 1)/n, … 1/n.
-
-    Raises:
-        DataError: Missing file, malformed line or field, a line that mixes pairs and triples, or a qid that occurs twice.
+    With `allow_pairs`, a line may also hold `[start, end]`, best first, as submissions do; n such windows get the scores n/n, … 1/n.
     """
     return _read_lines(Path(path), _parse_prediction_or_pairs if allow_pairs else _parse_prediction)
 
@@ -139,18 +130,15 @@ class _Line:
             raise DataError(f"{self._where}: not valid JSON ({error}); each line must be one JSON object.") from error
         if not isinstance(values, Mapping):
             raise DataError(f"{self._where}: holds {type(values).__name__}; each line must be one JSON object.")
-        self._values: Mapping[str, Any] = values
+        self.values: Mapping[str, Any] = values
 
     def fail(self, name: str, problem: str) -> NoReturn:
         raise DataError(f"{self._where}: field `{name}` {problem}")
 
-    def has(self, name: str) -> bool:
-        return name in self._values
-
     def get(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
-        if name not in self._values:
-            self.fail(name, f"is missing; the line has {', '.join(map(str, self._values)) or 'no fields'}.")
-        return self._values[name]
+        if name not in self.values:
+            self.fail(name, f"is missing; the line has {', '.join(map(str, self.values)) or 'no fields'}.")
+        return self.values[name]
 
     def text(self, name: str) -> str:
         value = self.get(name)
@@ -161,8 +149,7 @@ class _Line:
             self.fail(name, f"is {json.dumps(value)[:60]}; it holds a character that is no text: correct the line.")
         return str(value)
 
-    def qid(self) -> tuple[str, bool]:
-        """Return the qid as text, and whether the file holds a number."""
+    def qid(self) -> tuple[str, bool]:  # as text, and whether the file holds a number
         value = self.get("qid")
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value), True
@@ -189,7 +176,7 @@ class _Line:
 def _parse_query(line: _Line) -> QueryEntry:
     qid, numeric = line.qid()
     windows: tuple[Window, ...] | None = None
-    if line.has("relevant_windows") and line.get("relevant_windows") is not None:
+    if line.values.get("relevant_windows") is not None:
         windows = tuple((start, end) for start, end in line.windows("relevant_windows", ("start", "end")))
         empty = next((window for window in windows if window[0] == window[1]), None)
         if empty is not None:

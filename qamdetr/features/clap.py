@@ -255,15 +255,9 @@ _HTSAT_NAMES = (
 
 
 def read_checkpoint(path: Path, wrapper: str) -> State:
-    """Read the weights of a `.pt` or `.pth` file, without running code that may hide in it.
+    """Read the weights of a `.pt` or `.pth` file, without running code that may hide in it; raises what torch does on a damaged one.
 
-    Args:
-        path: The file.
-        wrapper: Key under which the package keeps the weights, beside its optimiser and the like; files without it are taken whole.
-
-    Raises:
-        Exception: Whatever torch raises on a damaged file.
-        CheckpointError: The file holds no weights.
+    `wrapper` is the key under which the package keeps the weights, beside its optimiser and the like; files without it are taken whole.
     """
     # Training scripts left NumPy numbers (best scores) in these files, under the module names of NumPy 1 or 2.
     make_number: Any = np.float64(0).__reduce__()[0]
@@ -283,11 +277,7 @@ def part(state: Mapping[str, Tensor], prefix: str) -> State:
 
 
 def htsat_config(state: Mapping[str, Tensor], **others: Any) -> Any:  # noqa: ANN401 - Transformers has no types
-    """Tell the `ClapAudioConfig` of an original HTSAT from its weights; 256 x 256 patches of stride 4, as both packages have it.
-
-    Raises:
-        CheckpointError: The weights are not an HTSAT's.
-    """
+    """Tell the `ClapAudioConfig` of an original HTSAT from its weights; 256 x 256 patches of stride 4, as both packages have it."""
     from transformers import ClapAudioConfig
 
     try:
@@ -336,11 +326,7 @@ def is_fused(state: Mapping[str, Tensor]) -> bool:
 
 
 def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
-    """Tell `ClapConfig` and the weights of `ClapModel` from a checkpoint of the package `laion-clap`.
-
-    Raises:
-        CheckpointError: Its audio network is not HTSAT or its text network not RoBERTa.
-    """
+    """Tell `ClapConfig` and the weights of `ClapModel` from a checkpoint of the package `laion-clap`."""
     from transformers import ClapConfig, ClapTextConfig
 
     audio, text = part(state, "audio_branch."), part(state, "text_branch.")
@@ -374,12 +360,7 @@ def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
 
 
 def fill(model: Any, state: Mapping[str, Tensor]) -> None:  # noqa: ANN401
-    """Load weights into a Transformers model, in float32; they must be complete, but for constants and the scale of similarities.
-
-    Raises:
-        CheckpointError: Names missing or left over.
-        RuntimeError: Shapes that do not fit.
-    """
+    """Load weights into a Transformers model, in float32; they must be complete, but for constants and the scale of similarities."""
     weights = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     lacking, surplus = model.load_state_dict(weights, strict=False)
     lacking = [name for name in lacking if not _CONSTANTS.match(name)]

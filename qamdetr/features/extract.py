@@ -36,13 +36,7 @@ class Share:
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """What an extraction did.
-
-    Attributes:
-        recordings, queries: How many were encoded now.
-        cached_recordings, cached_queries: How many were there already.
-        skipped: `(name, reason)` of each recording and query that could not be encoded.
-    """
+    """How many were encoded now, how many were there already, and `(name, reason)` of each that could not be encoded."""
 
     recordings: int = 0
     queries: int = 0
@@ -73,12 +67,9 @@ def extract(
         feature_dir: Folder of the features.
         streams: The encoders.
         share: Which part is this process's; None for all. It is cut from the whole lists, so processes cannot meet in an item.
-        seconds: Lengths of recordings, where they are known; others are read from the files' headers. They only serve the progress bar.
+        seconds: Lengths of recordings, where they are known; others are read from the files' headers, for the progress bar alone.
         on_skip: Is told at once what is skipped and why.
         show_progress: Draw progress bars with the time left, on stderr.
-
-    Raises:
-        DataError: The disk refuses.
     """
     share = share or Share()
     paths = dict(share.of(sorted(dict(recordings).items())))

@@ -86,15 +86,10 @@ class MissingModelError(CheckpointError):
 
 
 def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = True) -> Path:
-    """Return the folder that holds a model, downloading it where it is missing and the hub can be reached.
+    """Return the folder that holds a stream's model, downloading it where it is missing and the hub can be reached.
 
+    `override` takes the place of the default: a folder or file here, taken as it is, or another hub id, with `@revision` or without.
     `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean everywhere.
-
-    Args:
-        stream: Whose encoder it is, for messages.
-        wanted: The default model.
-        override: What to use in its place: a folder or file here, taken as it is, or another hub id, with `@revision` or without.
-        download: Whether a missing model may be fetched from the hub.
 
     Raises:
         CheckpointError: The model is not here and cannot be downloaded; one line says how to get it.

@@ -100,11 +100,7 @@ class MsClap(AudioStream, TextStream):
 
 
 def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, State]:
-    """Tell `GPT2Config` and the weights of `GPT2Model` from a GPT-2 whose names need no change, but whose mask buffers are dropped.
-
-    Raises:
-        CheckpointError: The weights are not a GPT-2's.
-    """
+    """Tell `GPT2Config` and the weights of `GPT2Model` from a GPT-2 whose names need no change, but whose mask buffers are dropped."""
     from transformers import GPT2Config
 
     layers = [int(match[1]) for name in state if (match := re.match(r"h\.(\d+)\.ln_1\.weight", name))]

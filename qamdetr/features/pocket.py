@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,9 +20,6 @@ from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, TextStream, stream
 from qamdetr.types import TextFeatures
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 POCKET_CHECKPOINT = "pocket-encoder"
 MAX_TOKENS = 256
@@ -262,15 +258,7 @@ class PocketTextModel(nn.Module):
         self.joint = nn.Linear(config.sentence_dim, config.dim, bias=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode token ids.
-
-        Args:
-            ids: `(batch, tokens)` int64, at most `MAX_TOKENS` long.
-            mask: `(batch, tokens)` bool, True = valid.
-
-        Returns:
-            Token states `(batch, tokens, dim)` and unit sentence vectors `(batch, sentence_dim)` in the teacher's space.
-        """
+        """Turn ids and mask `(batch, tokens <= MAX_TOKENS)` into states `(batch, tokens, dim)` and unit vectors `(batch, sentence_dim)`."""
         x = self.input(self.embedding(ids)) + self.position[: ids.shape[1]]
         x = self.norm(self.layers(x, src_key_padding_mask=~mask))
         weights = mask.unsqueeze(-1).to(x.dtype)
@@ -282,30 +270,12 @@ class PocketTextModel(nn.Module):
         return normalize(self.joint(sentence), dim=-1)
 
 
-def pack_state(model: PocketTextModel) -> dict[str, Tensor]:
-    """Return the weights for storing: float16, and the word table as int8 with one scale per word (it is most of the file)."""
-    state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
-    table = model.embedding.weight.detach().float()
-    scale = table.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
-    state["embedding.weight"] = (table / scale).round().to(torch.int8)
-    state["embedding.scale"] = scale.half()
-    return state
-
-
 def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `pack_state`, up to rounding; everything float32."""
+    """Undo the packing of stored weights (`recipes.pocket.text.pack_state`), up to rounding; everything float32."""
     unpacked = {name: value.float() for name, value in state.items()}
     if "embedding.scale" in unpacked:
         unpacked["embedding.weight"] = unpacked["embedding.weight"] * unpacked.pop("embedding.scale")
     return unpacked
-
-
-def encode_batch(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Tokenise sentences to padded ids `(batch, tokens)` and their mask; training only (cuts at `MAX_TOKENS`)."""
-    rows = [torch.tensor(encoding.ids[:MAX_TOKENS]) for encoding in tokenizer.encode_batch(list(sentences))]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(ids.shape[1])[None, :] < lengths[:, None]
 
 
 @stream("pocket", dim=256, rate_hz=SAMPLE_RATE_HZ, label="pocket")
@@ -315,11 +285,7 @@ class Pocket(AudioStream, TextStream):
     listener = MelFrontEnd
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
-        """Open the shipped weights; neither argument matters.
-
-        Raises:
-            CheckpointError: They are missing or damaged.
-        """
+        """Open the shipped weights; neither argument matters."""
         super().__init__(folder, options)
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
@@ -341,7 +307,7 @@ class Pocket(AudioStream, TextStream):
             raise CheckpointError(
                 f"{folder} cannot be read ({reason}); restore it from the repository (with Git LFS: `git lfs pull`)."
             ) from error
-        self.audio_model = audio.eval().to(memory_format=torch.channels_last)
+        self.audio_model = audio.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.text_model = text.eval()
         # Of the files, not of the weights: the shipped checkpoints name this version.
         self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -214,12 +214,7 @@ class StreamFiles:
         return TextFeatures(arrays[self._key], tuple((int(begin), int(end)) for begin, end in offsets), arrays.get("pooled"))
 
     def write_audio(self, vid: str, features: Tensor) -> None:
-        """Store the features of a recording, in half precision: its rounding (2^-11) is far below the noise of the encoders.
-
-        Raises:
-            FeatureValuesError: Values that are not finite in float16.
-            DataError: The disk refuses.
-        """
+        """Store the features of a recording, in half precision: its rounding (2^-11) is far below the noise of the encoders."""
         self._store(self.path_of(vid) or self.folder / f"{_spell(vid)}.{_NO_AUDIO}.npz", {self._key: features})
 
     def write_text(self, query: str, features: TextFeatures) -> None:
@@ -294,17 +289,7 @@ class FeatureStore:
     """
 
     def __init__(self, model: ModelConfig, data: DataConfig, recordings: Mapping[str, Path] | None = None) -> None:
-        """Find out where each stream lies; no features are read yet.
-
-        Args:
-            model: Names and widths of the streams.
-            data: Folders and combo.
-            recordings: `vid` -> audio file, where the audio is at hand, to tell recordings of one name apart.
-
-        Raises:
-            ConfigError: A folder for a stream that the model does not have.
-            DataError: Several versions of a stream, of which the configuration names none.
-        """
+        """Find out where each stream lies; no features are read yet. `recordings` (`vid` -> audio file) tell those of one name apart."""
         self._data = data
         self._own: dict[str, StreamVersion] = {}
         self._num_clips: dict[str, int] = {}
@@ -420,11 +405,7 @@ class FeatureStore:
 
 
 def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[str, str]]]) -> None:
-    """Check before training that every feature of every set (store, recordings, queries) is there.
-
-    Raises:
-        DataError: Names, in one line, what each place lacks for all sets together: counts whole, the first names of each.
-    """
+    """Check before training that every feature of every set (store, recordings, queries) is there; all that is not is one `DataError`."""
     joined: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for store, vids, queries in sets:
         for place, lacking in store.missing(vids, queries).items():

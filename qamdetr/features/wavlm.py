@@ -58,34 +58,21 @@ class Wavlm(AudioStream):
         return states.float().mean(dim=1)
 
 
-@stream(
-    "wavlm_base",
-    dim=768,
-    rate_hz=SAMPLE_RATE_HZ,
-    hub=_hub("microsoft/wavlm-base", "efa81aae7ff777e464159e0f877d54eac5b84f81", 378),
-    label="WavLM base",
-)
+_BASE = _hub("microsoft/wavlm-base", "efa81aae7ff777e464159e0f877d54eac5b84f81", 378)
+_BASE_PLUS = _hub("microsoft/wavlm-base-plus", "4c66d4806a428f2e922ccfa1a962776e232d487b", 378)
+_LARGE = _hub("microsoft/wavlm-large", "c1423ed94bb01d80a3f5ce5bc39f6026a0f4828c", 1262)
+
+
+@stream("wavlm_base", dim=768, rate_hz=SAMPLE_RATE_HZ, hub=_BASE, label="WavLM base")
 class WavlmBase(Wavlm):
     """The stream `wavlm_base`."""
 
 
-@stream(
-    "wavlm_base_plus",
-    dim=768,
-    rate_hz=SAMPLE_RATE_HZ,
-    hub=_hub("microsoft/wavlm-base-plus", "4c66d4806a428f2e922ccfa1a962776e232d487b", 378),
-    label="WavLM base+",
-)
+@stream("wavlm_base_plus", dim=768, rate_hz=SAMPLE_RATE_HZ, hub=_BASE_PLUS, label="WavLM base+")
 class WavlmBasePlus(Wavlm):
     """The stream `wavlm_base_plus`."""
 
 
-@stream(
-    "wavlm_large",
-    dim=1024,
-    rate_hz=SAMPLE_RATE_HZ,
-    hub=_hub("microsoft/wavlm-large", "c1423ed94bb01d80a3f5ce5bc39f6026a0f4828c", 1262),
-    label="WavLM large",
-)
+@stream("wavlm_large", dim=1024, rate_hz=SAMPLE_RATE_HZ, hub=_LARGE, label="WavLM large")
 class WavlmLarge(Wavlm):
     """The stream `wavlm_large`."""

@@ -33,13 +33,12 @@ from qamdetr.features.pocket import (
     PocketAudioModel,
     PocketTextConfig,
     PocketTextModel,
-    encode_batch,
     log_mel,
-    pack_state,
     unpack_state,
 )
 from recipes.pocket.mixtures import MixtureMaker, Source, load_backgrounds, load_sources
 from recipes.pocket.sound_bank.build import ESC10_GROUPS, load_groups
+from recipes.pocket.text import encode_batch, pack_state
 
 REAL_GROUP_WEIGHT = 6.0
 """Groups of real recordings from many places are drawn this much more often than generated ones."""

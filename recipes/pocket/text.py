@@ -24,9 +24,27 @@ from torch.nn.functional import mse_loss
 
 from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import QamDetrError
-from qamdetr.features.pocket import PocketTextConfig, PocketTextModel, encode_batch, pack_state
+from qamdetr.features.pocket import MAX_TOKENS, PocketTextConfig, PocketTextModel
 
 FRAMES = ("{}", "{}", "the sound of {}", "a {}", "someone hears {}", "{} in the background", "a {} in the distance")
+
+
+def pack_state(model: PocketTextModel) -> dict[str, Tensor]:
+    """Return the weights for storing: float16, and the word table as int8 with one scale per word (it is most of the file)."""
+    state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+    table = model.embedding.weight.detach().float()
+    scale = table.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
+    state["embedding.weight"] = (table / scale).round().to(torch.int8)
+    state["embedding.scale"] = scale.half()
+    return state
+
+
+def encode_batch(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Tokenise sentences to padded ids `(batch, tokens)` and their mask; training only (cuts at `MAX_TOKENS`)."""
+    rows = [torch.tensor(encoding.ids[:MAX_TOKENS]) for encoding in tokenizer.encode_batch(list(sentences))]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1])[None, :] < lengths[:, None]
 
 
 @dataclass(frozen=True)

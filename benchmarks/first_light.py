@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks._timing import write_json
+from qamdetr.audio import Sound
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.evaluation.metrics import evaluate
 from qamdetr.features.base import COMBOS, open_streams
@@ -56,7 +57,7 @@ def zero_shot(esc10: Path) -> dict[str, float]:
     right: dict[str, list[bool]] = {f"{unit}, {name}": [] for name in (*prompts, "unseen wordings") for unit in ("clips", "windows")}
     for truth, name in enumerate(ESC10_GROUPS):
         for path in sorted((esc10 / name).glob("4-*.ogg")):
-            recording, audible = _encode_with_loudness(combo.encode_recording, path, audio.rate_hz)
+            recording, audible = _encode_with_loudness(lambda path: combo.encode(Sound(path)), path, audio.rate_hz)
             vectors = recording.streams["pocket"][audible]
             for label, table in prompts.items():
                 cosine = vectors @ table.T
@@ -80,8 +81,6 @@ def segments_above(curve: Curve, threshold: float, duration_seconds: float) -> l
 
 def _encode_with_loudness(encode: Callable[[Path], Recording], path: Path, sample_rate_hz: int) -> tuple[Recording, torch.Tensor]:
     """Encode a file and tell which of its one-second windows are audible."""
-    from qamdetr.audio import Sound
-
     recording = encode(path)
     samples = Sound(path).samples(sample_rate_hz)
     padded = np.zeros(recording.num_clips * sample_rate_hz)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks._timing import median_seconds, write_json
+from qamdetr.audio import Sound
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import COMBOS, open_streams
@@ -50,7 +51,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Print the table and write JSON."""
     verifier = open_verifier(arguments)
     encoder = open_streams(*COMBOS["pocket"], name="pocket")
-    recording, text = encoder.encode_recording(arguments.audio), encoder.encode_query(QUERY)
+    recording, text = encoder.encode(Sound(arguments.audio)), encoder.encode_query(QUERY)
     candidates = windows(recording, arguments.candidates)
     started = time.perf_counter()
     scores = verifier.verify(recording, QUERY, text, candidates)

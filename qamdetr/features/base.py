@@ -32,7 +32,6 @@ LISTEN = "listen"
 
 _CUDA_BATCH_CLIPS = 64
 
-OnStage = Callable[[str, float], None]
 _T = TypeVar("_T")
 _Class = TypeVar("_Class", bound="type[Stream]")
 
@@ -218,32 +217,6 @@ class Streams:
     def encode(self, sound: Sound, only: Sequence[str] = ()) -> Recording:
         """Encode a recording; see `encoding`."""
         return finish(self.encoding(sound, only))
-
-    def encode_recording(self, path: str | Path, on_stage: OnStage | None = None) -> Recording:
-        """Encode a file, for callers that do not have a `Sound` yet."""
-        sound = Sound(path)
-
-        def told() -> Generator[Step, None, Recording]:
-            work, stage = self.encoding(sound), LISTEN
-
-            def watch(step: Step) -> Step:
-                nonlocal stage
-                if step.stage != stage and on_stage is not None:
-                    on_stage(step.stage, sound.duration_seconds)
-                stage = step.stage
-                return step
-
-            ended: list[Recording] = []
-
-            def run() -> Generator[Step, None, None]:
-                ended.append((yield from work))
-
-            for step in run():
-                yield watch(step)
-            return ended[0]
-
-        with torch.inference_mode():
-            return finish(told())
 
     def encode_query(self, query: str) -> dict[str, TextFeatures]:
         """Encode a query with every text stream, main stream first."""

@@ -36,7 +36,7 @@ from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, names_in
 from qamdetr.errors import AudioError, CheckpointError, ConfigError, DataError, QamDetrError
 from qamdetr.features import base as encoders
-from qamdetr.features.base import COMBOS, STREAMS, Combo, OnStage, Step, Streams, finish
+from qamdetr.features.base import COMBOS, STREAMS, Combo, Step, Streams, finish
 from qamdetr.features.pipeline import prepare
 from qamdetr.features.store import FeatureStore, describe_settings, require_features
 from qamdetr.inference import sections as long_audio
@@ -322,19 +322,16 @@ class MomentRetriever:
             members.append(Member(_move(model, device), config, member.weight, *stored.add(member.checkpoint, config)))
         return cls(members, stored, system)
 
-    def encode(self, source: Source, on_stage: OnStage | None = None, **choice: Any) -> Recording:  # noqa: ANN401 - as `Sound`
+    def encode(self, source: Source, **choice: Any) -> Recording:  # noqa: ANN401 - as `Sound`
         """Encode a recording once; any number of queries may follow.
 
         Args:
             source: A file, an open one, or samples with their rate; of a retriever on stored features, the `vid`.
-            on_stage: Called before each stage with its name and the recording's length in seconds.
             choice: What of it to hear: `channel`, `track`, `start_seconds`, `end_seconds`, `max_seconds`; see `audio.Sound`.
 
         Raises:
             AudioError: It cannot be used.
         """
-        if on_stage is not None and isinstance(self.encoder, Streams) and isinstance(source, (str, Path)):
-            return self.encoder.encode_recording(source, on_stage)
         return finish(self.encoding(source, **choice))
 
     def encoding(self, source: Source, **choice: Any) -> Generator[Step, None, Recording]:  # noqa: ANN401 - as `Sound`

@@ -13,6 +13,7 @@ from stored_features import OwnFeatures
 from tiny_system import save_tiny, tiny_config, write_sound
 
 from qamdetr import cli, files
+from qamdetr.audio import Sound
 from qamdetr.config import load_config
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.errors import QamDetrError
@@ -307,7 +308,7 @@ def stored(entries, encoder, tmp_path):
     recordings = {entry.vid: tmp_path / "audio" / f"{entry.vid}.wav" for entry in entries}
     cache = OwnFeatures(tmp_path / "features", recordings=recordings)
     for entry in entries:
-        cache.write_audio(entry.vid, encoder.encode_recording(recordings[entry.vid]).streams)
+        cache.write_audio(entry.vid, encoder.encode(Sound(recordings[entry.vid])).streams)
         cache.write_text(entry.query, encoder.encode_query(entry.query))
     encoder.encoded.clear()
     return ["--from-features", "--set", f"data.feature_dir={tmp_path / 'features'}"]

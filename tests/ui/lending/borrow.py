@@ -8,6 +8,7 @@ import sys
 
 import spaces
 
+from qamdetr.audio import Sound
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.inference import retriever as opening
@@ -36,7 +37,7 @@ told["devices"] = devices
 recording = large.encode(audio)
 told["loans of encode"] = list(spaces.LOANS)
 told["same as here"] = all(
-    bool((features == recording.streams[name]).all()) for name, features in large.encoder.encode_recording(audio).streams.items()
+    bool((features == recording.streams[name]).all()) for name, features in large.encoder.encode(Sound(audio)).streams.items()
 )
 told["moments"] = len(large.retrieve(recording, "a bell rings").moments)
 told["loans of retrieve"] = list(spaces.LOANS)

@@ -161,9 +161,9 @@ def test_a_second_gradient_is_refused_and_never_left_out():
 def test_states_are_kept_for_a_gradient_only(monkeypatch, wanted):
     kept, run_kernel = [], cpu.run_kernel
 
-    def watch(kernel, tasks, inputs, outputs):
+    def watch(kernel, tasks, inputs, outputs, *scratch):
         kept.append(outputs[1].shape[1])
-        run_kernel(kernel, tasks, inputs, outputs)
+        run_kernel(kernel, tasks, inputs, outputs, *scratch)
 
     monkeypatch.setattr(cpu, "run_kernel", watch)
     with torch.set_grad_enabled(wanted):

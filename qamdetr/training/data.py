@@ -23,25 +23,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Both sets, ready to be read, and the loaders over them.
-
-    Attributes:
-        train, val: Items.
-        sampler: Order of the training set.
-        train_loader, val_loader: Batches.
-        section: The configuration's `data` section as a checkpoint needs it to open the same encoders: with `encoder`, the version of
-            those that made the features, and with the models and the type that are noted beside them where the configuration is silent.
-        fingerprint: 16 hex digits that change with either manifest's content, with any feature file that is read, with the encoders'
-            version, or with names or widths of the streams.
-    """
+    """Both sets, ready to be read, and the loaders over them."""
 
     train: MomentDataset
     val: MomentDataset
-    sampler: LengthBucketSampler
+    sampler: LengthBucketSampler  # order of the training set
     train_loader: DataLoader[Any]
     val_loader: DataLoader[Any]
     section: DataConfig
+    """The configuration's `data` section as a checkpoint needs it to open the same encoders: with their version, and with the models and
+    the type that are noted beside the features where the configuration is silent."""
     fingerprint: str
+    """16 hex digits that change with a manifest's content, any feature file that is read, the encoders' version, the streams' widths."""
 
 
 def load_data(config: Config) -> TrainingData:

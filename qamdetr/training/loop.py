@@ -91,10 +91,7 @@ class Training:
     """A run in memory: what it was told, and all that changes while it goes on."""
 
     def __init__(self, config: Config, directory: Path, held: ExitStack, *, resume: bool, command: str) -> None:
-        """Check everything that can be wrong, make or find the folder, build all parts and bring them to where the run had come.
-
-        The folder is claimed until `held` is closed.
-        """
+        """Check all that can be wrong, make or find the folder (claimed until `held` is closed), build all parts, go where the run was."""
         self.config = config
         self.accelerator = accelerator = make_accelerator(config.train, directory)
         set_seed(config.train.seed)

@@ -39,27 +39,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with the state.
+    """How far a run has come; saved with the state."""
 
-    Attributes:
-        epoch: Epochs finished.
-        step: Optimiser steps taken.
-        batches: Batches done in the epoch under way; always whole optimiser steps when saved.
-        sums: Sum of each part of the loss over those batches, mean over the processes.
-        seconds: Time spent on those batches.
-        best: Metrics of the best epoch, empty before the first.
-        best_rank: What checkpoints are compared by (`Validation.rank`).
-        best_epoch: Which epoch that was, from 1; 0 before the first.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    batches: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    best: dict[str, float] = field(default_factory=dict)
-    best_rank: tuple[float, ...] = ()
-    best_epoch: int = 0
+    epoch: int = 0  # epochs finished
+    step: int = 0  # optimiser steps taken
+    batches: int = 0  # done in the epoch under way; always whole optimiser steps when saved
+    sums: dict[str, float] = field(default_factory=dict)  # of each part of the loss over those batches, mean over the processes
+    seconds: float = 0.0  # spent on those batches
+    best: dict[str, float] = field(default_factory=dict)  # metrics of the best epoch, empty before the first
+    best_rank: tuple[float, ...] = ()  # what checkpoints are compared by (`Validation.rank`)
+    best_epoch: int = 0  # which epoch that was, from 1; 0 before the first
 
     def finish_epoch(self, metrics: dict[str, float], rank: tuple[float, ...]) -> bool:
         """Count one more epoch and begin the next; returns whether it is the best so far."""

@@ -21,16 +21,12 @@ from qamdetr.model.qam_detr import QamDetr
 
 @dataclass(frozen=True)
 class Validation:
-    """What one pass over the validation set found.
-
-    Attributes:
-        metrics: The field's five numbers in percent, and with absent queries in the set: mean best decoder score of queries whose
-            sound is present and absent, and the balanced accuracy of telling them apart, in percent.
-        found_threshold: Decoder score that tells them apart best; 0 without absent queries.
-    """
+    """What one pass over the validation set found."""
 
     metrics: dict[str, float]
-    found_threshold: float
+    """The field's five numbers in percent, and with absent queries in the set: mean best decoder score of queries whose sound is present
+    and absent, and the balanced accuracy of telling them apart, in percent."""
+    found_threshold: float  # decoder score that tells them apart best; 0 without absent queries
 
     @property
     def rank(self) -> tuple[float, float]:

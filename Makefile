@@ -16,7 +16,9 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# No file has a limit, but each room has a budget of lines.
 check: lint
+	$(BIN)/python -m tools.budget
 	$(BIN)/python -m pytest -m "not slow"
 
 format: .venv/.dev
@@ -81,8 +83,8 @@ ladder-scenes: .venv/.runtime
 	$(PYTHON) -m venv .venv
 	touch $@
 
-.venv/.runtime: .venv/.made requirements.txt constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements.txt
+.venv/.runtime: .venv/.made requirements.txt constraints.txt pyproject.toml setup.py
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 
 .venv/.dev: .venv/.runtime pyproject.toml

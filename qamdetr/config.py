@@ -22,8 +22,11 @@ CONFIG_DIR = Path(__file__).parent / "configs"
 SYSTEM_DIR = CONFIG_DIR / "systems"
 """Recipes of several checkpoints; no experiments, so `load_config` refuses them."""
 
-CHECKPOINT_DIR = Path(os.environ.get("QAMDETR_CHECKPOINTS") or Path(__file__).resolve().parents[1] / "checkpoints")
-"""Where named checkpoints lie: the repository's own folder unless the environment names another."""
+_HERE = Path(__file__).resolve().parent
+# An installed package carries what in the repository lies beside it.
+SHIPPED_DIR = _HERE if (_HERE / "checkpoints").is_dir() else _HERE.parent
+CHECKPOINT_DIR = Path(os.environ.get("QAMDETR_CHECKPOINTS") or SHIPPED_DIR / "checkpoints")
+"""Where named checkpoints lie: the shipped ones unless the environment names another folder."""
 
 T = TypeVar("T")
 

@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from qamdetr.config import SHIPPED_DIR
 from qamdetr.errors import DataError
 from qamdetr.types import Window
 
-ASSETS_DIR = Path(__file__).resolve().parents[2] / "assets"
+ASSETS_DIR = SHIPPED_DIR / "assets"
 
 
 @dataclass(frozen=True)

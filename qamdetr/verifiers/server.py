@@ -135,8 +135,11 @@ class ServerVerifier(Verifier):
                 status, content = self._exchange(client, path, body)
                 if status >= 300:
                     raise self._refusal(status, content)
-                return self._json(content)
-            except _PassingError as problem:  # noqa: PERF203 - a few tries
+                return json.loads(content)
+            except (ValueError, RecursionError):  # noqa: PERF203 - a few tries
+                told = f"The answer of {self.url} is not JSON" if content.strip() else f"The answer of {self.url} is empty"
+                raise QamDetrError(told, "check that the address is that of an OpenAI-compatible API") from None
+            except _PassingError as problem:
                 if tried > retries or (stop or threading.Event()).wait(_FIRST_WAIT_SECONDS * 2 ** (tried - 1)):
                     raise QamDetrError(f"{problem} (tried {tried} times)") from None
         raise AssertionError("the last try returns or raises")
@@ -181,15 +184,6 @@ class ServerVerifier(Verifier):
         elif status < 400:
             message += " Redirects are not followed; give the final address."
         return QamDetrError(message)
-
-    def _json(self, content: bytes) -> Any:  # noqa: ANN401 - JSON
-        try:
-            return json.loads(content)
-        except RecursionError:
-            fault = "is nested too deeply"
-        except ValueError:
-            fault = "is not JSON" if content.strip() else "is empty"
-        raise QamDetrError(f"The answer of {self.url} {fault}; check that the address is that of an OpenAI-compatible API.")
 
     def _shown(self, text: str) -> str:
         """Cut a foreign text for a message; a key that the server repeats is not passed on."""

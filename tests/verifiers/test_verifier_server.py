@@ -160,7 +160,7 @@ def test_passing_trouble_is_tried_again(recording, trouble):
         (Reply({}, status=302, headers={"Location": "http://127.0.0.1:9/"}), {}, 1, "Redirects are not followed; give the final address."),
         (Reply(b"<html>"), {}, 1, "is not JSON; check that the address is that of an OpenAI-compatible API"),
         (Reply(b" "), {}, 1, "is empty"),
-        (Reply(b"[" * 100_000), {}, 1, "is nested too deeply"),
+        (Reply(b"[" * 100_000), {}, 1, "is not JSON"),
         (Reply(b"x" * (17 << 20)), {}, 1, "is longer than 16 MiB"),
         (Reply({"choices": []}), {}, 1, "is not that of an OpenAI-compatible chat server"),
         (Reply(chat(Yes=-0.1)), {}, 1, "has no log-probabilities of several words; the server must support `logprobs`"),

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.evaluation import invent_predictions, invent_truth
@@ -148,6 +148,7 @@ def test_buckets_without_windows_have_no_scores():
     assert (empty["R1@0.7"], empty["mAP"], empty["num_queries"], empty["num_windows"]) == (None, None, 0, 0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_perfect_answer_scores_100_everywhere(seed):
     truth = invent_truth(6, np.random.default_rng(seed))
@@ -159,6 +160,7 @@ def test_a_perfect_answer_scores_100_everywhere(seed):
         assert table["R1@0.7"] in (100.0, None)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_with_windows_of_one_length_a_bucket_is_the_whole(seed):
     rng = np.random.default_rng(seed)

@@ -114,10 +114,7 @@ def public_set(tmp_path: Path) -> Set:
         def encoding(self, sound):
             yield Step("stored", None)
             path = sound.path
-            streams = {
-                "ms": torch.from_numpy(np.load(tmp_path / "clap" / f"{path}.npz")["features"]),
-                **OwnFeatures(tmp_path).audio(path),
-            }
+            streams = {"ms": torch.from_numpy(np.load(tmp_path / "clap" / f"{path}.npz")["features"]), **OwnFeatures(tmp_path).audio(path)}
             cut = {name: rows[: lengths[path]] for name, rows in streams.items()}
             return Recording(path, "", float(lengths[path]), cut, np.zeros((2, 1)))
 

@@ -60,7 +60,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {kind: encode(folder / "x", bursts(), codec=codec, kind=muxer).read_bytes() for kind, (muxer, codec) in FORMATS.items()}
 
 
-@pytest.mark.parametrize(("kind", "stated", "joined", "cut"), itertools.product(FORMATS, STATED, (False, True), (False, True)))
+@pytest.mark.parametrize(("kind", "stated", "joined", "cut"), [*itertools.product(FORMATS, STATED, (False, True), (False, True))])
 def test_what_is_there_is_heard_whatever_the_header_states(plain, tmp_path, kind, stated, joined, cut):
     data = restate(plain[kind], kind, STATED[stated])
     data += plain[kind] if joined else b""

@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Missing folders are made, links are followed, and what is no plain file, such as a device, is written to as it is. No two blocks of
     this machine share a temporary path.
     """
-    path = path.resolve()
+    path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_file():
         yield path
         return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.cli.predict import argument, note, option, with_options
+from qamdetr.cli.predict import argument, note, option, refuse, with_options
 from qamdetr.errors import QamDetrError
 from qamdetr.files import write_whole
 from qamdetr.synthesis.recipe import SceneRecipe
@@ -44,10 +44,9 @@ def evaluate(options: EvaluateOptions) -> None:
     from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, MAX_RESAMPLES, compare
     from qamdetr.evaluation.metrics import METRICS, summarise
 
-    if options.bootstrap is not None and not 1 <= options.bootstrap <= MAX_RESAMPLES:
-        raise QamDetrError(f"--bootstrap is {options.bootstrap}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
-    if options.seed < 0:
-        raise QamDetrError(f"--seed is {options.seed}; it must be at least 0.")
+    drawn = 1 if options.bootstrap is None else options.bootstrap
+    refuse(not 1 <= drawn <= MAX_RESAMPLES, f"--bootstrap is {drawn}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
+    refuse(options.seed < 0, f"--seed is {options.seed}; it must be at least 0.")
     check_figure(options.figure)
     # Unclamped, as the official evaluator reads it.
     truth = read_manifest(options.truth, clamp=False)
@@ -195,8 +194,7 @@ def _check_submission(options: SubmitOptions, manifest: Sequence[QueryEntry]) ->
     from qamdetr.evaluation.submission import check_submission
 
     for name in ("label", "output", "metadata", "checkpoint", "dev_scores"):
-        if getattr(options, name) is not None:
-            raise QamDetrError(f"--{name.replace('_', '-')} is for writing", "leave it out with --check")
+        refuse(getattr(options, name) is not None, f"--{name.replace('_', '-')} is for writing", "leave it out with --check")
     outputs = sorted(path for path in options.files if Path(path).suffix == ".jsonl")
     metadata = sorted(path for path in options.files if Path(path).suffix in (".yaml", ".yml"))
     strange = [path for path in options.files if path not in (*outputs, *metadata)]
@@ -216,14 +214,13 @@ def _write_submission(options: SubmitOptions, manifest: Sequence[QueryEntry]) ->
 
     if options.label is None or options.output is None:
         raise QamDetrError("A submission needs --label and --output DIR; to check files, give --check.")
-    if len(options.files) > 1:
-        raise QamDetrError(f"{len(options.files)} files were given; a submission is written from one predictions file.")
-    if not submission.is_label(options.label):
-        raise QamDetrError(f"--label {options.label!r} does not have the form {submission.LABEL_FORM}, with a number from 1 to 4.")
+    several = f"{len(options.files)} files were given; a submission is written from one predictions file."
+    refuse(len(options.files) > 1, several)
+    misnamed = f"--label {options.label!r} does not have the form {submission.LABEL_FORM}, with a number from 1 to 4."
+    refuse(not submission.is_label(options.label), misnamed)
     paths = [Path(options.output) / f"{options.label}{suffix}" for suffix in (submission.OUTPUT_SUFFIX, submission.METADATA_SUFFIX)]
     for path in paths:
-        if path.exists():
-            raise QamDetrError(f"{path} is there already", "choose another --label or --output, or remove it")
+        refuse(path.exists(), f"{path} is there already", "choose another --label or --output, or remove it")
     text, left_out = submission.output_text(read_predictions(options.files[0]), manifest)
     # The most certain last: a person's word is above what was read or measured.
     given = {} if options.metadata is None else submission.read_metadata(options.metadata)

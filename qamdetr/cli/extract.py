@@ -213,18 +213,14 @@ def _read_queries(path: str | None) -> tuple[str, ...]:
 
 def _models(options: ExtractOptions) -> dict[str, str]:
     """Read `--encoder`, and check the streams against the combo."""
-    streams, models = _streams(options.combo), read_encoders(options.encoders)
+    from qamdetr.features.base import get_combo
+
+    combo, models = get_combo(options.combo), read_encoders(options.encoders)
+    streams = list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
     for stream in models:
         if stream not in streams:
             raise ConfigError(f"--encoder: combo {options.combo!r} has no stream {stream!r}, only {', '.join(streams)}.")
     return models
-
-
-def _streams(name: str) -> list[str]:
-    from qamdetr.features.base import get_combo
-
-    combo = get_combo(name)
-    return list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
 
 
 def _counted(recordings: int, queries: int) -> str:

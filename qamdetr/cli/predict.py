@@ -97,17 +97,14 @@ class RetrieverOptions:
     checkpoint: str | None = option(None, "NAME_OR_DIR", "a shipped checkpoint or a folder (default: qam-detr-pocket)")
     system: str | None = option(None, "NAME_OR_FILE", "several checkpoints as one: submit1 to submit4 of the report, or a YAML file")
     members: list[str] | None = option(None, "NAME_OR_DIR ...", "with --system: checkpoints in the place of its own")
-    overrides: list[str] | None = option(
-        *(None, "a.b=c", "change a setting of the checkpoint, such as data.feature_dir=features, or of the system, such as merge=fusion"),
-        "--set",
-    )
+    overrides: list[str] | None = option(None, "a.b=c", "change a setting of the checkpoint or system; repeatable", "--set")
     encoders: list[str] | None = encoder_option()
     device: str | None = option(None, "NAME", "where the models run, such as cpu or cuda:0 (default: a GPU for big encoders)")
     verifier: str | None = option(None, "NAME", "none, pocket, qwen2.5-omni or server (default: none, or the system's own)")
     verifier_model: str | None = option(None, "ID_OR_FOLDER", "the verifier's model: hub id or folder, or the server's name of it")
     verifier_url: str | None = option(None, "URL", "of the server, such as http://localhost:8000/v1")
     audio_dir: str | None = option(None, "DIR", "recordings of the manifest, `{vid}.wav` or the like (default: audio/ beside it)")
-    from_features: bool = option(*(False, "", "read the manifest's features (public files or cache) and run no encoder"), "--from-features")
+    from_features: bool = option(False, "", "read the manifest's stored features and run no encoder", "--from-features")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +124,7 @@ class PredictOptions(RetrieverOptions):
     beta: float | None = option(None, "B", "weight of the verifier, 0 to 1 (default: the checkpoint's or system's)")
     protocol: Literal["exact", "official"] = option("exact", "", "official: whole seconds, as the field rounds")
     format: str | None = option(None, "NAME", f"{', '.join(EXPORTS)}; with --output where it is no text (default: table)")
-    output: str | None = option(
-        None,
-        "PATH",
-        "write there and not to stdout; needed with --manifest, where a name such as Last_Inst_task6_1.output.jsonl gives the challenge's "
-        "format",
-    )
+    output: str | None = option(None, "PATH", "write there; a name such as Last_Inst_task6_1.output.jsonl gives the challenge's format")
 
 
 @with_options(PredictOptions)
@@ -150,28 +142,21 @@ def _check(options: PredictOptions) -> None:
     from qamdetr.inference.rerank import check_beta
     from qamdetr.inference.retriever import check_query
 
-    of_files = _encode_choice(options) or options.everything or options.min_score is not None
-    manifest = options.manifest is not None
-    for wrong, what, remedy in (
-        (
-            *(manifest and (options.audio or options.query or options.format), "--manifest brings its own recordings, queries and format"),
-            "leave out AUDIO, --query and --format",
-        ),
-        (manifest and options.output is None, "--manifest needs --output PATH for the predictions.", ""),
-        (manifest and of_files, "--from, --to, --channel, --track, --all and --min-score go with AUDIO", "leave them out with --manifest"),
-        (
-            not (manifest or (options.audio and options.query)),
-            "Give at least one AUDIO file and one --query TEXT, or --manifest with --output; see `predict --help`.",
-            "",
-        ),
-        (not manifest and options.audio_dir is not None, "--audio-dir goes with --manifest", "name the AUDIO files themselves"),
-        (not manifest and options.from_features, "--from-features goes with --manifest", "AUDIO files are encoded as they come"),
-        (Path(options.output or __file__).is_dir(), f"--output {options.output} is a folder", "give the path of a file"),
-        (options.top_k < 1, f"--top-k is {options.top_k}", "it must be at least 1"),
-        (not 0 <= (options.min_score or 0) <= 1, f"--min-score is {options.min_score}", "it must be from 0 to 1"),
-    ):
-        if wrong:
-            raise QamDetrError(what, remedy)
+    manifest, of_files = options.manifest is not None, _encode_choice(options) or options.everything or options.min_score is not None
+    if manifest:
+        taken = options.audio or options.query or options.format
+        refuse(taken, "--manifest brings its own recordings, queries and format", "leave out AUDIO, --query and --format")
+        refuse(options.output is None, "--manifest needs --output PATH for the predictions.")
+        refuse(of_files, "--from, --to, --channel, --track, --all and --min-score go with AUDIO", "leave them out with --manifest")
+    else:
+        lacking = "Give at least one AUDIO file and one --query TEXT, or --manifest with --output; see `predict --help`."
+        refuse(not options.audio or not options.query, lacking)
+        refuse(options.audio_dir is not None, "--audio-dir goes with --manifest", "name the AUDIO files themselves")
+        refuse(options.from_features, "--from-features goes with --manifest", "AUDIO files are encoded as they come")
+    is_folder = options.output is not None and Path(options.output).is_dir()
+    refuse(is_folder, f"--output {options.output} is a folder", "give the path of a file")
+    refuse(options.top_k < 1, f"--top-k is {options.top_k}", "it must be at least 1")
+    refuse(not 0 <= (options.min_score or 0) <= 1, f"--min-score is {options.min_score}", "it must be from 0 to 1")
     _check_format(options)
     check_options(options)
     if options.beta is not None:
@@ -181,20 +166,16 @@ def _check(options: PredictOptions) -> None:
 
 
 def _check_format(options: PredictOptions) -> None:
-    if options.format is not None and options.format not in EXPORTS:
-        raise QamDetrError(f"Unknown format {options.format!r}", f"choose one of {', '.join(EXPORTS)}")
-    if options.format is None or not EXPORTS[options.format].to_file:
-        return
-    if options.output is None:
-        raise QamDetrError(f"--format {options.format} is no text for a terminal", "say with --output PATH where the file goes")
-    if options.format in ("png", "svg"):
+    name = options.format or "table"
+    refuse(name not in EXPORTS, f"Unknown format {name!r}", f"choose one of {', '.join(EXPORTS)}")
+    to_nowhere = EXPORTS[name].to_file and options.output is None
+    refuse(to_nowhere, f"--format {name} is no text for a terminal", "say with --output PATH where the file goes")
+    if name in ("png", "svg"):
         from qamdetr.export.figure import MAX_LANES
 
         recordings, queries = len(set(options.audio or ())), len(options.query or ())
-        if recordings > 1:
-            raise QamDetrError(f"A figure shows one recording; {recordings} were given", "draw each with a command of its own")
-        if queries > MAX_LANES:
-            raise QamDetrError(f"A figure has room for {MAX_LANES} queries; {queries} were given", "ask for fewer at once")
+        refuse(recordings > 1, f"A figure shows one recording; {recordings} were given", "draw each with a command of its own")
+        refuse(queries > MAX_LANES, f"A figure has room for {MAX_LANES} queries; {queries} were given", "ask for fewer at once")
 
 
 def _predict_files(options: PredictOptions) -> None:
@@ -211,7 +192,9 @@ def _predict_files(options: PredictOptions) -> None:
         found = _answer(retriever, path, options.query or (), verifier, options, failures)
         for text in dict.fromkeys(text for result in found for text in result.notes):
             note(f"{path}: {text}")
-        results += [replace(result, audio=path, moments=_wanted(result, options)) for result in found]
+        for result in found:
+            wanted = tuple(moment for moment in result.moments if moment.score >= (options.min_score or 0))
+            results.append(replace(result, audio=path, moments=wanted))
     name = options.format or "table"
     for result in results:
         if not result.found and not everything and name not in ("table", "json", "png", "svg"):
@@ -224,17 +207,8 @@ def _predict_files(options: PredictOptions) -> None:
     raise_failures(failures, len(paths))
 
 
-def _wanted(result: Result, options: PredictOptions) -> tuple[Any, ...]:
-    return tuple(moment for moment in result.moments if moment.score >= (options.min_score or 0))
-
-
 def _answer(
-    retriever: MomentRetriever,
-    path: str,
-    queries: Sequence[str],
-    verifier: Verifier | str,
-    options: PredictOptions,
-    failures: list[str],
+    retriever: MomentRetriever, path: str, queries: Sequence[str], verifier: Verifier | str, options: PredictOptions, failures: list[str]
 ) -> list[Result]:
     """Encode a recording once and answer all queries; one that cannot be read gives no results and adds to `failures`."""
     try:
@@ -256,7 +230,7 @@ def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> No
     """Answer a manifest; predictions keep its order, and recordings that cannot be read are left out and told at the end."""
     from tqdm import tqdm
 
-    from qamdetr.data.manifest import read_manifest
+    from qamdetr.data.manifest import read_manifest, write_predictions
 
     for_challenge = _is_submission(output)
     entries = read_manifest(manifest, clamp=False)
@@ -279,8 +253,11 @@ def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> No
         note(f"{count} of {len(answers)} queries: {text}")
     if len(counts) > MAX_NOTES_SHOWN:
         note(f"and {len(counts) - MAX_NOTES_SHOWN} more notes.")
-    if answers:
-        _write_predictions(Path(output), _to_predictions(entries, answers), entries, failures, for_challenge=for_challenge)
+    predictions = [_to_prediction(entry, answers[entry.qid]) for entry in entries if entry.qid in answers]
+    if predictions and for_challenge:
+        _write_submission(Path(output), predictions, entries, failures)
+    elif predictions:
+        write_predictions(Path(output), predictions)
     raise_failures(failures, len(by_vid))
 
 
@@ -299,45 +276,27 @@ def _is_submission(output: str) -> bool:
     return True
 
 
-def _to_predictions(entries: Sequence[QueryEntry], answers: Mapping[str, Result]) -> list[PredictionEntry]:
+def _to_prediction(entry: QueryEntry, result: Result) -> PredictionEntry:
     from qamdetr.data.manifest import PredictionEntry
 
-    return [
-        PredictionEntry(
-            entry.qid,
-            entry.query,
-            entry.vid,
-            tuple((round(m.start_seconds, 3), round(m.end_seconds, 3), round(m.score, 4)) for m in answers[entry.qid].moments),
-            entry.numeric_qid,
-        )
-        for entry in entries
-        if entry.qid in answers
-    ]
+    windows = tuple((round(m.start_seconds, 3), round(m.end_seconds, 3), round(m.score, 4)) for m in result.moments)
+    return PredictionEntry(entry.qid, entry.query, entry.vid, windows, entry.numeric_qid)
 
 
-def _write_predictions(
-    path: Path,
-    predictions: Sequence[PredictionEntry],
-    entries: Sequence[QueryEntry],
-    failures: Sequence[str],
-    *,
-    for_challenge: bool,
-) -> None:
-    """Write predictions or the challenge's file; where recordings are missing, which the challenge refuses, predictions beside it."""
+def _write_submission(path: Path, predictions: Sequence[PredictionEntry], entries: Sequence[QueryEntry], failures: Sequence[str]) -> None:
+    """Write the challenge's file; where recordings are missing, which the challenge refuses, predictions beside it."""
     from qamdetr.data.manifest import write_predictions
     from qamdetr.evaluation.submission import OUTPUT_SUFFIX, output_text
 
-    if not for_challenge:
-        write_predictions(path, predictions)
-    elif failures:
+    if failures:
         beside = path.with_name(path.name.removesuffix(OUTPUT_SUFFIX) + ".predictions.jsonl")
         write_predictions(beside, predictions)
         note(f"{path} is not written, as the challenge wants an answer to every query; what was found is in {beside}.")
-    else:
-        text, left_out = output_text(predictions, entries)
-        write_whole(path, text)
-        if left_out:
-            note(f"{left_out} windows were empty or past the end of their recording and were left out.")
+        return
+    text, left_out = output_text(predictions, entries)
+    write_whole(path, text)
+    if left_out:
+        note(f"{left_out} windows were empty or past the end of their recording and were left out.")
 
 
 # What the commands that find moments share.
@@ -347,15 +306,19 @@ def check_options(options: RetrieverOptions) -> None:
     """Refuse options that do not go together, and values that nothing can be done with, before models are loaded."""
     from qamdetr.verifiers import check_verifier
 
-    if options.system is not None and options.checkpoint is not None:
-        raise QamDetrError("--checkpoint and --system are two ways to answer; give one of them (--members changes a system's checkpoints).")
-    if options.members and options.system is None:
-        raise QamDetrError("--members goes with --system", "give one checkpoint with --checkpoint")
-    if options.from_features and options.encoders:
-        raise QamDetrError("--encoder goes with audio; --from-features runs no encoder.")
+    two_ways = "--checkpoint and --system are two ways to answer; give one of them (--members changes a system's checkpoints)."
+    refuse(options.system is not None and options.checkpoint is not None, two_ways)
+    refuse(options.members and options.system is None, "--members goes with --system", "give one checkpoint with --checkpoint")
+    refuse(options.from_features and options.encoders, "--encoder goes with audio; --from-features runs no encoder.")
     if options.verifier is not None:
         check_verifier(options.verifier)
     read_encoders(options.encoders)
+
+
+def refuse(wrong: object, what: str, remedy: str = "") -> None:
+    """Stop with a mistake where something is wrong."""
+    if wrong:
+        raise QamDetrError(what, remedy)
 
 
 def read_encoders(given: Sequence[str] | None) -> dict[str, str]:

@@ -24,7 +24,7 @@ HEAVY = ("torch", "gradio", "numba", "transformers", "librosa", "scipy", "matplo
         ("qamdetr.cli", ()),
         ("qamdetr.config", ()),
         ("qamdetr.inference.retriever", ("torch",)),
-        ("qamdetr.ui.demo", ("torch", "gradio", "pandas")),  # pandas comes with gradio
+        ("qamdetr.ui.page", ("torch", "gradio", "pandas")),  # pandas comes with gradio
     ],
 )
 def test_a_module_brings_no_heavy_package_that_it_can_wait_for(module, allowed):

@@ -48,7 +48,7 @@ def test_verifier_and_beta_reach_the_result(tmp_path, predict):
 
 
 def test_a_failing_verifier_is_a_note_on_stderr(tmp_path, predict, encoder):
-    encoder.joint = False
+    encoder.text["pocket"].joint = False
     status, out, err = predict(write_sound(tmp_path / "a.wav", 8), "--query", "a dog", "--verifier", "pocket", "--format", "json")
     assert status == 0
     assert json.loads(out)[0]["verifier"] == "none"
@@ -57,7 +57,7 @@ def test_a_failing_verifier_is_a_note_on_stderr(tmp_path, predict, encoder):
 
 def test_output_goes_to_a_file_as_a_whole(tmp_path, predict):
     target = tmp_path / "new" / "labels é.txt"
-    status, out, _ = predict(write_sound(tmp_path / "a.wav", 8), "--query", "a dog", "--format", "audacity", "--output", target)
+    status, out, _ = predict(write_sound(tmp_path / "a.wav", 8), "--query", "a dog", "--format", "audacity", "--all", "--output", target)
     assert (status, out) == (0, "")
     assert "a dog" in target.read_text(encoding="utf-8")
     assert [path.name for path in target.parent.iterdir()] == ["labels é.txt"]

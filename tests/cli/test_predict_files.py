@@ -12,7 +12,7 @@ from tiny_system import write_sound
 def test_moments_become_an_archive(tmp_path, predict, name, ending):
     sounds = [write_sound(tmp_path / "a.wav", 8), write_sound(tmp_path / "b.flac", 5)]
     target = tmp_path / "out.zip"
-    status, out, _ = predict(*sounds, "--query", "a dog", "--top-k", 2, "--format", name, "--output", target)
+    status, out, _ = predict(*sounds, "--query", "a dog", "--top-k", 2, "--all", "--format", name, "--output", target)
     assert (status, out) == (0, "")
     with zipfile.ZipFile(target) as archive:
         names = archive.namelist()

@@ -3,8 +3,8 @@
 `python tests/golden/make.py` writes the files beside it anew; `test_golden.py` holds the program to them. It was run on commit f584b19, the
 last one before the rebuilding, on two x86 cores, and uses only the command line and what the README shows of Python, so it runs before and
 after. Rows of `mistakes.tsv` are `command, exit status, line`; a new row needs only its command. Run it again only to change an answer on
-purpose, and look at the difference. Changed since on purpose: what typer says of unknown words and bad values; keys, ranges and endings that came
-or went; remedies that fit (a wrong rate, a missing tracker); the folder of features, which has one per stream.
+purpose, and look at the difference. Changed since on purpose: what typer says of unknown words and bad values; keys, ranges and endings
+that came or went; remedies that fit (a wrong rate, a missing tracker); the folder of features, which has one per stream.
 """
 
 from __future__ import annotations

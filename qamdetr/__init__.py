@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qamdetr.inference.retriever import MomentRetriever
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["MomentRetriever", "__version__"]
 
 

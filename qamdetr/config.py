@@ -18,15 +18,10 @@ from typing_extensions import dataclass_transform
 
 from qamdetr.errors import ConfigError
 
-CONFIG_DIR = Path(__file__).parent / "configs"
-SYSTEM_DIR = CONFIG_DIR / "systems"
-"""Recipes of several checkpoints; no experiments, so `load_config` refuses them."""
-
 _HERE = Path(__file__).resolve().parent
-# An installed package carries what in the repository lies beside it.
-SHIPPED_DIR = _HERE if (_HERE / "checkpoints").is_dir() else _HERE.parent
+CONFIG_DIR, SYSTEM_DIR = _HERE / "configs", _HERE / "configs" / "systems"  # the latter: recipes of several checkpoints
+SHIPPED_DIR = _HERE if (_HERE / "checkpoints").is_dir() else _HERE.parent  # a package carries what in the repository lies beside it
 CHECKPOINT_DIR = Path(os.environ.get("QAMDETR_CHECKPOINTS") or SHIPPED_DIR / "checkpoints")
-"""Where named checkpoints lie: the shipped ones unless the environment names another folder."""
 
 T = TypeVar("T")
 
@@ -43,14 +38,16 @@ def between(low: float, high: float) -> AfterValidator:
 
 
 Whole = Annotated[int, Strict()]
-# YAML 1.1 reads "1e-4" as a word, which a float takes; it would also take truth values.
+# YAML 1.1 reads "1e-4" as a word, which a float takes; it would also take truth values. It reads a bare `no` as False.
 Number = Annotated[float, BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)]
+Precision = Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]  # an empty value in YAML
 Streams = Annotated[Mapping[str, Annotated[Whole, between(1, 65536)]], Field(min_length=1)]
 Share = Annotated[Number, between(0.0, 1.0)]
 Weight = Annotated[Number, between(0.0, 1e6)]
 Count = Annotated[Whole, between(1, 1_000_000)]
+Layers = Annotated[Whole, between(1, 32)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -108,16 +105,16 @@ class ModelConfig:
     input_dropout: Annotated[Number, between(0, 0.999)] = 0.5
     similarity: Flag = False  # cosine of each clip with the pooled query as one more main audio column (needs a joint space)
     fusion: Literal["three_way", "text_to_audio"] = switch("three_way", "3-way fusion", bypassable=True, off="text_to_audio")
-    fusion_layers: Annotated[Whole, between(1, 32)] = 2  # of text_to_audio; three_way is one pass of three blocks
+    fusion_layers: Layers = 2  # of text_to_audio; three_way is one pass of three blocks
     encoder: Literal["bimamba", "transformer"] = "bimamba"
-    encoder_layers: Annotated[Whole, between(1, 32)] = 2
+    encoder_layers: Layers = 2
     mamba_state: Annotated[Whole, between(1, 256)] = 16
     mamba_conv: Annotated[Whole, between(1, 16)] = 4
     mamba_expand: Annotated[Whole, between(1, 8)] = 2
     global_token: Flag = False  # the baseline's learned token as query representation; otherwise the pooled refined text
     multiscale: Flag = switch(True, "multi-scale fusion", bypassable=True)
     multiscale_strides: tuple[Annotated[Whole, between(1, 256)], ...] = (2, 4)
-    decoder_layers: Annotated[Whole, between(1, 32)] = 2
+    decoder_layers: Layers = 2
     num_moment_queries: Annotated[Whole, between(1, 1000)] = 10
     quality: Flag = switch(True, "quality in the ranking", bypassable=True)
 
@@ -181,10 +178,7 @@ class TrainConfig:
     clip_norm: Annotated[Number, between(0, math.inf)] = 0.1
     ema_decay: Annotated[Number, between(0, 1)] = 0.0  # of the averaged weights that are validated and saved; 0 = off
     accumulate_batches: Annotated[Whole, between(1, 65536)] = 1  # batches per optimiser step
-    # auto: bf16 on a GPU that has it, else float32. YAML 1.1 reads a bare `no` as False.
-    mixed_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)] = (
-        "auto"
-    )
+    mixed_precision: Precision = "auto"  # auto: bf16 on a GPU that has it, else float32
     save_every_steps: Annotated[Whole, between(0, 10**9)] = 0  # between saved states inside an epoch; 0 = at the end of each epoch only
     early_stop_epochs: Annotated[Whole, between(0, 10**6)] = 0  # stop when validation has not risen for so many epochs; 0 = never
     tracker: Text = "tensorboard"  # any tracker that Accelerate knows; "" = none
@@ -238,8 +232,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     """Read a YAML file (or a name in `qamdetr/configs`), follow its `extends:`, apply `a.b=c` overrides."""
     name = str(name_or_path)
     if not Path(name).is_file() and (SYSTEM_DIR / f"{name}.yaml").is_file():
-        remedy = f"run it with `python -m qamdetr predict --system {name}`."
-        raise ConfigError(f"{name!r} is a system of several checkpoints, not an experiment; {remedy}")
+        what = f"{name!r} is a system of several checkpoints, not an experiment"
+        raise ConfigError(what, f"run it with `python -m qamdetr predict --system {name}`")
     values = read_yaml(name, CONFIG_DIR)
     apply_overrides(values, overrides)
     return build(Config, values)
@@ -247,8 +241,7 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
 
 def config_to_dict(config: object) -> dict[str, Any]:
     """Undo `build`: nested mappings and lists of plain YAML types."""
-    values: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
-    return values
+    return dict(TypeAdapter(type(config)).dump_python(config, mode="json"))
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -261,11 +254,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - PyYAML's own signature
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen: dict[tuple[str, str], yaml.ScalarNode] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (first := seen.setdefault((key.tag, key.value), key)) is not key:
-                lines = f"{first.start_mark.line + 1} and {key.start_mark.line + 1}"
-                raise ConfigError(f"the key {key.value!r} stands twice, in lines {lines}; remove one.")
+        lines: dict[str, int] = {}
+        for name, line in ((str(key.value), key.start_mark.line + 1) for key, _ in node.value):
+            if name in lines:
+                raise ConfigError(f"the key {name!r} stands twice, in lines {lines[name]} and {line}; remove one.")
+            lines[name] = line
         return node
 
 
@@ -288,15 +281,11 @@ def read_yaml(name: str, folder: Path, kind: str = "config", seen: tuple[Path, .
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold sections such as `model:`, not {type(values).__name__}.")
-    extends = values.pop("extends", None)
-    parents = extends if isinstance(extends, list) else [] if extends is None else [extends]
-    if not all(isinstance(parent, str) and parent for parent in parents):
-        remedy = "it must be the name of a config, or a list of names, of which later ones win."
-        raise ConfigError(f"{path}: `extends` is {extends!r}; {remedy}")
+    extends = values.pop("extends", None) or []
     layers = []
-    for parent in parents:
+    for parent in extends if isinstance(extends, list) else [extends]:
         beside = path.parent / f"{parent}.yaml"
-        layers.append(read_yaml(str(beside) if beside.is_file() else parent, folder, kind, (*seen, path.resolve())))
+        layers.append(read_yaml(str(beside if beside.is_file() else parent), folder, kind, (*seen, path.resolve())))
     merged: dict[str, Any] = {}
     for layer in (*layers, values):
         for key, entries in layer.items():

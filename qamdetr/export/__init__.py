@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from qamdetr.errors import QamDetrError
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
@@ -50,23 +49,16 @@ def export(name: str, *, label: str, ending: str = "", to_file: bool = False, en
     return register
 
 
-def find_export(name: str) -> ExportInfo:
-    """Return a format; an error names those that there are."""
-    if name not in EXPORTS:
-        raise QamDetrError(f"Unknown format {name!r}", f"choose one of {', '.join(EXPORTS)}")
-    return EXPORTS[name]
-
-
-def _later(module: str, function: str, kind: str) -> Callable[..., None]:
+def _later(module: str, kind: str) -> Callable[..., None]:
     """Import what is heavy only when it is asked for."""
-    return lambda answers, path: getattr(importlib.import_module(f"qamdetr.export.{module}"), function)(answers, path, kind)
+    return lambda answers, path: getattr(import_module(f"qamdetr.export.{module}"), f"write_{module}")(answers, path, kind)
 
 
-importlib.import_module("qamdetr.export.text")
+import_module("qamdetr.export.text")
 for _name, _label, _ending, _make in (
-    ("zip", "Sounds (.zip of WAV): each moment as a file of its own", "-moments.zip", _later("clips", "write_clips", "wav")),
-    ("zip-flac", "Sounds (.zip of FLAC): the same, about half the size", "-moments-flac.zip", _later("clips", "write_clips", "flac")),
-    ("png", "Figure (.png): for slides and documents", "-moments.png", _later("figure", "write_figure", "png")),
-    ("svg", "Figure (.svg): for print, sharp at any size", "-moments.svg", _later("figure", "write_figure", "svg")),
+    ("zip", "Sounds (.zip of WAV): each moment as a file of its own", "-moments.zip", _later("clips", "wav")),
+    ("zip-flac", "Sounds (.zip of FLAC): the same, about half the size", "-moments-flac.zip", _later("clips", "flac")),
+    ("png", "Figure (.png): for slides and documents", "-moments.png", _later("figure", "png")),
+    ("svg", "Figure (.svg): for print, sharp at any size", "-moments.svg", _later("figure", "svg")),
 ):
     export(_name, label=_label, ending=_ending, to_file=True)(_make)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.export import export, find_export
+from qamdetr.export import EXPORTS, export
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment, Result, Window  # only named here: `--help` must not wait for torch
@@ -52,8 +52,7 @@ def file_name_part(text: str, *, fallback: str, max_letters: int = 40) -> str:
     kept = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in unicodedata.normalize("NFC", text))
     part = "-".join(kept.split())[:max_letters]
     # Letters of some scripts have four bytes, and file systems count bytes.
-    part = part.encode("utf-8")[:120].decode("utf-8", errors="ignore").strip("-")
-    return part or fallback
+    return part.encode("utf-8")[:120].decode("utf-8", errors="ignore").strip("-") or fallback
 
 
 @dataclass(frozen=True)
@@ -87,20 +86,15 @@ def as_answers(results: Sequence[Result | Answer], *, everything: bool = False) 
 
 
 def as_text(results: Sequence[Result | Answer], name: str, *, everything: bool = False) -> str:
-    """Write results in one of the formats of text, ending with a newline; whatever stands in a query or a name stays in its field.
-
-    It is no markup in captions, and no formula in `csv`, `audacity` and `raven`, which spreadsheets open; `json` keeps it letter by letter.
-    """
-    text: str = find_export(name).make(as_answers(results, everything=everything))
-    return text
+    """Write results in one of the formats of text, ending with a newline; whatever stands in a query or a name stays in its field."""
+    return str(EXPORTS[name].make(as_answers(results, everything=everything)))
 
 
 def clock(seconds: float, *, fraction: str = ".", hours: bool = False) -> str:
     """Show seconds as `m:ss.mmm`, or `hh:mm:ss.mmm` with `hours`; `fraction` separates the milliseconds."""
     rest, ms = divmod(round(seconds * 1000), 1000)
-    if hours:
-        return f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}{fraction}{ms:03d}"
-    return f"{rest // 60}:{rest % 60:02d}{fraction}{ms:03d}"
+    before = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}" if hours else f"{rest // 60}"
+    return f"{before}:{rest % 60:02d}{fraction}{ms:03d}"
 
 
 def to_json_object(result: Result) -> dict[str, Any]:
@@ -135,9 +129,8 @@ def _table(answers: Sequence[Answer]) -> str:
         duration = clock(result.duration_seconds)
         lines = [f"{one_line(result.audio)} ({duration}), {answer.title!r}, encoder {result.encoder}, verifier {result.verifier}"]
         lines += [f"  {one_line(text)}" for text in result.notes]
-        shown = answer.moments()
+        shown = answer.moments() if result.found or answer.ranks is not None else list(enumerate(result.moments, start=1))
         if not result.found:
-            shown = shown if answer.ranks is not None else list(enumerate(result.moments, start=1))
             lines.append("  not in this recording" + ("; the nearest guesses are:" if result.moments else ""))
         if result.moments:
             lines.append("  rank       start         end   score")
@@ -168,15 +161,15 @@ def _audacity(answers: Sequence[Answer]) -> str:
 def _csv(answers: Sequence[Answer]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    named = any(answer.name for answer in answers)
-    columns = ["audio", "query", "rank", "start", "end", "score", "decoder_score", "verifier_score", "foreground", "quality"]
-    writer.writerow([*columns, *(["lane", "how"] if named else [])])
+    width = 12 if any(answer.name for answer in answers) else 10  # the last two columns tell lanes apart
+    columns = ["audio", "query", "rank", "start", "end", "score", "decoder_score", "verifier_score", "foreground", "quality", "lane", "how"]
+    writer.writerow(columns[:width])
     for answer in answers:
         for rank, m in answer.moments():
             numbers = (m.start_seconds, m.end_seconds, m.score, m.decoder_score, m.verifier_score, m.foreground, m.quality)
             cells = ["" if number is None else f"{number:.4f}" for number in numbers]
-            row = [cell(answer.result.audio), cell(answer.result.query), rank, *cells]
-            writer.writerow([*row, *([cell(answer.name), cell(answer.how)] if named else [])])
+            row = [cell(answer.result.audio), cell(answer.result.query), rank, *cells, cell(answer.name), cell(answer.how)]
+            writer.writerow(row[:width])
     return text.getvalue()
 
 
@@ -206,16 +199,15 @@ def _rttm(answers: Sequence[Answer]) -> str:
 def _raven(answers: Sequence[Answer]) -> str:
     # Moments have no frequency limits: every box spans the band that files of any rate have. Raven opens several recordings as one
     # sequence: `Begin Time` counts from its start, `File Offset` from that of the recording.
-    box = ("Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)")
-    rows = [(*box, "Begin File", "File Offset (s)", "Query", "Score")]
+    columns = "Selection,View,Channel,Begin Time (s),End Time (s),Low Freq (Hz),High Freq (Hz),Begin File,File Offset (s),Query,Score"
+    rows = [columns.replace(",", "\t")]
     lengths = {answer.result.audio: answer.result.duration_seconds for answer in answers}
     begins = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0.0), strict=False))
     for number, (answer, m, _) in enumerate(_by_time(answers), start=1):
-        name, begin = answer.result.audio, begins[answer.result.audio]
-        where = (f"{begin + m.start_seconds:.3f}", f"{begin + m.end_seconds:.3f}", "0", "4000")
-        what = (tab_cell(Path(name).name), f"{m.start_seconds:.3f}", tab_cell(answer.title), f"{m.score:.4f}")
-        rows.append((str(number), "Spectrogram 1", "1", *where, *what))
-    return "".join("\t".join(row) + "\n" for row in rows)
+        begin, name = begins[answer.result.audio], tab_cell(Path(answer.result.audio).name)
+        box = f"{number}\tSpectrogram 1\t1\t{begin + m.start_seconds:.3f}\t{begin + m.end_seconds:.3f}\t0\t4000"
+        rows.append(f"{box}\t{name}\t{m.start_seconds:.3f}\t{tab_cell(answer.title)}\t{m.score:.4f}")
+    return "\n".join([*rows, ""])
 
 
 def _cue_times(moment: Moment, fraction: str) -> str:
@@ -229,13 +221,12 @@ def _by_time(answers: Sequence[Answer], *, one_timeline: bool = False) -> list[t
     """Moments in order of time with their labels, recording by recording in the given order, or all together: cues may not go back."""
     names = list(dict.fromkeys(answer.result.audio for answer in answers))
 
-    def label(answer: Answer) -> str:
-        return f"{one_line(Path(answer.result.audio).name)}: {answer.title}" if len(names) > 1 else answer.title
-
     def place(row: tuple[Answer, Moment, str]) -> tuple[int, float, float]:
         return (0 if one_timeline else names.index(row[0].result.audio), row[1].start_seconds, row[1].end_seconds)
 
-    return sorted(((answer, moment, label(answer)) for answer in answers for _, moment in answer.moments()), key=place)
+    befores = [f"{one_line(Path(answer.result.audio).name)}: " if len(names) > 1 else "" for answer in answers]
+    named = zip(answers, befores, strict=True)
+    return sorted(((answer, moment, before + answer.title) for answer, before in named for _, moment in answer.moments()), key=place)
 
 
 def _scored(label: str, moment: Moment) -> str:

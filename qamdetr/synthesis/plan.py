@@ -13,16 +13,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from qamdetr.errors import DataError
 from qamdetr.synthesis.recipe import SceneRecipe
-from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Background, Clip, Library, is_within, merge_windows
-
-if TYPE_CHECKING:  # qamdetr.types imports torch, which would cost each worker process seconds
-    from qamdetr.types import Window
+from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Background, Clip, Library, Window, is_within, merge_windows
 
 T = TypeVar("T")
 
@@ -101,9 +98,7 @@ class ScenePlanner:
     """Draws the plans of one library and recipe; scenes do not depend on each other, so any process may plan any scene."""
 
     def __init__(self, library: Library, recipe: SceneRecipe) -> None:
-        self.recipe = recipe
-        self._captions = library.captions
-        self._backgrounds: tuple[Background, ...] = library.backgrounds
+        self.recipe, self.library = recipe, library
         self._clips: dict[str, list[Clip]] = defaultdict(list)
         for clip in library.clips:
             self._clips[clip.group].append(clip)
@@ -113,10 +108,8 @@ class ScenePlanner:
             for text in texts:
                 self._owners[_same_text_key(text)].add(group)
         if len(self._groups) < recipe.min_groups:
-            raise DataError(
-                f"clips.csv: group: {len(self._groups)} distinct groups, but the recipe wants at least {recipe.min_groups} per scene: "
-                "add clips or lower min_groups."
-            )
+            what = f"clips.csv: group: {len(self._groups)} distinct groups, but the recipe wants at least {recipe.min_groups} per scene"
+            raise DataError(f"{what}: add clips or lower min_groups.")
 
     def vid(self, index: int) -> str:
         """Name of scene number `index`."""
@@ -144,8 +137,8 @@ class ScenePlanner:
     def _choose_backgrounds(self, rng: np.random.Generator) -> list[tuple[Background, BackgroundPart]]:
         wanted = 2 if rng.random() < SECOND_BACKGROUND_PROBABILITY else 1
         chosen: list[tuple[Background, BackgroundPart]] = []
-        for number in rng.permutation(len(self._backgrounds))[:wanted].tolist():
-            background = self._backgrounds[number]
+        for number in rng.permutation(len(self.library.backgrounds))[:wanted].tolist():
+            background = self.library.backgrounds[number]
             offset = round(float(rng.uniform(0, background.duration_seconds)), 2)
             level = round(float(rng.uniform(-12, 0)), 1) if chosen else 0.0
             chosen.append((background, BackgroundPart(background.file, offset, level)))
@@ -156,9 +149,7 @@ class ScenePlanner:
         wanted = int(rng.integers(self.recipe.min_groups, self.recipe.max_groups + 1))
         chosen: list[str] = []
         for number in rng.permutation(len(self._groups)).tolist():
-            if len(chosen) == wanted:
-                break
-            if not any(_related(self._groups[number], other) for other in (*chosen, *heard)):
+            if len(chosen) < wanted and not any(_related(self._groups[number], other) for other in (*chosen, *heard)):
                 chosen.append(self._groups[number])
         return chosen
 
@@ -216,38 +207,32 @@ class ScenePlanner:
 
     def _choose_queries(self, rng: np.random.Generator, events: Sequence[Event], duration: float, heard: set[str]) -> list[PlannedQuery]:
         present = sorted({event.group for event in events})
-        queries: list[PlannedQuery] = []
         used: set[str] = set()
-        for group in (group for group in present for _ in range(self.recipe.captions_per_target)):
-            text = self._draw_caption(rng, group, present, heard, used)
-            if text is not None:
-                used.add(_same_text_key(text))
-                queries.append(PlannedQuery(text, self._windows_of(text, events, duration)))
+        texts = (self._draw_caption(rng, group, present, heard, used) for group in present for _ in range(self.recipe.captions_per_target))
+        queries = [PlannedQuery(text, self._windows_of(text, events, duration)) for text in texts if text]
         share = self.recipe.absent_share
         # Rounded at random, so that the share holds on average also where a scene has few queries.
-        wanted = math.floor(len(queries) * share / (1 - share) + rng.random())
-        candidates = iter(rng.permutation(len(self._groups)).tolist())
-        while wanted and (number := next(candidates, None)) is not None:
-            text = self._draw_caption(rng, self._groups[number], (), {*present, *heard}, used)
-            if text is not None:
-                used.add(_same_text_key(text))
+        wanted = len(queries) + math.floor(len(queries) * share / (1 - share) + rng.random())
+        for number in rng.permutation(len(self._groups)).tolist():
+            if len(queries) < wanted and (text := self._draw_caption(rng, self._groups[number], (), {*present, *heard}, used)):
                 queries.append(PlannedQuery(text, ()))
-                wanted -= 1
         return [queries[number] for number in rng.permutation(len(queries)).tolist()]
 
     def _draw_caption(self, rng: np.random.Generator, group: str, present: Sequence[str], excluded: set[str], used: set[str]) -> str | None:
         """Draw a caption of `group` or of a group above it whose truth in this scene is beyond doubt; None when there is none.
 
         It may cover events of the groups `present`; where one lies above an owner of the caption, it might be what the caption says or
-        not, and the caption is left out. It has nothing to do with the groups `excluded`, and is none of those `used`.
+        not, and the caption is left out. It has nothing to do with the groups `excluded`; it is none of those `used`, and then one of them.
         """
-        own = list(self._captions.get(group, ()))
-        parts = group.split("/")
-        above = [text for count in range(len(parts) - 1, 0, -1) for text in self._captions.get("/".join(parts[:count]), ())]
+        captions, parts = self.library.captions, group.split("/")
+        own = list(captions.get(group, ()))
+        above = [text for count in range(len(parts) - 1, 0, -1) for text in captions.get("/".join(parts[:count]), ())]
         for pool in (above, own) if rng.random() < self.recipe.ancestor_caption_share else (own, above):
             usable = [text for text in pool if _same_text_key(text) not in used and self._is_clear(text, present, excluded)]
             if usable:
-                return pick(rng, usable)
+                text = pick(rng, usable)
+                used.add(_same_text_key(text))
+                return text
         return None
 
     def _is_clear(self, text: str, present: Sequence[str], excluded: set[str]) -> bool:
@@ -259,11 +244,9 @@ class ScenePlanner:
         """All windows, to hundredths of a second, of events that any owner of the caption covers."""
         owners = self._owners[_same_text_key(text)]
         windows = [window for event in events if any(is_within(event.group, owner) for owner in owners) for window in event.windows]
-        rounded = []
-        for start, end in windows:
-            # Rounding must neither empty a window nor push it past the end.
-            begin = min(round(start, 2), duration - 0.01)
-            rounded.append((begin, min(max(round(end, 2), begin + 0.01), duration)))
+        # Rounding must neither empty a window nor push it past the end.
+        begins = [min(round(start, 2), duration - 0.01) for start, _ in windows]
+        rounded = [(begin, min(max(round(end, 2), begin + 0.01), duration)) for begin, (_, end) in zip(begins, windows, strict=True)]
         merged = merge_windows(rounded, self.recipe.min_gap_seconds - 0.005)
         return tuple((round(start, 2), round(end, 2)) for start, end in merged)
 

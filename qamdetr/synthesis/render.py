@@ -5,20 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.signal
 import soundfile
 
 from qamdetr.audio import Sound
 from qamdetr.files import write_whole
 from qamdetr.synthesis.plan import BackgroundPart, Event, ScenePlan, ScenePlanner
-from qamdetr.synthesis.recipe import SceneRecipe
-from qamdetr.synthesis.sources import SOUNDING_DB, Library, frame_rms
-
-Samples = npt.NDArray[np.float32]
+from qamdetr.synthesis.sources import SOUNDING_DB, Samples, frame_rms
 
 CACHE_BYTES = 512 * 2**20  # decoded sources kept in memory per process; the longest unused go first
 LONG_BACKGROUND_SECONDS = 900.0  # of longer backgrounds only the part that a scene needs is read
@@ -32,9 +27,7 @@ class SourceCache:
     """Decoded mono sources at the rate of the scenes: clips with an active RMS of 1, backgrounds as they are."""
 
     def __init__(self, clips_dir: Path, backgrounds_dir: Path | None, sample_rate_hz: int) -> None:
-        self.sample_rate_hz = sample_rate_hz
-        self._clips_dir = clips_dir
-        self._backgrounds_dir = backgrounds_dir
+        self.sample_rate_hz, self._clips_dir, self._backgrounds_dir = sample_rate_hz, clips_dir, backgrounds_dir or Path()
         self._kept: dict[Path, Samples] = {}  # the longest unused first
 
     def clip(self, file: str) -> Samples:
@@ -43,7 +36,7 @@ class SourceCache:
 
     def background(self, part: BackgroundPart, seconds: float) -> Samples:
         """Return `seconds` of a background from the part's offset on, looped when it is too short; of a long one only those are read."""
-        path, rate = (self._backgrounds_dir or Path()) / part.file, self.sample_rate_hz
+        path, rate = self._backgrounds_dir / part.file, self.sample_rate_hz
         sound = Sound(path)
         if path not in self._kept and sound.duration_seconds >= max(LONG_BACKGROUND_SECONDS, seconds):
             start = min(part.offset_seconds, sound.duration_seconds - seconds)
@@ -84,25 +77,17 @@ def render(plan: ScenePlan, sources: SourceCache, fade_seconds: float) -> Sample
     return scene
 
 
-class RenderJob(NamedTuple):
-    """What a process needs to render scenes into `audio_dir`."""
-
-    clips_dir: Path
-    backgrounds_dir: Path | None
-    audio_dir: Path
-    library: Library
-    recipe: SceneRecipe
-
-    def run(self, indices: Sequence[int], tell: Callable[[], object] = lambda: None) -> None:
-        """Render and write scenes one by one, telling after each; an `OSError` is the disk's."""
-        planner, rate = ScenePlanner(self.library, self.recipe), self.recipe.sample_rate_hz
-        sources = SourceCache(self.clips_dir, self.backgrounds_dir, rate)
-        for index in indices:
-            plan = planner.plan(index)
-            content = io.BytesIO()  # libsndfile tells of a full disk in words of its own
-            soundfile.write(content, render(plan, sources, self.recipe.fade_seconds), rate, format="FLAC", subtype="PCM_16")
-            write_whole(self.audio_dir / f"{plan.vid}.flac", content.getvalue())
-            tell()
+def render_scenes(
+    planner: ScenePlanner, sources: SourceCache, audio_dir: Path, indices: Sequence[int], tell: Callable[[], object] = lambda: None
+) -> None:
+    """Render and write scenes one by one, telling after each; an `OSError` is the disk's."""
+    for index in indices:
+        plan = planner.plan(index)
+        content = io.BytesIO()  # libsndfile tells of a full disk in words of its own
+        scene = render(plan, sources, planner.recipe.fade_seconds)
+        soundfile.write(content, scene, sources.sample_rate_hz, format="FLAC", subtype="PCM_16")
+        write_whole(audio_dir / f"{plan.vid}.flac", content.getvalue())
+        tell()
 
 
 def active_rms(samples: Samples, sample_rate_hz: int) -> float:
@@ -142,7 +127,7 @@ def pink_noise(length: int, seed: int) -> Samples:
     white = np.random.default_rng(seed).standard_normal(length + 4096, dtype=np.float32)
     numerator = [0.049922035, -0.095993537, 0.050612699, -0.004408786]
     denominator = [1.0, -2.494956002, 2.017265875, -0.522189400]
-    pink: Samples = np.asarray(scipy.signal.lfilter(numerator, denominator, white), dtype=np.float32)[4096:]  # past the filter's start
+    pink = np.asarray(scipy.signal.lfilter(numerator, denominator, white), dtype=np.float32)[4096:]  # past the filter's start
     return pink / np.float32(_rms(pink))
 
 
@@ -183,8 +168,7 @@ def _assemble(event: Event, sources: SourceCache, fade_seconds: float) -> tuple[
 
 def _ramp(length: int) -> Samples:
     """Rise from 0 to 1 whose square and mirrored square add up to 1: an equal-power fade."""
-    ramp: Samples = np.sin(0.5 * np.pi * (np.arange(length, dtype=np.float32) + 0.5) / max(length, 1)).astype(np.float32)
-    return ramp
+    return np.sin(0.5 * np.pi * (np.arange(length, dtype=np.float32) + 0.5) / max(length, 1)).astype(np.float32)
 
 
 def _add(target: Samples, samples: Samples, position: int) -> None:

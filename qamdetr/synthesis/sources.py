@@ -16,13 +16,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +27,8 @@ import numpy.typing as npt
 from qamdetr.audio import AUDIO_SUFFIXES, Sound
 from qamdetr.errors import DataError, QamDetrError
 
-if TYPE_CHECKING:  # qamdetr.types imports torch, which would cost each worker process seconds
-    from qamdetr.types import Window
+Samples = npt.NDArray[np.float32]
+Window = tuple[float, float]  # `qamdetr.types` has it too, but imports torch, which would cost each worker process seconds
 
 EXTEND_MODES = ("no", "loop", "repeat")
 SOURCE_COLUMNS = ("license", "license_url", "author", "title", "source")
@@ -46,7 +43,6 @@ FAINT_STRETCH_DB = -20.0
 SHORT_SILENCE_SECONDS = 0.1  # silences up to this length belong to the sound around them
 LONG_SILENCE_SECONDS = 1.0  # longer ones separate two soundings of a clip; ticks of a clock, one a second, stay one sounding
 MIN_STRETCH_SECONDS = 0.03  # shorter separate stretches are clicks, not sounds that a caption is about
-PARALLEL_CLIPS = 500  # fewer are decoded sooner than further processes have started
 
 
 @dataclass(frozen=True)
@@ -85,11 +81,10 @@ class Library:
     background_sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read_library(clips_dir: Path, backgrounds_dir: Path | None, num_workers: int = 1) -> Library:
+def read_library(clips_dir: Path, backgrounds_dir: Path | None) -> Library:
     """Read both folders and find where each clip sounds; backgrounds are searched for in subfolders too, and none of them is a clip.
 
-    Raises:
-        DataError: A malformed table (file, line, field), missing files (all at once), unreadable or silent clips, no captions.
+    A malformed table (file, line, field), missing files (all at once), unreadable or silent clips, no captions: `DataError`.
     """
     table = clips_dir / "clips.csv"
     named = clips_by_name(clips_dir) if clips_dir.is_dir() and not table.exists() else {}
@@ -102,8 +97,11 @@ def read_library(clips_dir: Path, backgrounds_dir: Path | None, num_workers: int
     if not any(captions.values()):
         raise DataError(f"{table} holds {len(rows)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv.")
     backgrounds = _read_backgrounds(backgrounds_dir, {(clips_dir / row.file).resolve() for row in rows})
+    measured = [_measure_clip(clips_dir, row) for row in rows]
+    if faults := [fault for fault in measured if isinstance(fault, str)]:
+        raise DataError(f"{table}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them.")
     return Library(
-        clips=_measure_clips(clips_dir, rows, num_workers),
+        clips=tuple(clip for clip in measured if isinstance(clip, Clip)),
         captions={group: tuple(sorted(texts)) for group, texts in sorted(captions.items())},
         backgrounds=backgrounds,
         sources=_merge_attribution(clips_dir, {row.file: row.source for row in rows}),
@@ -122,19 +120,16 @@ def merge_windows(windows: Iterable[Window], max_gap_seconds: float) -> list[Win
     return merged
 
 
-def frame_rms(samples: npt.NDArray[np.float32], sample_rate_hz: int) -> npt.NDArray[np.float32]:
+def frame_rms(samples: Samples, sample_rate_hz: int) -> Samples:
     """RMS of consecutive frames of `FRAME_SECONDS`, shape `(frames,)`; the last frame may be cut short."""
     size = max(1, round(FRAME_SECONDS * sample_rate_hz))
     starts = np.arange(0, len(samples), size)
     counts = np.minimum(size, len(samples) - starts)
-    rms: npt.NDArray[np.float32] = np.sqrt(np.add.reduceat(np.square(samples), starts) / counts).astype(np.float32)
-    return rms
+    return np.asarray(np.sqrt(np.add.reduceat(np.square(samples), starts) / counts), dtype=np.float32)
 
 
-def find_active(samples: npt.NDArray[np.float32], sample_rate_hz: int, extend: str = "no") -> tuple[Window, ...]:
+def find_active(samples: Samples, sample_rate_hz: int, extend: str = "no") -> tuple[Window, ...]:
     """Find where a clip of `(samples,)` sounds, relative to its own loudest frame: sorted windows in seconds, none when it is silent."""
-    if len(samples) == 0:
-        return ()
     rms = frame_rms(samples - samples.mean(), sample_rate_hz)  # a constant offset would count as sound
     loudest = float(rms.max())
     if loudest < 1e-5:
@@ -189,9 +184,7 @@ def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[s
             for name in required:
                 if name not in header:
                     raise DataError(f"{path}:1: no column {name!r} among {header}", "the first line must name the columns")
-            for values in reader:
-                if not any(value.strip() for value in values):
-                    continue
+            for values in (values for values in reader if any(map(str.strip, values))):
                 where = f"{path}:{reader.line_num}"
                 if len(values) > len(header):
                     raise DataError(f"{where}: {len(values)} values for {len(header)} columns", "put values that hold commas in quotes")
@@ -201,9 +194,8 @@ def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[s
                         raise DataError(f"{where}: {name} is empty", "fill it in or remove the line")
                 rows.append((reader.line_num, row))
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror})", f"it must be a CSV table with the columns {', '.join(required)}"
-        ) from error
+        remedy = f"it must be a CSV table with the columns {', '.join(required)}"
+        raise DataError(f"{path} cannot be read ({error.strerror})", remedy) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a CSV table in UTF-8 ({error})", "save it as UTF-8") from error
     return rows
@@ -233,10 +225,8 @@ def _rows_of_table(path: Path) -> list[_Row]:
 def _check_files(table: Path, lines: Mapping[str, int]) -> None:
     missing = [f"{file} (line {line})" for file, line in lines.items() if not (table.parent / file).is_file()]
     if missing:
-        raise DataError(
-            f"{table}: file_name: {len(missing)} of {len(lines)} files are not in {table.parent}: {', '.join(missing)}. "
-            "Add them or remove the lines."
-        )
+        what = f"{table}: file_name: {len(missing)} of {len(lines)} files are not in {table.parent}: {', '.join(missing)}."
+        raise DataError(f"{what} Add them or remove the lines.")
 
 
 def _read_groups(path: Path, known: set[str]) -> list[tuple[str, str]]:
@@ -271,19 +261,6 @@ def _merge_attribution(folder: Path | None, sources: Mapping[str, Mapping[str, s
             if file in merged:
                 merged[file] |= {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}
     return merged
-
-
-def _measure_clips(folder: Path, rows: Sequence[_Row], num_workers: int) -> tuple[Clip, ...]:
-    """Decode every clip and note where it sounds; names all unreadable and silent clips at once."""
-    if num_workers > 1 and len(rows) >= PARALLEL_CLIPS:
-        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-            measured = list(pool.map(_measure_clip, repeat(folder), rows, chunksize=16))
-    else:
-        measured = [_measure_clip(folder, row) for row in rows]
-    faults = [fault for fault in measured if isinstance(fault, str)]
-    if faults:
-        raise DataError(f"{folder / 'clips.csv'}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them.")
-    return tuple(clip for clip in measured if isinstance(clip, Clip))
 
 
 def _measure_clip(folder: Path, row: _Row) -> Clip | str:

@@ -29,10 +29,8 @@ from qamdetr.errors import DataError
 from qamdetr.files import remove_abandoned, write_whole
 from qamdetr.synthesis.plan import ScenePlan, ScenePlanner
 from qamdetr.synthesis.recipe import SceneRecipe
-from qamdetr.synthesis.render import RenderJob
+from qamdetr.synthesis.render import SourceCache, render_scenes
 from qamdetr.synthesis.sources import SOURCE_COLUMNS, Library, read_library
-
-__all__ = ["SceneRecipe", "entries_of", "synthesize"]
 
 _FINISHED = "[!.]*.flac"  # names of files that are still being written begin with a dot
 
@@ -41,28 +39,22 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
     """Make scenes out of captioned clips and backgrounds (formats: `synthesis.sources`); return the path of `manifest.jsonl`.
 
     Without backgrounds there is synthesised pink noise at a low level. The same recipe and sources give the same bytes, however many
-    processes work.
-
-    Raises:
-        DataError: Faulty folders, an output folder that holds another data set, or a disk that refuses.
-        AudioError: A source that could be read at first and now cannot.
+    processes work. Faulty folders, an output folder that holds another data set, or a disk that refuses are `DataError`s.
     """
     clips, output = Path(clips_dir), Path(output_dir)
     backgrounds = None if backgrounds_dir is None else Path(backgrounds_dir)
     manifest = output / "manifest.jsonl"
     if manifest.exists():
         raise DataError(f"{manifest} exists already and is never overwritten", "choose another output folder or remove that one")
-    library = read_library(clips, backgrounds, recipe.num_workers)
+    library = read_library(clips, backgrounds)
     planner = ScenePlanner(library, recipe)
     plans = [planner.plan(index) for index in range(recipe.num_scenes)]
     if not any(plan.queries for plan in plans):
-        raise DataError(
-            f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries",
-            "give captions to more groups, or name fewer groups in backgrounds.csv",
-        )
+        what = f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries"
+        raise DataError(what, "give captions to more groups, or name fewer groups in backgrounds.csv")
     try:
         _claim(output, library, recipe)
-        _render_all(RenderJob(clips, backgrounds, output / "audio", library, recipe))
+        _render_all(planner, SourceCache(clips, backgrounds, recipe.sample_rate_hz), output / "audio")
         write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
         used = _used_sources(plans, library)
         attribution = io.StringIO(newline="")
@@ -72,10 +64,8 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
         write_whole(output / "attribution.csv", attribution.getvalue())
         write_whole(output / "README.md", _data_card(plans, library, recipe, used))
     except OSError as error:
-        raise DataError(
-            f"{output} cannot be written ({error.strerror or error})",
-            "free space there; the same command goes on where it stopped",
-        ) from error
+        remedy = "free space there; the same command goes on where it stopped"
+        raise DataError(f"{output} cannot be written ({error.strerror or error})", remedy) from error
     write_manifest(manifest, [entry for plan in plans for entry in entries_of(plan)])
     return manifest
 
@@ -105,23 +95,23 @@ def _claim(output: Path, library: Library, recipe: SceneRecipe) -> None:
     write_whole(note, text)
 
 
-def _render_all(job: RenderJob) -> None:
+def _render_all(planner: ScenePlanner, sources: SourceCache, audio_dir: Path) -> None:
     """Render the scenes that are not there yet, in `num_workers` processes that each keep their own decoded sources."""
-    job.audio_dir.mkdir(exist_ok=True)
-    remove_abandoned(job.audio_dir)
-    done = {path.stem for path in job.audio_dir.glob(_FINISHED)}
-    planner = ScenePlanner(job.library, job.recipe)
-    todo = [index for index in range(job.recipe.num_scenes) if planner.vid(index) not in done]
-    workers = min(job.recipe.num_workers, len(todo))
-    with tqdm(total=job.recipe.num_scenes, initial=job.recipe.num_scenes - len(todo), desc="scenes", unit="scene", disable=None) as bar:
+    audio_dir.mkdir(exist_ok=True)
+    remove_abandoned(audio_dir)
+    done = {path.stem for path in audio_dir.glob(_FINISHED)}
+    num_scenes = planner.recipe.num_scenes
+    todo = [index for index in range(num_scenes) if planner.vid(index) not in done]
+    workers = min(planner.recipe.num_workers, len(todo))
+    with tqdm(total=num_scenes, initial=num_scenes - len(todo), desc="scenes", unit="scene", disable=None) as bar:
         if workers <= 1:
-            job.run(todo, bar.update)
+            render_scenes(planner, sources, audio_dir, todo, bar.update)
             return
         # spawn: a forked copy of a process that runs threads (torch, numba) may hang.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(job.run, todo[worker::workers]) for worker in range(workers)]
+            futures = [pool.submit(render_scenes, planner, sources, audio_dir, todo[worker::workers]) for worker in range(workers)]
             while wait(futures, timeout=0.5).not_done:
-                bar.update(sum(1 for _ in job.audio_dir.glob(_FINISHED)) - bar.n)
+                bar.update(sum(1 for _ in audio_dir.glob(_FINISHED)) - bar.n)
             for future in futures:
                 future.result()
 

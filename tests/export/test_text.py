@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import pytest
 
-from qamdetr.errors import QamDetrError
 from qamdetr.export import EXPORTS
 from qamdetr.export.text import Answer, as_answers, as_text, cell, clock, file_name_part, one_line, tab_cell, to_json_object, word
 from qamdetr.types import Moment, Result
@@ -227,8 +226,6 @@ def test_files_are_written_as_their_readers_want_them(tmp_path):
     EXPORTS["srt"].write(as_answers([replace(RESULT, query="\ud800")]), tmp_path / "m.srt")
     assert b"\\ud800" in (tmp_path / "m.srt").read_bytes()
     assert json.loads(as_text([], "json")) == []
-    with pytest.raises(QamDetrError, match="Unknown format 'xml'; choose one of table, json, audacity, csv, vtt"):
-        as_text([RESULT], "xml")
 
 
 def test_a_format_of_a_stranger_is_one_file_that_is_imported(tmp_path, monkeypatch):

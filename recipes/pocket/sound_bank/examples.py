@@ -20,7 +20,8 @@ import numpy as np
 import soundfile
 
 from qamdetr.data.manifest import read_manifest
-from qamdetr.synthesis.synthesize import SceneRecipe, synthesize
+from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis.synthesize import synthesize
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import json
 import logging
-import math
 import os
 import shlex
 import statistics
@@ -50,28 +49,22 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", help=seeds)
     parser.add_argument("--data-report", action="store_true", help="print what the training and validation manifests hold, and stop")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: what PyTorch or OMP_NUM_THREADS says)")
-    arguments = parser.parse_args(argv)
-    of_new_runs = (arguments.overrides, arguments.name, arguments.init_from, arguments.seeds, arguments.data_report)
-    if arguments.resume and any(of_new_runs):
+    found = parser.parse_args(argv)
+    if found.resume and any((found.overrides, found.name, found.init_from, found.seeds, found.data_report)):
         parser.error("--resume continues a run as it was configured; give it alone (or with --threads), or start a new run with --config.")
-    if arguments.name is not None and (not arguments.name or Path(arguments.name).name != arguments.name):
-        parser.error(f"--name is {arguments.name!r}; it becomes one folder in train.output_dir: use letters, digits, - and _.")
-    if arguments.threads is not None and arguments.threads < 1:
-        parser.error(f"--threads is {arguments.threads}; it must be at least 1.")
-    return arguments
+    if found.name is not None and Path(found.name).name != (found.name or "."):
+        parser.error(f"--name is {found.name!r}; it becomes one folder in train.output_dir: use letters, digits, - and _.")
+    if found.threads is not None and found.threads < 1:
+        parser.error(f"--threads is {found.threads}; it must be at least 1.")
+    return found
 
 
 def train_seeds(config: Config, name: str, seeds: Sequence[int], *, command: str = "") -> dict[str, Any]:
-    """Train `config` with each seed in `train.output_dir`/`name`-s<seed>, and write `name`-seeds.json beside these folders.
+    """Train `config` with each seed in `train.output_dir`/`name`-s<seed>, and write the summary `name`-seeds.json beside these folders.
 
     The same call continues after a stop: a finished run is left as it is, an unfinished one is resumed with its own configuration.
-
-    Returns:
-        `{"name", "seeds", "runs": {seed: metrics of the best epoch}, "mean": {metric: …}, "std": {metric: …}}`; the deviation is the
-        sample's (n - 1), None with one seed.
-
-    Raises:
-        ConfigError: A seed is named twice, or an unfinished run there was begun with another configuration.
+    The summary is `{"name", "seeds", "runs": {seed: metrics of the best epoch}, "mean": {metric: …}, "std": {metric: …}}`; the deviation
+    is the sample's (n - 1), None with one seed.
     """
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds are {' '.join(map(str, seeds))}; name each seed once.")
@@ -86,15 +79,10 @@ def train_seeds(config: Config, name: str, seeds: Sequence[int], *, command: str
     PartialState().wait_for_everyone()
     best = {seed: run.facts()["finished"]["best"] for seed, run in zip(seeds, runs, strict=True)}
     rows = list(best.values())
-    values = {metric: [row.get(metric, math.nan) for row in rows] for metric in rows[0]}
-    values = {metric: found for metric, found in values.items() if all(map(math.isfinite, found))}
-    summary = {
-        "name": name,
-        "seeds": list(seeds),
-        "runs": best,
-        "mean": {metric: round(statistics.mean(found), 4) for metric, found in values.items()},
-        "std": {metric: round(statistics.stdev(found), 4) if len(rows) > 1 else None for metric, found in values.items()},
-    }
+    values = {metric: [row[metric] for row in rows] for metric in rows[0]}
+    mean = {metric: round(statistics.mean(found), 4) for metric, found in values.items()}
+    std = {metric: round(statistics.stdev(found), 4) if len(rows) > 1 else None for metric, found in values.items()}
+    summary = {"name": name, "seeds": list(seeds), "runs": best, "mean": mean, "std": std}
     if PartialState().is_main_process:
         replace_text(parent / f"{name}-seeds.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -103,11 +91,10 @@ def train_seeds(config: Config, name: str, seeds: Sequence[int], *, command: str
 def seeds_table(summary: dict[str, Any]) -> str:
     """Put what `train_seeds` returned into a table: one line per seed, then mean and standard deviation."""
     lines = [("seed", *summary["mean"])]
-    lines += [(str(seed), *(f"{values[metric]:.2f}" for metric in summary["mean"])) for seed, values in summary["runs"].items()]
+    lines += [(str(seed), *(f"{value:.2f}" for value in values.values())) for seed, values in summary["runs"].items()]
     spread = zip(summary["mean"].values(), summary["std"].values(), strict=True)
     lines.append(("mean", *(f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}" for mean, std in spread)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line[0].rjust(6) + "".join(cell.rjust(16) for cell in line[1:]) for line in lines)
 
 
 def keep_freed_memory() -> None:
@@ -117,7 +104,10 @@ def keep_freed_memory() -> None:
 
 
 def end_launcher() -> None:
-    """End an `accelerate launch` of one process, which would add a traceback of its own to the one line that says what is wrong."""
+    """End an `accelerate launch` of one process, which would add a traceback of its own to the one line that says what is wrong.
+
+    It does so for every exit status but 0, unless the user gave it `--quiet`.
+    """
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent is not None else []
     if os.environ.get("WORLD_SIZE", "1") == "1" and "launch" in words and any(Path(word).stem.startswith("accelerate") for word in words):
@@ -147,25 +137,25 @@ def main(argv: list[str]) -> int:
 def run(arguments: argparse.Namespace, command: str) -> None:
     """Do what the command line asks."""
     if arguments.resume:
-        found = Run.open(arguments.resume)
-        train(found.config(), found.directory, resume=True, command=command)
-        sys.stderr.write(f"best checkpoint: {found.best_dir}\n")
-        return
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.init_from:
-        config = replace(config, train=replace(config.train, init_from=arguments.init_from))
-    stem = Path(arguments.config).stem
-    if arguments.data_report:
-        check_manifests(config)
-        sys.stdout.write(data_report(list(dict.fromkeys((config.data.train_manifest, config.data.val_manifest)))) + "\n")
-    elif arguments.seeds:
-        summary = train_seeds(config, arguments.name or stem, arguments.seeds, command=command)
-        if PartialState().is_main_process:
-            sys.stdout.write(seeds_table(summary) + "\n")
+        config, directory = Run.open(arguments.resume).config(), arguments.resume
     else:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.init_from:
+            config = replace(config, train=replace(config.train, init_from=arguments.init_from))
+        stem = Path(arguments.config).stem
+        if arguments.data_report:
+            check_manifests(config)
+            sys.stdout.write(data_report(list(dict.fromkeys((config.data.train_manifest, config.data.val_manifest)))) + "\n")
+            return
+        if arguments.seeds:
+            summary = train_seeds(config, arguments.name or stem, arguments.seeds, command=command)
+            if PartialState().is_main_process:
+                sys.stdout.write(seeds_table(summary) + "\n")
+            return
         name = arguments.name or f"{stem}-s{config.train.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        trained = train(config, Path(config.train.output_dir) / name, command=command)
-        sys.stderr.write(f"best checkpoint: {trained.best_dir}\n")
+        directory = Path(config.train.output_dir) / name
+    trained = train(config, directory, resume=bool(arguments.resume), command=command)
+    sys.stderr.write(f"best checkpoint: {trained.best_dir}\n")
 
 
 if __name__ == "__main__":

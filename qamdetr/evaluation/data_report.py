@@ -33,12 +33,7 @@ def data_report(paths: Sequence[str | Path]) -> str:
 
 
 def describe_manifest(path: Path) -> tuple[dict[str, str], str]:
-    """Read a manifest and count.
-
-    Returns:
-        Label -> text of each row of the table, a dash where there is nothing to say; and a line on the window that ends furthest after its
-        recording, empty where none does.
-    """
+    """Read a manifest and count: label -> text of each row of the table; and a line on the window furthest past the end, or nothing."""
     entries = read_manifest(path, clamp=False)
     clamped, past_end = clamp_windows(entries)
     windows = [(window, entry) for entry in entries for window in entry.relevant_windows or ()]

@@ -58,10 +58,8 @@ def match(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -
         raise DataError(f"{len(predictions) - len(by_qid)} qids occur twice in the predictions", "give one entry per query")
     missing = [entry.qid for entry in truth if entry.qid not in by_qid]
     if missing:
-        raise DataError(
-            f"{len(missing)} of {len(truth)} queries have no prediction, the first is qid {missing[0]!r}",
-            "give one line for every query of the ground truth",
-        )
+        what = f"{len(missing)} of {len(truth)} queries have no prediction, the first is qid {missing[0]!r}"
+        raise DataError(what, "give one line for every query of the ground truth")
     counted = [entry for entry in truth if entry.relevant_windows]
     if not counted:
         raise DataError(f"None of the {len(truth)} queries of the ground truth has `relevant_windows`; there is nothing to score.")

@@ -46,12 +46,8 @@ def _is_blank(value: object) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-_COUNT: _Rules = (
-    (
-        lambda value: isinstance(value, int) and is_finite_number(value) and 0 <= value <= MAX_PARAMETERS,
-        f"; it must be a whole number, at least 0 and at most {MAX_PARAMETERS:g}.",
-    ),
-)
+_TOO_MANY = f"; it must be a whole number, at least 0 and at most {MAX_PARAMETERS:g}."
+_COUNT: _Rules = ((lambda value: isinstance(value, int) and is_finite_number(value) and 0 <= value <= MAX_PARAMETERS, _TOO_MANY),)
 _RECALL: _Rules = (
     (lambda value: is_finite_number(value) and 0 <= value <= 100, "; it must be a percentage, from 0 to 100."),
     (lambda value: not 0 < value <= 1, ", which looks like a share of 1; give percent, from 0 to 100."),
@@ -85,10 +81,8 @@ _TOP_SECTIONS = ", ".join(dict.fromkeys(path[0] for path in _FIELDS))
 def output_text(predictions: Sequence[PredictionEntry], manifest: Sequence[QueryEntry]) -> tuple[str, int]:
     """Write predictions as the challenge wants them: a line per query of the manifest, windows as pairs, most confident first.
 
-    At most ten windows of a query are written, cut at the recording's ends.
-
-    Returns:
-        The file's text, and how many windows were left out because nothing of them lies inside the recording.
+    At most ten windows of a query are written, cut at the recording's ends. Returns the file's text, and how many windows were left out
+    because nothing of them lies inside the recording.
     """
     by_qid = {entry.qid: entry for entry in predictions}
     _refuse("have no prediction", [entry for entry in manifest if entry.qid not in by_qid], manifest)
@@ -195,10 +189,8 @@ def _loss_in_words(loss: LossConfig, *, quality: bool) -> str:
 
 def _refuse(problem: str, entries: Sequence[QueryEntry], manifest: Sequence[QueryEntry]) -> None:
     if entries:
-        raise DataError(
-            f"{len(entries)} of {len(manifest)} queries {problem}, the first is qid {entries[0].qid!r}; "
-            "a submission needs a window for every query of the manifest."
-        )
+        what = f"{len(entries)} of {len(manifest)} queries {problem}, the first is qid {entries[0].qid!r}"
+        raise DataError(what, "a submission needs a window for every query of the manifest")
 
 
 def _short(seconds: float) -> float | int:
@@ -290,11 +282,9 @@ def check_metadata(path: str | Path) -> list[str]:
 
 def _check_line(values: Mapping[str, Any], expected: Mapping[str | int, QueryEntry], lines: Mapping[str | int, int]) -> Iterator[str]:
     """Problems of one line of an output file."""
-    missing = [name for name in OUTPUT_FIELDS if name not in values]
-    extra = [str(name) for name in values if name not in OUTPUT_FIELDS]
-    if missing:
+    if missing := [name for name in OUTPUT_FIELDS if name not in values]:
         yield f"lacks {', '.join(missing)}."
-    if extra:
+    if extra := [str(name) for name in values if name not in OUTPUT_FIELDS]:
         yield f"has unknown fields: {', '.join(extra)}."
     qid = values.get("qid")
     entry = expected.get(qid) if isinstance(qid, (str, int)) else None

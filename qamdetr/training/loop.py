@@ -192,10 +192,8 @@ class Training:
         """Read the sums back, once for all; a loss that is not finite ends the run."""
         values = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         if not math.isfinite(values["total"]):
-            raise ConfigError(
-                f"The loss became {values['total']} near step {self.progress.step} at train.learning_rate "
-                f"{self.config.train.learning_rate:g}; lower it."
-            )
+            rate = f"train.learning_rate {self.config.train.learning_rate:g}"
+            raise ConfigError(f"The loss became {values['total']} near step {self.progress.step} at {rate}", "lower it")
         return values
 
     def show(self, stage: str, losses: Mapping[str, float], started: float) -> None:
@@ -210,15 +208,9 @@ class Training:
     def metrics_row(self, losses: Mapping[str, float], validation: Validation, seconds: float) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
         gates = {**self.evaluated.audio.gates(), **self.evaluated.text.gates()}
-        return {
-            "epoch": self.progress.epoch,
-            "step": self.progress.step,
-            "seconds": round(seconds, 1),
-            "learning_rate": self.schedule.get_last_lr()[0],
-            "loss": losses,
-            "val": validation.metrics,
-            "gates": {name: round(gate, 4) for name, gate in gates.items()},
-        }
+        row: dict[str, Any] = {"epoch": self.progress.epoch, "step": self.progress.step, "seconds": round(seconds, 1)}
+        row |= {"learning_rate": self.schedule.get_last_lr()[0], "loss": losses, "val": validation.metrics}
+        return row | {"gates": {name: round(gate, 4) for name, gate in gates.items()}}
 
     def save_best(self, validation: Validation) -> None:
         """Write the checkpoint of this epoch, with its threshold and its card."""
@@ -239,9 +231,8 @@ def initialise(model: QamDetr, name_or_dir: str) -> None:
         differing = [f"model.{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
         # With other streams nothing else can fit.
         told = [line for line in differing if "_streams" in line] or differing or [" ".join(str(error).split())[:200]]
-        raise CheckpointError(
-            f"train.init_from={name_or_dir} was made for another model: {'; '.join(told)}; give both the same model section."
-        ) from error
+        what = f"train.init_from={name_or_dir} was made for another model: {'; '.join(told)}"
+        raise CheckpointError(what, "give both the same model section") from error
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
@@ -249,11 +240,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
 
     Source: mamba-ssm spares `A_log` and `D`, because decay would change how long the state remembers; the baseline decays everything.
     """
-    spared = {name for name, p in model.named_parameters() if p.ndim < 2 or name.rsplit(".", 1)[-1] in ("A_log", "D")}
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if name not in spared], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in model.named_parameters() if name in spared], "weight_decay": 0.0},
-    ]
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (spared if parameter.ndim < 2 or name.rsplit(".", 1)[-1] in ("A_log", "D") else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     return AdamW(groups, lr=config.learning_rate)
 
 
@@ -284,10 +275,8 @@ def make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:
     """Find the devices and processes to run on; refuses a tracker that is not known or not installed, and a precision that is not there."""
     available = [str(kind) for kind in get_available_trackers()]
     if config.tracker and config.tracker not in available:  # Accelerate would silently track nothing
-        raise ConfigError(
-            f"train.tracker is {config.tracker!r}; choose one of those whose packages are installed ({', '.join(available) or 'none'}), "
-            "or leave it empty."
-        )
+        remedy = f"choose one of those whose packages are installed ({', '.join(available) or 'none'}), or leave it empty"
+        raise ConfigError(f"train.tracker is {config.tracker!r}", remedy)
     return Accelerator(
         mixed_precision=choose_precision(config),
         gradient_accumulation_steps=config.accumulate_batches,
@@ -372,17 +361,13 @@ def batches_after(loader: Any, num_done: int) -> Iterator[Any]:  # noqa: ANN401 
 
 def make_normaliser(accelerator: Accelerator) -> Normaliser:
     """Return what divides the sums of the objective, so that the average over the processes is the mean over all that they hold."""
-    num_processes = accelerator.num_processes
-    if num_processes == 1:
-        return own_count
 
     def mean_count(count: int) -> Tensor:
-        own = torch.tensor(float(count), device=accelerator.device)
-        mean: Tensor = accelerator.reduce(own, reduction="mean")
+        mean: Tensor = accelerator.reduce(torch.tensor(float(count), device=accelerator.device), reduction="mean")
         # At least one value in all processes together, as `own_count` has it.
-        return mean.clamp(min=1 / num_processes)
+        return mean.clamp(min=1 / accelerator.num_processes)
 
-    return mean_count
+    return own_count if accelerator.num_processes == 1 else mean_count
 
 
 def in_main_process(accelerator: Accelerator, work: Callable[[], Run]) -> Run:

@@ -171,16 +171,13 @@ class Run:
             ]
             if changed:
                 raise CheckpointError(f"{folder} was saved with another configuration ({'; '.join(changed[:3])}); start a new run for it.")
-        if facts.get("data_fingerprint") != data_fingerprint:
-            raise CheckpointError(
-                f"{self.directory} was trained on data {facts.get('data_fingerprint')}, but the manifests and features that its "
-                f"configuration names are now {data_fingerprint}; bring back the earlier data, or start a new run."
-            )
-        if facts["num_processes"] != num_processes:
-            raise CheckpointError(
-                f"{self.directory} is a run of {facts['num_processes']} process(es), here are {num_processes}; "
-                f"resume it with as many (accelerate launch --num_processes {facts['num_processes']}), or start a new run."
-            )
+        known, processes = facts["data_fingerprint"], facts["num_processes"]
+        if known != data_fingerprint:
+            what = f"{self.directory} was trained on data {known}, but the manifests and features that its configuration names are now"
+            raise CheckpointError(f"{what} {data_fingerprint}", "bring back the earlier data, or start a new run")
+        if processes != num_processes:
+            remedy = f"resume it with as many (accelerate launch --num_processes {processes}), or start a new run"
+            raise CheckpointError(f"{self.directory} is a run of {processes} process(es), here are {num_processes}", remedy)
         revision = git_revision()
         if revision not in facts["git_revision"].split(", then "):
             _log.warning("%s was begun with code %s, which is now %s.", self.directory, facts["git_revision"], revision)
@@ -267,10 +264,8 @@ class Run:
                 raise ValueError(f"{', '.join(damaged)} changed on the disk")
             accelerator.load_state(str(state))
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{state} cannot be resumed from ({' '.join(str(error).split())[:200]}); start a new run, "
-                f"from {self.best_dir} if you like (--init-from)."
-            ) from error
+            what = f"{state} cannot be resumed from ({' '.join(str(error).split())[:200]})"
+            raise CheckpointError(what, f"start a new run, from {self.best_dir} if you like (--init-from)") from error
 
     def _states(self) -> list[Path]:
         return sorted((self.directory / "last").glob("step-????????"))
@@ -285,10 +280,8 @@ def saving(path: Path, unfinished: Path | None = None) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"Cannot save {path} ({reason}); what was saved before is kept: free some space, then continue with --resume."
-        ) from error
+        what = f"Cannot save {path} ({' '.join(str(error).split())[:200]})"
+        raise CheckpointError(what, "what was saved before is kept: free some space, then continue with --resume") from error
 
 
 def swap_directory(fresh: Path, target: Path) -> None:

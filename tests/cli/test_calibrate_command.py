@@ -335,31 +335,6 @@ def test_stored_features_need_no_audio_unless_the_verifier_listens(calibrate, st
     assert sorted(set(oracle.paths)) == [str(moved / f"r{number}.wav") for number in range(3)]
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--grid", "0.2", "1.2"], "beta is 1.2; it must lie between 0"),
-        (["--grid", "-0.1"], "beta is -0.1; it must lie between 0"),
-        (["--grid", "nan"], "beta is nan"),
-        (["--grid"], "Option '--grid' requires an argument"),
-        (["--verifier", "none"], "The verifier is none, which has no weight to choose; give --verifier with one of pocket"),
-        (["--verifier", "owl"], "Verifier 'owl' is not known"),
-        (["--figure", "c.jpg"], "c.jpg ends in '.jpg'"),
-        (["--checkpoint", "gone"], "No checkpoint 'gone'"),
-        (["--manifest", "gone.jsonl"], "Cannot read gone.jsonl"),
-        (["--audio-dir", "gone"], "gone"),
-        (["--system", "submit2"], "--checkpoint and --system are two ways to answer"),
-        (["--from-features", "--encoder", "pocket=x"], "--encoder goes with audio"),
-        (["--set", "nonsense"], "--set 'nonsense' is not of the form"),
-    ],
-)
-def test_mistakes_are_one_line(checkpoint, manifest, oracle, told, more, message):
-    before = contents(checkpoint)
-    assert message in told("calibrate", "--checkpoint", checkpoint, "--manifest", manifest, "--verifier", "oracle", *more)
-    assert contents(checkpoint) == before
-    assert oracle.asked == []
-
-
 def test_what_must_be_named(checkpoint, oracle, manifest, tmp_path, told):
     assert "name it with --checkpoint or --system" in told("calibrate", "--manifest", manifest, "--verifier", "oracle")
     write_manifest(tmp_path / "m.jsonl", [QueryEntry("q", "a dog", "r0", 20.0, None), QueryEntry("p", "a dog", "r0", 20.0, ())])

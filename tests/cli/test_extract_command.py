@@ -101,38 +101,6 @@ def test_options_reach_the_encoders(tmp_path, extract, encoder, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ([], "Give --manifest JSONL for its recordings and queries, or --audio-dir DIR"),
-        (["--audio-dir", "nowhere"], "Cannot list nowhere"),
-        (["--audio-dir", "empty"], "empty holds no recordings; give a folder of files that end in .wav"),
-        (["--manifest", "gone.jsonl"], "Cannot read gone.jsonl"),
-        (
-            ["--manifest", "m.jsonl", "--audio-dir", "empty"],
-            "None of the 1 recordings of m.jsonl is in empty, such as 'a'; give their folder",
-        ),
-        (["--audio-dir", "audio", "--combo", "Z"], "Unknown combo 'Z'; choose one of pocket, A, B, C"),
-        (["--audio-dir", "audio", "--encoder", "wavlm"], "--encoder 'wavlm' is not of the form STREAM=ID_OR_FOLDER"),
-        (["--audio-dir", "audio", "--combo", "B", "--encoder", "roberta=x"], "combo 'B' has no stream 'roberta', only laion_clap, ms_clap"),
-        (["--audio-dir", "audio", "--dtype", "int8"], "--dtype is 'int8'"),
-        (["--audio-dir", "audio", "--queries", "gone.txt"], "Cannot read gone.txt"),
-        (["--audio-dir", "audio", "--queries", "blank.txt"], "blank.txt holds no queries"),
-        (["--audio-dir", "audio", "--queries", "audio/a.wav"], "is not UTF-8 text"),
-        (["--audio-dir", "audio", "--feature-dir", "blank.txt"], "Cannot write blank.txt"),
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, told, encoder, args, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "audio").mkdir()
-    write_sound(tmp_path / "audio" / "a.wav", 1)
-    (tmp_path / "blank.txt").write_text("\n \n")
-    make_manifest(tmp_path, "a")
-    assert message in told("extract", *args)
-    assert encoder.encoded == []
-
-
 _DRIVER = """
 import sys
 from pathlib import Path

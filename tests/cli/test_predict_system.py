@@ -221,29 +221,6 @@ def test_settings_of_a_checkpoint_may_be_changed(folder, capsys):
     assert not json.loads(predict(capsys, *call, "--set", "inference.found_threshold=1")[1])[0]["found"]
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["a.wav", "--query", "x", "--system", "submit1", "--checkpoint", "X0"], "--checkpoint and --system are two ways"),
-        (["a.wav", "--query", "x", "--members", "X0"], "--members goes with --system"),
-        (["a.wav", "--query", "x", "--system", "submit7"], "No system 'submit7': give a YAML file or one of submit1"),
-        (["a.wav", "--query", "x", "--system", "submit1", "--set", "merg=nms"], "Unknown key 'merg'; known here: members"),
-        (["a.wav", "--query", "x", "--system", "submit1", "--set", "model.dim=8"], "Unknown key 'model'"),
-        (["a.wav", "--query", "x", "--system", "mine.yaml", "--set", "data.combos=A"], "Unknown key 'data.combos'"),
-        (["a.wav", "--query", "x", "--system", "submit4"], "3 of the system's 3 members are missing: b-s0 (runs/combo_b_finetune-s0/best)"),
-        (["a.wav", "--query", "x", "--system", "mine.yaml", "--members", "X0", "X0"], "members lists X0 twice"),
-        (["a.wav", "--query", "x", "--system", "mine.yaml", "--verifier-model", "m"], "--verifier-model goes with --verifier qwen2.5-omni"),
-        (["a.wav", "--query", "x", "--checkpoint", "X0", "--verifier-url", "u"], "--verifier-url goes with --verifier qwen2.5-omni"),
-        (["a.wav", "--query", "x", "--checkpoint", "X0", "--encoder", "joint"], "--encoder 'joint' is not of the form STREAM="),
-        (["a.wav", "--query", "x", "--checkpoint", "X0", "--device", "cuda:99"], "cannot run on device 'cuda:99'"),
-        (["--manifest", "m.jsonl", "--output", "p", "--from-features", "--encoder", "joint=x"], "--encoder goes with audio"),
-        (["--manifest", "m.jsonl", "--output", "A_B_task6_9.output.jsonl"], "before that it must say Last_Inst_task6_N"),
-    ],
-)
-def test_mistakes_are_one_line(folder, told, args, message):
-    assert message in told("predict", *args)
-
-
 def test_help_names_every_verifier(capsys):
     assert cli.main(["predict", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())

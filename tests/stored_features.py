@@ -71,4 +71,4 @@ class OwnFeatures:
 
     def _all(self, kind: Kind) -> dict[str, StreamFiles]:
         versions = [StreamVersion(**json.loads(path.read_text())) for path in sorted(self.feature_dir.glob("*/encoder.json"))]
-        return {each.stream: StreamFiles.own(self.feature_dir / each.folder, kind, self.keys) for each in versions}
+        return {each.stream: StreamFiles(self.feature_dir / each.folder, kind, keys=self.keys) for each in versions}

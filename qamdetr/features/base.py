@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qamdetr.audio import Listener, Sound, num_clips
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.features.hub import Hub, MissingModelError, locate, missing_model
+from qamdetr.features.hub import Hub, MissingModelError, locate
 from qamdetr.types import Recording, TextFeatures
 
 PEAK_COLUMNS = 4000
@@ -44,11 +44,9 @@ class Step(NamedTuple):
 
 
 class FeatureListener(Listener, Protocol):
-    """Takes a recording in while it is read, and keeps what its encoder needs of it."""
+    """Takes a recording in while it is read, and keeps what its encoder needs of it; `finish` returns that."""
 
-    def finish(self) -> Tensor:
-        """Return what was kept, when all samples are in."""
-        ...
+    def finish(self) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -88,16 +86,12 @@ class Stream:
     dtype = ""
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
-        """Open the encoder; `folder` holds the stream's model in the hub's layout, and is empty for a stream without one."""
+        """Open the encoder from the folder of its model, in the hub's layout; that of a stream without `hub` is empty."""
         self.options = options
 
 
 class AudioStream(Stream):
-    """Turns a recording into one vector per clip.
-
-    Most need `encode_windows` alone, which hears each second by itself. Those that see more of the recording have their own `listener`,
-    and make their rows of what it kept in `features`.
-    """
+    """Turns a recording into one vector per clip: each second by itself, by `encode_windows`, or with its own `listener` and `features`."""
 
     has_audio = True
 
@@ -106,7 +100,7 @@ class AudioStream(Stream):
         raise NotImplementedError
 
     def listener(self) -> FeatureListener:
-        """Return what takes the recording in. Streams whose `listener` is the same function share what it keeps."""
+        """Return what takes the recording in; streams with one and the same `listener` share what it keeps."""
         return WindowListener(self)
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
@@ -126,7 +120,6 @@ class TextStream(Stream):
 
 
 STREAMS: dict[str, type[Stream]] = {}
-"""Every stream that has an encoder."""
 
 
 def stream(
@@ -185,13 +178,7 @@ class WindowListener:
 
 
 class Streams:
-    """A set of opened encoders.
-
-    Attributes:
-        name: Of the combo.
-        audio, text: Stream -> encoder, main stream first.
-        fingerprint: 16 hex digits of all their versions; see `join_fingerprints`.
-    """
+    """A set of opened encoders (stream -> encoder, main stream first), and the version of all; see `join_fingerprints`."""
 
     def __init__(self, name: str, audio: Mapping[str, AudioStream], text: Mapping[str, TextStream]) -> None:
         self.name = name
@@ -232,14 +219,12 @@ class Streams:
 
 def finish(work: Generator[Step, None, _T]) -> _T:
     """Run long work to its end, and return what it returns."""
-    ended: list[_T] = []
-
-    def watched() -> Generator[Step, None, None]:
-        ended.append((yield from work))
-
-    for _ in watched():
-        pass
-    return ended[0]
+    try:
+        while True:
+            next(work)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
 
 
 def open_streams(
@@ -254,14 +239,9 @@ def open_streams(
 ) -> Streams:
     """Open the encoders of streams. Each is opened once in a process and shared by all that ask for it.
 
-    Args:
-        audio: Streams of recordings, main stream first.
-        text: Streams of queries, likewise.
-        name: What results call this set; by default the streams' names, joined.
-        models: Stream -> hub id or folder in the place of the stream's default; see `hub.locate`.
-        dtype: `float32` or `bfloat16`, of the big encoders' weights; the pocket encoders stay float32.
-        device: As PyTorch names it; None = CUDA where there is one, else the CPU. The pocket encoders stay on the CPU.
-        download: Whether missing weights may be fetched from the hub.
+    `audio` and `text` name streams of recordings and of queries, main stream first; `name` is what results call this set. `models` (stream
+    -> hub id or folder) take the place of defaults, see `hub.locate`; `dtype` (`float32` or `bfloat16`) and `device` are of the big
+    encoders: the pocket encoders stay in float32 on the CPU. Without `download`, missing weights are not fetched from the hub.
 
     Raises:
         ConfigError: Unknown stream, type or device, or a stream that has no encoder for its modality.
@@ -269,13 +249,12 @@ def open_streams(
     """
     models = dict(models or {})
     wanted = sorted({*audio, *text})
-    unknown = [each for each in wanted if each not in STREAMS]
-    if unknown:
-        raise ConfigError(f"Unknown stream {unknown[0]!r}", f"there are encoders for {', '.join(STREAMS)}")
     for kind, names in (("audio", audio), ("text", text)):
-        lacking = [each for each in names if not getattr(STREAMS[each], f"has_{kind}")]
-        if lacking:
-            raise ConfigError(f"Stream {lacking[0]!r} has no {kind} encoder", f"take it out of the {kind} streams")
+        for each in names:
+            if each not in STREAMS:
+                raise ConfigError(f"Unknown stream {each!r}", f"there are encoders for {', '.join(STREAMS)}")
+            if not getattr(STREAMS[each], f"has_{kind}"):
+                raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
     device = _check(models, dtype, device)
     _locate_all(wanted, models, download=download)
     with _opening:  # two threads that ask at once must not hold the weights twice
@@ -284,11 +263,6 @@ def open_streams(
         }
     name = name or "+".join(dict.fromkeys([*audio, *text]))
     return Streams(name, {each: opened[each] for each in audio}, {each: opened[each] for each in text})
-
-
-def forget_streams() -> None:
-    """Let go of all opened encoders: those that nobody else holds free their memory, and the next call reads the files anew."""
-    _open.cache_clear()
 
 
 _opening = threading.RLock()
@@ -327,11 +301,11 @@ def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
 def _locate_all(names: Sequence[str], models: Mapping[str, str], *, download: bool) -> None:
     """Find the models of all streams before the first is read, so that all that are missing are told at once."""
     missing: list[MissingModelError] = []
-    for name in names:
-        for wanted in hub_models(name, models.get(name, "")):
-            # Where one cannot be reached, nobody should wait for the others' time-outs.
-            error = missing_model(name, wanted, models.get(name, ""), download=download and not missing)
-            missing += [error] if error else []
+    for stream, wanted in [(name, hub) for name in names for hub in hub_models(name, models.get(name, ""))]:
+        try:  # where one cannot be reached, nobody should wait for the others' time-outs
+            locate(stream, wanted, models.get(stream, ""), download=download and not missing)
+        except MissingModelError as error:  # noqa: PERF203 - each may be missing
+            missing.append(error)
     if missing:
         raise MissingModelError([each for error in missing for each in error.missing], missing[0].reason)
 
@@ -392,11 +366,7 @@ COMBOS: dict[str, Combo] = {
 
 
 def get_combo(name: str) -> Combo:
-    """Look up a combo; a stream that has both audio and text features is one, too.
-
-    Raises:
-        ConfigError: Unknown name.
-    """
+    """Look up a combo; a stream that has both audio and text features is one, too."""
     if name in COMBOS:
         return COMBOS[name]
     if name in STREAMS and STREAMS[name].has_audio and STREAMS[name].has_text:

@@ -5,6 +5,7 @@ Also what it shares with MS-CLAP: the log-mel front end, the audio network HTSAT
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zipfile
@@ -26,11 +27,8 @@ SAMPLE_RATE_HZ = 48_000
 PADDED_SAMPLES = 10 * SAMPLE_RATE_HZ
 HOP_SAMPLES = 480
 
-POWER_FLOOR = 1e-10
-"""Smallest mel power, -100 dB; both packages and Transformers use it."""
-
-HEAD_DIM = 64
-"""Width of an attention head in every RoBERTa and GPT-2; weights do not show it."""
+POWER_FLOOR = 1e-10  # smallest mel power, -100 dB, of both packages and Transformers
+HEAD_DIM = 64  # width of an attention head in every RoBERTa and GPT-2; weights do not show it
 
 State = dict[str, Tensor]
 
@@ -54,9 +52,7 @@ ROBERTA_TOKENIZER = Hub(
 
 
 class LogMel:
-    """Turns samples into mel power in dB, always in float32.
-
-    The window is Hann (periodic), frames are centred, edges are reflected.
+    """Turns samples into mel power in dB, always in float32; the window is Hann (periodic), frames are centred, edges are reflected.
 
     Source: `torchlibrosa.stft` (both packages' front end) and Transformers' `ClapFeatureExtractor`, which agree on all of it. Theirs work
     clip by clip or on every repetition; this one does not.
@@ -193,8 +189,7 @@ class LaionClap(AudioStream, TextStream):
 
 def _read_folder(folder: Path) -> tuple[Any, Tensor, int]:
     """Return the model in float32, its mel filters and its hop."""
-    needed = (("config.json",), _SETTINGS, TOKENIZER)
-    lacking = [names[0] for names in needed if not any((folder / name).is_file() for name in names)]
+    lacking = [names[0] for names in _HUB.groups[:-1] if not any((folder / name).is_file() for name in names)]
     if lacking:
         raise CheckpointError(f"The encoder laion_clap in {folder} lacks {', '.join(lacking)}; download the whole model again.")
     from transformers import ClapFeatureExtractor, ClapModel
@@ -224,9 +219,8 @@ def _read_package_checkpoint(path: Path) -> tuple[Any, Tensor, int]:
         model = ClapModel(config)
         fill(model, converted)
     audio = part(state, "audio_branch.")
-    stored = None if is_fused(audio) else audio.get("logmel_extractor.melW")
-    if stored is not None:
-        return model, stored.float(), HOP_SAMPLES
+    if "logmel_extractor.melW" in audio and not is_fused(audio):
+        return model, audio["logmel_extractor.melW"].float(), HOP_SAMPLES
     return model, mel_filters(sample_rate_hz=SAMPLE_RATE_HZ, mels=len(audio["bn0.weight"]), htk=is_fused(audio)), HOP_SAMPLES
 
 
@@ -272,7 +266,7 @@ def read_checkpoint(path: Path, wrapper: str) -> State:
 
 
 def part(state: Mapping[str, Tensor], prefix: str) -> State:
-    """Return the weights whose names begin with `prefix`, without it."""
+    """Weights whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -298,25 +292,22 @@ def htsat_config(state: Mapping[str, Tensor], **others: Any) -> Any:  # noqa: AN
             **others,
         )
     except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"The checkpoint has no HTSAT audio network ({error}); choose a checkpoint whose audio model is HTSAT."
-        ) from error
+        what = f"The checkpoint has no HTSAT audio network ({error})"
+        raise CheckpointError(what, "choose a checkpoint whose audio model is HTSAT") from error
 
 
 def convert_htsat(state: Mapping[str, Tensor]) -> State:
     """Give the weights of an original HTSAT the names of Transformers' `ClapAudioEncoder`."""
     converted: State = {}
-    for name, value in state.items():
-        if _NOT_USED.match(name):
+    for original, value in state.items():
+        name = functools.reduce(lambda name, pair: name.replace(*pair), _HTSAT_NAMES, original)
+        if _NOT_USED.match(original):
             continue
-        renamed = name
-        for old, new in _HTSAT_NAMES:
-            renamed = renamed.replace(old, new)
-        if ".qkv." in renamed:
-            for key, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                converted[renamed.replace(".qkv.", f".{key}.")] = third
+        if ".qkv." in name:
+            thirds = zip(("query", "key", "value"), value.chunk(3), strict=True)
+            converted |= {name.replace(".qkv.", f".{key}."): third for key, third in thirds}
         else:
-            converted[renamed] = value
+            converted[name] = value
     return converted
 
 
@@ -331,9 +322,8 @@ def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
 
     audio, text = part(state, "audio_branch."), part(state, "text_branch.")
     if "embeddings.word_embeddings.weight" not in text or "text_projection.0.weight" not in state:
-        raise CheckpointError(
-            "The checkpoint has no RoBERTa text network; choose one of the package's checkpoints with `tmodel='roberta'`."
-        )
+        what = "The checkpoint has no RoBERTa text network"
+        raise CheckpointError(what, "choose one of the package's checkpoints with `tmodel='roberta'`")
     words, hidden = text["embeddings.word_embeddings.weight"].shape
     joint = state["text_projection.2.weight"].shape[0]
     text_config = ClapTextConfig(
@@ -347,9 +337,8 @@ def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
         layer_norm_eps=1e-5,
         projection_dim=joint,
     )
-    config = ClapConfig(
-        text_config=text_config.to_dict(), audio_config=htsat_config(audio, projection_dim=joint).to_dict(), projection_dim=joint
-    )
+    audio_config = htsat_config(audio, projection_dim=joint)
+    config = ClapConfig(text_config=text_config.to_dict(), audio_config=audio_config.to_dict(), projection_dim=joint)
     converted = {f"audio_model.audio_encoder.{name}": value for name, value in convert_htsat(audio).items()}
     converted |= {f"text_model.{name}": value for name, value in text.items() if not name.endswith(("position_ids", "token_type_ids"))}
     for modality in ("audio", "text"):
@@ -366,6 +355,5 @@ def fill(model: Any, state: Mapping[str, Tensor]) -> None:  # noqa: ANN401
     lacking = [name for name in lacking if not _CONSTANTS.match(name)]
     if lacking or surplus:
         counts = f"{len(lacking)} weights missing, {len(surplus)} unknown, such as {[*lacking, *surplus][0]}"
-        raise CheckpointError(
-            f"The checkpoint does not fit its network ({counts}); it is another model's, or incomplete. Download it again."
-        )
+        what = f"The checkpoint does not fit its network ({counts})"
+        raise CheckpointError(what, "it is another model's, or incomplete. Download it again")

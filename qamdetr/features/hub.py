@@ -34,27 +34,16 @@ _DECISIVE = (
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a model lies on the hub.
-
-    Attributes:
-        repo: Hub id.
-        revision: Commit, so that features do not change when somebody changes a repository; or branch.
-        megabytes: Size of the download, about; 0 = not known.
-        files: Its files at this revision; empty = to be asked for.
-        needed: Groups of files, of each of which one must be there; empty = every one of `files`.
-        beside: Another model that the default needs beside it, such as a tokeniser.
-        called: As messages call it; empty = the encoder of its stream.
-        otherwise: What to do where there is a copy already.
-    """
+    """Where a model lies on the hub."""
 
     repo: str
-    revision: str
-    megabytes: int
-    files: tuple[str, ...]
-    needed: tuple[tuple[str, ...], ...] = ()
-    beside: Hub | None = None
-    called: str = ""
-    otherwise: str = "name a local folder with `--encoder {stream}=FOLDER`"
+    revision: str  # a commit, so that features do not change when somebody changes a repository; or a branch
+    megabytes: int  # size of the download, about; 0 = not known
+    files: tuple[str, ...]  # at this revision; empty = to be asked for
+    needed: tuple[tuple[str, ...], ...] = ()  # groups of files, of each of which one must be there; empty = every one of `files`
+    beside: Hub | None = None  # another model that the default needs beside it, such as a tokeniser
+    called: str = ""  # as messages call it; empty = the encoder of its stream
+    otherwise: str = "name a local folder with `--encoder {stream}=FOLDER`"  # what to do where there is a copy already
 
     def __str__(self) -> str:
         return f"{self.repo} (about {self.megabytes} MB)" if self.megabytes else self.repo
@@ -90,9 +79,6 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
 
     `override` takes the place of the default: a folder or file here, taken as it is, or another hub id, with `@revision` or without.
     `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean everywhere.
-
-    Raises:
-        CheckpointError: The model is not here and cannot be downloaded; one line says how to get it.
     """
     default = wanted
     if override:
@@ -110,27 +96,13 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
     return folder or _download(stream, wanted, default)
 
 
-def missing_model(stream: str, wanted: Hub, override: str = "", *, download: bool = True) -> MissingModelError | None:
-    """Find a model as `locate` does, but return the error where it is not here."""
-    try:
-        locate(stream, wanted, override, download=download)
-    except MissingModelError as error:
-        return error
-    return None
-
-
 def _cached(wanted: Hub) -> Path | None:
     """Folder of the snapshot in the hub's cache; None unless it holds everything needed (a download may have broken off)."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = None
-    for group in wanted.groups:
-        found = (try_to_load_from_cache(wanted.repo, name, revision=wanted.revision) for name in group)
-        path = next((Path(path) for path in found if isinstance(path, str)), None)
-        if path is None:
-            return None
-        folder = path.parent
-    return folder
+    found = [[try_to_load_from_cache(wanted.repo, name, revision=wanted.revision) for name in group] for group in wanted.groups]
+    paths = [next((path for path in group if isinstance(path, str)), None) for group in found]
+    return Path(paths[0]).parent if paths[0] and all(paths) else None
 
 
 def _download(stream: str, wanted: Hub, default: Hub) -> Path:
@@ -156,14 +128,14 @@ def _download(stream: str, wanted: Hub, default: Hub) -> Path:
 
 def _choose_files(stream: str, wanted: Hub, default: Hub, there: Collection[str]) -> tuple[str, ...]:
     """Pick, of the files of another hub id, the first of each needed group and the small ones beside them."""
-    chosen = [next((name for name in group if name in there), "") for group in wanted.groups]
-    if not all(chosen):
-        lacking = wanted.groups[chosen.index("")]
-        raise CheckpointError(
-            f"{wanted.repo} at revision {wanted.revision} has no {' or '.join(lacking)}",
-            f"name a model of the same kind as {default.repo} for the encoder {stream}",
-        )
-    return (*dict.fromkeys([*chosen, *(name for name in _TAKEN_ALONG if name in there)]),)
+    chosen = []
+    for group in wanted.groups:
+        found = [name for name in group if name in there]
+        if not found:
+            what = f"{wanted.repo} at revision {wanted.revision} has no {' or '.join(group)}"
+            raise CheckpointError(what, f"name a model of the same kind as {default.repo} for the encoder {stream}")
+        chosen.append(found[0])
+    return (*chosen, *(name for name in _TAKEN_ALONG if name in there and name not in chosen))
 
 
 @contextlib.contextmanager
@@ -174,10 +146,8 @@ def reading(stream: str, source: Path) -> Iterator[None]:
     except QamDetrError:
         raise
     except Exception as error:  # torch, transformers, tokenizers and safetensors raise classes of their own
-        raise CheckpointError(
-            f"{source} cannot be read as the encoder {stream} ({one_line(error)}); it is damaged or another kind of model: download it "
-            "again, or name another."
-        ) from error
+        what = f"{source} cannot be read as the encoder {stream} ({one_line(error)})"
+        raise CheckpointError(what, "it is damaged or another kind of model: download it again, or name another") from error
 
 
 def one_line(error: Exception) -> str:
@@ -191,41 +161,24 @@ def load_network(stream: str, network_class: Any, source: Path, *, unused: Colle
     `unused` are weights that may be missing because inference does not use them; `arguments` go to the class.
     """
     import torch
+    from transformers.utils import logging as messages
 
-    with reading(stream, source), _silent_transformers():
+    with reading(stream, source):
+        messages.set_verbosity_error()  # type: ignore[no-untyped-call]  # no table of weights that only training needs
+        messages.disable_progress_bar()  # type: ignore[no-untyped-call]
         network, report = network_class.from_pretrained(
             source, local_files_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
     # Each is a name, in some versions with the two shapes behind it.
     unfit = sorted(item if isinstance(item, str) else str(item[0]) for item in report["mismatched_keys"])
     if unfit:
-        raise CheckpointError(
-            f"{source}: {len(unfit)} weights of the encoder {stream}, such as {unfit[0]}, have other sizes than its config.json says; "
-            "the files do not belong together: download it again, or name another."
-        )
+        what = f"{source}: {len(unfit)} weights of the encoder {stream}, such as {unfit[0]}, have other sizes than its config.json says"
+        raise CheckpointError(what, "the files do not belong together: download it again, or name another")
     lacking = sorted(set(report["missing_keys"]) - set(unused))
     if lacking:
-        raise CheckpointError(
-            f"{source} lacks {len(lacking)} weights of the encoder {stream}, such as {lacking[0]}; it holds another kind of model, or "
-            "a part of one: download it again, or name another."
-        )
+        what = f"{source} lacks {len(lacking)} weights of the encoder {stream}, such as {lacking[0]}"
+        raise CheckpointError(what, "it holds another kind of model, or a part of one: download it again, or name another")
     return network.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Hold back Transformers' bar and its table of weights that only training needs."""
-    from transformers.utils import logging as messages
-
-    level, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
-    messages.set_verbosity_error()  # type: ignore[no-untyped-call]
-    messages.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        messages.set_verbosity(level)
-        if bar:
-            messages.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def network_settings(config: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401 - Transformers has no types
@@ -244,33 +197,34 @@ _PROBE = "Zwölf Boxkämpfer jagen a quick dog, 42 times, it barks: 🐶!!"
 
 
 class HubTokenizer:
-    """A fast tokeniser from a folder in the hub's layout."""
+    """A fast tokeniser from a folder in the hub's layout, with `tokenizer.json` or what Transformers makes a fast tokeniser of."""
 
     def __init__(
         self, folder: Path, *, stream: str, max_tokens: int, suffix: str = "", apart: Sequence[str] = (), vocab_size: int | None = None
     ) -> None:
-        """Read the tokeniser.
+        """Read the tokeniser of a stream.
 
-        Args:
-            folder: Holds `tokenizer.json`, or else the vocabulary and settings that Transformers makes a fast tokeniser of.
-            stream: For messages.
-            max_tokens: Most tokens that the encoder reads, special ones and those of the suffix included.
-            suffix: Text that the encoder expects behind every query.
-            apart: Tokens of the vocabulary that are never joined to their neighbours.
-            vocab_size: Rows of the encoder's word table, where it is known.
+        `suffix` is text that the encoder expects behind every query, and counts to `max_tokens` as special tokens do; tokens that stand
+        `apart` are never joined to their neighbours; `vocab_size` is the number of rows of the encoder's word table, where it is known.
         """
         self._stream, self._suffix, self._max_tokens = stream, suffix, max_tokens
         with reading(stream, folder):
-            self._tokenizer = _read_tokenizer(folder)
+            if (folder / "tokenizer.json").is_file():
+                from tokenizers import Tokenizer
+
+                self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            else:
+                from transformers import AutoTokenizer
+
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
             # Files may carry the settings of somebody's last call.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             self._tokenizer.add_special_tokens(list(apart))
         known = self._tokenizer.get_vocab_size()
         if vocab_size is not None and known > vocab_size:
-            raise CheckpointError(
-                f"{folder}: the tokeniser knows {known} tokens, the encoder {stream} {vocab_size}; they do not belong together."
-            )
+            what = f"{folder}: the tokeniser knows {known} tokens, the encoder {stream} {vocab_size}"
+            raise CheckpointError(what, "they do not belong together")
 
     def encode(self, query: str) -> tuple[list[int], Offsets]:
         """Return token ids and offsets. A token's range covers its letters alone, not the blank that byte-level vocabularies put before.
@@ -279,10 +233,8 @@ class HubTokenizer:
         """
         encoding = self._tokenizer.encode(query + self._suffix)
         if len(encoding.ids) > self._max_tokens:
-            raise QamDetrError(
-                f"The query has {len(encoding.ids)} tokens; the text encoder {self._stream} reads at most {self._max_tokens}. "
-                "Use a shorter sentence."
-            )
+            what = f"The query has {len(encoding.ids)} tokens; the text encoder {self._stream} reads at most {self._max_tokens}."
+            raise QamDetrError(f"{what} Use a shorter sentence.")
         return list(encoding.ids), tuple(_letters(query, begin, end) for begin, end in encoding.offsets)
 
     @property
@@ -290,17 +242,6 @@ class HubTokenizer:
         """What the tokeniser makes of a fixed sentence: differs between vocabularies, whatever files they come from."""
         encoding = self._tokenizer.encode(_PROBE + self._suffix)
         return list(encoding.ids), tuple((begin, end) for begin, end in encoding.offsets)
-
-
-def _read_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - tokenizers has no types
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(path))
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
 
 
 def _letters(query: str, begin: int, end: int) -> tuple[int, int]:

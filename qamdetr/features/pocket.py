@@ -19,6 +19,7 @@ from torch.nn.functional import avg_pool1d, normalize
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, TextStream, stream
+from qamdetr.features.hub import one_line
 from qamdetr.types import TextFeatures
 
 POCKET_CHECKPOINT = "pocket-encoder"
@@ -27,20 +28,18 @@ SAMPLE_RATE_HZ = 24_000
 HOP_SAMPLES = 375
 FRAMES_PER_CLIP = SAMPLE_RATE_HZ // HOP_SAMPLES  # 64
 FFT_SAMPLES = 1024
+_OVERLAP_SAMPLES = FFT_SAMPLES - HOP_SAMPLES  # what the frames of some clips see beyond them
 NUM_MELS = 64
 MIN_HZ, MAX_HZ = 40.0, 11_800.0
 LOG_FLOOR = 1e-8
 MEL_STATS_DIM = 24
 
-SILENT_DB = -48.0
-"""Mean mel power, in dB, of noise at about -60 dB full scale. Seconds below it, and 40 dB under the recording's loudest, are silent."""
-
+SILENT_DB = -48.0  # mean mel power of noise at about -60 dB full scale; seconds below it, and far under the loudest, are silent
 SILENT_BELOW_LOUDEST_DB = 40.0
 
 _SECTION_CLIPS = 120
 _SECTION_MARGIN_CLIPS = 4
-_FRONT_END_CLIPS = 8
-"""Clips whose spectrum is held at once."""
+_FRONT_END_CLIPS = 8  # whose spectrum is held at once
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,6 @@ def mel_filterbank() -> Tensor:
 
     filters = librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=FFT_SAMPLES, n_mels=NUM_MELS, fmin=MIN_HZ, fmax=MAX_HZ)
     return torch.from_numpy(filters.astype(np.float32))
-
-
-@functools.cache
-def _window() -> Tensor:
-    return torch.hann_window(FFT_SAMPLES)
 
 
 def mel_power(samples: np.ndarray) -> Tensor:
@@ -95,56 +89,40 @@ class MelFrontEnd:
         """Take the next samples `(n,)` float32."""
         self._held.append(samples)
         self._held_samples += len(samples)
-        if self._held_samples >= _reach(_FRONT_END_CLIPS):
+        if self._held_samples >= _FRONT_END_CLIPS * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES:
             self._take(self._held_samples)
 
     def finish(self) -> Tensor:
         """Return mel power `(mels, 64 * ceil(n / 24000))` of all `n` samples, and let go of it."""
         clips = -(-(self._held_samples - FFT_SAMPLES // 2) // SAMPLE_RATE_HZ)
-        self._held.append(np.zeros(_reach(clips) - self._held_samples, dtype=np.float32))
-        self._take(_reach(clips))
+        end = clips * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES
+        self._held.append(np.zeros(end - self._held_samples, dtype=np.float32))
+        self._take(end)
         power = torch.from_numpy(self._power[: self._frames]).T.contiguous()
         self._power = np.empty((0, NUM_MELS), dtype=np.float32)
         return power
 
     def _take(self, num_samples: int) -> None:
         """Turn the whole clips within the first samples held into power, and go on behind them."""
-        held = torch.from_numpy(np.concatenate(self._held))
-        clips = (num_samples - FFT_SAMPLES + HOP_SAMPLES) // SAMPLE_RATE_HZ
+        held, window = torch.from_numpy(np.concatenate(self._held)), torch.hann_window(FFT_SAMPLES)
+        clips = (num_samples - _OVERLAP_SAMPLES) // SAMPLE_RATE_HZ
         for begin in range(0, clips, _FRONT_END_CLIPS):
             end = min(begin + _FRONT_END_CLIPS, clips)
-            part = held[begin * SAMPLE_RATE_HZ : begin * SAMPLE_RATE_HZ + _reach(end - begin)]
-            spectrum = torch.stft(part, FFT_SAMPLES, HOP_SAMPLES, window=_window(), center=False, return_complex=True)
-            self._keep(mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square()))
+            part = held[begin * SAMPLE_RATE_HZ : end * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES]
+            spectrum = torch.stft(part, FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True)
+            power = mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square())
+            filled = self._frames + power.shape[1]
+            if filled > len(self._power):
+                self._power.resize((filled * 3 // 2, NUM_MELS), refcheck=False)
+            self._power[self._frames : filled] = power.T.numpy()
+            self._frames = filled
         self._held = [held[clips * SAMPLE_RATE_HZ :].numpy().copy()]
         self._held_samples = len(self._held[0])
-
-    def _keep(self, power: Tensor) -> None:
-        end = self._frames + power.shape[1]
-        if end > len(self._power):
-            self._power.resize((end * 3 // 2, NUM_MELS), refcheck=False)
-        self._power[self._frames : end] = power.T.numpy()
-        self._frames = end
-
-
-def _reach(clips: int) -> int:
-    """Count the samples that the frames of some clips see."""
-    return clips * SAMPLE_RATE_HZ - HOP_SAMPLES + FFT_SAMPLES
 
 
 def log_mel(power: Tensor) -> Tensor:
     """Return log mel power scaled to about [-1, 1]: silence (the floor) is -1."""
     return (torch.log10(power + LOG_FLOOR) + 3.0) / 5.0
-
-
-class _ConvPair(nn.Sequential):
-    """Two 3 x 3 convolutions with batch norm and ReLU."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        layers: list[nn.Module] = []
-        for source in (channels_in, channels_out):
-            layers += [nn.Conv2d(source, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
-        super().__init__(*layers)
 
 
 class PocketAudioModel(nn.Module):
@@ -163,8 +141,10 @@ class PocketAudioModel(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(1, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
         blocks: list[nn.Module] = []
         for index, (source, target) in enumerate(zip((stem, *stages), stages, strict=False)):
-            blocks += [nn.AvgPool2d(2)] if index else []
-            blocks += [_ConvPair(source, target)]
+            pair: list[nn.Module] = []
+            for channels in (source, target):
+                pair += [nn.Conv2d(channels, target, 3, padding=1, bias=False), nn.BatchNorm2d(target), nn.ReLU()]
+            blocks += [*([nn.AvgPool2d(2)] if index else []), nn.Sequential(*pair)]
         self.stages = nn.Sequential(*blocks)
         width = stages[-1]
         self.frame = nn.Sequential(nn.Conv1d(2 * width, config.dim, 1), nn.ReLU())
@@ -292,21 +272,17 @@ class Pocket(AudioStream, TextStream):
 
         folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
         files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
-        lacking = [file.name for file in files if not file.is_file()]
+        lacking = ", ".join(file.name for file in files if not file.is_file())
         if lacking:
-            raise CheckpointError(
-                f"{folder} lacks {', '.join(lacking)}; restore the folder from the repository or set QAMDETR_CHECKPOINTS."
-            )
+            raise CheckpointError(f"{folder} lacks {lacking}; restore the folder from the repository or set QAMDETR_CHECKPOINTS.")
         audio, text = PocketAudioModel(PocketAudioConfig()), PocketTextModel(PocketTextConfig())
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
             text.load_state_dict(unpack_state(load_file(files[1])))
             self.tokenizer = Tokenizer.from_file(str(files[2]))
         except Exception as error:  # safetensors and tokenizers raise classes of their own, torch RuntimeError
-            reason = " ".join(str(error).split())[:160]
-            raise CheckpointError(
-                f"{folder} cannot be read ({reason}); restore it from the repository (with Git LFS: `git lfs pull`)."
-            ) from error
+            what = f"{folder} cannot be read ({one_line(error)})"
+            raise CheckpointError(what, "restore it from the repository (with Git LFS: `git lfs pull`)") from error
         self.audio_model = audio.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.text_model = text.eval()
         # Of the files, not of the weights: the shipped checkpoints name this version.
@@ -333,16 +309,12 @@ class Pocket(AudioStream, TextStream):
         """Encode one query; see `TextStream`."""
         encoding = self.tokenizer.encode(query)
         if len(encoding.ids) > MAX_TOKENS:
-            raise QamDetrError(
-                f"The query has {len(encoding.ids)} tokens; the pocket text encoder reads at most {MAX_TOKENS}. Use a shorter sentence."
-            )
+            what = f"The query has {len(encoding.ids)} tokens; the pocket text encoder reads at most {MAX_TOKENS}."
+            raise QamDetrError(f"{what} Use a shorter sentence.")
         ids = torch.tensor([encoding.ids])
         tokens, sentence = self.text_model(ids, torch.ones_like(ids, dtype=torch.bool))
-        return TextFeatures(
-            tokens=tokens[0].float().clone(),
-            offsets=tuple((int(begin), int(end)) for begin, end in encoding.offsets),
-            pooled=self.text_model.to_joint(sentence)[0].float().clone(),
-        )
+        offsets = tuple((int(begin), int(end)) for begin, end in encoding.offsets)
+        return TextFeatures(tokens[0].float().clone(), offsets, self.text_model.to_joint(sentence)[0].float().clone())
 
 
 @stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True)

@@ -10,13 +10,14 @@ Source: Zenodo records 18358706 (CASTELLA), 17129257 (Clotho-Moment) and 2045025
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import re
 import shlex
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -31,6 +32,7 @@ from torch import Tensor
 from qamdetr.config import DataConfig, ModelConfig
 from qamdetr.errors import AudioError, ConfigError, DataError, FeatureValuesError
 from qamdetr.features.base import COMBOS, join_fingerprints
+from qamdetr.features.hub import one_line
 from qamdetr.files import write_whole
 from qamdetr.types import TextFeatures
 
@@ -78,10 +80,9 @@ class AudioKeys:
         self.recordings = dict(recordings)
         self._path = feature_dir / "audio-keys.txt"
         self._found: dict[str, str] = {}
-        self._known: dict[str, str] = {}
-        with contextlib.suppress(OSError):
-            # A line that a killed process left half-written has no whole key.
-            self._known = dict(re.findall(r"^(\d+ \d+ \d+ \w{16}) (\w{16})$", self._path.read_text(encoding="ascii"), re.MULTILINE))
+        # A line that a killed process left half-written has no whole key.
+        text = self._path.read_text(encoding="ascii") if self._path.is_file() else ""
+        self._known = dict(re.findall(r"^(\d+ \d+ \d+ \w{16}) (\w{16})$", text, re.MULTILINE))
 
     def stamp(self, vid: str) -> str:
         """Return what the file of a recording shows at a glance; raises `AudioError` where it cannot be read."""
@@ -139,43 +140,17 @@ class StreamFiles:
 
     Attributes:
         folder, kind: Where, and of what.
-        path_of: Name of a recording or query -> its file; None where there is none.
+        is_own: Made by the project's encoders, not published: recordings go by `vid` and audio (where it is not at hand: by `vid`), queries
+            by their wording; those of public files by `qid`.
         dim: Columns that the arrays must have; 0 = any.
         remedy: What mends a file that is not there or damaged.
     """
 
-    def __init__(self, folder: Path, kind: Kind, path_of: Callable[[str], Path | None], dim: int, remedy: str) -> None:
-        self.folder, self.kind, self.path_of, self.dim, self.remedy = folder, kind, path_of, dim, remedy
+    def __init__(self, folder: Path, kind: Kind, dim: int = 0, *, keys: AudioKeys | None = None, remedy: str = "extract again") -> None:
+        """Name a folder; one of own files with the `keys` of their recordings."""
+        self.folder, self.kind, self.dim, self.is_own, self._keys = folder, kind, dim, keys is not None, keys
+        self.remedy = remedy if self.is_own else "download it, or correct the folder in the configuration"
         self._key = "features" if kind == "audio" else "last_hidden_state"
-
-    @classmethod
-    def public(cls, folder: Path, kind: Kind, dim: int = 0) -> StreamFiles:
-        """Name a folder of the field's files; recordings go by `vid`, queries by `qid`."""
-        prefix = "qid" if kind == "text" else ""
-        return cls(
-            folder, kind, lambda name: folder / f"{prefix}{name}.npz", dim, "download it, or correct the folder in the configuration"
-        )
-
-    @classmethod
-    def own(cls, folder: Path, kind: Kind, keys: AudioKeys, dim: int = 0, remedy: str = "extract again") -> StreamFiles:
-        """Name a folder of own files; queries go by their wording, recordings by `vid` and audio (where it is not at hand: by `vid`)."""
-        listed: dict[str, list[Path]] = {}
-
-        def path_of(name: str) -> Path | None:
-            if kind == "text":
-                return folder / "text" / f"{blake2b(name.encode(), digest_size=16).hexdigest()}.npz"
-            if name in keys.recordings:
-                with contextlib.suppress(AudioError):
-                    return folder / f"{_spell(name)}.{keys.key(name)}.npz"
-                return None
-            for path in () if listed else folder.glob("*.npz"):
-                listed.setdefault(path.name[: -len(f".{_NO_AUDIO}.npz")], []).append(path)
-            versions = listed.get(_spell(name), [])
-            if len(versions) > 1:
-                raise DataError(f"{folder} holds {len(versions)} versions of {name!r}", "name the audio folder to tell which is meant")
-            return versions[0] if versions else None
-
-        return cls(folder, kind, path_of, dim, remedy)
 
     @classmethod
     def claimed(cls, feature_dir: Path, version: StreamVersion, kind: Kind, keys: AudioKeys) -> StreamFiles:
@@ -183,7 +158,29 @@ class StreamFiles:
         folder = feature_dir / version.folder
         if version not in versions_of(feature_dir, version.stream):  # the same version from another place is noted anew
             _write(folder / _RECORD_FILE, json.dumps(asdict(version)).encode())
-        return cls.own(folder, kind, keys)
+        return cls(folder, kind, keys=keys)
+
+    def path_of(self, name: str) -> Path | None:
+        """Return the file of a recording or query, there or not; None where its audio cannot be read, or nothing has its name."""
+        if self._keys is None:
+            return self.folder / f"{'qid' if self.kind == 'text' else ''}{name}.npz"
+        if self.kind == "text":
+            return self.folder / "text" / f"{blake2b(name.encode(), digest_size=16).hexdigest()}.npz"
+        if name in self._keys.recordings:
+            with contextlib.suppress(AudioError):
+                return self.folder / f"{_spell(name)}.{self._keys.key(name)}.npz"
+            return None
+        versions = self._by_name.get(_spell(name), [])
+        if len(versions) > 1:
+            raise DataError(f"{self.folder} holds {len(versions)} versions of {name!r}", "name the audio folder to tell which is meant")
+        return versions[0] if versions else None
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        listed: dict[str, list[Path]] = {}
+        for path in self.folder.glob("*.npz"):
+            listed.setdefault(path.name[: -len(f".{_NO_AUDIO}.npz")], []).append(path)
+        return listed
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that have no whole file, each once; contents are not read."""
@@ -253,8 +250,8 @@ class StreamFiles:
         """Open a file that holds the array; whatever goes wrong while it is open becomes one line."""
         path = self.path_of(name)
         if path is None or not path.exists():
-            what = f"No features of the {'recording' if self.kind == 'audio' else 'query'} {name!r} in {self.folder}"
-            raise DataError(what, self.remedy)
+            noun = "recording" if self.kind == "audio" else "query"
+            raise DataError(f"No features of the {noun} {name!r} in {self.folder}", self.remedy)
         try:
             with zipfile.ZipFile(path) as archive:
                 held = [member.removesuffix(".npy") for member in archive.namelist()]
@@ -265,8 +262,7 @@ class StreamFiles:
         except DataError:
             raise
         except Exception as error:  # zipfile, zlib, tokenize and NumPy raise classes of their own on damaged files
-            reason = " ".join(str(error).split())[:160]
-            raise DataError(f"{path} cannot be read ({reason})", f"delete it and {self.remedy}") from error
+            raise DataError(f"{path} cannot be read ({one_line(error)})", f"delete it and {self.remedy}") from error
 
     def _check(self, path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
         if len(shape) != 2 or shape[0] == 0 or dtype.kind != "f":
@@ -284,8 +280,8 @@ class FeatureStore:
     With public files alone, neither own features nor audio are needed. Public text has neither character offsets nor a pooled vector, so an
     auxiliary stream beside it is averaged over the whole query, and `model.similarity` cannot be used with it.
 
-    Recordings are given by `vid`, queries as `qid` -> wording: public files go by the one, own ones by the other. Reading raises
-    `DataError` for missing or damaged files, other widths than the model's, values that are not finite, streams of different lengths.
+    Recordings are given by `vid`, queries as `qid` -> wording. Reading raises `DataError` for missing or damaged files, other widths than
+    the model's, values that are not finite, streams of different lengths.
     """
 
     def __init__(self, model: ModelConfig, data: DataConfig, recordings: Mapping[str, Path] | None = None) -> None:
@@ -301,14 +297,14 @@ class FeatureStore:
         unknown = sorted(set(public) - set(widths))
         if unknown:
             raise ConfigError(f"data.{kind}_features names {unknown[0]!r}; model.{kind}_streams has only {', '.join(widths)}.")
-        files = {}
-        for name, dim in widths.items():
-            if name in public:
-                files[name] = StreamFiles.public(Path(public[name]), kind, dim)
-            else:
-                self._own[name] = _choose(name, self._data)
-                files[name] = StreamFiles.own(Path(self._data.feature_dir) / self._own[name].folder, kind, keys, dim, self.remedy)
-        return files
+        self._own.update((name, _choose(name, self._data)) for name in widths if name not in public)
+        folder = Path(self._data.feature_dir)
+        return {
+            name: StreamFiles(Path(public[name]), kind, dim)
+            if name in public
+            else StreamFiles(folder / self._own[name].folder, kind, dim, keys=keys, remedy=self.remedy)
+            for name, dim in widths.items()
+        }
 
     def num_clips(self, vid: str) -> int:
         """Clips of a recording, read from headers alone and remembered."""
@@ -324,7 +320,7 @@ class FeatureStore:
 
     def text(self, query: str, qid: str) -> dict[str, TextFeatures]:
         """Return stream -> features of a query."""
-        return {name: files.text(query if name in self._own else qid) for name, files in self._text.items()}
+        return {name: files.text(query if files.is_own else qid) for name, files in self._text.items()}
 
     def check(self, vids: Iterable[str], queries: Mapping[str, str]) -> None:
         """Read every recording and query once."""
@@ -333,29 +329,30 @@ class FeatureStore:
         for qid, query in queries.items():
             self.text(query, qid)
 
-    def missing(self, vids: Iterable[str], queries: Mapping[str, str]) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
-        """Return `(place, remedy)` -> recordings and queries (public files: their `qid`) that are not there; empty when everything is."""
+    def _wanted(self, vids: Iterable[str], queries: Mapping[str, str]) -> Iterator[tuple[str, StreamFiles, list[str]]]:
+        """Yield each stream with its files and the names that recordings or queries have there."""
         vids = list(vids)
-        gaps: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
-        for column, streams, qids, wordings in ((0, self._audio, vids, vids), (1, self._text, [*queries], [*queries.values()])):
-            for name, files in streams.items():
-                lacking = files.missing(wordings if name in self._own else qids)
-                where = f"{files.folder}" if files.folder.is_dir() else f"{files.folder}, which is no folder"
-                place = (f"data.{files.kind}_features.{name} ({where})", "download them or correct the folder")
-                if name in self._own:
-                    place = (self._data.feature_dir, self.remedy)
-                if lacking:
-                    known = gaps.setdefault(place, ([], []))[column]
-                    known += [each for each in lacking if each not in set(known)]
-        return gaps
+        for name, files in self._audio.items():
+            yield name, files, vids
+        for name, files in self._text.items():
+            yield name, files, [*(queries.values() if files.is_own else queries)]
+
+    def missing(self, vids: Iterable[str], queries: Mapping[str, str]) -> Iterator[tuple[tuple[str, str], str, list[str]]]:
+        """Yield `(place, remedy)`, "recording" or "query", and the names of those that are not there."""
+        for name, files, wanted in self._wanted(vids, queries):
+            where = f"{files.folder}" if files.folder.is_dir() else f"{files.folder}, which is no folder"
+            place = (f"data.{files.kind}_features.{name} ({where})", "download them or correct the folder")
+            lacking = files.missing(wanted)
+            if lacking:
+                own = (self._data.feature_dir, self.remedy)
+                yield own if files.is_own else place, "recording" if files.kind == "audio" else "query", lacking
 
     def content(self, vids: Iterable[str], queries: Mapping[str, str]) -> str:
         """Return 16 hex digits that change with the content of any file that these need, wherever the files lie."""
         digest = blake2b(digest_size=8)
-        for streams, qids, wordings in ((self._audio, set(vids), set(vids)), (self._text, set(queries), set(queries.values()))):
-            for name, files in sorted(streams.items()):
-                for each in sorted(wordings if name in self._own else qids):
-                    digest.update(f"{name} {files.checksum(each)} ".encode())
+        for name, files, wanted in sorted(self._wanted(vids, queries), key=lambda each: (each[1].kind, each[0])):
+            for each in sorted(set(wanted)):
+                digest.update(f"{name} {files.checksum(each)} ".encode())
         return digest.hexdigest()
 
     @property
@@ -390,32 +387,30 @@ class FeatureStore:
         parts = []
         made = {name: version.fingerprint for name, version in self._own.items() if version.fingerprint}
         if made:
-            combo = COMBOS.get(self._data.combo)
-            names = {*combo.audio_streams, *combo.text_streams} if combo else set()
-            whole = {name: _choose(name, self._data).fingerprint for name in names}
-            parts = [join_fingerprints(whole if whole and all(whole.values()) else made)]
+            streams = {name for names in COMBOS.get(self._data.combo, ()) for name in names}
+            whole = {name: _choose(name, self._data).fingerprint for name in streams}
+            parts.append(join_fingerprints(whole if whole and all(whole.values()) else made))
+        public = [each for each in self._wanted(vids, queries) if not each[1].is_own]
         digest = blake2b(digest_size=8)
-        for streams, known in ((self._audio, sorted(set(vids))), (self._text, sorted(queries))):
-            for stream in sorted(set(streams) - set(self._own)):
-                for name in (known[0], known[len(known) // 2], known[-1]):
-                    rows = streams[stream].audio(name)
-                    digest.update(f"{stream} {tuple(rows.shape)} ".encode() + rows.numpy().tobytes())
-        has_public = set(self._own) < {*self._audio, *self._text}
-        return "+".join([*parts, f"public-{digest.hexdigest()}"] if has_public else parts)
+        for stream, files, names in sorted(public, key=lambda each: (each[1].kind, each[0])):
+            known = sorted(set(names))
+            for name in (known[0], known[len(known) // 2], known[-1]):
+                rows = files.audio(name)
+                digest.update(f"{stream} {tuple(rows.shape)} ".encode() + rows.numpy().tobytes())
+        return "+".join([*parts, f"public-{digest.hexdigest()}"] if public else parts)
 
 
 def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[str, str]]]) -> None:
     """Check before training that every feature of every set (store, recordings, queries) is there; all that is not is one `DataError`."""
-    joined: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
+    gaps: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
     for store, vids, queries in sets:
-        for place, lacking in store.missing(vids, queries).items():
-            for known, names in zip(joined.setdefault(place, ({}, {})), lacking, strict=True):
-                known.update(dict.fromkeys(names))
-    if joined:
-        lines = []
-        for (where, remedy), (recordings, texts) in joined.items():
-            counts = " and ".join(filter(None, [count_names([*recordings], "recording"), count_names([*texts], "query")]))
-            lines.append(f"{where} lacks features of {counts}: {remedy}")
+        for place, noun, names in store.missing(vids, queries):
+            gaps.setdefault(place, {}).setdefault(noun, {}).update(dict.fromkeys(names))
+    lines = []
+    for (where, remedy), lacking in gaps.items():
+        counts = " and ".join(count_names([*names], noun) for noun, names in lacking.items())
+        lines.append(f"{where} lacks features of {counts}: {remedy}")
+    if lines:
         raise DataError("; ".join(lines) + ".")
 
 
@@ -459,9 +454,7 @@ def describe_settings(models: Mapping[str, str], dtype: str) -> str:
 
 
 def count_names(names: Sequence[str], noun: str) -> str:
-    """Say how many there are and name the first, for a message: `2 queries ('a dog', 'rain')`; empty for none."""
-    if not names:
-        return ""
+    """Say how many there are and name the first, for a message: `2 queries ('a dog', 'rain')`."""
     plural = noun if len(names) == 1 else {"query": "queries"}.get(noun, noun + "s")
     shown = ", ".join(map(repr, names[:_NAMES_SHOWN]))
     return f"{len(names)} {plural} ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"

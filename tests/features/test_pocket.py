@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from qamdetr.audio import Sound
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError, QamDetrError
-from qamdetr.features import pocket
-from qamdetr.features.base import COMBOS, finish, forget_streams, open_streams
+from qamdetr.features import base, pocket
+from qamdetr.features.base import COMBOS, finish, open_streams
 from qamdetr.features.pocket import FRAMES_PER_CLIP, MAX_TOKENS, MEL_STATS_DIM, SAMPLE_RATE_HZ, MelFrontEnd, log_mel, mel_power
 
 
@@ -124,7 +124,7 @@ def test_shipped_encoder_names_real_recordings_it_never_heard(shared_dir: Path) 
 def test_broken_weights_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(CHECKPOINT_DIR / "pocket-encoder", tmp_path / "pocket-encoder")
     monkeypatch.setattr(pocket, "CHECKPOINT_DIR", tmp_path)
-    forget_streams()
+    base._open.cache_clear()
     try:
         (folder / "audio.safetensors").write_text("version https://git-lfs")
         with pytest.raises(CheckpointError, match="git lfs pull"):
@@ -133,4 +133,4 @@ def test_broken_weights_are_named_in_one_line(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(CheckpointError, match=r"lacks audio\.safetensors"):
             open_streams(["pocket"], [])
     finally:
-        forget_streams()
+        base._open.cache_clear()

@@ -21,7 +21,7 @@ from qamdetr.data.dataset import Collator, MomentDataset
 from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.features import base
-from qamdetr.features.base import COMBOS, STREAMS, AudioStream, EncoderOptions, Streams, forget_streams, get_combo, open_streams
+from qamdetr.features.base import COMBOS, STREAMS, AudioStream, EncoderOptions, Streams, get_combo, open_streams
 from qamdetr.features.extract import extract
 from qamdetr.features.store import FeatureStore
 from qamdetr.inference import retriever as serving
@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Streams that are opened, from none open."""
-    forget_streams()
+    base._open.cache_clear()
     names: list[str] = []
     locate = base.locate
     monkeypatch.setattr(base, "_locate_all", lambda *_, **__: None)
@@ -98,7 +98,7 @@ def test_parameters_are_counted_once(models: dict[str, str]) -> None:
 
 def test_all_missing_models_are_told_at_once_before_any_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: dict) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    forget_streams()
+    base._open.cache_clear()
     with pytest.raises(CheckpointError) as caught:
         open_streams(*COMBOS["A"], download=False)
     hubs = [STREAMS[name].hub for name in ("laion_clap", "ms_clap", "wavlm_base_plus")]
@@ -116,7 +116,7 @@ def test_all_missing_models_are_told_at_once_before_any_is_read(monkeypatch: pyt
     assert base.is_here("ms_clap")
     found = open_streams(*COMBOS["ms_clap"], device="cpu", download=False)
     assert found.fingerprint == open_streams(*COMBOS["ms_clap"], models=models, device="cpu").fingerprint
-    forget_streams()
+    base._open.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -35,23 +35,14 @@ MAX_DISAGREEMENT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class MomentItem:
-    """One query on one recording, or on a stretch of it.
+    """One query on one recording, or on a stretch of it."""
 
-    Attributes:
-        entry: The manifest's line, untouched.
-        audio: Stream -> `(clips, dim_s)` of the stretch, as encoded.
-        text: Stream -> features of the query.
-        windows: Ground truth in seconds from the start of the stretch; empty when the query's sound is absent.
-        duration_seconds: Length of the stretch.
-        draw: A random number for whoever makes a batch of this item; fixed by seed, epoch and index.
-    """
-
-    entry: QueryEntry
-    audio: Mapping[str, Tensor]
+    entry: QueryEntry  # the manifest's line, untouched
+    audio: Mapping[str, Tensor]  # stream -> `(clips, dim_s)` of the stretch, as encoded
     text: Mapping[str, TextFeatures]
-    windows: tuple[Window, ...]
-    duration_seconds: float
-    draw: int
+    windows: tuple[Window, ...]  # ground truth in seconds from the start of the stretch; empty when the query's sound is absent
+    duration_seconds: float  # of the stretch
+    draw: int  # a random number for whoever makes a batch of this item; fixed by seed, epoch and index
 
     @property
     def num_clips(self) -> int:
@@ -72,15 +63,10 @@ class MomentDataset(Dataset[MomentItem]):
         crop_probability: float = 0.0,
         text_noise: float = 0.0,
     ) -> None:
-        """Bind entries to features, which must be there, of the length that the manifest says (else `DataError`).
+        """Bind entries to their features, which must be there, of the length that the manifest says (else `DataError`).
 
-        Args:
-            entries: Lines of a manifest.
-            features: Of every recording and query of `entries`.
-            seed: Seed of all random choices.
-            max_clips: Longer recordings always give a random stretch of at most this length; None = whole recordings.
-            crop_probability: Chance of a random stretch for the others.
-            text_noise: Standard deviation of noise on text features, relative to the root mean square of each vector.
+        Recordings over `max_clips` always give a random stretch of at most this length, others with `crop_probability`. `text_noise` is
+        the standard deviation of noise on text features, relative to the root mean square of each vector.
         """
         self.entries = tuple(entries)
         self.features = features
@@ -92,10 +78,8 @@ class MomentDataset(Dataset[MomentItem]):
         self._num_clips = [clips[entry.vid] for entry in self.entries]
         for entry, length in zip(self.entries, self._num_clips, strict=True):
             if abs(length - entry.duration_seconds) > MAX_DISAGREEMENT_SECONDS:
-                raise DataError(
-                    f"Recording {entry.vid!r} lasts {entry.duration_seconds:g} s in the manifest, its features {length} s; "
-                    "one of them belongs to another file: correct the manifest or extract again."
-                )
+                what = f"Recording {entry.vid!r} lasts {entry.duration_seconds:g} s in the manifest, its features {length} s"
+                raise DataError(what, "one of them belongs to another file: correct the manifest or extract again")
         self._max_clips = max_clips or max(self._num_clips, default=1)
         self._windows = [covered_windows(entry, length) for entry, length in zip(self.entries, self._num_clips, strict=True)]
 
@@ -108,8 +92,7 @@ class MomentDataset(Dataset[MomentItem]):
 
     def lengths_clips(self) -> list[int]:
         """Clips of every item in this epoch, without reading features."""
-        stretches = (self._stretch(index, self._rng(index)) for index in range(len(self)))
-        return [end - begin for begin, end in stretches]
+        return [end - begin for begin, end in (self._stretch(index, self._rng(index)) for index in range(len(self)))]
 
     def __getitem__(self, index: int) -> MomentItem:
         rng = self._rng(index)
@@ -202,12 +185,9 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     def __init__(self, lengths_clips: Callable[[], Sequence[int]], batch_size: int, *, seed: int = 0, shuffle: bool = True) -> None:
         """Order items by what `lengths_clips` gives in the present epoch; without `shuffle` (validation) all are sorted by length."""
-        self.batch_size = batch_size
-        self.epoch = 0
-        self._lengths_clips = lengths_clips
-        self._num_items = len(lengths_clips())
-        self._seed = seed
-        self._shuffle = shuffle
+        self.batch_size, self.epoch = batch_size, 0
+        self._lengths_clips, self._num_items = lengths_clips, len(lengths_clips())
+        self._seed, self._shuffle = seed, shuffle
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
@@ -235,15 +215,7 @@ class LengthBucketSampler(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Model input, ground truth, and what decoding and metrics need to know of each item.
-
-    Attributes:
-        batch: Model input.
-        targets: Ground truth.
-        entries: The manifest's lines.
-        durations_seconds: Length of each item's audio.
-        num_clips: Clips of each item.
-    """
+    """Model input, ground truth, and what decoding and metrics need to know of each item: its line, and the length of its audio."""
 
     batch: Batch
     targets: Targets
@@ -262,8 +234,7 @@ class Collator:
     def __init__(self, entries: Iterable[QueryEntry], *, saliency_windows: Literal["all", "first"] = "all") -> None:
         """Take note of every query that has windows in `entries`, the whole data set.
 
-        `saliency_windows` make a clip salient; `first` is the official loop's reading, in which the other true windows of a query are
-        negatives: it is there to be measured against.
+        `saliency_windows` make a clip salient; `first` is the official loop's reading, in which other true windows are negatives.
         """
         self._most_windows = 1 if saliency_windows == "first" else None
         self._true_of: dict[str, set[str]] = defaultdict(set)
@@ -281,13 +252,8 @@ class Collator:
             saliency=torch.stack([clip_coverage(item.windows[: self._most_windows], longest) for item in items]),
             negative_index=torch.tensor([self._negative_of(item, items) for item in items]),
         )
-        return LabelledBatch(
-            batch=batch,
-            targets=targets,
-            entries=tuple(item.entry for item in items),
-            durations_seconds=tuple(item.duration_seconds for item in items),
-            num_clips=tuple(item.num_clips for item in items),
-        )
+        entries, seconds, clips = zip(*((item.entry, item.duration_seconds, item.num_clips) for item in items), strict=True)
+        return LabelledBatch(batch, targets, entries, seconds, clips)
 
     def _negative_of(self, item: MomentItem, items: Sequence[MomentItem]) -> int:
         """Pick an item whose query is not known to be true of this item's audio, or -1.
@@ -296,13 +262,9 @@ class Collator:
 
         Source: QD-DETR rolls the batch by one; that pairs queries with their own recording whenever two items share it.
         """
-        wording = _wording(item.entry.query)
-        true_here = self._true_of.get(item.entry.vid, set())
-        eligible = [
-            position
-            for position, other in enumerate(items)
-            if other.entry.vid != item.entry.vid and _wording(other.entry.query) != wording and _wording(other.entry.query) not in true_here
-        ]
+        barred = {_wording(item.entry.query), *self._true_of.get(item.entry.vid, ())}
+        others = (position for position, other in enumerate(items) if other.entry.vid != item.entry.vid)
+        eligible = [position for position in others if _wording(items[position].entry.query) not in barred]
         return eligible[item.draw % len(eligible)] if eligible else -1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -19,23 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QueryEntry:
-    """One line of a manifest: a query on a recording.
-
-    Attributes:
-        qid: Identifier of the query, always text here.
-        query: The sentence.
-        vid: Identifier of the recording: the stem of its audio file.
-        duration_seconds: Length of the recording as the manifest states it (the field's data rounds it to whole seconds).
-        relevant_windows: Ground truth; empty where the sound is absent, None where it is not known (an evaluation set).
-        numeric_qid: The file holds the qid as a number; `write_manifest` writes it back as one.
-    """
+    """One line of a manifest: a query on a recording."""
 
     qid: str
     query: str
-    vid: str
-    duration_seconds: float
-    relevant_windows: tuple[Window, ...] | None
-    numeric_qid: bool = False
+    vid: str  # the recording: the stem of its audio file
+    duration_seconds: float  # as the manifest states it (the field's data rounds it to whole seconds)
+    relevant_windows: tuple[Window, ...] | None  # ground truth; empty where the sound is absent, None where it is not known
+    numeric_qid: bool = False  # the file holds the qid as a number; `write_manifest` writes it back as one
 
 
 @dataclass(frozen=True)
@@ -80,13 +72,10 @@ def clamp_windows(entries: Iterable[QueryEntry]) -> tuple[list[QueryEntry], int]
     clamped: list[QueryEntry] = []
     changed = 0
     for entry in entries:
-        if not entry.relevant_windows:
-            clamped.append(entry)
-            continue
-        duration = entry.duration_seconds
-        windows = tuple((start, min(end, duration)) for start, end in entry.relevant_windows if start < duration)
-        changed += sum(end > duration for _, end in entry.relevant_windows)
-        clamped.append(replace(entry, relevant_windows=windows or None))
+        past = sum(end > entry.duration_seconds for _, end in entry.relevant_windows or ())
+        cut = ((start, min(end, entry.duration_seconds)) for start, end in entry.relevant_windows or () if start < entry.duration_seconds)
+        clamped.append(replace(entry, relevant_windows=tuple(cut) or None) if past else entry)
+        changed += past
     return clamped, changed
 
 
@@ -106,7 +95,7 @@ def read_predictions(path: str | Path, *, allow_pairs: bool = False) -> list[Pre
 
     With `allow_pairs`, a line may also hold `[start, end]`, best first, as submissions do; n such windows get the scores n/n, … 1/n.
     """
-    return _read_lines(Path(path), _parse_prediction_or_pairs if allow_pairs else _parse_prediction)
+    return _read_lines(Path(path), functools.partial(_parse_prediction, allow_pairs=allow_pairs))
 
 
 def write_predictions(path: str | Path, entries: Iterable[PredictionEntry]) -> None:
@@ -120,87 +109,72 @@ def write_predictions(path: str | Path, entries: Iterable[PredictionEntry]) -> N
 
 
 class _Line:
-    """One JSON object of a file, with accessors that check a field and name the line when it is wrong."""
+    """One JSON object of a file, whose fields are checked as they are read; a wrong one names the line."""
 
-    def __init__(self, path: Path, number: int, text: str) -> None:
-        self._where = f"{path}, line {number}"
+    def __init__(self, where: str, text: str) -> None:
+        self._where = where
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:  # JSON's own errors, and integers of thousands of digits
-            raise DataError(f"{self._where}: not valid JSON ({error}); each line must be one JSON object.") from error
+            raise DataError(f"{where}: not valid JSON ({error}); each line must be one JSON object.") from error
         if not isinstance(values, Mapping):
-            raise DataError(f"{self._where}: holds {type(values).__name__}; each line must be one JSON object.")
+            raise DataError(f"{where}: holds {type(values).__name__}; each line must be one JSON object.")
         self.values: Mapping[str, Any] = values
+        self.numeric_qid = isinstance(values.get("qid"), int) and not isinstance(values["qid"], bool)
 
     def fail(self, name: str, problem: str) -> NoReturn:
         raise DataError(f"{self._where}: field `{name}` {problem}")
 
-    def get(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+    def get(self, name: str, is_right: Callable[[Any], bool], must_be: str) -> Any:  # noqa: ANN401 - any JSON value
         if name not in self.values:
             self.fail(name, f"is missing; the line has {', '.join(map(str, self.values)) or 'no fields'}.")
+        if not is_right(self.values[name]):
+            self.fail(name, f"is {_shown(self.values[name])}; it must be {must_be}.")
         return self.values[name]
 
     def text(self, name: str) -> str:
-        value = self.get(name)
-        if not isinstance(value, str) or not value.strip():
-            self.fail(name, f"is {_shown(value)}; it must be text that is not empty.")
+        if name == "qid" and self.numeric_qid:
+            return str(self.values[name])
+        value = str(self.get(name, lambda value: isinstance(value, str) and bool(value.strip()), "text that is not empty"))
         # JSON can spell both, but no file name can hold a zero and no file at all half of a surrogate pair.
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
             self.fail(name, f"is {json.dumps(value)[:60]}; it holds a character that is no text: correct the line.")
-        return str(value)
+        return value
 
-    def qid(self) -> tuple[str, bool]:  # as text, and whether the file holds a number
-        value = self.get("qid")
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value), True
-        return self.text("qid"), False
-
-    def duration(self) -> float:
-        value = self.get("duration")
-        if not is_finite_number(value) or value <= 0:
-            self.fail("duration", f"is {_shown(value)}; it must be a number of seconds above 0.")
-        return float(value)
-
-    def windows(self, name: str, columns: tuple[str, ...]) -> list[list[float]]:
-        value = self.get(name)
-        if not isinstance(value, list):
-            self.fail(name, f"is {_shown(value)}; it must be a list of [{', '.join(columns)}].")
+    def windows(self, name: str, *columns: str) -> list[tuple[float, ...]]:
+        value = self.get(name, lambda value: isinstance(value, list), f"a list of [{', '.join(columns)}]")
         for item in value:
             if not isinstance(item, list) or len(item) != len(columns) or not all(map(is_finite_number, item)):
                 self.fail(name, f"holds {_shown(item)}; each window must be [{', '.join(columns)}], finite numbers.")
             if not 0 <= item[0] <= item[1]:
                 self.fail(name, f"holds {_shown(item)}; a window needs 0 <= start <= end, in seconds.")
-        return [[float(number) for number in item] for item in value]
+        return [tuple(map(float, item)) for item in value]
 
 
 def _parse_query(line: _Line) -> QueryEntry:
-    qid, numeric = line.qid()
-    windows: tuple[Window, ...] | None = None
+    qid, windows = line.text("qid"), None
     if line.values.get("relevant_windows") is not None:
-        windows = tuple((start, end) for start, end in line.windows("relevant_windows", ("start", "end")))
-        empty = next((window for window in windows if window[0] == window[1]), None)
-        if empty is not None:
-            line.fail("relevant_windows", f"holds {list(empty)}; a true window cannot be empty, start must be below end.")
-    return QueryEntry(qid, line.text("query"), line.text("vid"), line.duration(), windows, numeric)
+        windows = tuple((start, end) for start, end in line.windows("relevant_windows", "start", "end"))
+        for start, end in windows:
+            if start == end:
+                line.fail("relevant_windows", f"holds {[start, end]}; a true window cannot be empty, start must be below end.")
+    query, vid = line.text("query"), line.text("vid")
+    duration = line.get("duration", lambda value: is_finite_number(value) and value > 0, "a number of seconds above 0")
+    return QueryEntry(qid, query, vid, float(duration), windows, line.numeric_qid)
 
 
-def _parse_prediction(line: _Line) -> PredictionEntry:
-    qid, numeric = line.qid()
-    windows = line.windows("pred_relevant_windows", ("start", "end", "score"))
-    return PredictionEntry(qid, line.text("query"), line.text("vid"), tuple((s, e, score) for s, e, score in windows), numeric)
-
-
-def _parse_prediction_or_pairs(line: _Line) -> PredictionEntry:
-    value = line.get("pred_relevant_windows")
-    lengths = {len(item) for item in value if isinstance(item, list)} if isinstance(value, list) else set()
+def _parse_prediction(line: _Line, *, allow_pairs: bool) -> PredictionEntry:
+    qid, name = line.text("qid"), "pred_relevant_windows"
+    value = line.values.get(name)
+    lengths = {len(item) for item in value if isinstance(item, list)} if allow_pairs and isinstance(value, list) else set()
     if lengths >= {2, 3}:
-        line.fail("pred_relevant_windows", "mixes [start, end] and [start, end, score]; give all windows of a line a score, or none.")
-    if lengths != {2}:
-        return _parse_prediction(line)
-    qid, numeric = line.qid()
-    windows = line.windows("pred_relevant_windows", ("start", "end"))
-    scored = tuple((start, end, 1 - rank / len(windows)) for rank, (start, end) in enumerate(windows))
-    return PredictionEntry(qid, line.text("query"), line.text("vid"), scored, numeric)
+        line.fail(name, "mixes [start, end] and [start, end, score]; give all windows of a line a score, or none.")
+    if lengths == {2}:
+        pairs = line.windows(name, "start", "end")
+        scored = tuple((start, end, 1 - rank / len(pairs)) for rank, (start, end) in enumerate(pairs))
+    else:
+        scored = tuple((start, end, score) for start, end, score in line.windows(name, "start", "end", "score"))
+    return PredictionEntry(qid, line.text("query"), line.text("vid"), scored, line.numeric_qid)
 
 
 _Entry = TypeVar("_Entry", QueryEntry, PredictionEntry)
@@ -214,7 +188,7 @@ def _read_lines(path: Path, parse: Callable[[_Line], _Entry]) -> list[_Entry]:
             for number, text in enumerate(file, start=1):
                 if not text.strip():
                     continue
-                line = _Line(path, number, text)
+                line = _Line(f"{path}, line {number}", text)
                 entry = parse(line)
                 if entry.qid in seen:
                     line.fail("qid", f"{entry.qid!r} was already used on line {seen[entry.qid]}; every qid must be its own.")

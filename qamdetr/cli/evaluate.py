@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qamdetr.cli.predict import argument, note, option, refuse, with_options
 from qamdetr.errors import QamDetrError
 from qamdetr.files import write_whole
-from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis import SceneRecipe
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import QueryEntry

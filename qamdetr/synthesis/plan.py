@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from qamdetr.errors import DataError
-from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Background, Clip, Library, Window, is_within, merge_windows
 
 T = TypeVar("T")

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.errors import DataError
 from qamdetr.files import remove_abandoned, write_whole
+from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis.plan import ScenePlan, ScenePlanner
-from qamdetr.synthesis.recipe import SceneRecipe
 from qamdetr.synthesis.render import SourceCache, render_scenes
 from qamdetr.synthesis.sources import SOURCE_COLUMNS, Library, read_library
 

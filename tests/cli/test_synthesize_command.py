@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qamdetr import cli
-from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis import SceneRecipe
 
 
 def test_synthesize_hands_every_option_to_the_recipe(tmp_path, monkeypatch, capsys):

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import ConfigError, DataError, QamDetrError
+from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis import render as scene_audio
 from qamdetr.synthesis.plan import BackgroundPart, ScenePlanner
-from qamdetr.synthesis.recipe import SceneRecipe
 from qamdetr.synthesis.render import SourceCache, active_rms, loop_to, pink_noise, render
 from qamdetr.synthesis.sources import Background, Clip, Library, find_active, merge_windows, read_library
 from qamdetr.synthesis.synthesize import entries_of, synthesize

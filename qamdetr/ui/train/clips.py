@@ -19,7 +19,7 @@ from qamdetr.audio import AUDIO_SUFFIXES
 from qamdetr.errors import ConfigError, DataError
 from qamdetr.features.base import COMBOS
 from qamdetr.files import write_whole
-from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis.sources import COLUMN_ALIASES, SOURCE_COLUMNS, clips_by_name
 from qamdetr.ui.train.jobs import Step, check_name
 

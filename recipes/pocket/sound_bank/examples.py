@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 
 from qamdetr.data.manifest import read_manifest
-from qamdetr.synthesis.recipe import SceneRecipe
+from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis.synthesize import synthesize
 
 

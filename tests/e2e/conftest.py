@@ -67,7 +67,7 @@ def examples(tmp_path_factory):
 @pytest.fixture(scope="session")
 def app_url(examples):
     """Address of the running app, with the shipped checkpoint where there is one and the fake retriever elsewhere."""
-    from fake import FakeRetriever
+    from doubles import FakeRetriever
 
     from qamdetr.config import CHECKPOINT_DIR
     from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from doubles import HeldRetriever
 from event_loops import run_apart
-from fake import HeldRetriever
 
 from qamdetr.ui.settings import AppSettings
 

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from fake import HeldRetriever
+from doubles import HeldRetriever
 
 from qamdetr.ui.examples import Example
 from qamdetr.ui.settings import PASSING_REQUESTS

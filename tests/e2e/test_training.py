@@ -6,8 +6,8 @@ import shutil
 import time
 
 import pytest
+from doubles import make_clips
 from gradio_client import Client, handle_file
-from own_sounds import make_clips
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def runs_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start_app(runs_dir):
     """Starts the whole page on the module's folder of runs; starting it again is what a restart of the app is."""
-    from fake import FakeRetriever
+    from doubles import FakeRetriever
 
     from qamdetr.ui.models import SharedRetriever
     from qamdetr.ui.page import build_demo, launch_options
@@ -158,7 +158,7 @@ def test_the_whole_story(open_train, start_app, clips, runs_dir, shoot):
 
 
 def test_a_run_outlives_the_app_in_list_and_link_and_a_removed_one_is_said(open_train, start_app, runs_dir, recordings):
-    from run_folders import row, write_run
+    from doubles import row, write_run
 
     write_run(runs_dir / "second", [row(1, 5.0)], checkpoint=True)
     url, _ = start_app()
@@ -216,7 +216,7 @@ def test_a_phone_has_room_for_everything(open_train, start_app, runs_dir, shoot,
 
 def write_hostile_run(folder):
     """A run of somebody who gives folders names of his own."""
-    from run_folders import row, write_run
+    from doubles import row, write_run
 
     if not (folder / "hostile").exists():
         name = "<img src=x onerror=alert(1)> ${7*7} {{value}}"

@@ -4,7 +4,7 @@ import pytest
 
 from qamdetr.config import Config, ModelConfig, save_config, switches
 from qamdetr.errors import ConfigError
-from qamdetr.inference.checkpoint import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints, load_checkpoint
+from qamdetr.inference.checkpoint import CONFIG_FILE, WEIGHTS_FILE, available_checkpoints
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.ui import ablations
 from qamdetr.ui.train import plans
@@ -15,35 +15,17 @@ FULL = ModelConfig(audio_streams={"pocket": 8, "mel_stats": 4}, text_streams={"p
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    def make(name, model):
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        (folder / WEIGHTS_FILE).touch()
-        save_config(Config(model=model), folder / CONFIG_FILE)
-        return str(folder)
-
-    return make
+def full(tmp_path):
+    (tmp_path / WEIGHTS_FILE).touch()
+    save_config(Config(model=FULL), tmp_path / CONFIG_FILE)
+    return str(tmp_path)
 
 
-@pytest.mark.parametrize("model", [BASELINE, FULL, ModelConfig()])
-def test_what_can_be_bypassed_is_known_without_the_network(model):
-    assert set(ablations.bypassable(model)) == QamDetr(model).bypassable
-
-
-@pytest.mark.parametrize("name", available_checkpoints())
-def test_shipped_checkpoints_can_bypass_what_the_page_offers(name):
-    model, _ = load_checkpoint(name)
-    assert {component for _, component in ablations.components(name)} == model.bypassable
-
-
-def test_components_have_the_names_of_the_report(checkpoint):
-    full = checkpoint("full", FULL)
-    labels = [label for label, _ in ablations.components(full, "pocket")]
-    assert labels == [
-        "audio stream mel_stats", "text stream roberta", "3-way fusion", "multi-scale fusion", "quality in the ranking", "verifier"
-    ]  # fmt: skip
-    assert "verifier" not in [name for _, name in ablations.components(full)]
+def test_what_can_be_bypassed_is_known_without_the_network():
+    for model in (BASELINE, FULL, ModelConfig()):
+        assert set(ablations.bypassable(model)) == QamDetr(model).bypassable
+    for name in available_checkpoints():
+        assert {part for _, part in ablations.components(name)} == QamDetr(ablations.read_config(name).model).bypassable, name
     assert ablations.components("no such checkpoint") == []
 
 
@@ -58,33 +40,23 @@ def test_a_new_switch_appears_by_itself_in_the_toggles_and_in_training(monkeypat
     assert "segments" in plans.choices_of("pocket")[1]
 
 
-def test_rows_are_those_of_the_ladder():
+def test_rows_and_components_have_the_names_of_the_report(full):
     assert [row.label for row in ablations.TABLE_ROWS] == [variant.label for variant in LADDER]
     assert [row.checkpoint for row in ablations.TABLE_ROWS] == [f"ladder-{variant.name.replace('_', '-')}" for variant in LADDER]
-    assert [row.number for row in ablations.table_rows(["ladder-5-three-way", "mine"])] == [5]
+    assert [label for label, _ in ablations.components(full, "pocket")] == [
+        "audio stream mel_stats", "text stream roberta", "3-way fusion", "multi-scale fusion", "quality in the ranking", "verifier"
+    ]  # fmt: skip
 
 
-def test_the_whole_model_alone_is_asked_once(checkpoint):
-    (ask,) = ablations.plan(checkpoint("full", FULL), "pocket", [], [])
-    assert ask.bypass == ()
-    assert ask.verifier == "pocket"
-    assert (
-        ask.how
-        == "trained this way: BiMamba, 3-way fusion, multi-scale fusion, quality in the ranking; streams pocket, mel_stats and roberta"
-    )
-    assert ablations.lane_label("a dog", ask, 3, 1) == "a dog"
-
-
-def test_what_is_left_out_is_a_second_answer_of_the_same_model(checkpoint):
-    full = checkpoint("full", FULL)
-    _, ask = ablations.plan(full, "pocket", ["quality", "verifier", "no such thing", "three_way"], [])
-    assert ask.checkpoint == full
-    assert ask.bypass == ("three_way", "quality")
-    assert ask.verifier == "none"
+def test_what_is_left_out_is_a_second_answer_of_the_same_model(full):
+    whole, ask = ablations.plan(full, "pocket", ["quality", "verifier", "no such thing", "three_way"], [])
+    assert (whole.bypass, whole.verifier) == ((), "pocket")
+    assert whole.how.startswith("trained this way: BiMamba, 3-way fusion, multi-scale fusion, quality in the ranking; streams pocket, ")
+    assert (ask.checkpoint, ask.bypass, ask.verifier) == (full, ("three_way", "quality"), "none")
     assert ask.label == "Without 3-way fusion, quality in the ranking and verifier"
     assert ask.how == "bypassed in the full model: 3-way fusion, quality in the ranking and verifier"
-    assert ablations.lane_label("a dog", ask, 1, 2) == ask.label
-    assert ablations.lane_label("a dog", ask, 2, 2) == f"a dog · {ask.label}"
+    shown = [ablations.lane_label("a dog", *given) for given in ((whole, 3, 1), (ask, 1, 2), (ask, 2, 2))]
+    assert shown == ["a dog", ask.label, f"a dog · {ask.label}"]
 
 
 def test_rows_are_asked_too_but_no_model_twice(monkeypatch):
@@ -92,17 +64,12 @@ def test_rows_are_asked_too_but_no_model_twice(monkeypatch):
     asks = ablations.plan("ladder-2-bimamba", "none", [], [1, 2, 9])
     assert [ask.label for ask in asks] == ["ladder-2-bimamba", "Row 1: DETR-style baseline"]
     assert asks[1].how == "trained this way: Transformer; stream pocket"
-
-
-def test_lanes_are_limited_to_what_can_be_compared():
     ablations.check_lanes(8, 2)
     with pytest.raises(ConfigError, match="8 queries to 3 models are 24 answers; the limit is 16"):
         ablations.check_lanes(8, 3)
 
 
-@pytest.mark.parametrize(
-    ("off", "rows"), [([], []), (["quality"], []), (["quality", "verifier"], [1, 2]), (["verifier"], [6]), (["audio/mel_stats"], [])]
-)
+@pytest.mark.parametrize(("off", "rows"), [([], []), (["quality", "verifier"], [1, 2]), (["verifier"], [6]), (["audio/mel_stats"], [])])
 def test_a_plan_tells_what_it_was_made_of(monkeypatch, off, rows):
     monkeypatch.setattr(ablations, "read_config", lambda _: Config(model=FULL))
     left_out, compared_with = ablations.compared(ablations.plan("mine", "pocket", off, rows))

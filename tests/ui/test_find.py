@@ -5,10 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import gradio as gr
-import numpy as np
 import pytest
-import soundfile
-from fake import FakeRetriever, HeldRetriever
+from doubles import FakeRetriever, HeldRetriever
 
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError
@@ -20,21 +18,6 @@ from qamdetr.ui.queries import MAX_QUERIES, MAX_QUERY_CHARACTERS
 from qamdetr.ui.settings import AppSettings
 
 ASKED = ("none", 0.35, (), ())
-
-
-@pytest.fixture
-def make_audio(tmp_path):
-    def make(name="yard.wav", seconds=20):
-        path = tmp_path / name
-        soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(seconds * 8000), 8000)
-        return str(path)
-
-    return make
-
-
-@pytest.fixture
-def retriever():
-    return FakeRetriever()
 
 
 @pytest.fixture
@@ -84,15 +67,13 @@ def ask(handlers, session, text, *asked):
 def test_upload_then_query(handlers, retriever, make_audio):
     session = Session()
     *busy, ready = run(handlers, handlers.open_upload(session, make_audio()))
-    assert [view["busy"] for view in busy[:3]] == [
-        "Opening “yard.wav” …", "Listening to “yard.wav” …", "Listening to “yard.wav”: stream pocket …"
+    assert [(view["busy"], view["share"]) for view in busy[:3]] == [
+        ("Opening “yard.wav” …", None), ("Listening to “yard.wav” …", 0.25), ("Listening to “yard.wav”: stream pocket …", 0.75)
     ]  # fmt: skip
-    assert [view["share"] for view in busy[:3]] == [None, 0.25, 0.75]
     assert (ready["state"], ready["title"]) == ("ready", "yard.wav")
     answer = ask(handlers, session, "a dog")
     (lane,) = answer["lanes"]
     assert (answer["state"], lane["label"], lane["truth"]) == ("result", "a dog", None)
-    assert lane["how"].startswith("trained this way: ")
     assert [row["rank"] for row in lane["moments"]] == [1, 2, 3, 4]
     assert lane["message"]["title"] == "2 likely moments", "the list counts what is likely, not what came into question"
     ask(handlers, session, "a cat")
@@ -111,22 +92,14 @@ def test_examples_bring_their_truth_and_are_encoded_once_for_all(handlers, retri
         assert run(handlers, handlers.open_example(Session(), name, "a dog", *ASKED)) == []
 
 
-def test_a_recording_of_the_microphone_goes_the_way_of_an_upload(handlers, make_audio):
-    session = Session()
-    ready = run(handlers, handlers.open_microphone(session, make_audio("audio.wav")))[-1]
-    assert ready["title"] == "Your recording"
-    assert run(handlers, handlers.open_microphone(session, None)) == [ready]
-
-
-def test_several_queries_get_a_lane_each_and_each_its_own_truth(handlers, make_audio):
+def test_several_queries_get_a_lane_each_and_a_new_answer_its_own_choice(handlers, make_audio):
     session = opened(handlers, make_audio())
     answer = ask(handlers, session, "a dog\n\n  nothing here  \na dog\nrain")
     assert [(lane["label"], lane["found"]) for lane in answer["lanes"]] == [("a dog", True), ("nothing here", False), ("rain", True)]
-    assert session.queries == [lane.result.query for lane in session.lanes] == ["a dog", "nothing here", "rain"]
     event = SimpleNamespace(chosen=[[0, 1], [0, 99], [7, 0], "x", [0, 1]])
     assert handlers.choose_moments(session, event).chosen == [(0, 1)]
     ask(handlers, session, "rain")
-    assert session.chosen is None, "a new answer begins with its own choice"
+    assert session.chosen is None
 
 
 @pytest.mark.parametrize(
@@ -182,24 +155,13 @@ def test_full_and_ablated_answers_stand_side_by_side(ladder, handlers, retriever
     assert run(handlers, handlers.find_again(session, "pocket", 0.9, [], [])) == [session.view], "these answers are on the page"
 
 
-def test_a_model_that_was_not_calibrated_says_that_it_names_anything(make_audio):
-    for threshold, says_so in ((0.0, True), (0.1, False)):
-        handlers = FindHandlers(SharedRetriever(lambda _, threshold=threshold: FakeRetriever(found_threshold=threshold)), [])
-        answer = ask(handlers, opened(handlers, make_audio()), "dog")
-        assert ("no threshold" in answer["lanes"][0]["message"]["detail"]) == says_so
-
-
-@pytest.mark.parametrize(
-    ("settings", "seconds", "told"),
-    [
+def test_limits_are_told_before_any_work(make_audio, retriever):
+    for settings, seconds, told in (
         (AppSettings(longest_minutes=0.2), 20, r"yard\.wav lasts 0\.3 minutes; the page takes up to 0\.2; cut it"),
         (AppSettings(upload_mb=1), 100, "2 MB; the limit is 1 MB; cut it"),
-    ],
-)
-def test_limits_are_told_before_any_work(make_audio, retriever, settings, seconds, told):
-    handlers = FindHandlers(SharedRetriever(lambda _: retriever), [], settings)
-    with pytest.raises(gr.Error, match=told):
-        opened(handlers, make_audio(seconds=seconds))
+    ):
+        with pytest.raises(gr.Error, match=told):
+            opened(FindHandlers(SharedRetriever(lambda _: retriever), [], settings), make_audio(seconds=seconds))
     assert retriever.encoded == []
 
 
@@ -242,15 +204,14 @@ def test_a_model_with_other_encoders_encodes_the_open_recording_anew(ladder, mak
     ]  # fmt: skip
 
 
-def load_all_but_big(name):
-    if name == "big":
-        raise CheckpointError("big needs laion/clap", "run `hf download laion/clap`")
-    return FakeRetriever()
-
-
 def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes_its_place(ladder, warned, make_audio):
+    def load(name):
+        if name == "big":
+            raise CheckpointError("big needs laion/clap", "run `hf download laion/clap`")
+        return FakeRetriever()
+
     for first, session in ((AppSettings(checkpoint="big"), Session("big")), (AppSettings(), Session())):
-        handlers = FindHandlers(SharedRetriever(load_all_but_big, first), [])
+        handlers = FindHandlers(SharedRetriever(load, first), [])
         warned.clear()
         if not session.checkpoint:
             assert handlers.choose_model(session, "big")[1] == "qam-detr-pocket"
@@ -258,9 +219,9 @@ def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes
         assert handlers.checkpoint(session) == "qam-detr-pocket"
         assert ask(handlers, session, "a dog")["state"] == "result"
         (told,) = warned
-        assert "hf download laion/clap, or choose qam-detr-pocket under Model. Until then the page uses qam-detr-pocket." in told.replace(
-            "`", ""
-        )
+        assert "hf download laion/clap`, or choose qam-detr-pocket under Model. Until then the page uses qam-detr-pocket." in told
+    assert handlers.choose_encoder(Session("ladder-1-baseline"), "A")[1] == "ladder-1-baseline"
+    assert "No model here was trained on A: LAION-CLAP" in warned[-1]
 
 
 def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_audio):
@@ -282,15 +243,8 @@ def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_a
     assert (answer["state"], answer["title"]) == ("result", "yard.wav")
 
 
-def test_choosing_encoders_takes_a_model_that_reads_them_or_says_what_to_do(ladder, warned):
-    handlers = FindHandlers(SharedRetriever(lambda _: FakeRetriever()), [])
-    assert handlers.choose_encoder(Session("ladder-1-baseline"), "A")[1] == "ladder-1-baseline"
-    assert "No model here was trained on A: LAION-CLAP" in warned[0]
-    assert "the page stays with ladder-1-baseline" in warned[0]
-
-
 @pytest.fixture
-def held(make_audio):
+def held():
     """Encoding that goes on until it is let go."""
     retriever = HeldRetriever()
     yield retriever
@@ -335,15 +289,6 @@ def test_cancelling_brings_back_what_the_page_showed(handlers, held, busy, make_
     assert sources == [None, None], "the file that was not opened leaves its field"
     assert [view for _, view, _ in lane] == [ready]
     assert handlers.cancel(session)[2:] == (gr.skip(), gr.skip()), "an open recording stays in its field"
-
-
-def test_another_recording_takes_the_place_of_the_one_that_is_being_encoded(busy, held, make_audio):
-    handlers, session, lane = busy
-    second = handlers.open_upload(session, make_audio("short.wav"))
-    assert [view for _, view, _ in lane] == [gr.skip()], "the page already tells of the second"
-    assert held.ended.acquire(blocking=False)
-    assert run(handlers, second)[-1]["title"] == "short.wav"
-    assert held.encoded == ["short.wav"]
 
 
 def test_a_question_is_answered_when_its_recording_is_ready(busy, held):

@@ -29,7 +29,7 @@ from qamdetr.ui.lanes import (
     result_view,
     shared_how,
 )
-from qamdetr.ui.player import MAX_COLUMNS, MAX_SECONDS, PLAYER_SCRIPTS
+from qamdetr.ui.player import MAX_COLUMNS, MAX_SECONDS
 
 UI_DIR = Path(lanes_module.__file__).parent
 BETAS = (0.0, 0.05, 0.3, 0.35, 0.5, 0.95, 1.0)
@@ -94,110 +94,87 @@ def test_the_browser_ranks_and_calls_likely_exactly_as_the_server(random_lanes):
 
 
 @needs_node
-def test_the_line_of_equal_blend_lies_on_its_score_inside_the_square():
+def test_the_browsers_small_formulas():
     rng = np.random.default_rng(1)
-    given = [(float(beta), float(score)) for beta in (0.0, 0.2, 0.5, 1.0) for score in (*rng.random(20), 0.5)]
-    for (beta, score), ends in zip(given, run_js("given.map(([beta, score]) => blendLine(beta, score))", given), strict=True):
+    blends = [(float(beta), float(score)) for beta in (0.0, 0.2, 0.5, 1.0) for score in (*rng.random(20), 0.5)]
+    moves = [[float(rng.uniform(0.3, 3)), float(rng.random()), float(rng.uniform(-30, 30))] for _ in range(200)]
+    dog, cat = ["dog", [[1, 2]]], ["cat", []]
+    iou_rows = [{"iou": 0.4, "likely": True}, {"iou": 0.8, "likely": True}, {"iou": 0.9, "likely": False}]
+    truths = [[dog, dog], [dog, dog, cat], [dog, ["a", None]]]
+    lines, ranges, closer, revealed, ticks, clocks, weights, ious, truth = run_js(
+        """[
+          given.blends.map(([beta, score]) => blendLine(beta, score)),
+          given.moves.reduce((all, [factor, share, seconds]) => {
+            const last = all[all.length - 1];
+            const next = zoomed(last, factor, last.from + share * (last.to - last.from), 120);
+            return [...all, next, panned(next, seconds, 120)];
+          }, [{ from: 0, to: 120 }]),
+          zoomed({ from: 20, to: 60 }, 4, 30, 120),
+          [[50, 52], [21, 22], [50, 90]].map(([from, to]) => Object.values(revealed({ from: 20, to: 30 }, from, to, 120))),
+          [0.7, 1, 12, 90, 3600, 40000].map((span) => span / tickStep(span, 8) <= 8),
+          [0, 59.96, 61.25, 3725.04].map((second) => clock(second, 1)),
+          [5, -3, 1, 0, 0.35, "0.4", null, "", "abc", {}, NaN, undefined].map((value) => weightOf(value, 0.6)),
+          [[[1, 2]], [], null].map((truth) => iouWords({ truth, rows: given.rows })),
+          given.truths.map((lanes) => truthWords(lanes.map(([query, truth]) => ({ query, truth })))),
+        ]""",
+        {"blends": blends, "moves": moves, "rows": iou_rows, "truths": truths},
+    )
+    for (beta, score), ends in zip(blends, lines, strict=True):
         assert len(ends) == 2
         for x, y in ends:
             assert (1 - beta) * x + beta * y == pytest.approx(score)
-            assert min(x, y) >= 0
-            assert max(x, y) <= 1
-    assert run_js("blendLine(0.5, given)", 1.2) is None
-
-
-@needs_node
-def test_zoom_and_pan_stay_inside_the_recording_and_keep_the_second_under_the_pointer():
-    rng = np.random.default_rng(2)
-    moves = [[float(rng.uniform(0.3, 3)), float(rng.random()), float(rng.uniform(-30, 30))] for _ in range(200)]
-    ranges = run_js(
-        "given.reduce((all, [factor, share, seconds]) => { const last = all[all.length - 1];"
-        " const centre = last.from + share * (last.to - last.from); const next = zoomed(last, factor, centre, 120);"
-        " return [...all, next, panned(next, seconds, 120)]; }, [{ from: 0, to: 120 }])",
-        moves,
-    )
-    assert all(-1e-9 <= part["from"] <= part["to"] - 1 + 1e-9 <= 119 + 2e-9 for part in ranges)
-    closer = run_js("zoomed({ from: 20, to: 60 }, 4, 30, 120)", None)
-    assert (closer["from"], closer["to"]) == (27.5, 37.5)
-    for start, end, shown in ((50, 52, [46, 56]), (21, 22, [20, 30]), (50, 90, [49, 59])):
-        assert list(run_js(f"revealed({{ from: 20, to: 30 }}, {start}, {end}, 120)", None).values()) == shown
-
-
-@needs_node
-@pytest.mark.parametrize(
-    ("expression", "given", "expected"),
-    [
-        ("given.map((span) => span / tickStep(span, 8) <= 8)", [0.7, 1, 12, 90, 3600, 40_000], [True] * 6),
-        ("given.map((second) => clock(second, 1))", [0, 59.96, 61.25, 3725.04], ["0:00.0", "1:00.0", "1:01.3", "1:02:05.0"]),
-        (
-            "given.map((value) => weightOf(value, 0.6))",
-            [5, -3, 1, 0, 0.35, "0.4", None, "", "abc", [], {}],
-            [1, 0, 1, 0, 0.35, 0.4, 0.6, 0.6, 0.6, 0, 0.6],
-        ),
-        ("weightOf(NaN, given)", 0.6, 0.6),
-        ("weightOf(undefined, given)", None, None),
-        (
-            "given.map(iouWords)",
-            [{"truth": truth, "rows": [{"iou": 0.4, "likely": True}, {"iou": 0.8, "likely": True}, {"iou": 0.9, "likely": False}]}
-             for truth in ([[1, 2]], [], None)],
-            ["first: IoU 0.40, best: 0.80", "", ""],
-        ),
-        (
-            "given.map((lanes) => truthWords(lanes.map(([query, truth]) => ({ query, truth }))))",
-            [[["dog", [[1, 2]]], ["dog", [[1, 2]]]], [["dog", [[1, 2]]], ["dog", [[1, 2]]], ["cat", []]], [["dog", [[1, 2]]], ["a", None]]],
-            [[None, "True moments"], [None, "True moments of “dog”", "True moments of “cat”"], ["True moments of “dog”", None]],
-        ),
-    ],
-)  # fmt: skip
-def test_small_formulas_of_the_browser(expression, given, expected):
-    assert run_js(expression, given) == expected
+            assert 0 <= min(x, y) <= max(x, y) <= 1
+    assert all(-1e-9 <= part["from"] <= part["to"] - 1 + 1e-9 <= 119 + 2e-9 for part in ranges), "zoom and pan leave the recording"
+    assert (closer["from"], closer["to"]) == (27.5, 37.5), "the second under the pointer stays there"
+    assert revealed == [[46, 56], [20, 30], [49, 59]]
+    assert ticks == [True] * 6
+    assert clocks == ["0:00.0", "1:00.0", "1:01.3", "1:02:05.0"]
+    assert weights == [1, 0, 1, 0, 0.35, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    assert ious == ["first: IoU 0.40, best: 0.80", "", ""]
+    assert truth == [
+        [None, "True moments"], [None, "True moments of “dog”", "True moments of “cat”"], ["True moments of “dog”", None]
+    ]  # fmt: skip
 
 
 @needs_node
 def test_finer_columns_are_asked_for_only_where_they_would_be_seen_and_as_the_server_gives_them():
     part = {"from": 100.0, "to": 160.0}
     fine = {"from": 85.0, "to": 175.0, "columns": 1500, "asked": 1500}
-    for given, asks in (
-        ({"range": {"from": 0.0, "to": 3600.0}}, False),  # a column of the overview is 0.3 pixels
-        ({"range": {"from": 0.0, "to": 601.0}}, False),  # a little wide, and too long to read
-        ({"range": part}, True),
-        ({"range": part, "pixels": 0}, False),
-        ({"range": part, "fine": fine}, False),
-        ({"range": {"from": 110.0, "to": 140.0}, "fine": fine}, True),  # closer
-        ({"range": {"from": 140.0, "to": 200.0}, "fine": fine}, True),  # beside it
-        (
-            {"range": {"from": 100.0, "to": 101.0}, "fine": {"from": 99.0, "to": 102.0, "columns": 300, "asked": 1500}},
-            False,
-        ),  # all there is
-    ):
-        values = {"pixels": 1000, "fine": None, **given}
-        asked = run_js("closerLook(given.range, 3600, 4000, given.pixels, given.fine)", values)
-        assert (asked is not None) == asks, given
+    all_there_is = {"from": 99.0, "to": 102.0, "columns": 300, "asked": 1500}
+    cases = [
+        ({"from": 0.0, "to": 3600.0}, 1000, None, False),  # a column of the overview is 0.3 pixels
+        ({"from": 0.0, "to": 601.0}, 1000, None, False),  # a little wide, and too long to read
+        (part, 1000, None, True),
+        (part, 0, None, False),
+        (part, 1000, fine, False),
+        ({"from": 110.0, "to": 140.0}, 1000, fine, True),  # closer
+        ({"from": 140.0, "to": 200.0}, 1000, fine, True),  # beside it
+        ({"from": 100.0, "to": 101.0}, 1000, all_there_is, False),
+    ]
+    looks = run_js("given.map(([range, pixels, fine]) => closerLook(range, 3600, 4000, pixels, fine))", [case[:3] for case in cases])
+    for (view, *_, asks), asked in zip(cases, looks, strict=True):
+        assert (asked is not None) == asks, view
         if asked is not None:
-            assert 0 <= asked["from"] <= given["range"]["from"] < given["range"]["to"] <= asked["to"] <= 3600
+            assert 0 <= asked["from"] <= view["from"] < view["to"] <= asked["to"] <= 3600
             assert asked["to"] - asked["from"] <= MAX_SECONDS
             assert 1 <= asked["columns"] <= MAX_COLUMNS
 
 
-@needs_node
-def test_the_scripts_are_one_sound_function_body(tmp_path):
-    body = "".join((UI_DIR / name).read_text(encoding="utf-8") for name in PLAYER_SCRIPTS)
-    (tmp_path / "player.js").write_text(f"(element, props, trigger, watch) => {{\n{body}\n}};\n", encoding="utf-8")
-    done = subprocess.run(["node", "--check", tmp_path / "player.js"], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert sorted(PLAYER_SCRIPTS) == sorted(["weight.js", *(path.name for path in UI_DIR.glob("player*.js"))])
-
-
 def test_messages_count_what_is_likely_and_say_what_is_not_sure():
-    likely = result(moment(1, 2, 0.8), moment(3, 4, 0.5), moment(5, 6, 0.4, likely=False))
-    assert answer_message(likely, None)["title"] == "2 likely moments"
-    assert answer_message(result(moment(1, 2, 0.8)), None)["title"] == "1 likely moment"
-    absent = answer_message(result(moment(1, 2, 0.1), found=False), None)
-    assert (absent["kind"], absent["title"]) == ("absent", "Not in this recording")
-    assert "“a dog barks”. The best guess" in absent["detail"]
-    assert "And indeed" in answer_message(result(moment(1, 2, 0.1), found=False), [])["detail"]
-    assert "mistake" in answer_message(result(moment(1, 2, 0.9)), [])["detail"]
-    assert answer_message(result(found=False), None)["kind"] == "none"
+    one, likely = result(moment(1, 2, 0.8)), result(moment(1, 2, 0.8), moment(3, 4, 0.5), moment(5, 6, 0.4, likely=False))
+    absent = replace(one, found=False)
+    for answer, truth, kind, title, detail in (
+        (likely, None, "found", "2 likely moments", ""),
+        (one, None, "found", "1 likely moment", ""),
+        (one, [], "found", "1 likely moment", "mistake"),
+        (absent, None, "absent", "Not in this recording", "“a dog barks”. The best guess"),
+        (absent, [], "absent", "Not in this recording", "And indeed"),
+        (result(found=False), None, "none", "", ""),
+    ):
+        told = answer_message(answer, truth)
+        assert told["kind"] == kind
+        assert title in told["title"]
+        assert detail in told["detail"]
     for threshold in (0.0, 0.1):
         (lane,) = result_view({}, [LaneResult("a dog", "", likely, None, threshold)])["lanes"]
         assert (NEVER_REFUSES in lane["message"]["detail"]) == (threshold == 0)
@@ -233,18 +210,14 @@ def test_a_view_takes_the_weight_of_the_first_verified_lane_and_says_once_what_a
     assert shared_how([one, other])[1] == ["BiMamba", "Transformer"]
 
 
-def test_quality_is_shown_only_where_it_ranks():
+def test_quality_is_shown_only_where_it_ranks_and_iou_is_against_the_best_true_window():
     for qualities, shown in (((1.0, 1.0), [None, None]), ((0.9, 1.0), [0.9, 1.0])):
         moments = [replace(moment(float(i), i + 1.0, 0.5), quality=quality) for i, quality in enumerate(qualities)]
         (lane,) = result_view({}, [LaneResult("a dog", "", result(*moments), None)])["lanes"]
         assert [row["quality"] for row in lane["moments"]] == shown
-
-
-def test_iou_is_against_the_best_true_window():
     windows = [(0.0, 10.0), (20.0, 30.0), (50.0, 51.0)]
-    assert best_ious(windows, [(5.0, 10.0), (20.0, 30.0)]) == pytest.approx([0.5, 1.0, 0.0])
-    assert best_ious(windows, []) == [0.0, 0.0, 0.0]
-    assert best_ious(windows, None) == [None, None, None]
+    for truth, ious in (([(5.0, 10.0), (20.0, 30.0)], [0.5, 1.0, 0.0]), ([], [0.0] * 3), (None, [None] * 3)):
+        assert best_ious(windows, truth) == (ious if truth is None else pytest.approx(ious))
 
 
 @pytest.mark.parametrize(

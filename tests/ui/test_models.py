@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fake import FakeRetriever
-from run_folders import row, write_run
+from doubles import FakeRetriever, row, write_run
 
 from qamdetr.config import Config, DataConfig, InferenceConfig
 from qamdetr.errors import CheckpointError, ConfigError
@@ -39,7 +39,7 @@ def trained(runs, name, written_ns=10**9, **more):
     return folder
 
 
-def test_runs_with_a_checkpoint_follow_the_shipped_models_newest_first_and_broken_folders_hide_none(runs):
+def test_runs_follow_the_shipped_models_newest_first_and_broken_folders_hide_none(runs):
     offered = OfferedModels("qam-detr-pocket", runs)
     trained(runs, "first", 1000)
     trained(runs, "group/second", 2000, finished=True)
@@ -48,17 +48,12 @@ def test_runs_with_a_checkpoint_follow_the_shipped_models_newest_first_and_broke
     (runs / "odd" / "run.json").mkdir(parents=True)
     (runs / "loop").symlink_to(runs / "loop")
     assert list(offered.models()) == [*SHIPPED, "run: group/second", "run: first"]
-    assert offered.models()["run: first"] == str(runs / "first" / "best")
     shutil.rmtree(runs / "first")
     assert "run: first" not in offered.models()
     for elsewhere in (None, runs / "nowhere"):
         assert list(OfferedModels("qam-detr-pocket", elsewhere).models()) == SHIPPED
-
-
-def test_the_list_ends_with_the_newest_and_use_in_find_offers_any_other(runs):
     for number in range(MAX_RUNS + 1):
-        trained(runs, f"run-{number}", 1000 + number)
-    offered = OfferedModels("qam-detr-pocket", runs)
+        trained(runs, f"run-{number}", 3000 + number)
     assert len(offered.models()) == len(SHIPPED) + MAX_RUNS
     assert "run: run-0" not in offered.models()
     offered.offer("run: run-0", runs / "run-0" / "best")
@@ -71,12 +66,10 @@ def test_the_list_ends_with_the_newest_and_use_in_find_offers_any_other(runs):
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
-        ("elsewhere/mine", "mine"),
-        ("elsewhere/mine/best", "mine"),
+        ("elsewhere/mine", "mine"), ("elsewhere/mine/best", "mine"), ("runs/second/best", "run: second"),
         ("elsewhere/qam-detr-pocket", "folder: qam-detr-pocket"),
-        ("runs/second/best", "run: second"),
     ],
-)
+)  # fmt: skip
 def test_the_first_model_is_called_by_a_name_wherever_it_lies_and_listed_once(folder, name, runs, tmp_path):
     if name == "run: second":
         trained(runs, "second")
@@ -88,15 +81,10 @@ def test_the_first_model_is_called_by_a_name_wherever_it_lies_and_listed_once(fo
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Hub models that lie on this machine, by name; nothing is fetched."""
-    there = set()
-    monkeypatch.setattr(base, "is_here", lambda name, model="": STREAMS[name].hub is None or name in there)
-    return there
-
-
-@pytest.fixture
 def configs(monkeypatch):
+    """Two checkpoints that need not be here; of the hub's models, only those in the returned set are."""
+    here = set()
+    monkeypatch.setattr(base, "is_here", lambda name, model="": STREAMS[name].hub is None or name in here)
     calibrated = InferenceConfig(beta=0.2, beta_by_verifier={"pocket": 0.4})
     known = {"small": Config(), "big": Config(data=DataConfig(combo="A"), inference=calibrated)}
 
@@ -106,19 +94,16 @@ def configs(monkeypatch):
         return known[name]
 
     monkeypatch.setattr(models, "read_config", read)
+    return here
 
 
-def test_needs_are_sizes_or_here(here):
-    assert models.needs_of(["pocket", "mel_stats"]) == "here"
-    assert models.needs_of(["laion_clap", "pocket"]) == "needs a download of 618 MB"
-    assert models.needs_of(["laion_clap", "ms_clap", "wavlm_base_plus"]) == "needs a download of 1.7 GB"
-    here |= {"laion_clap", "wavlm_base_plus"}
-    assert models.needs_of(["laion_clap", "wavlm_base_plus"]) == "here"
-    assert models.needs_of(["ms_clap"]) == "needs a download of 691 MB", "its tokeniser comes with it"
-    assert models.needs_of(["roberta"], {"roberta": "somebody/model"}) == "needs a download"
-
-
-def test_models_encoders_and_verifiers_say_what_they_bring_and_need(configs, here):
+def test_models_encoders_and_verifiers_say_what_they_bring_and_need(configs):
+    for streams, told in (
+        (["pocket", "mel_stats"], "here"),
+        (["laion_clap", "pocket"], "needs a download of 618 MB"),
+        (["laion_clap", "ms_clap", "wavlm_base_plus"], "needs a download of 1.7 GB"),
+    ):
+        assert models.needs_of(streams) == told
     offered = {"small": "small", "run: big": "big", "gone": "gone"}
     assert [label for label, _ in models.model_choices(offered)] == [
         "small · pocket encoders, here", "run: big · encoders A, needs a download of 1.7 GB", "gone · cannot be read"
@@ -129,33 +114,25 @@ def test_models_encoders_and_verifiers_say_what_they_bring_and_need(configs, her
     assert labels["B"].endswith("needs a download of 1.3 GB; no model here reads them yet")
     assert models.models_with("A", offered) == ["run: big"]
     assert "train one" in models.how_to_get_encoder("B")
-    assert "needs a download of 1.3 GB" in models.how_to_get_encoder("B")
-    assert [models.own_beta("big", name) for name in ("pocket", "server")] == [0.4, 0.2]
-    assert models.own_beta("gone", "pocket") is None
-    settings = AppSettings(
-        verifiers=("none", "pocket", "qwen2.5-omni", "server"),
-        verifier_model="Qwen/Qwen2.5-Omni-3B",
-        verifier_url="http://user:secret@models.example:8000/v1",
-    )
+    assert [models.own_beta(*given) for given in (("big", "pocket"), ("big", "server"), ("gone", "pocket"))] == [0.4, 0.2, None]
+    configs |= {"laion_clap", "wavlm_base_plus"}
+    assert models.needs_of(["laion_clap", "wavlm_base_plus"]) == "here"
+    assert models.needs_of(["ms_clap"]) == "needs a download of 691 MB", "its tokeniser comes with it"
+    assert models.needs_of(["roberta"], {"roberta": "somebody/model"}) == "needs a download"
+    url = "http://user:secret@models.example:8000/v1"
+    offered = ("none", "pocket", "qwen2.5-omni", "server")
+    settings = AppSettings(verifiers=offered, verifier_model="Qwen/Qwen2.5-Omni-3B", verifier_url=url)
     verifiers = {name: label for label, name in models.verifier_choices(settings)}
-    assert list(verifiers) == list(settings.verifiers)
+    assert tuple(verifiers) == offered
     assert "needs a download of 12 GB" in verifiers["qwen2.5-omni"]
     assert verifiers["server"].endswith("models.example:8000")
 
 
 def test_loads_once_for_visitors_who_come_together():
-    loads, got, start = [], [], threading.Barrier(4)
+    loads, start = [], threading.Barrier(4)
     shared = SharedRetriever(lambda _: loads.append(1) or FakeRetriever())
-
-    def visit():
-        start.wait()
-        got.append(shared.get())
-
-    threads = [threading.Thread(target=visit) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as visitors:
+        got = list(visitors.map(lambda _: (start.wait(), shared.get())[1], range(4)))
     assert (len(loads), len({id(retriever) for retriever in got})) == (1, 1)
 
 

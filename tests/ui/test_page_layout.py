@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from fake import FakeRetriever
+from doubles import FakeRetriever
 
 from qamdetr.config import InferenceConfig
 from qamdetr.errors import DataError

@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import gradio as gr
 import pytest
-from own_sounds import make_clips
-from run_folders import row, write_run
+from doubles import make_clips, row, write_run
 
 from qamdetr.config import Config, load_config, save_config
 from qamdetr.data.manifest import read_manifest

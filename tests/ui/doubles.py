@@ -1,7 +1,8 @@
-"""A retriever without a model: real audio decoding and peaks, made-up answers that depend on query and bypass alone."""
+"""Stand-ins: a retriever without a model (real audio, made-up answers), sounds as somebody might have them, runs without training."""
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import soundfile
 import torch
 
-from qamdetr.config import Config
+from qamdetr.config import Config, ModelConfig, TrainConfig, save_config
 from qamdetr.errors import AudioError, ConfigError
 from qamdetr.features.base import LISTEN, Step, finish
 from qamdetr.inference.rerank import mark_likely, rerank
@@ -108,3 +109,47 @@ class HeldRetriever(FakeRetriever):
             self.begun.release()
             assert self.let_go.wait(60)
         return super().retrieve_many(recording, queries, **options)
+
+
+def write_noise(path, seconds, rate_hz=8000):
+    samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * rate_hz))
+    soundfile.write(path, samples.astype(np.float32), rate_hz)
+    return path
+
+
+def make_clips(folder: Path, sounds: dict[str, float], per_sound: int = 5) -> Path:
+    """Write `per_sound` clips of each sound (a name and its pitch in Hz) into a subfolder of its own."""
+    time = np.arange(24_000) / 16_000
+    for name, pitch_hz in sounds.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(per_sound):
+            tone = 0.5 * np.hanning(time.size) * np.sin(2 * np.pi * pitch_hz * (1 + 0.02 * number) * time)
+            soundfile.write(folder / name / f"{number}.wav", tone.astype(np.float32), 16_000)
+    return folder
+
+
+SMALL = ModelConfig(dim=32, num_heads=4, ffn_dim=64, encoder="transformer", encoder_layers=1)
+
+
+def row(epoch: int, r1: float, loss: float = 5.0) -> dict:
+    """One line of `metrics.jsonl`."""
+    val = {"R1@0.5": r1 + 5, "R1@0.7": r1, "mAP": r1 / 2, "mAP@0.5": r1, "mAP@0.75": r1 / 3}
+    return {"epoch": epoch, "step": 10 * epoch, "seconds": 2.0, "learning_rate": 1e-4, "loss": {"total": loss}, "val": val, "gates": {}}
+
+
+def write_run(
+    folder: Path, rows: list[dict], *, epochs: int = 3, seed: int = 0, finished: bool = False, checkpoint: bool = False, **model
+) -> Path:
+    """Write a run's `config.yaml`, `run.json`, `metrics.jsonl` and, where asked for, a `best` that looks like one."""
+    folder.mkdir(parents=True)
+    config = Config(model=replace(SMALL, **model), train=TrainConfig(epochs=epochs, seed=seed))
+    save_config(config, folder / "config.yaml")
+    facts = {"seed": seed, "val_manifest": "aaaa", **({"finished": {"epoch": len(rows)}} if finished else {})}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+    if checkpoint:
+        best = folder / "best"
+        best.mkdir()
+        for name in ("model.safetensors", "config.yaml", "run.json"):
+            (best / name).write_text("{}")
+    return folder

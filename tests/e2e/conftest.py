@@ -1,10 +1,11 @@
-"""The app as a visitor meets it: a running server, and a real browser that may talk to nobody else."""
+"""The app as visitors and programs meet it: running servers, and one real browser that may talk to nobody else."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,9 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "ui"))  # for the fake retriever, 
 
 SCREENSHOT_DIR = REPOSITORY / "build" / "screenshots"
 BROWSER_ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",  # a microphone that beeps, and may be used without asking
-    "--use-fake-ui-for-media-stream",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),  # a microphone that beeps, and may be used without asking
 ]
 
 
@@ -43,44 +37,72 @@ def bursts(seconds: int, rate_hz: int = 16000) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory) -> dict[str, Path]:
-    """Audio to upload, by name; one of them is no audio at all."""
+    """Audio to upload, by name; one of them is no audio at all, and the stand-in for a model reads "long.wav" for ever."""
     folder = tmp_path_factory.mktemp("recordings")
-    paths = {name: folder / name for name in ("walk.wav", "street.flac", "broken.wav")}
-    soundfile.write(paths["walk.wav"], bursts(40), 16000)
-    soundfile.write(paths["street.flac"], bursts(60), 16000)
+    paths = {name: folder / name for name in ("walk.wav", "street.flac", "long.wav", "short.wav", "broken.wav")}
+    for name, seconds in (("walk.wav", 40), ("street.flac", 60), ("long.wav", 20), ("short.wav", 20)):
+        soundfile.write(paths[name], bursts(seconds), 16000)
     paths["broken.wav"].write_text("this is text, not audio")
     return paths
 
 
 @pytest.fixture(scope="session")
-def examples(tmp_path_factory):
-    from qamdetr.ui.examples import Example, load_examples
+def examples():
+    from qamdetr.ui.examples import load_examples
 
-    shipped = load_examples()
-    if shipped:
-        return shipped
-    path = tmp_path_factory.mktemp("assets") / "yard.flac"
-    soundfile.write(path, bursts(30), 16000)
-    return [Example(path, "A yard, 30 s", {"a dog barks": ((3.0, 5.5), (13.0, 15.0)), "nothing like a whale": ()})]
+    return load_examples()
 
 
 @pytest.fixture(scope="session")
-def app_url(examples):
-    """Address of the running app, with the shipped checkpoint where there is one and the fake retriever elsewhere."""
-    from doubles import FakeRetriever
-
-    from qamdetr.config import CHECKPOINT_DIR
-    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
-    from qamdetr.ui.models import SharedRetriever
+def launch():
+    """Starts a page and gives its address and its `Blocks`."""
     from qamdetr.ui.page import build_demo, launch_options
 
-    trained = (CHECKPOINT_DIR / DEFAULT_CHECKPOINT / "model.safetensors").is_file()
-    model = SharedRetriever() if trained else SharedRetriever(lambda _: FakeRetriever())
+    running = []
+
+    def start(model, settings=None, examples=()):
+        demo = build_demo(model, settings, examples)
+        running.append(demo)
+        return demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(settings))[1].rstrip("/"), demo
+
+    yield start
+    for demo in running:
+        demo.close()
+
+
+@pytest.fixture(scope="session")
+def app_url(launch, examples):
+    """Address of the page with the shipped model."""
+    from qamdetr.ui.models import SharedRetriever
+
+    model = SharedRetriever()
     model.warm_up()
-    demo = build_demo(model, examples=examples)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield url.rstrip("/")
-    demo.close()
+    return launch(model, None, examples)[0]
+
+
+@pytest.fixture(scope="session")
+def held_page(launch, recordings):
+    """Address and `Blocks` of a page with room for one who waits, serving MCP, and the stand-in that works until it is let go."""
+    from doubles import HeldRetriever
+
+    from qamdetr.ui.examples import Example
+    from qamdetr.ui.models import SharedRetriever
+    from qamdetr.ui.settings import AppSettings
+
+    settings, retriever = AppSettings(queue_length=1, mcp=True, training=False), HeldRetriever()
+    model = SharedRetriever(lambda _: retriever, settings)
+    url, demo = launch(model, settings, [Example(recordings["walk.wav"], "A yard", {"a dog barks": ()})])
+    yield url, demo, retriever
+    retriever.let_go.set()
+
+
+@pytest.fixture
+def held(held_page):
+    url, demo, retriever = held_page
+    retriever.let_go.clear()
+    retriever.begun, retriever.ended = threading.Semaphore(0), threading.Semaphore(0)
+    yield url, demo, retriever
+    retriever.let_go.set()
 
 
 @pytest.fixture(scope="session")
@@ -96,19 +118,21 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser, app_url):
-    """Opens the app in a fresh profile; at the end no request may have left the machine and no script may have failed."""
+def open_page(browser, request):
+    """Opens a page in a fresh profile; at the end no request may have left the machine and no script may have failed."""
     contexts, foreign, failures = [], [], []
 
-    def guard(route):
-        # Nothing outside is reachable from the page, whatever network the machine has.
-        if route.request.url.startswith((app_url, "data:", "blob:")):
-            route.continue_()
-        else:
-            foreign.append(route.request.url)
-            route.abort()
+    def open_it(url=None, search="", width=1280, height=900, dark=False):
+        url = url or request.getfixturevalue("app_url")
 
-    def open_it(width=1280, height=900, dark=False):
+        def guard(route):
+            # Nothing outside is reachable from the page, whatever network the machine has.
+            if route.request.url.startswith((url, "data:", "blob:")):
+                route.continue_()
+            else:
+                foreign.append(route.request.url)
+                route.abort()
+
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
         contexts.append(context)
         context.route("**/*", guard)
@@ -116,8 +140,8 @@ def open_page(browser, app_url):
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.on("dialog", lambda dialog: (failures.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.goto(app_url)
-        page.wait_for_selector(".qd-empty")
+        page.goto(url + search)
+        page.wait_for_selector(".qd-player")
         return page
 
     yield open_it

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from doubles import write_noise
 from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
 
 from qamdetr.config import VerifierConfig, config_from_dict
@@ -20,17 +20,10 @@ from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording
 from qamdetr.ui import gpu
-from qamdetr.ui.settings import AppSettings
 from qamdetr.verifiers import Verifier
 from qamdetr.verifiers.qwen_omni import QwenOmniVerifier
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def write_noise(path, seconds):
-    samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * 8000))
-    soundfile.write(path, samples.astype(np.float32), 8000)
-    return path
 
 
 def test_where_nothing_is_lent_work_is_simply_done():
@@ -51,19 +44,8 @@ def test_time_asked_for_follows_the_length_of_the_recording(tmp_path):
     unknown.write_bytes(bytes(8000 * 120))
     assert gpu.encoding_seconds(unknown) == pytest.approx(12)
     assert gpu.encoding_seconds(tmp_path / "missing.wav") == gpu.START_SECONDS
-
-
-@pytest.mark.parametrize(("wanted", "asked"), [(0.2, 1), (11.4, 12), (9000, gpu.MAX_SECONDS)])
-def test_no_loan_is_longer_than_is_ever_granted(wanted, asked):
-    assert gpu._lent_seconds(wanted, math.sqrt, (1,)) == asked
-
-
-def test_verifiers_get_what_the_environment_names():
-    settings = AppSettings(verifier_model="folder", verifier_url="http://localhost:8000/v1")
-    assert gpu.open_verifier("none", settings, VerifierConfig()) is None
-    assert gpu.open_verifier("pocket", settings, VerifierConfig()).name == "pocket"
-    assert gpu.open_verifier("qwen2.5-omni", settings, VerifierConfig()).inner.settings.model == "folder"
-    assert gpu.open_verifier("server", settings, VerifierConfig()).inner.settings.url == "http://localhost:8000/v1"
+    for wanted, asked in ((0.2, 1), (11.4, 12), (9000, gpu.MAX_SECONDS)):
+        assert gpu._lent_seconds(wanted, math.sqrt, (1,)) == asked, "no loan is longer than is ever granted"
 
 
 def test_a_borrowing_verifier_sends_no_features_and_asks_by_candidates(monkeypatch):
@@ -82,25 +64,17 @@ def test_a_borrowing_verifier_sends_no_features_and_asks_by_candidates(monkeypat
     assert verifier.verify(recording, "a bell", {}, candidates) == [0.5] * 4
     assert asked == [gpu.START_SECONDS + 4 * gpu.SECONDS_PER_CANDIDATE]
     assert (verifier.name, verifier.identity, verifier.needs_audio) == ("ear", "ear-1", True)
+    large = QwenOmniVerifier(VerifierConfig(model="folder"))
+    assert len(pickle.dumps(large.verify)) < 1000, "what borrows is small enough to be sent"
 
 
 @pytest.fixture
 def large_checkpoint(tmp_path):
     """A checkpoint on LAION-CLAP, as tiny as its encoder."""
-    config = config_from_dict(
-        {
-            "model": {
-                "audio_streams": {"laion_clap": AUDIO_DIMS["laion_clap"]},
-                "text_streams": {"laion_clap": TEXT_DIMS["laion_clap"]},
-                "dim": 16,
-                "num_heads": 2,
-                "ffn_dim": 32,
-                "encoder": "transformer",
-                "encoder_layers": 1,
-            },
-            "data": {"combo": "laion_clap", "encoder_models": tiny_hub(tmp_path / "hub")},
-        }
-    )
+    audio, text = ({"laion_clap": dims["laion_clap"]} for dims in (AUDIO_DIMS, TEXT_DIMS))
+    small = {"dim": 16, "num_heads": 2, "ffn_dim": 32, "encoder": "transformer", "encoder_layers": 1}
+    data = {"combo": "laion_clap", "encoder_models": tiny_hub(tmp_path / "hub")}
+    config = config_from_dict({"model": {"audio_streams": audio, "text_streams": text, **small}, "data": data})
     save_checkpoint(tmp_path / "large", QamDetr(config.model), config)
     return tmp_path / "large"
 
@@ -129,8 +103,3 @@ def test_only_large_encoders_borrow_and_the_work_survives_the_way_there_and_back
     assert told["mistake"].startswith("AudioError: missing.wav")
     assert told["elsewhere"]
     assert told["verifier"] == ["BorrowingVerifier", "QwenOmniVerifier"]
-
-
-def test_what_borrows_is_small_enough_to_be_sent():
-    verifier = QwenOmniVerifier(VerifierConfig(model="folder"))
-    assert len(pickle.dumps(verifier.verify)) < 1000

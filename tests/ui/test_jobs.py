@@ -58,11 +58,10 @@ def test_steps_run_in_order_and_what_is_done_is_skipped(jobs, tmp_path):
 
 
 def test_a_failure_is_the_programs_own_line_and_ends_the_job(jobs, tmp_path):
-    never = tmp_path / "never"
     fail = "import sys; print('WARNING: x'); print('qamdetr: error: 3 clips are silent; mend them.', file=sys.stderr); sys.exit(2)"
-    jobs.start("job", "scenes", tmp_path, [python(fail), python(f"open({str(never)!r}, 'w')")])
+    jobs.start("job", "scenes", tmp_path, [python(fail), python(f"open({str(tmp_path / 'never')!r}, 'w')")])
     assert until(jobs, "job", "failed").reason == "3 clips are silent; mend them."
-    assert not never.exists()
+    assert not (tmp_path / "never").exists()
 
 
 def test_one_job_at_a_time_and_stop_ends_it(jobs, tmp_path):

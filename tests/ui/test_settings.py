@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import re
 import socket
 from pathlib import Path
@@ -15,39 +14,30 @@ from qamdetr.ui.settings import AppSettings, check_start
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_without_variables_it_is_the_page_of_ones_own_machine():
-    settings = AppSettings.from_environment({})
-    assert settings == AppSettings()
-    assert settings.training
-    assert settings.verifiers == ("none", "pocket")
-    assert settings.checkpoint == "qam-detr-pocket"
-    assert (settings.upload_bytes, settings.longest_seconds) == (500 * 1024**2, 7200)
-
-
-def test_a_space_is_more_careful():
-    settings = AppSettings.from_environment({"SPACE_ID": "someone/qam-detr"})
-    assert settings.hosted
-    assert not settings.training
-    assert settings.upload_mb < AppSettings().upload_mb
-    assert settings.longest_minutes < AppSettings().longest_minutes
+def test_without_variables_it_is_the_page_of_ones_own_machine_and_a_space_is_more_careful():
+    usual, hosted = (AppSettings.from_environment(given) for given in ({}, {"SPACE_ID": "someone/qam-detr"}))
+    assert usual == AppSettings()
+    assert (usual.training, usual.verifiers, usual.checkpoint) == (True, ("none", "pocket"), "qam-detr-pocket")
+    assert (usual.upload_bytes, usual.longest_seconds) == (500 * 1024**2, 7200)
+    assert (hosted.hosted, hosted.training) == (True, False)
+    assert (hosted.upload_mb, hosted.longest_minutes) < (usual.upload_mb, usual.longest_minutes)
     assert AppSettings.from_environment({"SPACE_ID": "someone/qam-detr", "QAMDETR_TRAINING": "1"}).training
 
 
 def test_every_variable_is_read_and_blanks_count_as_unset():
-    settings = AppSettings.from_environment(
-        {
-            "QAMDETR_TRAINING": "off",
-            "QAMDETR_UPLOAD_MB": " 20 ",
-            "QAMDETR_LONGEST_MINUTES": "1.5",
-            "QAMDETR_QUEUE_LENGTH": "3",
-            "QAMDETR_CHECKPOINT": "ladder-2-bimamba",
-            "QAMDETR_VERIFIER_MODEL": "Qwen/Qwen2.5-Omni-3B",
-            "QAMDETR_VERIFIER_URL": "http://localhost:8000/v1",
-            "QAMDETR_WARM_UP": "No",
-            "QAMDETR_MCP": "",
-            "GRADIO_SERVER_PORT": "8080",
-        }
-    )
+    given = {
+        "QAMDETR_TRAINING": "off",
+        "QAMDETR_UPLOAD_MB": " 20 ",
+        "QAMDETR_LONGEST_MINUTES": "1.5",
+        "QAMDETR_QUEUE_LENGTH": "3",
+        "QAMDETR_CHECKPOINT": "ladder-2-bimamba",
+        "QAMDETR_WARM_UP": "No",
+        "QAMDETR_MCP": "",
+        "GRADIO_SERVER_PORT": "8080",
+        "QAMDETR_VERIFIER_MODEL": "Qwen/Qwen2.5-Omni-3B",
+        "QAMDETR_VERIFIER_URL": "http://localhost:8000/v1",
+    }
+    settings = AppSettings.from_environment(given)
     assert settings == AppSettings(
         training=False,
         upload_mb=20,
@@ -60,18 +50,30 @@ def test_every_variable_is_read_and_blanks_count_as_unset():
         warm_up=False,
         server_port=8080,
     )
+    trained = VerifierConfig(batch_size=7)
+    for name, changed in (
+        ("qwen2.5-omni", {"model": "Qwen/Qwen2.5-Omni-3B"}), ("server", {"url": "http://localhost:8000/v1"}), ("pocket", {})
+    ):  # fmt: skip
+        assert settings.verifier_config(name, trained) == VerifierConfig(batch_size=7, **changed)
 
 
-def test_a_folder_of_checkpoints_without_the_first_model_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("qamdetr.config.CHECKPOINT_DIR", tmp_path)
-    with pytest.raises(ConfigError, match=r"QAMDETR_CHECKPOINTS is .* No checkpoint 'qam-detr-pocket'"):
-        AppSettings.from_environment({"QAMDETR_CHECKPOINTS": str(tmp_path)})
-
-
-def test_an_incomplete_folder_of_a_verifier_is_refused_and_a_hub_id_is_not_asked_for(tmp_path):
-    with pytest.raises(ConfigError, match=r"QAMDETR_VERIFIER_MODEL is .* has no "):
-        AppSettings.from_environment({"QAMDETR_VERIFIER_MODEL": str(tmp_path)})
-    assert AppSettings.from_environment({"QAMDETR_VERIFIER_MODEL": "nobody/nothing"}).verifier_model == "nobody/nothing"
+def test_incomplete_folders_and_a_missing_package_are_refused_and_a_hub_id_is_not_asked_for(tmp_path, monkeypatch):
+    for patched, name, value, told in (
+        (None, "QAMDETR_VERIFIER_MODEL", str(tmp_path), "QAMDETR_VERIFIER_MODEL is .* has no "),
+        (
+            "qamdetr.config.CHECKPOINT_DIR",
+            "QAMDETR_CHECKPOINTS",
+            str(tmp_path),
+            "QAMDETR_CHECKPOINTS is .* No checkpoint 'qam-detr-pocket'",
+        ),
+        ("importlib.util.find_spec", "QAMDETR_MCP", "1", r"QAMDETR_MCP is on.*gradio\[mcp\]"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match=told):
+            if patched:
+                patch.setattr(patched, tmp_path if "DIR" in patched else lambda _: None)
+            AppSettings.from_environment({name: value})
+    settings = AppSettings.from_environment({"QAMDETR_VERIFIER_MODEL": "nobody/nothing", "QAMDETR_MCP": "0"})
+    assert (settings.verifier_model, settings.mcp) == ("nobody/nothing", False)
 
 
 @pytest.mark.parametrize(
@@ -99,21 +101,6 @@ def test_a_wrong_value_is_one_line_with_variable_value_and_limit(name, value, li
     assert "\n" not in message
 
 
-def test_mcp_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"QAMDETR_MCP is on.*gradio\[mcp\]"):
-        AppSettings.from_environment({"QAMDETR_MCP": "1"})
-    assert not AppSettings.from_environment({"QAMDETR_MCP": "0"}).mcp
-
-
-def test_the_environment_names_model_and_address_of_verifiers_and_nothing_else():
-    settings = AppSettings(verifier_model="folder", verifier_url="http://localhost:8000/v1")
-    trained = VerifierConfig(batch_size=7)
-    assert settings.verifier_config("qwen2.5-omni", trained) == VerifierConfig(batch_size=7, model="folder")
-    assert settings.verifier_config("server", trained) == VerifierConfig(batch_size=7, url="http://localhost:8000/v1")
-    assert settings.verifier_config("pocket", trained) == trained
-
-
 def test_every_variable_is_documented_with_its_default():
     page = (REPOSITORY / "docs" / "hosting.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]*) \|", page, flags=re.MULTILINE))
@@ -124,12 +111,6 @@ def test_every_variable_is_documented_with_its_default():
         numbers = [float(number) for number in re.findall(r"\d+", rows[f"QAMDETR_{variable}"])]
         assert numbers == list(dict.fromkeys(float(getattr(settings, field)) for settings in (usual, hosted))), variable
     assert usual.checkpoint in rows["QAMDETR_CHECKPOINT"]
-
-
-@pytest.fixture
-def taken():
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        yield other.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +131,13 @@ def test_what_the_machine_does_not_have_is_one_line_before_gradio_is_imported(na
     assert "\n" not in message
 
 
-def test_a_taken_port_is_refused_where_it_was_named_and_folders_that_will_be_written_are_made(taken, monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match=f"GRADIO_SERVER_PORT is '{taken}'.*another program listens"):
-        check_start({"GRADIO_SERVER_PORT": str(taken)})
-    monkeypatch.setattr(settings_module, "USUAL_PORT", taken)
-    assert check_start({}).startswith(f"Port {taken} is taken")
+def test_a_taken_port_is_refused_where_it_was_named_and_folders_that_will_be_written_are_made(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"GRADIO_SERVER_PORT is '{taken}'.*another program listens"):
+            check_start({"GRADIO_SERVER_PORT": str(taken)})
+        monkeypatch.setattr(settings_module, "USUAL_PORT", taken)
+        assert check_start({}).startswith(f"Port {taken} is taken")
     for path in ("/", "/sounds", "/a/b", "https://example.org/sounds"):
         check_start({"GRADIO_ROOT_PATH": path, "QAMDETR_RUNS": str(tmp_path / "a" / "runs"), "QAMDETR_CACHE": " "})
     assert (tmp_path / "a" / "runs").is_dir()

@@ -96,8 +96,7 @@ def test_several_queries_get_a_lane_each_and_a_new_answer_its_own_choice(handler
     session = opened(handlers, make_audio())
     answer = ask(handlers, session, "a dog\n\n  nothing here  \na dog\nrain")
     assert [(lane["label"], lane["found"]) for lane in answer["lanes"]] == [("a dog", True), ("nothing here", False), ("rain", True)]
-    event = SimpleNamespace(chosen=[[0, 1], [0, 99], [7, 0], "x", [0, 1]])
-    assert handlers.choose_moments(session, event).chosen == [(0, 1)]
+    assert handlers.choose_moments(session, SimpleNamespace(chosen=[[0, 1], [0, 99], [7, 0], "x", [0, 1]])).chosen == [(0, 1)]
     ask(handlers, session, "rain")
     assert session.chosen is None
 
@@ -225,20 +224,18 @@ def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes
 
 
 def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_audio):
-    broken = ["qam-detr-pocket"]
+    outcomes = [CheckpointError("Damaged", "copy it again"), CheckpointError("Damaged", "copy it again"), None]
 
     def load(name):
-        if name in broken:
-            raise CheckpointError("Damaged", "copy it again")
+        if error := outcomes.pop(0):
+            raise error
         return FakeRetriever()
 
-    handlers = FindHandlers(SharedRetriever(load), [])
-    session = Session()
+    handlers, session = FindHandlers(SharedRetriever(load), []), Session()
     for attempt in (lambda: opened(handlers, make_audio(), session), lambda: handlers.choose_model(session, "qam-detr-pocket")):
         with pytest.raises(gr.Error, match=r"Damaged; copy it again\.'?$"):
             attempt()
     assert (session.recording, warned) == (None, [])
-    broken.clear()
     answer = ask(handlers, session, "a dog")
     assert (answer["state"], answer["title"]) == ("result", "yard.wav")
 
@@ -263,20 +260,19 @@ def busy(held, make_audio):
     return handlers, session, lane
 
 
-@pytest.mark.parametrize("how", ["put away", "cancelled", "closed"])
+@pytest.mark.parametrize("how", ["close", "cancel", "page closed"])
 def test_what_nobody_waits_for_stops_within_a_step(busy, held, how):
     handlers, session, lane = busy
-    if how == "closed":
-        lane.close()  # as gradio does when the page is closed
+    if how == "page closed":
+        lane.close()  # as gradio does
     else:
-        assert (handlers.close if how == "put away" else handlers.cancel)(session)[1] == {"state": "empty"}
+        assert getattr(handlers, how)(session)[1] == {"state": "empty"}
         assert [view for _, view, _ in lane] == [{"state": "empty"}]
     assert held.ended.acquire(blocking=False)
-    assert held.encoded == []
-    assert session.recording is None
+    assert (held.encoded, session.recording) == ([], None)
 
 
-def test_cancelling_brings_back_what_the_page_showed(handlers, held, busy, make_audio):
+def test_cancelling_brings_back_what_the_page_showed(busy, make_audio):
     handlers, session, lane = busy
     lane.close()
     opened(handlers, make_audio("first.wav"), session)
@@ -284,11 +280,11 @@ def test_cancelling_brings_back_what_the_page_showed(handlers, held, busy, make_
     handlers.open_upload(session, make_audio("long.wav"))
     lane = handlers.encode(session)
     next(lane)
-    _, view, *sources = handlers.cancel(session)
-    assert view is ready
-    assert sources == [None, None], "the file that was not opened leaves its field"
+    assert handlers.cancel(session)[1:] == (ready, None, None), "the file that was not opened leaves its field"
     assert [view for _, view, _ in lane] == [ready]
     assert handlers.cancel(session)[2:] == (gr.skip(), gr.skip()), "an open recording stays in its field"
+    handlers.find(session, "a dog", *ASKED)
+    assert handlers.give_up(session)[1]["state"] == "ready", "the queue had no place"
 
 
 def test_a_question_is_answered_when_its_recording_is_ready(busy, held):
@@ -303,10 +299,3 @@ def test_a_question_is_answered_when_its_recording_is_ready(busy, held):
     assert [lane["label"] for lane in answered["lanes"]] == ["rain"]
     assert [view for _, view in handlers.answer(session)] == [session.view], "once"
     assert held.encoded == ["long.wav"]
-
-
-def test_what_found_no_place_in_the_queue_leaves_the_page_as_it_was(handlers, make_audio):
-    session = opened(handlers, make_audio())
-    handlers.find(session, "a dog", *ASKED)
-    assert handlers.give_up(session)[1]["state"] == "ready"
-    assert ask(handlers, session, "a dog")["state"] == "result"

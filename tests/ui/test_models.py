@@ -140,16 +140,15 @@ def test_warm_up_runs_the_whole_way_and_survives_failure_which_the_next_visitor_
     retriever, outcomes = FakeRetriever(), [CheckpointError("No checkpoint 'x'; train one."), None]
 
     def load(_):
-        error = outcomes.pop(0)
-        if error:
+        if error := outcomes.pop(0):
             raise error
         return retriever
 
     shared = SharedRetriever(load)
-    shared.warm_up_in_background().join(timeout=20)
+    for _ in range(2):
+        shared.warm_up_in_background().join(timeout=20)
     assert "could not be warmed up: No checkpoint 'x'; train one." in caplog.text
     assert "Traceback" not in caplog.text
-    shared.warm_up_in_background().join(timeout=20)
     assert (retriever.encoded, retriever.queries) == (["memory"], ["a sound"])
 
 
@@ -157,9 +156,8 @@ def test_the_one_used_longest_ago_goes():
     loads = []
     shared = SharedRetriever(lambda name: loads.append(name) or FakeRetriever())
     others = [f"other-{number}" for number in range(KEPT_MODELS)]
-    for other in others:
-        shared.get("often")
-        shared.get(other)
+    for name in (name for other in others for name in ("often", other)):
+        shared.get(name)
     shared.get("often")
     assert loads == ["often", *others], "what is used all the time stays"
     shared.get(others[0])

@@ -70,14 +70,3 @@ def test_a_token_that_nobody_uses_is_forgotten_and_one_in_use_is_not(recording, 
     assert [closer.look(asked(token)) is not None for token in tokens] == [False, False, True, True, True]
     (tmp_path / "walk.wav").unlink()
     assert closer.look(asked(tokens[-1])) is None
-
-
-def test_a_busy_server_gives_up_and_reads_again_later(recording, monkeypatch):
-    monkeypatch.setattr(player, "_WAIT_SECONDS", 0.01)
-    closer = CloserLook()
-    token = closer.open(recording())
-    for _ in range(2):
-        closer._reading.acquire()
-    assert closer.look(asked(token)) is None
-    closer._reading.release()
-    assert closer.look(asked(token)) is not None

@@ -64,27 +64,37 @@ def scenes_folder(root, name="mine"):
     return root / "scenes" / name
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"name": "../x"}, "becomes a folder"),
-        ({"clips": "/no/such/folder"}, "no folder"),
-        ({"num_scenes": 0}, "from 1 to"),
-        ({"num_validation": 10**6}, "from 1 to"),
-        ({"shortest_seconds": 3.0}, "min_scene_seconds"),
-        ({"shortest_seconds": 90.0, "longest_seconds": 50.0}, "over"),
-        ({"longest_seconds": float("nan")}, "max_scene_seconds"),
-        ({"seed": -1}, "seed"),
-        ({"backgrounds": "/no/such/folder"}, "backgrounds"),
-        ({"validation_clips": "/no/such/folder"}, "no folder"),
-        ({"num_scenes": 20000, "longest_seconds": 86400.0}, "GB are free"),
-    ],
-)
+SCENE_MISTAKES = [
+    ({"name": "../x"}, "becomes a folder"), ({"clips": "/no/such/folder"}, "no folder"), ({"num_scenes": 0}, "from 1 to"),
+    ({"num_validation": 10**6}, "from 1 to"), ({"shortest_seconds": 3.0}, "min_scene_seconds"), ({"seed": -1}, "seed"),
+    ({"shortest_seconds": 90.0, "longest_seconds": 50.0}, "over"), ({"longest_seconds": float("nan")}, "max_scene_seconds"),
+    ({"backgrounds": "/no/such/folder"}, "backgrounds"), ({"validation_clips": "/no/such/folder"}, "no folder"),
+    ({"num_scenes": 20000, "longest_seconds": 86400.0}, "GB are free"),
+]  # fmt: skip
+TRAIN_MISTAKES = [
+    ({"name": "a b"}, "becomes a folder"), ({"name": "scenes-x"}, "kept for sets of scenes"), ({"name": "taken"}, "taken"),
+    ({"scenes": ""}, "No scenes"), ({"scenes": "/tmp"}, "holds no scenes"), ({"config": "../../secret"}, "no configuration"),
+    ({"config": "_ladder"}, "no configuration"), ({"encoder": "lstm"}, "no component"), ({"components": ("magic",)}, "no component"),
+    ({"epochs": 0}, "from 1 to"), ({"seed": -1}, "train.seed"), ({"init_from": "no-such-checkpoint"}, "No checkpoint"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "told"), SCENE_MISTAKES)
 def test_mistakes_in_an_order_for_scenes_are_told_before_anything_is_written(change, told, handlers, clips):
     with pytest.raises(QamDetrError, match=told) as caught:
         handlers.make_scenes(replace(SceneOrder("mine", str(clips)), **change))
     assert "\n" not in str(caught.value)
     assert not handlers.root.exists()
+
+
+@pytest.mark.parametrize(("change", "told"), TRAIN_MISTAKES)
+def test_mistakes_in_an_order_for_training_are_told_before_anything_starts(change, told, handlers):
+    scenes_folder(handlers.root)
+    (handlers.root / "taken").mkdir()
+    with pytest.raises(QamDetrError, match=told) as caught:
+        handlers.train(replace(TrainOrder("new", "mine"), **change))
+    assert "\n" not in str(caught.value)
+    assert handlers.jobs.all() == []
 
 
 def test_the_plan_for_scenes_divides_the_clips_and_shares_no_seed(clips, tmp_path):
@@ -95,32 +105,6 @@ def test_the_plan_for_scenes_divides_the_clips_and_shares_no_seed(clips, tmp_pat
     tables = [(target / f"clips-{part}" / "clips.csv").read_text().splitlines()[1:] for part in ("train", "val")]
     assert [len(table) for table in tables] == [8, 2]
     assert not set(tables[0]) & set(tables[1])
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"name": "a b"}, "becomes a folder"),
-        ({"name": "scenes-x"}, "kept for sets of scenes"),
-        ({"name": "taken"}, "taken"),
-        ({"scenes": ""}, "No scenes"),
-        ({"scenes": "/tmp"}, "holds no scenes"),
-        ({"config": "../../secret"}, "no configuration"),
-        ({"config": "_ladder"}, "no configuration"),
-        ({"encoder": "lstm"}, "no component"),
-        ({"components": ("magic",)}, "no component"),
-        ({"epochs": 0}, "from 1 to"),
-        ({"seed": -1}, "train.seed"),
-        ({"init_from": "no-such-checkpoint"}, "No checkpoint"),
-    ],
-)
-def test_mistakes_in_an_order_for_training_are_told_before_anything_starts(change, told, handlers):
-    scenes_folder(handlers.root)
-    (handlers.root / "taken").mkdir()
-    with pytest.raises(QamDetrError, match=told) as caught:
-        handlers.train(replace(TrainOrder("new", "mine"), **change))
-    assert "\n" not in str(caught.value)
-    assert handlers.jobs.all() == []
 
 
 def test_a_run_that_cannot_be_the_start_is_told_by_its_name(handlers):

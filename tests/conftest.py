@@ -14,6 +14,14 @@ SHARED_DIR = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
+def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every pretrained encoder in small: stream -> its folder, as `open_streams(models=…)` takes it."""
+    from hub_models import tiny_hub
+
+    return tiny_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Folder of real recordings, annotations and golden numbers beside the project; tests that need it skip without it."""
     if not (SHARED_DIR / "README.md").is_file():

@@ -13,34 +13,24 @@ from qamdetr.features.store import AudioKeys, Kind, StreamFiles, StreamVersion
 from qamdetr.types import TextFeatures
 
 
-def write_audio_file(folder: Path, vid: str, num_clips: int, dim: int = 6, seed: int = 0) -> np.ndarray:
+def write_audio_file(folder: Path, vid: str, num_clips: int, dim: int = 6, seed: int = 0, key: str = "features") -> np.ndarray:
     """Write `{vid}.npz` and return what it holds."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = 8 * np.random.default_rng((seed, num_clips)).standard_normal((num_clips, dim)).astype(np.float32)
-    np.savez(folder / f"{vid}.npz", features=rows)
+    np.savez(folder / f"{vid}.npz", **{key: rows})
     return rows
 
 
 def write_text_file(folder: Path, qid: str, num_tokens: int, dim: int = 6, seed: int = 0) -> np.ndarray:
     """Write `qid{qid}.npz` and return what it holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = np.random.default_rng((seed, num_tokens)).standard_normal((num_tokens, dim)).astype(np.float32)
-    np.savez(folder / f"qid{qid}.npz", last_hidden_state=rows)
-    return rows
+    return write_audio_file(folder, f"qid{qid}", num_tokens, dim, seed, "last_hidden_state")
 
 
 class OwnFeatures:
     """The features of any streams in a `data.feature_dir`, all of one version; `models` as in `open_streams`."""
 
-    def __init__(
-        self,
-        feature_dir: Path,
-        fingerprint: str = "v1",
-        *,
-        recordings: Mapping[str, Path] | None = None,
-        models: Mapping[str, str] | None = None,
-        dtype: str = "",
-    ) -> None:
+    def __init__(self, feature_dir: Path, fingerprint: str = "v1", *, recordings: Mapping[str, Path] | None = None,
+                 models: Mapping[str, str] | None = None, dtype: str = "") -> None:  # fmt: skip
         self.feature_dir, self.fingerprint, self.dtype = feature_dir, fingerprint, dtype
         self.models = dict(models or {})
         self.keys = AudioKeys(feature_dir, recordings or {})

@@ -10,6 +10,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,11 +181,8 @@ class LaionClap(AudioStream, TextStream):
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
         """Encode one query; see `TextStream`."""
-        numbers, offsets = self._tokenizer.encode(query)
-        ids = torch.tensor([numbers], device=self.options.device)
-        output = self._text(input_ids=ids, attention_mask=torch.ones_like(ids))
-        pooled = normalize(self._text_projection(output.pooler_output)[0].float(), dim=-1)
-        return TextFeatures(tokens=output.last_hidden_state[0].float().cpu().clone(), offsets=offsets, pooled=pooled.cpu().clone())
+        features, output = self._tokenizer.states(self._text, query)
+        return replace(features, pooled=normalize(self._text_projection(output.pooler_output)[0].float(), dim=-1).cpu().clone())
 
 
 def _read_folder(folder: Path) -> tuple[Any, Tensor, int]:

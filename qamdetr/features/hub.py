@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qamdetr.errors import CheckpointError, QamDetrError
+from qamdetr.types import TextFeatures
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +163,6 @@ def load_network(stream: str, network_class: Any, source: Path, *, unused: Colle
 
     `unused` are weights that may be missing because inference does not use them; `arguments` go to the class.
     """
-    import torch
     from transformers.utils import logging as messages
 
     with reading(stream, source):
@@ -236,6 +238,12 @@ class HubTokenizer:
             what = f"The query has {len(encoding.ids)} tokens; the text encoder {self._stream} reads at most {self._max_tokens}."
             raise QamDetrError(f"{what} Use a shorter sentence.")
         return list(encoding.ids), tuple(_letters(query, begin, end) for begin, end in encoding.offsets)
+
+    def states(self, network: Any, query: str) -> tuple[TextFeatures, Any]:  # noqa: ANN401 - Transformers has no types
+        """Run a network on one query; returns the states of its tokens, float32 on the CPU, and all that the network gave."""
+        ids, offsets = self.encode(query)
+        output = network(input_ids=torch.tensor([ids], device=network.device))
+        return TextFeatures(output.last_hidden_state[0].float().cpu().clone(), offsets), output
 
     @property
     def probe(self) -> tuple[list[int], Offsets]:

@@ -94,9 +94,7 @@ class MsClap(AudioStream, TextStream):
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
         """Encode one query of at most 77 tokens; see `TextStream`. Nothing is pooled."""
-        numbers, offsets = self._tokenizer.encode(query)
-        states = self._text(input_ids=torch.tensor([numbers], device=self.options.device), use_cache=False).last_hidden_state
-        return TextFeatures(tokens=states[0].float().cpu().clone(), offsets=offsets)
+        return self._tokenizer.states(self._text, query)[0]
 
 
 def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, State]:
@@ -117,5 +115,6 @@ def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, State]:
         # Nothing is generated, and small vocabularies do not have GPT-2's numbers.
         bos_token_id=None,
         eos_token_id=None,
+        use_cache=False,
     )
     return config, {name: value for name, value in state.items() if not re.search(r"\.attn\.(bias|masked_bias)$", name)}

@@ -41,6 +41,4 @@ class Roberta(TextStream):
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
         """Encode one query; see `TextStream`."""
-        ids, offsets = self._tokenizer.encode(query)
-        states = self.model(torch.tensor([ids], device=self.options.device)).last_hidden_state
-        return TextFeatures(tokens=states[0].float().cpu(), offsets=offsets)
+        return self._tokenizer.states(self.model, query)[0]

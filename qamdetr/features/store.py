@@ -212,16 +212,15 @@ class StreamFiles:
 
     def write_audio(self, vid: str, features: Tensor) -> None:
         """Store the features of a recording, in half precision: its rounding (2^-11) is far below the noise of the encoders."""
-        self._store(self.path_of(vid) or self.folder / f"{_spell(vid)}.{_NO_AUDIO}.npz", {self._key: features})
+        self._store(vid, {self._key: features})
 
     def write_text(self, query: str, features: TextFeatures) -> None:
         """Store the features of a query; see `write_audio`."""
         arrays = {self._key: features.tokens, "offsets": torch.tensor(features.offsets, dtype=torch.int32).reshape(-1, 2)}
-        path = self.path_of(query)
-        assert path is not None
-        self._store(path, arrays if features.pooled is None else {**arrays, "pooled": features.pooled})
+        self._store(query, arrays if features.pooled is None else {**arrays, "pooled": features.pooled})
 
-    def _store(self, path: Path, arrays: Mapping[str, Tensor]) -> None:
+    def _store(self, name: str, arrays: Mapping[str, Tensor]) -> None:
+        path = self.path_of(name) or self.folder / f"{_spell(name)}.{_NO_AUDIO}.npz"
         stored = {name: value.detach().cpu().half() if value.is_floating_point() else value for name, value in arrays.items()}
         if not all(bool(torch.isfinite(value).all()) for value in stored.values()):
             where = f"{path.parent.name}/{path.name}"
@@ -449,7 +448,7 @@ def _shortest(vid: str, lengths: Mapping[str, int]) -> int:
 
 
 def describe_settings(models: Mapping[str, str], dtype: str) -> str:
-    """Say the settings of big encoders in words: `bfloat16, laion_clap=/models/clap, ms_clap=default`."""
+    """Say them in words: `bfloat16, laion_clap=/models/clap, ms_clap=default`."""
     return ", ".join([dtype, *(f"{stream}={model or 'default'}" for stream, model in sorted(models.items()))])
 
 

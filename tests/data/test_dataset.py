@@ -1,4 +1,4 @@
-"""Items: random stretches keep a moment in sight, choices follow from the seed, noise keeps unit vectors."""
+"""Items and batches: stretches keep a moment in sight, choices follow from seeds, targets decode to their windows, negatives are ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from qamdetr.data.dataset import MAX_DISAGREEMENT_SECONDS, Collator, MomentDataset, covered_windows, cut_windows, place_stretch
+from qamdetr.data.dataset import (
+    MAX_DISAGREEMENT_SECONDS,
+    Collator,
+    LengthBucketSampler,
+    MomentDataset,
+    MomentItem,
+    clip_coverage,
+    covered_windows,
+    cut_windows,
+    place_stretch,
+)
 from qamdetr.data.manifest import QueryEntry, read_manifest
 from qamdetr.errors import DataError
 from qamdetr.spans import spans_cxw_to_windows
 from qamdetr.types import TextFeatures, Window
+
+LENGTHS = np.random.default_rng(0).integers(60, 301, size=1000).tolist()
 
 
 class NumberedClips:
@@ -31,11 +44,10 @@ class NumberedClips:
         return {"number": torch.arange(self.length, dtype=torch.float32)[:, None], "other": torch.zeros(self.length, 2)}
 
     def text(self, query: str, qid: str) -> Mapping[str, TextFeatures]:
-        unit = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
-        return {"number": TextFeatures(torch.ones(2, 8), ((0, 1), (1, 2)), unit)}
+        return {"number": TextFeatures(torch.ones(2, 8), ((0, 1), (1, 2)), normalize(torch.arange(1.0, 9.0), dim=0))}
 
 
-def entry(number: int, windows: tuple[tuple[float, float], ...], duration_seconds: float = 100.0) -> QueryEntry:
+def entry(number: int, windows: tuple[Window, ...], duration_seconds: float = 100.0) -> QueryEntry:
     return QueryEntry(f"q{number}", f"sound {number}", f"v{number}", duration_seconds, windows)
 
 
@@ -44,45 +56,33 @@ ENTRIES = [entry(0, ((10.0, 14.0), (80.0, 82.5))), entry(1, ()), entry(2, ((0.0,
 
 def test_without_augmentation_an_item_is_the_whole_recording() -> None:
     item = MomentDataset([entry(0, ((10.0, 14.0),), 99.5)], NumberedClips(100))[0]
-    assert item.num_clips == 100
-    assert item.duration_seconds == 99.5
-    assert item.windows == ((10.0, 14.0),)
+    assert (item.num_clips, item.duration_seconds, item.windows) == (100, 99.5, ((10.0, 14.0),))
+    with pytest.raises(DataError, match="'v0' lasts 60 s in the manifest, its features 100 s"):
+        MomentDataset([entry(0, (), 60.0)], NumberedClips(100))
 
 
-def test_a_stretch_shifts_windows_with_the_clips() -> None:
+def test_a_stretch_shifts_windows_with_the_clips_and_keeps_a_present_query_present() -> None:
     dataset = MomentDataset(ENTRIES, NumberedClips(100), crop_probability=1.0)
-    seen_lengths = set()
+    lengths = set()
     for epoch in range(20):
         dataset.set_epoch(epoch)
+        assert [bool(dataset[index].windows) for index in range(4)] == [True, False, True, True]
         item = dataset[0]
         first = item.audio["number"][0, 0].item()
-        true_starts = {start + first for start, _ in item.windows}
-        assert true_starts & {10.0, 80.0}
+        assert {start + first for start, _ in item.windows} & {10.0, 80.0}
         assert all(0 <= start < end <= item.duration_seconds for start, end in item.windows)
         assert item.audio["other"].shape[0] == item.num_clips
-        seen_lengths.add(item.num_clips)
-    assert len(seen_lengths) > 5
-    assert min(seen_lengths) >= 30
+        lengths.add(item.num_clips)
+    assert len(lengths) > 5
+    assert min(lengths) >= 30
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_a_stretch_never_turns_a_present_query_into_an_absent_one(index: int) -> None:
-    dataset = MomentDataset(ENTRIES, NumberedClips(100), crop_probability=1.0)
-    for epoch in range(30):
-        dataset.set_epoch(epoch)
-        assert bool(dataset[index].windows) == bool(ENTRIES[index].relevant_windows)
-
-
-def test_lengths_are_known_without_reading_features() -> None:
+def test_lengths_are_known_without_reading_features_and_long_recordings_are_cut() -> None:
     dataset = MomentDataset(ENTRIES, NumberedClips(100), crop_probability=0.5, max_clips=60)
     for epoch in range(5):
         dataset.set_epoch(epoch)
         assert dataset.lengths_clips() == [dataset[index].num_clips for index in range(4)]
-
-
-def test_long_recordings_give_stretches_of_the_greatest_length() -> None:
-    dataset = MomentDataset(ENTRIES, NumberedClips(100), max_clips=40)
-    assert dataset.lengths_clips() == [40] * 4
+    assert MomentDataset(ENTRIES, NumberedClips(100), max_clips=40).lengths_clips() == [40] * 4
 
 
 def test_choices_follow_from_seed_epoch_and_index_alone() -> None:
@@ -106,17 +106,12 @@ def test_noise_has_the_size_asked_for_and_pooled_stays_a_unit_vector() -> None:
     assert not torch.equal(pooled, NumberedClips(1).text("", "")["number"].pooled)
 
 
-def test_features_of_another_length_than_the_manifest_says_are_refused() -> None:
-    with pytest.raises(DataError, match="'v0' lasts 60 s in the manifest, its features 100 s"):
-        MomentDataset([entry(0, (), 60.0)], NumberedClips(100))
-
-
 def there_and_back(entry: QueryEntry, num_clips: int) -> tuple[tuple[Window, ...], list[Window]]:
     """The windows of the whole item, and what decoding makes of its targets."""
-    dataset = MomentDataset([entry], NumberedClips(num_clips))
-    batch = Collator([entry])([dataset[0]])
+    item = MomentDataset([entry], NumberedClips(num_clips))[0]
+    batch = Collator([entry])([item])
     decoded = spans_cxw_to_windows(batch.targets.spans_cxw, batch.num_clips[0], batch.durations_seconds[0])
-    return dataset[0].windows, [(start, end) for start, end in decoded.tolist()]
+    return item.windows, [(start, end) for start, end in decoded.tolist()]
 
 
 @settings(deadline=None)
@@ -125,15 +120,12 @@ def there_and_back(entry: QueryEntry, num_clips: int) -> tuple[tuple[Window, ...
     surplus=st.integers(-int(MAX_DISAGREEMENT_SECONDS), int(MAX_DISAGREEMENT_SECONDS)),
     edges=st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(lambda pair: abs(pair[0] - pair[1]) > 0.05),
 )
-def test_targets_decode_to_the_windows_they_came_from_however_the_features_end(
-    duration: int, surplus: int, edges: tuple[float, float]
-) -> None:
+def test_targets_decode_to_the_windows_they_came_from_however_the_features_end(duration: int, surplus: int, edges: tuple) -> None:
     """Spans are shares of the clips in training and in serving; the manifest's duration only says where the recording ends."""
     start, end = sorted(duration * edge for edge in edges)
     windows, decoded = there_and_back(entry(0, ((start, end),), float(duration)), duration + surplus)
     covered = min(duration, duration + surplus)
-    if end <= covered:
-        assert windows == ((start, end),)
+    assert windows == ((start, end),) or end > covered
     assert all(stop <= covered for _, stop in windows)
     assert np.array(decoded).reshape(-1, 2) == pytest.approx(np.array(windows).reshape(-1, 2), abs=1e-3)
 
@@ -154,8 +146,8 @@ def test_windows_after_the_last_clip_are_not_targets() -> None:
     dataset = MomentDataset([line], NumberedClips(98), crop_probability=1.0)
     for epoch in range(20):
         dataset.set_epoch(epoch)
-        item = dataset[0]
-        assert item.windows == ((50.0 - item.audio["number"][0, 0].item(), 60.0 - item.audio["number"][0, 0].item()),)
+        first = dataset[0].audio["number"][0, 0].item()
+        assert dataset[0].windows == ((50.0 - first, 60.0 - first),)
 
 
 def test_cut_windows_keep_what_can_be_heard() -> None:
@@ -171,14 +163,88 @@ def test_cut_windows_keep_what_can_be_heard() -> None:
 )
 def test_a_stretch_holds_its_window_whole_where_it_fits(start: float, width: float, num_clips: int, share: float, seed: int) -> None:
     start = min(start, num_clips - 0.1)
-    end = min(start + width, num_clips)
-    length = max(1, round(share * num_clips))
+    end, length = min(start + width, num_clips), max(1, round(share * num_clips))
     begin, stop = place_stretch([(start, end)], num_clips, length, np.random.default_rng(seed))
-    assert begin >= 0
-    assert stop <= num_clips
-    assert stop - begin == length
+    assert 0 <= begin < stop == begin + length <= num_clips
     if np.ceil(end) - np.floor(start) <= length:
         assert begin <= start
         assert end <= stop
     else:
         assert max(begin, start) < min(stop, end)
+
+
+def make_item(vid: str, query: str, windows: tuple[Window, ...] = ((1.0, 3.0),), num_clips: int = 8, draw: int = 0) -> MomentItem:
+    text = {"number": TextFeatures(torch.ones(1, 4), ((0, 1),), None)}
+    line = QueryEntry(f"{vid}-{query}", query, vid, float(num_clips), windows)
+    return MomentItem(line, {"number": torch.ones(num_clips, 4)}, text, windows, float(num_clips), draw)
+
+
+def test_targets_hold_every_window_and_saliency_of_the_first_alone_is_a_choice() -> None:
+    items = [make_item("a", "dog", ((0.0, 2.0), (5.5, 8.0))), make_item("b", "cat", (), 4), make_item("c", "cow", ((1.0, 2.0),), 10)]
+    batch = Collator([])(items)
+    targets = batch.targets
+    assert (targets.num_spans, batch.num_clips, batch.batch.audio_mask.sum(dim=1).tolist()) == ((2, 0, 1), (8, 4, 10), [8, 4, 10])
+    torch.testing.assert_close(targets.spans_cxw, torch.tensor([[0.125, 0.25], [0.84375, 0.3125], [0.15, 0.1]]))
+    torch.testing.assert_close(targets.saliency[0], torch.tensor([1.0, 1, 0, 0, 0, 0.5, 1, 1, 0, 0]))
+    assert targets.saliency[1].sum() == 0
+    first = Collator([], saliency_windows="first")(items).targets
+    torch.testing.assert_close(first.saliency[0], torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0, 0, 0]))
+    assert (first.num_spans, first.saliency[1].sum()) == ((2, 0, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("windows", "coverage"),
+    [([(0.5, 2.25), (1.0, 1.5), (2.0, 2.5), (3.9, 9.0)], [0.5, 1.0, 0.5, 0.1, 1.0]), ([], [0.0] * 5), ([], [0.0])],
+)
+def test_coverage_counts_overlapping_windows_once(windows: list, coverage: list) -> None:
+    torch.testing.assert_close(clip_coverage(windows, len(coverage)), torch.tensor(coverage))
+
+
+def test_negatives_share_neither_recording_nor_wording_and_vary_with_the_draw() -> None:
+    queries = (("a", "A dog barks."), ("a", "rain falls"), ("b", "a dog  barks"), ("c", "a cat"))
+    items = [make_item(vid, query, draw=draw) for draw, (vid, query) in enumerate(queries)]
+    # "a cat" is true of recording b too, though that query is not in this batch.
+    collate = Collator([*(item.entry for item in items), QueryEntry("x", "a cat", "b", 8.0, ((1.0, 2.0),))])
+    index = collate(items).targets.negative_index.tolist()
+    assert index[0] == 3, "neither the same recording nor the same words"
+    assert index[2] == 1, "neither the same words nor true of b"
+
+    def negative(draw: int) -> int:
+        others = (make_item(f"v{i}", f"sound {i}") for i in range(5))
+        return int(Collator([])([make_item("a", "dog", draw=draw), *others]).targets.negative_index[0])
+
+    assert {negative(draw) for draw in range(20)} == {1, 2, 3, 4, 5}
+    assert negative(7) == negative(7)
+
+
+@settings(deadline=None)
+@given(draws=st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=12), seed=st.integers(0, 1000))
+def test_negatives_never_contradict_the_manifest(draws: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vids, queries, present = (rng.integers(0, most, len(draws)) for most in (4, 4, 2))
+    items = [make_item(f"v{v}", f"query {q}", ((0.0, 1.0),) * p, draw=d) for v, q, p, d in zip(vids, queries, present, draws, strict=True)]
+    true_pairs = {(item.entry.vid, item.entry.query) for item in items if item.windows}
+    for item, other in zip(items, Collator([i.entry for i in items])(items).targets.negative_index.tolist(), strict=True):
+        eligible = [
+            o for o in items
+            if o.entry.vid != item.entry.vid and o.entry.query != item.entry.query and (item.entry.vid, o.entry.query) not in true_pairs
+        ]  # fmt: skip
+        assert (other == -1) == (not eligible)
+        assert other < 0 or any(items[other] is o for o in eligible)
+
+
+def batches(seed: int = 0, epoch: int = 0, *, shuffle: bool = True) -> list[list[int]]:
+    sampler = LengthBucketSampler(lambda: LENGTHS, 32, seed=seed, shuffle=shuffle)
+    sampler.set_epoch(epoch)
+    assert len(sampler) == 32
+    return list(sampler)
+
+
+def test_every_item_comes_once_per_epoch_with_little_padding_in_an_order_of_seed_and_epoch() -> None:
+    assert sorted(index for batch in batches() for index in batch) == list(range(1000))
+    padded = sum(max(LENGTHS[index] for index in batch) * len(batch) for batch in batches())
+    assert 1 - sum(LENGTHS) / padded < 0.05, "at random it is over 0.3"
+    assert batches(3, 1) == batches(3, 1)
+    assert len({str(batches(*each)) for each in ((3, 1), (3, 2), (4, 1))}) == 3
+    order = [LENGTHS[index] for batch in batches(shuffle=False) for index in batch]
+    assert order == sorted(LENGTHS)

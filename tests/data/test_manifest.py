@@ -40,9 +40,6 @@ def test_reading_and_writing_are_inverse(tmp_path):
     assert lines[1]["relevant_windows"] == []
     assert lines[2] == {"qid": 7, "query": "unknown", "duration": 300, "vid": "b"}
     assert [file.name for file in path.parent.iterdir()] == ["m.jsonl"]
-
-
-def test_predictions_reading_and_writing_are_inverse(tmp_path):
     entries = [PredictionEntry("a", "q", "v", ((0.0, 1.5, 0.9), (3.0, 3.0, -1.0))), PredictionEntry("8", "q", "v", (), numeric_qid=True)]
     write_predictions(tmp_path / "p.jsonl", entries)
     assert read_predictions(tmp_path / "p.jsonl") == entries
@@ -80,37 +77,28 @@ def test_a_bad_field_names_file_line_and_field(tmp_path, change, field, told):
         read_manifest(path)
 
 
-def test_a_missing_field_lists_what_the_line_has(tmp_path):
-    path = write_lines(tmp_path / "m.jsonl", {key: value for key, value in GOOD.items() if key != "vid"})
-    with pytest.raises(DataError, match="line 1: field `vid` is missing; the line has qid, query, duration"):
-        read_manifest(path)
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([{key: GOOD[key] for key in ("qid", "query", "duration")}], "line 1: field `vid` is missing; the line has qid, query, duration"),
+        *(([GOOD, line], r"line 2: .*must be one JSON object") for line in ("{not json", "[1, 2]", '"text"', "[" * 100_000)),
+        ([{**GOOD, "qid": 5}, GOOD, {**GOOD, "qid": "5"}], "line 3: field `qid` '5' was already used on line 1"),
+        ([""], "holds no entries"),
+    ],
+)
+def test_lines_that_cannot_be_read_are_told(tmp_path, lines, told):
+    with pytest.raises(DataError, match=told):
+        read_manifest(write_lines(tmp_path / "m.jsonl", *lines))
 
 
-@pytest.mark.parametrize("line", ["{not json", "[1, 2]", '"text"', "[" * 100_000])
-def test_a_line_that_is_no_object_is_told(tmp_path, line):
-    with pytest.raises(DataError, match=r"line 2: .*must be one JSON object"):
-        read_manifest(write_lines(tmp_path / "m.jsonl", GOOD, line))
-
-
-def test_a_qid_used_twice_names_both_lines(tmp_path):
-    path = write_lines(tmp_path / "m.jsonl", {**GOOD, "qid": 5}, GOOD, {**GOOD, "qid": "5"})
-    with pytest.raises(DataError, match="line 3: field `qid` '5' was already used on line 1"):
-        read_manifest(path)
-
-
-def test_missing_empty_and_binary_files(tmp_path):
+def test_missing_and_binary_files_and_predictions_without_scores_are_told(tmp_path):
     with pytest.raises(DataError, match=r"Cannot read .*no\.jsonl"):
         read_manifest(tmp_path / "no.jsonl")
-    with pytest.raises(DataError, match="holds no entries"):
-        read_manifest(write_lines(tmp_path / "empty.jsonl", ""))
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(DataError, match="not UTF-8"):
         read_manifest(tmp_path / "binary.jsonl")
     with pytest.raises(DataError, match="Cannot write"):
         write_predictions(tmp_path, [])
-
-
-def test_predictions_need_scores(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", {"qid": "a", "query": "q", "vid": "v", "pred_relevant_windows": [[1, 2]]})
     with pytest.raises(DataError, match=r"each window must be \[start, end, score\]"):
         read_predictions(path)
@@ -137,6 +125,7 @@ def test_windows_past_the_end_are_clamped_counted_and_logged(tmp_path, caplog):
         ("castella/test", 1347, 4175, 99),
         ("clotho_moment/val", 4918, 4918, 0),
         ("clotho_moment/test", 6649, 6649, 0),
+        ("dcase2026/evaluation", 177, 0, 0),  # no windows at all
     ],
 )
 def test_the_fields_own_files_read_whole(shared_dir, name, queries, windows, clamped):
@@ -146,9 +135,3 @@ def test_the_fields_own_files_read_whole(shared_dir, name, queries, windows, cla
     clean, changed = clamp_windows(entries)
     assert changed == clamped
     assert all(end <= entry.duration_seconds for entry in clean for _, end in entry.relevant_windows or ())
-
-
-def test_the_evaluation_set_has_no_windows(shared_dir):
-    entries = read_manifest(shared_dir / "data" / "dcase2026" / "evaluation.jsonl")
-    assert len(entries) == 177
-    assert all(entry.relevant_windows is None for entry in entries)

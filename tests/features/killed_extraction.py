@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from qamdetr.audio import Sound
-from qamdetr.features.base import AudioStream, Step, Streams
+from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams
 from qamdetr.types import Recording
 
 _EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.link")
@@ -26,40 +26,26 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["killed_extraction", "qamdetr.features.base", "qamdetr.features.extract", "qamdetr.data.manifest"])
 
 
-class FirstBytes(AudioStream):
-    """Only a name: `LoggingEncoder` does the work."""
-
-    name, fingerprint = "bytes", "v1"
-
-    def __init__(self) -> None:
-        pass
-
-
 class LoggingEncoder(Streams):
     """Encodes a file to its first bytes, and notes in a log, that a kill cannot undo, what it encoded."""
 
-    def __init__(self, log: Path, reached: Callable[[str], None] = lambda moment: None) -> None:
-        super().__init__("logging", {"bytes": FirstBytes()}, {})
+    def __init__(self, log: Path, reached: Callable[[str], None]) -> None:
+        named = AudioStream(Path(), EncoderOptions())
+        named.name, named.fingerprint = "bytes", "v1"
+        super().__init__("logging", {"bytes": named}, {})
         self._log, self._reached = log, reached
 
     def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
         yield Step("bytes", 0.0)
-        self._note(Path(sound.path).stem)
+        with self._log.open("a") as log:
+            log.write(f"{Path(sound.path).stem}\n")
+        self._reached(f"encoded {sound.path}")
         rows = torch.frombuffer(bytearray(Path(sound.path).read_bytes()[:64]), dtype=torch.uint8).float().reshape(-1, 4)
         return Recording(sound.name, sound.path, float(len(rows)), {"bytes": rows}, np.zeros((2, 1)))
 
-    def _note(self, vid: str) -> None:
-        with self._log.open("a") as log:
-            log.write(f"{os.environ.get('RANK', '0')} {vid}\n")
-        self._reached(f"encoded {vid}")
-
 
 def run_extract(audio_dir: Path, feature_dir: Path, log: Path, *, kill_at: int = -1) -> tuple[int, list[str], int]:
-    """Extract a folder's recordings into `feature_dir`.
-
-    Returns:
-        Exit status (negative: killed by that signal), the recordings that were encoded, and how many moments the run came to.
-    """
+    """Extract a folder; returns exit status (negative: signal), the recordings that were encoded, and how many moments the run came to."""
     log.unlink(missing_ok=True)
     log.touch()
     moments = log.with_suffix(".moments")
@@ -67,7 +53,7 @@ def run_extract(audio_dir: Path, feature_dir: Path, log: Path, *, kill_at: int =
     process.start()
     process.join()
     assert process.exitcode is not None
-    return process.exitcode, [line.split()[1] for line in log.read_text().splitlines()], len(moments.read_text().splitlines())
+    return process.exitcode, log.read_text().splitlines(), len(moments.read_text().splitlines())
 
 
 def _child(audio_dir: Path, feature_dir: Path, log: Path, moments: Path, kill_at: int) -> None:

@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 import torch
 from clap_packages import sounds
-from hub_clap_models import save_tiny_laion_clap, save_tiny_laion_clap_checkpoint, save_tiny_ms_clap
-from hub_models import AUDIO_DIMS, TEXT_DIMS, encode_samples, tiny_hub
+from hub_models import (
+    AUDIO_DIMS,
+    TEXT_DIMS,
+    encode_samples,
+    save_tiny_laion_clap,
+    save_tiny_laion_clap_checkpoint,
+    save_tiny_ms_clap,
+)
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -25,8 +31,8 @@ QUERY = "a dog barks twice, then silence"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: Path(folder) for name, folder in tiny_hub(tmp_path_factory.mktemp("hub")).items()}
+def folders(hub_folders: dict[str, str]) -> dict[str, Path]:
+    return {name: Path(folder) for name, folder in hub_folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def seconds_of(name: str, samples: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", AUDIO_DIMS)
 def test_any_length_has_a_row_for_each_second_begun(encoders: dict, name: str) -> None:
     rate = encoders[name].rate_hz
-    for length in (1, 399, 512, rate - 1, rate, rate + 1):
+    for length in (1, 399, rate, rate + 1):
         rows = encode_samples(encoders[name], noise(name, 1.1)[:length])
         assert rows.shape == (-(-length // rate), AUDIO_DIMS[name]) == (len(rows), encoders[name].dim)
         assert rows.dtype == torch.float32
@@ -146,7 +152,6 @@ def test_ms_clap_fills_the_rest_with_itself_and_looks_back_only(encoders: dict) 
     features, longer = encoder.encode_text(QUERY), encoder.encode_text(QUERY + " and rain")
     assert features.pooled is None
     assert features.offsets[-2:] == ((0, 0), (0, 0)), "the blank and the end token"
-    assert features.offsets[-3][1] == len(QUERY)
     torch.testing.assert_close(longer.tokens[:5], features.tokens[:5], atol=1e-5, rtol=0)
     assert not torch.allclose(longer.tokens[-1], features.tokens[-1], atol=1e-3)
 
@@ -191,27 +196,21 @@ def test_without_a_tokeniser_beside_it_a_checkpoint_takes_the_hub_s(
 
 
 def change_json(name: str, **values: object) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        known = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**known, **{key: value(known.get(key)) for key, value in values.items()}}))
-
-    return change
+    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **values}))
 
 
 def change_weights(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    """Change the weights of a folder, in the hub's or in the package's file."""
+
     def resave(folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
-        change(weights)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return resave
-
-
-def change_package(change: Callable[[dict], object]) -> Callable[[Path], object]:
-    def resave(folder: Path) -> None:
-        content = torch.load(folder / WEIGHTS_FILE, weights_only=True)
-        change(content["model"])
-        torch.save(content, folder / WEIGHTS_FILE)
+        if (folder / WEIGHTS_FILE).is_file():
+            weights = torch.load(folder / WEIGHTS_FILE, weights_only=True)["model"]
+            change(weights)
+            torch.save({"model": weights}, folder / WEIGHTS_FILE)
+        else:
+            weights = load_file(folder / "model.safetensors")
+            change(weights)
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     return resave
 
@@ -234,8 +233,8 @@ def as_bin(folder: Path) -> None:
         ("wavlm_base", as_bin, True),
         ("laion_clap", as_bin, True),
         ("wavlm_base", change_weights(nudge), False),
-        ("wavlm_base", change_json("config.json", layer_norm_eps=lambda _: 1e-3), False),
-        ("wavlm_base", change_json("preprocessor_config.json", do_normalize=lambda _: True), False),
+        ("wavlm_base", change_json("config.json", layer_norm_eps=1e-3), False),
+        ("wavlm_base", change_json("preprocessor_config.json", do_normalize=True), False),
         ("ms_clap", lambda folder: save_tiny_ms_clap(folder, seed=5), False),
         ("roberta", change_weights(nudge), False),
     ],
@@ -249,33 +248,29 @@ def test_the_version_follows_weights_and_settings_not_files(
 
 
 def halve_words(weights: dict) -> None:
-    key = "roberta.embeddings.word_embeddings.weight"
-    weights[key] = weights[key][:100].clone()
+    weights.update({key: value[:100].clone() for key, value in weights.items() if key.endswith("word_embeddings.weight")})
 
 
 DAMAGE = [
     ("laion_clap", lambda folder: (folder / "config.json").unlink(), "lacks config.json"),
-    ("laion_clap", lambda folder: (folder / "preprocessor_config.json").unlink(), "lacks preprocessor_config.json"),
     ("laion_clap", lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.json")], "lacks tokenizer.json"),
     ("laion_clap", lambda folder: (folder / "model.safetensors").unlink(), "cannot be read"),
-    ("laion_clap", lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
     ("laion_clap", lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be read"),
     ("laion_clap", lambda folder: (folder / "model.safetensors").write_bytes(b"version https://git-lfs"), "cannot be read"),
     ("laion_clap", change_weights(lambda state: state.pop("audio_projection.linear1.weight")), "audio_projection.linear1.weight"),
-    ("laion_clap", change_json("preprocessor_config.json", sampling_rate=lambda _: 16_000), "16000 Hz"),
+    ("laion_clap", change_json("preprocessor_config.json", sampling_rate=16_000), "16000 Hz"),
     ("wavlm_base", shutil.rmtree, "cannot be read as the encoder wavlm_base .*another kind of model"),
     ("wavlm_base", change_weights(lambda state: state.pop("encoder.layers.1.layer_norm.weight")), "lacks 1 weights .*layers.1.layer_norm"),
-    ("wavlm_base", change_json("config.json", intermediate_size=lambda size: size + 4), "have other sizes than its config.json says"),
-    ("roberta", lambda folder: (change_weights(halve_words)(folder), change_json("config.json", vocab_size=lambda _: 100)(folder)),
+    ("wavlm_base", change_json("config.json", intermediate_size=28), "have other sizes than its config.json says"),
+    ("roberta", lambda folder: (change_weights(halve_words)(folder), change_json("config.json", vocab_size=100)(folder)),
      "tokens, the encoder roberta 100"),
     ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).unlink(), "name that file or the folder"),
     ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).write_bytes(b""), "cannot be read"),
     ("ms_clap", lambda folder: torch.save({"epoch": 3}, folder / WEIGHTS_FILE), "holds no weights"),
-    ("ms_clap", lambda folder: torch.save([1, 2], folder / WEIGHTS_FILE), "holds no weights"),
-    ("ms_clap", change_package(lambda state: state.pop("audio_encoder.base.htsat.norm.bias")), "1 weights missing, 0 unknown"),
-    ("ms_clap", change_package(lambda state: state.update({"audio_encoder.base.htsat.more": torch.zeros(1)})), "0 weights missing, 1 unkn"),
-    ("ms_clap", change_package(lambda state: [state.pop(key) for key in [*state] if "htsat" in key]), "no HTSAT"),
-    ("ms_clap", change_package(lambda state: [state.pop(key) for key in [*state] if "caption" in key]), "no GPT-2"),
+    ("ms_clap", change_weights(lambda state: state.pop("audio_encoder.base.htsat.norm.bias")), "1 weights missing, 0 unknown"),
+    ("ms_clap", change_weights(lambda state: state.update({"audio_encoder.base.htsat.more": torch.zeros(1)})), "0 weights missing, 1 unkn"),
+    ("ms_clap", change_weights(lambda state: [state.pop(key) for key in [*state] if "htsat" in key]), "no HTSAT"),
+    ("ms_clap", change_weights(lambda state: [state.pop(key) for key in [*state] if "caption" in key]), "no GPT-2"),
 ]  # fmt: skip
 
 
@@ -286,8 +281,3 @@ def test_damaged_models_give_one_line(folders: dict, tmp_path: Path, name: str, 
     with pytest.raises(CheckpointError, match=words) as caught:
         STREAMS[name](broken, EncoderOptions())
     assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_that_is_not_there_gives_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing\.pt"):
-        STREAMS["laion_clap"](tmp_path / "nothing.pt", EncoderOptions())

@@ -1,7 +1,9 @@
-"""Extraction: encodes what is lacking, stream by stream, skips what is there, reports what cannot be read."""
+"""Extraction encodes what is lacking, stream by stream, tells what it cannot or not wholly read, and goes on wherever it was killed."""
 
 from __future__ import annotations
 
+import shutil
+import signal
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from killed_extraction import run_extract
 from stored_features import OwnFeatures
 
-from qamdetr.audio import Sound
+from qamdetr.audio import Sound, find_recordings
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams, TextStream
 from qamdetr.features.extract import ExtractionReport, Share, _lengths, extract
@@ -30,7 +33,7 @@ class Size(AudioStream, TextStream):
     def encode_text(self, query: str) -> TextFeatures:
         if query == "too long":
             raise QamDetrError("the query is too long; shorten it.")
-        return TextFeatures(torch.full((1, 1), float(len(query))), ((0, len(query)),))
+        return TextFeatures(torch.full((1, 1), 1e6 if query == "too loud" else float(len(query))), ((0, len(query)),))
 
 
 class Counting(Streams):
@@ -50,9 +53,8 @@ class Counting(Streams):
             raise AudioError(f"{path} is corrupt; convert it again.")
         if self.grows:
             path.write_bytes(path.read_bytes() + b"more")
-        return Recording(
-            path.name, str(path), 2.0, {name: torch.full((2, 1), float(path.stat().st_size)) for name in only}, np.zeros((2, 1))
-        )
+        rows = {name: torch.full((2, 1), float(path.stat().st_size)) for name in only}
+        return Recording(path.name, str(path), 2.0, rows, np.zeros((2, 1)), ("the file ends early",) if path.stem == "two" else ())
 
 
 @pytest.fixture
@@ -62,15 +64,19 @@ def recordings(tmp_path: Path) -> list[tuple[str, Path]]:
     return [(name, tmp_path / f"{name}.wav") for name in ("one", "bad", "two", "gone")]
 
 
-def test_encodes_once_and_goes_on_past_what_it_cannot_read(recordings: list, tmp_path: Path) -> None:
+def test_encodes_once_and_goes_on_past_what_it_cannot_read(recordings: list, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     told: list[str] = []
-    queries = ["a dog", "too long", "a cat", "a dog"]
+    queries = ["a dog", "too long", "too loud", "a cat", "a dog"]
     report = extract(recordings, queries, tmp_path / "features", Counting(), on_skip=told.append, show_progress=False)
     assert (report.recordings, report.queries, report.cached_recordings, report.cached_queries) == (2, 2, 0, 0)
-    assert [name for name, _ in report.skipped] == ["too long", "bad", "gone"]
+    assert [name for name, _ in report.skipped] == ["too long", "too loud", "bad", "gone"]
     assert told == [reason for _, reason in report.skipped]
     assert told[0] == "query 'too long': the query is too long; shorten it."
-    assert "gone.wav: No such file" in told[2]
+    assert told[1].startswith("query 'too loud': Features for text/")
+    assert "not finite in float16" in told[1]
+    assert "gone.wav: No such file" in told[3]
+    notes = [record.getMessage() for record in caplog.records]
+    assert notes == [f"{tmp_path / 'two.wav'}: the file ends early"], "no lossy choice is silent"
     own = OwnFeatures(tmp_path / "features", recordings=dict(recordings))
     assert own.audio("two")["size"].unique().tolist() == [3.0]
     assert own.text("a cat")["size"].tokens.tolist() == [[5.0]]
@@ -128,8 +134,7 @@ def test_time_left_goes_by_seconds_of_audio(tmp_path: Path, capsys: pytest.Captu
     paths = {path.stem: path for path in (*tmp_path.iterdir(), tmp_path / "gone.wav")}
     lengths = _lengths(paths, {"short": 2.5})
     assert (lengths["short"], lengths["long"], lengths["gone"]) == (2.5, 90.0, 0.0)
-    assert lengths["video"] == pytest.approx(10, rel=0.05)  # by its size, at the rate of the others
-    assert _lengths({"video": paths["video"]}, {}) == {"video": 10.0}
+    assert lengths["video"] == 10.0, "by its size"
     pair = [(name, paths[name]) for name in ("short", "long")]
     streams = Counting()
     streams.encode = lambda sound, only: Recording("", "", 2.0, {"size": torch.ones(2, 1)}, np.zeros((2, 1)))  # type: ignore[method-assign]
@@ -141,3 +146,40 @@ def test_time_left_goes_by_seconds_of_audio(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err == ""
     assert extract(pair, [], tmp_path / "other", streams, share=Share(0, 2)).recordings == 1
     assert "recordings (process 1 of 2) 1/1: 100%" in capsys.readouterr().err
+
+
+NAMES = [f"r{number}" for number in range(2)]
+
+
+def stored(feature_dir: Path, audio_dir: Path) -> set[str]:
+    """Recordings whose features are there; reads and compares them all."""
+    recordings = find_recordings(audio_dir)
+    cache = OwnFeatures(feature_dir, recordings=recordings)
+    found = {vid for vid in recordings if cache.audio(vid)}
+    for vid in found:
+        assert torch.equal(cache.audio(vid)["bytes"].flatten(), torch.tensor(list(recordings[vid].read_bytes()[:64])).float())
+    return found
+
+
+def test_killed_at_every_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    audio_dir, log = tmp_path / "audio", tmp_path / "log"
+    audio_dir.mkdir()
+    for number, name in enumerate(NAMES):
+        (audio_dir / f"{name}.wav").write_bytes(bytes(range(number, number + 64)) * 50)
+    status, encoded, num_moments = run_extract(audio_dir, tmp_path / "whole", log)
+    assert (status, encoded) == (0, NAMES)
+    assert num_moments >= 5 * len(NAMES)  # encoded, opened, half-written, renamed, removed
+    features, num_stored = tmp_path / "features", set()
+    for moment in range(num_moments):
+        shutil.rmtree(features, ignore_errors=True)
+        status, first, _ = run_extract(audio_dir, features, log, kill_at=moment)
+        assert status == -signal.SIGKILL
+        before = stored(features, audio_dir)
+        num_stored.add(len(before))
+        assert before <= set(first)
+        assert len(set(first) - before) <= 1, "only the recording under way is lost"
+        status, second, _ = run_extract(audio_dir, features, log)
+        assert (status, second) == (0, [name for name in NAMES if name not in before])
+        assert stored(features, audio_dir) == set(NAMES)
+    assert num_stored == set(range(len(NAMES) + 1))
+    assert run_extract(audio_dir, features, log)[:2] == (0, [])

@@ -12,8 +12,7 @@ import pytest
 import soundfile
 import torch
 import yaml
-from hub_clap_models import save_tiny_laion_clap
-from hub_models import AUDIO_DIMS, TEXT_DIMS, encode_samples, put_in_cache, tiny_hub
+from hub_models import AUDIO_DIMS, TEXT_DIMS, encode_samples, put_in_cache, save_tiny_laion_clap
 
 from qamdetr.audio import Sound, find_recordings
 from qamdetr.config import CHECKPOINT_DIR, Config, config_from_dict, load_config
@@ -38,8 +37,8 @@ FLOAT16 = 2e-3
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return tiny_hub(tmp_path_factory.mktemp("hub"))
+def models(hub_folders: dict[str, str]) -> dict[str, str]:
+    return hub_folders
 
 
 @pytest.fixture
@@ -81,19 +80,16 @@ def test_the_version_follows_the_set_the_weights_and_the_type(models: dict[str, 
     def version(name: str, dtype: str = "float32", **changed: str) -> str:
         return open_streams(*COMBOS[name], models=models | changed, dtype=dtype, device="cpu").fingerprint
 
-    first, others = version("A"), tiny_hub(tmp_path)
-    assert version("A", **others) == first, "the same weights elsewhere"
-    different = [version("A", wavlm_base_plus=others["wavlm_base"]), version("B"), version("C"), version("A", dtype="bfloat16")]
+    first = version("A")
+    assert version("A", ms_clap=str(shutil.copytree(models["ms_clap"], tmp_path / "b"))) == first, "the same weights elsewhere"
+    different = [version("A", wavlm_base_plus=models["wavlm_base"]), version("B"), version("C"), version("A", dtype="bfloat16")]
     assert len({first, *different}) == 5
 
 
 def test_parameters_are_counted_once(models: dict[str, str]) -> None:
-    import transformers
-
-    clap = transformers.ClapModel.from_pretrained(models["laion_clap"]).num_parameters() - 2  # the two scales of its loss
-    wavlm = transformers.WavLMModel.from_pretrained(models["wavlm_base"]).num_parameters()
     both = open_streams(("laion_clap", "wavlm_base"), ("laion_clap",), models=models, device="cpu")
-    assert both.num_parameters == clap + wavlm
+    alone = [open_streams((name,), (), models=models, device="cpu").num_parameters for name in ("laion_clap", "wavlm_base")]
+    assert both.num_parameters == sum(alone) > 0
 
 
 def test_all_missing_models_are_told_at_once_before_any_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: dict) -> None:
@@ -175,7 +171,7 @@ def test_one_reading_feeds_all_and_whoever_waits_may_leave(tmp_path: Path) -> No
     assert [*dict.fromkeys(step.stage for step in pocket.encoding(Sound(tmp_path / "a.wav")))] == ["listen", "pocket", "mel_stats"]
 
 
-@pytest.mark.parametrize("seconds", [0.4, 3.0, 40.3])
+@pytest.mark.parametrize("seconds", [0.4, 20.3])
 def test_a_file_gives_what_its_samples_give_at_once(models: dict[str, str], tmp_path: Path, seconds: float) -> None:
     soundfile.write(tmp_path / "a.flac", 0.3 * np.random.default_rng(0).uniform(-1, 1, (round(seconds * 22_050), 2)), 22_050)
     streams = open_streams(*COMBOS["A"], models=models, device="cpu")

@@ -17,7 +17,7 @@ import soundfile
 import tiny_omni
 import torch
 import yaml
-from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
+from hub_models import AUDIO_DIMS, TEXT_DIMS
 
 from qamdetr.cli import main
 from qamdetr.config import load_config
@@ -74,10 +74,10 @@ def save_members(folder: Path, models: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory, hub_folders: dict[str, str]) -> Path:
     """A working folder as docs/reproduce.md leaves it: runs, features of every combo, and the evaluation set."""
     folder = tmp_path_factory.mktemp("work")
-    models = tiny_hub(folder / "hub")
+    models = hub_folders
     save_members(folder, models)
     tiny_omni.save_omni(folder / "omni")
     manifest = synthesize_scenes(folder)

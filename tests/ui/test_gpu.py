@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from doubles import write_noise
-from hub_models import AUDIO_DIMS, TEXT_DIMS, tiny_hub
+from hub_models import AUDIO_DIMS, TEXT_DIMS
 
 from qamdetr.config import VerifierConfig, config_from_dict
 from qamdetr.inference.checkpoint import save_checkpoint
@@ -62,11 +62,11 @@ def test_a_borrowing_verifier_sends_no_features_and_asks_by_candidates(monkeypat
 
 
 @pytest.fixture
-def large_checkpoint(tmp_path):
+def large_checkpoint(tmp_path, hub_folders):
     """A checkpoint on LAION-CLAP, as tiny as its encoder."""
     audio, text = ({"laion_clap": dims["laion_clap"]} for dims in (AUDIO_DIMS, TEXT_DIMS))
     small = {"dim": 16, "num_heads": 2, "ffn_dim": 32, "encoder": "transformer", "encoder_layers": 1}
-    data = {"combo": "laion_clap", "encoder_models": tiny_hub(tmp_path / "hub")}
+    data = {"combo": "laion_clap", "encoder_models": hub_folders}
     config = config_from_dict({"model": {"audio_streams": audio, "text_streams": text, **small}, "data": data})
     save_checkpoint(tmp_path / "large", QamDetr(config.model), config)
     return tmp_path / "large"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import socket
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_models import put_in_cache, save_tiny_gpt2_tokenizer, save_tiny_roberta_tokenizer
@@ -47,64 +44,35 @@ def model_folder(folder: Path, *names: str) -> Path:
     return folder
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """Serves `files` of any repository but those of `nobody` as the hub's API does; keeps what was asked for."""
+class Online:
+    """Stands in for the hub's client: `files` are those of any repository but `nobody`'s; keeps what was downloaded."""
 
-    files: dict[str, bytes]
-    asked: list[str]
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.files, self.asked = cache, [], []
 
-    def log_message(self, *_: object) -> None:
-        pass
+    def model_info(self, repo: str, **_: object) -> SimpleNamespace:
+        if repo.startswith("nobody/"):
+            raise OSError(f"404 Client Error.\n\nRepository Not Found for {repo}.")
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.files])
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        name = path.rsplit("/", 1)[1]
-        commit = next((part for part in path.split("/") if len(part) == 40), "2" * 40)  # that of the path, or of the branch
-        type(self).asked.append(path)
-        if "nobody" not in path and path.startswith("/api/") and "/tree/" in path:
-            self.send([{"type": "file", "path": name, "size": len(data), "oid": "1" * 40} for name, data in self.files.items()])
-        elif "nobody" not in path and path.startswith("/api/"):
-            self.send({"id": "org/name", "sha": commit, "siblings": [{"rfilename": name} for name in self.files]})
-        elif "/resolve/" in path and name in self.files:
-            self.send(self.files[name], ETag=f'"{name}"', **{"X-Repo-Commit": commit})
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.end_headers()
-
-    def send(self, content: object, **headers: str) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(200)
-        for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+    def download(self, repo: str, *, revision: str, allow_patterns: list[str], **_: object) -> None:
+        self.asked.append(repo)
+        home = self.cache / f"models--{repo.replace('/', '--')}"
+        commit = revision if len(revision) == 40 else "2" * 40
+        (home / "refs").mkdir(parents=True, exist_ok=True)
+        (home / "refs" / revision).write_text(commit)
+        (home / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        for name in set(self.files) & set(allow_patterns):
+            (home / "snapshots" / commit / name).write_text(name)
 
 
 @pytest.fixture
-def online(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
-    """A hub on this machine."""
-    handler = type("Handler", (FakeHub,), {"files": {}, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    point_to(monkeypatch, server.server_address[1])
-    yield handler
-    server.shutdown()
-    server.server_close()
-
-
-def point_to(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    endpoint = f"http://127.0.0.1:{port}"
+def online(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Online:
+    hub = Online(cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.download)
+    return hub
 
 
 @pytest.mark.parametrize("model", [*HUBS.values(), GPT2_TOKENIZER, ROBERTA_TOKENIZER])
@@ -167,45 +135,49 @@ def test_another_hub_id_may_be_named_with_a_revision(cache: Path) -> None:
     assert " MB" not in str(caught.value), "the size of the default is not that of another model"
 
 
-def test_a_default_is_downloaded_once_with_a_note(online: type[FakeHub], cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    online.files = {"CLAP_weights_2023.pth": b"weights", "CLAP_weights_2022.pth": b"old" * 100}
+def test_a_default_is_downloaded_once_with_a_note(online: Online, caplog: pytest.LogCaptureFixture) -> None:
+    online.files = ["CLAP_weights_2023.pth", "CLAP_weights_2022.pth"]
     with caplog.at_level(logging.WARNING, logger=hub.__name__):
         folder = locate("ms_clap")
     assert "Downloading microsoft/msclap (about 690 MB) for the encoder ms_clap" in caplog.text
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"CLAP_weights_2023.pth": b"weights"}
-    online.asked.clear()
+    assert [path.name for path in folder.iterdir()] == ["CLAP_weights_2023.pth"]
     assert locate("ms_clap") == folder
-    assert not online.asked, "what is here is not asked for again"
+    assert len(online.asked) == 1, "what is here is not asked for again"
 
 
-def test_of_another_hub_id_the_safe_weights_and_small_files_are_taken(online: type[FakeHub], cache: Path) -> None:
-    online.files = dict.fromkeys(["config.json", "tokenizer.json", "weights.gguf"], b"x")
+def test_of_another_hub_id_the_safe_weights_and_small_files_are_taken(online: Online, cache: Path) -> None:
+    online.files = ["config.json", "tokenizer.json", "weights.gguf"]
     with pytest.raises(CheckpointError, match=r"somebody/theirs at revision main has no model\.safetensors or pytorch_model\.bin"):
         locate("roberta", "somebody/theirs")
     assert not list(cache.rglob("config.json"))
     taken = ["config.json", "model.safetensors", "tokenizer.json", "vocab.json"]
-    online.files = dict.fromkeys([*taken, "pytorch_model.bin", "tf_model.h5", "README.md"], b"x")
+    online.files = [*taken, "pytorch_model.bin", "tf_model.h5", "README.md"]
     assert sorted(path.name for path in locate("roberta", "somebody/theirs").iterdir()) == taken
 
 
-def test_an_interrupted_download_is_completed(online: type[FakeHub], cache: Path, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_completed(online: Online, cache: Path, tmp_path: Path) -> None:
     put_in_cache(cache, "wavlm_base", model_folder(tmp_path / "saved", "config.json"))
-    online.files = dict.fromkeys(HUBS["wavlm_base"].files, b"{}")
-    assert sorted(path.name for path in locate("wavlm_base").iterdir()) == sorted(HUBS["wavlm_base"].files)
+    with pytest.raises(CheckpointError, match="the download is not complete"):
+        locate("wavlm_base")
+    online.files = [*HUBS["wavlm_base"].files]
+    assert sorted(path.name for path in locate("wavlm_base").iterdir()) == sorted(online.files)
 
 
-def test_an_unknown_id_and_a_silent_network_are_said_in_one_line(online: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"roberta \(nobody/nothing\) is not on this machine and cannot be downloaded") as caught:
-        locate("roberta", "nobody/nothing")
-    assert "there is none called nobody/nothing" in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_an_unknown_id_and_a_silent_network_are_said_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch, request) -> None:
     monkeypatch.setattr(hub, "REACH_SECONDS", 0.3)
     with socket.socket() as silent:  # a hang would be the end of this test
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        point_to(monkeypatch, silent.getsockname()[1])
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(CheckpointError, match="cannot be downloaded"):
             locate("wavlm_base")
+    request.getfixturevalue("online")
+    with pytest.raises(CheckpointError, match=r"roberta \(nobody/nothing\) is not on this machine and cannot be downloaded") as caught:
+        locate("roberta", "nobody/nothing")
+    assert "there is none called nobody/nothing" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

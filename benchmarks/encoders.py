@@ -46,7 +46,7 @@ def save_full_size(name: str, folder: Path) -> None:
     hf.utils.logging.disable_progress_bar()
     # The tests know how to save tokenisers, and the names that the packages' own files have.
     sys.path.insert(0, str(TESTS))
-    tiny: Any = importlib.import_module("hub_clap_models")
+    tiny: Any = importlib.import_module("hub_models")
     torch.manual_seed(0)
     if name == "laion_clap":
         hf.ClapModel(hf.ClapConfig()).save_pretrained(folder)

@@ -338,7 +338,7 @@ def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: objec
     version of the code, such as `wavlm-1`; raise the number when features change.
     """
     digest = hashlib.blake2b(repr((code, *settings)).encode(), digest_size=8)
-    for name in sorted(state):
+    for name in sorted(name for name, value in state.items() if value.is_floating_point()):
         tensor = state[name].detach()
         flat = tensor.reshape(-1).float()
         spread = flat[torch.linspace(0, max(len(flat) - 1, 0), min(16, len(flat)), dtype=torch.float64).long().to(flat.device)]

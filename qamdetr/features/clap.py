@@ -151,11 +151,11 @@ class LaionClap(AudioStream, TextStream):
         # Positions count from behind the padding's, as in every RoBERTa.
         max_tokens = config.max_position_embeddings - config.pad_token_id - 1
         self._tokenizer = HubTokenizer(folder, stream=self.name, max_tokens=max_tokens, vocab_size=config.vocab_size)
-        weights = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-        settings = (network_settings(model.config.audio_config), network_settings(config))
-        self.fingerprint = weights_fingerprint(
-            "laion_clap-1", {**weights, "filters": filters}, str(options.dtype), hop_samples, self._tokenizer.probe, *settings
+        weights, settings = (
+            {**model.state_dict(), "filters": filters},
+            (network_settings(model.config.audio_config), network_settings(config)),
         )
+        self.fingerprint = weights_fingerprint("laion_clap-1", weights, str(options.dtype), hop_samples, self._tokenizer.probe, *settings)
         self.front_end = LogMel(filters, hop_samples=hop_samples, device=options.device)
         self.htsat = Htsat(model.audio_model, options)
         self._text = model.text_model.to(options.device, options.dtype).eval()

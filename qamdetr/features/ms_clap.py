@@ -76,7 +76,7 @@ class MsClap(AudioStream, TextStream):
             folder, stream=self.name, max_tokens=MAX_TOKENS, suffix=QUERY_END, apart=(PADDING,), vocab_size=text.config.vocab_size
         )
         weights = {f"{side}.{name}": value for side, net in (("audio", audio), ("text", text)) for name, value in net.state_dict().items()}
-        weights = {name: value for name, value in weights.items() if value.is_floating_point()} | {"filters": filters}
+        weights["filters"] = filters
         settings = (network_settings(audio.config), network_settings(text.config))
         self.fingerprint = weights_fingerprint("ms_clap-1", weights, str(options.dtype), HOP_SAMPLES, self._tokenizer.probe, *settings)
         self.front_end = LogMel(filters, hop_samples=HOP_SAMPLES, device=options.device)

@@ -13,21 +13,15 @@ from qamdetr.types import Batch, TextFeatures
 
 
 def temporal_endpoint_feature(num_clips: int) -> Tensor:
-    """Return `(num_clips, 2)` rows `(i / T, (i + 1) / T)`.
-
-    Source: QD-DETR's tef; here always over the clips that the model sees.
-    """
+    """Return `(num_clips, 2)` rows `(i / T, (i + 1) / T)`: QD-DETR's tef, here always over the clips that the model sees."""
     edges = torch.arange(num_clips + 1, dtype=torch.float32) / max(num_clips, 1)
     return torch.stack([edges[:-1], edges[1:]], dim=-1)
 
 
 def align_tokens(auxiliary: TextFeatures, main: TextFeatures) -> Tensor:
-    """Average an auxiliary text stream onto the main stream's tokens by overlap of character ranges.
+    """Average an auxiliary text stream onto the main stream's tokens by overlap of character ranges; `(main tokens, auxiliary dim)`.
 
     Tokens without characters (special tokens) and tokens that overlap nothing take the mean of the auxiliary tokens.
-
-    Returns:
-        `(main tokens, auxiliary dim)`.
     """
     if not main.offsets or not auxiliary.offsets:
         return auxiliary.tokens.mean(dim=0, keepdim=True).expand(main.tokens.shape[0], -1)
@@ -55,31 +49,20 @@ def prepare(audio: Sequence[Mapping[str, Tensor]], text: Sequence[Mapping[str, T
         audio: Per item: stream -> `(clips, dim_s)`, main stream first; or one item, which all queries are asked of.
         text: Per item: stream -> features of the query, main stream first.
     """
-    audio_streams = list(audio[0])
-    text_streams = list(text[0])
-    audio_rows: dict[str, list[Tensor]] = {name: [] for name in audio_streams}
-    text_rows: dict[str, list[Tensor]] = {name: [] for name in text_streams}
-    for item in audio:
-        for position, name in enumerate(audio_streams):
-            rows = scale_stream(name, item[name])
-            if position == 0:
-                rows = torch.cat([rows, temporal_endpoint_feature(rows.shape[0])], dim=-1)
-            audio_rows[name].append(rows)
-    for query in text:
-        main = query[text_streams[0]]
-        for position, name in enumerate(text_streams):
-            tokens = query[name].tokens if position == 0 else align_tokens(query[name], main)
-            text_rows[name].append(scale_stream(name, tokens))
-    pooled = [query[text_streams[0]].pooled for query in text]
-    joint = [vector for vector in pooled if vector is not None]
-    padded_audio = {name: pad_rows(rows) for name, rows in audio_rows.items()}
-    padded_text = {name: pad_rows(rows) for name, rows in text_rows.items()}
+    main_audio, main_text = next(iter(audio[0])), next(iter(text[0]))
+    audio_rows = {name: [scale_stream(name, item[name]) for item in audio] for name in audio[0]}
+    audio_rows[main_audio] = [torch.cat([rows, temporal_endpoint_feature(len(rows))], dim=-1) for rows in audio_rows[main_audio]]
+    text_rows = {main_text: [scale_stream(main_text, query[main_text].tokens) for query in text]}
+    for name in list(text[0])[1:]:
+        text_rows[name] = [scale_stream(name, align_tokens(query[name], query[main_text])) for query in text]
+    joint = [query[main_text].pooled for query in text]
+    pooled = [vector for vector in joint if vector is not None]
     return Batch(
-        audio=padded_audio,
-        audio_mask=row_mask(audio_rows[audio_streams[0]]),
-        text=padded_text,
-        text_mask=row_mask(text_rows[text_streams[0]]),
-        text_pooled=torch.stack(joint).float() if len(joint) == len(pooled) else None,
+        audio={name: pad_rows(rows) for name, rows in audio_rows.items()},
+        audio_mask=row_mask(audio_rows[main_audio]),
+        text={name: pad_rows(rows) for name, rows in text_rows.items()},
+        text_mask=row_mask(text_rows[main_text]),
+        text_pooled=torch.stack(pooled).float() if len(pooled) == len(joint) else None,
     )
 
 

@@ -69,11 +69,6 @@ def test_log_mels_equal_the_stock_extractor(stock, name: str, truncation: str) -
         assert (difference_db > 1e-3).float().mean() < 5e-3
 
 
-def test_filters_equal_the_stock_ones(stock) -> None:
-    np.testing.assert_allclose(mel_filters(sample_rate_hz=48_000, mels=64, htk=True).numpy(), stock.mel_filters, atol=1e-7)
-    np.testing.assert_allclose(mel_filters(sample_rate_hz=48_000, mels=64).numpy(), stock.mel_filters_slaney, atol=1e-7)
-
-
 @pytest.mark.parametrize(("samples", "repeats"), [(48_000, 10), (48_000, 3), (48_000, 2), (2_400, 7), (960, 50), (4_801, 4)])
 def test_repeated_audio_equals_audio_repeated(samples: int, repeats: int) -> None:
     # 960 samples are two hops, less than the edges take; 4801 is no whole number of hops.
@@ -102,14 +97,10 @@ def test_sizes_and_names_of_an_original_htsat_are_told_from_its_weights(fusion: 
     assert not any("fusion" in name or "mel_conv2d" in name for name in convert_htsat(state))
 
 
-def test_other_networks_and_incomplete_weights_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="no HTSAT"):
-        htsat_config({"conv_block1.conv1.weight": torch.zeros(1)})
+def test_another_text_network_is_refused_and_half_precision_is_read() -> None:
     with pytest.raises(CheckpointError, match="no RoBERTa"):
         convert_laion_clap({"text_branch.transformer.resblocks.0.weight": torch.zeros(1)})
     model = torch.nn.Linear(2, 3)
-    with pytest.raises(CheckpointError, match="1 weights missing, 1 unknown, such as bias"):
-        fill(model, {"weight": torch.zeros(3, 2), "other": torch.zeros(1)})
     fill(model, {"weight": torch.ones(3, 2, dtype=torch.float16), "bias": torch.zeros(3)})
     assert torch.equal(model.weight, torch.ones(3, 2))
 

@@ -187,14 +187,14 @@ class Run:
     def show_progress(self, stage: str, epoch: int, epochs: int, batch: int, batches: int, step: int, **others: object) -> None:
         """Replace `progress.json`, for whoever wants to show how far the run is: the page's training tab reads it.
 
-        `{"stage", "epoch", "epochs", "batch", "batches", "step", "losses", "seconds_per_batch", "time"}`: `stage` is "training" or
+        `{"stage", "epoch", "epochs", "batch", "batches", "step", "losses", "seconds_per_batch", "pid", "time"}`: `stage` is "training" or
         "validation"; `epoch`, from 1, is the one under way, of `epochs`; `batch` of `batches` are done in it, and `step` optimiser
         steps in all; `losses` are the means of the parts of the loss over the epoch so far, "total" among them, empty while nothing is
-        known; `seconds_per_batch` is null likewise; `time` (seconds since 1970) is when it was written.
+        known; `seconds_per_batch` is null likewise; `pid` is the process, `time` (seconds since 1970) when it was written.
         """
         row = {"stage": stage, "epoch": epoch, "epochs": epochs, "batch": batch, "batches": batches, "step": step, **others}
         with contextlib.suppress(OSError):  # a full disk ends a run where something would be lost, not here
-            write_whole(self.directory / PROGRESS_FILE, json.dumps({**row, "time": round(time.time(), 1)}) + "\n")
+            write_whole(self.directory / PROGRESS_FILE, json.dumps({**row, "pid": os.getpid(), "time": round(time.time(), 1)}) + "\n")
 
     def save_best(self, model: QamDetr, config: Config, card: str) -> None:
         """Replace `best/` by a checkpoint of `model` with its model card; on a full disk the earlier one stays."""

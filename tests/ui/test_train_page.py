@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
 import time
 from dataclasses import replace
 
 import gradio as gr
+import psutil
 import pytest
 from doubles import make_clips, row, write_run
 
@@ -18,7 +20,7 @@ from qamdetr.errors import QamDetrError
 from qamdetr.synthesis.sources import read_library
 from qamdetr.ui import errors
 from qamdetr.ui.settings import AppSettings
-from qamdetr.ui.train import tab
+from qamdetr.ui.train import runs, tab
 from qamdetr.ui.train.clips import SceneOrder, divide, plan_scenes, read_clips, write_clips
 from qamdetr.ui.train.evaluation import ablation_table
 from qamdetr.ui.train.jobs import Step
@@ -166,7 +168,7 @@ def progress(folder, **changed):
     (folder / "progress.json").write_text(json.dumps(told))
 
 
-def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stopped_here(handlers):
+def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stopped_here(handlers, monkeypatch):
     folder = write_run(handlers.root / "elsewhere", [row(1, 5.0)])
     progress(folder)
     detail = handlers.view("elsewhere")["detail"]
@@ -175,9 +177,15 @@ def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stoppe
     assert detail["charts"][0]["series"][0]["live"] == [1.5, 2.5]
     with pytest.raises(QamDetrError, match="outside this page"):
         handlers.stop("elsewhere")
-    for changed in ({"time": time.time() - 3600}, {"time": None}):
+    now, begun = time.time(), psutil.Process().create_time()
+    for changed, state in (
+        ({"time": now - 3600}, "stopped"), ({"time": None}, "stopped"), ({"time": begun - 3600, "pid": os.getpid()}, "stopped"),
+        ({"time": max(begun + 1, now - 3600), "pid": os.getpid()}, "running"),  # a validation that takes an hour
+    ):  # fmt: skip
         progress(folder, **changed)
-        assert handlers.view("elsewhere")["detail"]["state"] == "stopped"
+        with monkeypatch.context() as later:
+            later.setattr(runs, "ALIVE_SECONDS", 0.0)
+            assert handlers.view("elsewhere")["detail"]["state"] == state
     (folder / "progress.json").write_text("{")
     assert handlers.view("elsewhere")["detail"]["state"] == "stopped"
 

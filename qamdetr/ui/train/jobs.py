@@ -138,7 +138,7 @@ class Jobs:
                     "steps": [asdict(step) for step in steps],
                     "started": time.time(),
                     "pid": process.pid,
-                    "process": _started_at(process.pid),
+                    "process": started_at(process.pid),
                 }
                 write_whole(folder / JOB_FILE, json.dumps(note, indent=2) + "\n")
         except OSError as error:
@@ -208,7 +208,7 @@ class Jobs:
         for child in self._children:
             child.poll()  # or it would stay in the table of processes as if it were alive
         # Numbers of processes are given out again, and a job may only ever end its own.
-        started = _started_at(int(note.get("pid", -1)))
+        started = started_at(int(note.get("pid", -1)))
         return started is not None and abs(started - float(note.get("process") or 0.0)) < 1.0
 
     def _state(self, folder: Path, note: Mapping[str, Any], end: Mapping[str, Any]) -> tuple[State, str]:
@@ -221,7 +221,7 @@ class Jobs:
         return ("finished", "") if end.get("status") == 0 else ("failed", _failure(folder, int(end.get("status", 1))))
 
 
-def _started_at(pid: int) -> float | None:
+def started_at(pid: int) -> float | None:
     """When a process that runs was started, in seconds since the epoch; None where none of that number does."""
     try:
         process = psutil.Process(pid)

@@ -14,7 +14,7 @@ from typing import Any
 
 from qamdetr.config import Config, load_config, switches
 from qamdetr.errors import QamDetrError
-from qamdetr.ui.train.jobs import Job, Jobs, State, read_json
+from qamdetr.ui.train.jobs import Job, Jobs, State, read_json, started_at
 
 JOBS_FOLDER = ".jobs"
 FACTS_FILE, METRICS_FILE, CONFIG_FILE, PROGRESS_FILE = "run.json", "metrics.jsonl", "config.yaml", "progress.json"
@@ -24,7 +24,7 @@ BEST = "best"
 SHOWN_METRICS = ("R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75")
 
 ALIVE_SECONDS = 120.0
-"""A run that wrote its progress within this time is taken for one that goes on, whoever started it; it writes every few seconds."""
+"""A run that wrote its progress within this time is taken for one that goes on, on whatever machine; it writes every few seconds."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,15 @@ def run_state(run: Run | None, job: Job | None, now: float) -> tuple[State, str]
         return "finished", ""
     if job is not None:
         return job.state, job.reason
-    if run is not None and now - float(read_json(run.folder / PROGRESS_FILE).get("time") or 0.0) < ALIVE_SECONDS:
+    if run is not None and _goes_on(read_json(run.folder / PROGRESS_FILE), now):
         return "running", "Started outside this page, which therefore cannot stop it."
     return "stopped", ""
+
+
+def _goes_on(told: Mapping[str, Any], now: float) -> bool:
+    """Whether a run wrote its progress just now, or its process is still here; another one may have got the number since."""
+    written, started = float(told.get("time") or 0.0), started_at(int(told.get("pid") or 0))
+    return now - written < ALIVE_SECONDS or (started is not None and started < written)
 
 
 def progress_of(job: Job | None, run: Run | None, now: float) -> Progress:

@@ -67,10 +67,3 @@ def test_rows_are_asked_too_but_no_model_twice(monkeypatch):
     ablations.check_lanes(8, 2)
     with pytest.raises(ConfigError, match="8 queries to 3 models are 24 answers; the limit is 16"):
         ablations.check_lanes(8, 3)
-
-
-@pytest.mark.parametrize(("off", "rows"), [([], []), (["quality", "verifier"], [1, 2]), (["verifier"], [6]), (["audio/mel_stats"], [])])
-def test_a_plan_tells_what_it_was_made_of(monkeypatch, off, rows):
-    monkeypatch.setattr(ablations, "read_config", lambda _: Config(model=FULL))
-    left_out, compared_with = ablations.compared(ablations.plan("mine", "pocket", off, rows))
-    assert (sorted(left_out), compared_with) == (sorted(off), rows)

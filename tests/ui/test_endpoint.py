@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
@@ -15,7 +14,6 @@ from event_loops import run_apart
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError
 from qamdetr.ui import ablations, models
-from qamdetr.ui import endpoint as endpoint_module
 from qamdetr.ui.endpoint import FILE_MARK, KEPT_FOR_PROGRAMS, MAX_PROGRAMS, Endpoint, OnlyUploads
 from qamdetr.ui.find import Recordings
 from qamdetr.ui.models import SharedRetriever
@@ -119,30 +117,6 @@ def test_an_offered_model_is_taken_and_one_whose_encoders_are_missing_names_anot
     assert loaded == ["ladder-6-multi-feature"]
     with pytest.raises(gr.Error, match=r"hf download.*pass checkpoint='qam-detr-pocket'"):
         endpoint.retrieve(make_audio(), "a dog", checkpoint="big")
-
-
-@pytest.fixture
-def leave(monkeypatch):
-    """Makes the caller of `/retrieve` leave."""
-    gone = threading.Event()
-    monkeypatch.setattr(endpoint_module, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(endpoint_module, "caller_waits", lambda: not gone.is_set())
-    return gone.set
-
-
-def test_work_stops_when_the_caller_leaves_and_the_place_is_free(leave, make_audio):
-    held = HeldRetriever()
-    endpoint = make_endpoint(lambda _: held)
-    with ThreadPoolExecutor() as pool:
-        calls = [pool.submit(endpoint.retrieve, make_audio("long.wav"), "a dog") for _ in range(2)]  # the second waits for its turn
-        assert held.begun.acquire(timeout=10)
-        leave()
-        for call in calls:
-            with pytest.raises(gr.Error, match="has left"):
-                call.result(timeout=10)
-    assert held.ended.acquire(timeout=10)
-    assert held.queries == []
-    held.let_go.set()
 
 
 def test_too_many_at_once_are_told(make_audio):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from doubles import FakeRetriever, HeldRetriever
+from doubles import FakeRetriever
 
 from qamdetr.config import Config
 from qamdetr.errors import CheckpointError
@@ -238,64 +238,3 @@ def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_a
     assert (session.recording, warned) == (None, [])
     answer = ask(handlers, session, "a dog")
     assert (answer["state"], answer["title"]) == ("result", "yard.wav")
-
-
-@pytest.fixture
-def held():
-    """Encoding that goes on until it is let go."""
-    retriever = HeldRetriever()
-    yield retriever
-    retriever.let_go.set()
-
-
-@pytest.fixture
-def busy(held, make_audio):
-    """A page whose session is encoding "long.wav": handlers, session, and the lane's generator."""
-    handlers = FindHandlers(SharedRetriever(lambda _: held), [])
-    session = Session()
-    assert handlers.open_upload(session, make_audio("long.wav"))[1]["cancel"]
-    lane = handlers.encode(session)
-    for _ in range(2):
-        assert next(lane)[1]["cancel"]
-    return handlers, session, lane
-
-
-@pytest.mark.parametrize("how", ["close", "cancel", "page closed"])
-def test_what_nobody_waits_for_stops_within_a_step(busy, held, how):
-    handlers, session, lane = busy
-    if how == "page closed":
-        lane.close()  # as gradio does
-    else:
-        assert getattr(handlers, how)(session)[1] == {"state": "empty"}
-        assert [view for _, view, _ in lane] == [{"state": "empty"}]
-    assert held.ended.acquire(blocking=False)
-    assert (held.encoded, session.recording) == ([], None)
-
-
-def test_cancelling_brings_back_what_the_page_showed(busy, make_audio):
-    handlers, session, lane = busy
-    lane.close()
-    opened(handlers, make_audio("first.wav"), session)
-    ready = session.view
-    handlers.open_upload(session, make_audio("long.wav"))
-    lane = handlers.encode(session)
-    next(lane)
-    assert handlers.cancel(session)[1:] == (ready, None, None), "the file that was not opened leaves its field"
-    assert [view for _, view, _ in lane] == [ready]
-    assert handlers.cancel(session)[2:] == (gr.skip(), gr.skip()), "an open recording stays in its field"
-    handlers.find(session, "a dog", *ASKED)
-    assert handlers.give_up(session)[1]["state"] == "ready", "the queue had no place"
-
-
-def test_a_question_is_answered_when_its_recording_is_ready(busy, held):
-    handlers, session, lane = busy
-    assert handlers.find(session, "a dog", *ASKED)[1:] == (gr.skip(),) * 3
-    assert handlers.find(session, "rain", *ASKED)[1:] == (gr.skip(),) * 3, "a later one takes its place"
-    held.let_go.set()
-    *_, (_, view, answer) = lane
-    assert isinstance(answer, str), "the lane that answers gets its turn"
-    assert view == gr.skip()
-    answered = [view for _, view in handlers.answer(session)][-1]
-    assert [lane["label"] for lane in answered["lanes"]] == ["rain"]
-    assert [view for _, view in handlers.answer(session)] == [session.view], "once"
-    assert held.encoded == ["long.wav"]

@@ -30,17 +30,6 @@ def test_where_nothing_is_lent_work_is_simply_done():
     assert not gpu.ON_LOAN
 
 
-def test_time_asked_for_follows_the_length_of_the_recording(tmp_path):
-    assert gpu.encoding_seconds(write_noise(tmp_path / "a.wav", 60)) == pytest.approx(11)
-    assert gpu.encoding_seconds(write_noise(tmp_path / "b.flac", 300)) == pytest.approx(15)
-    unknown = tmp_path / "phone.m4a"
-    unknown.write_bytes(bytes(8000 * 120))
-    assert gpu.encoding_seconds(unknown) == pytest.approx(12)
-    assert gpu.encoding_seconds(tmp_path / "missing.wav") == gpu.START_SECONDS
-    for wanted, asked in ((0.2, 1), (11.4, 12), (9000, gpu.MAX_SECONDS)):
-        assert gpu._lent_seconds(wanted, math.sqrt, (1,)) == asked, "no loan is longer than is ever granted"
-
-
 def test_a_borrowing_verifier_sends_no_features_and_asks_by_candidates(monkeypatch):
     class Ear(Verifier):
         name, identity, needs_audio = "ear", "ear-1", True

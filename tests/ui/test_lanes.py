@@ -29,7 +29,6 @@ from qamdetr.ui.lanes import (
     result_view,
     shared_how,
 )
-from qamdetr.ui.player import MAX_COLUMNS, MAX_SECONDS
 
 UI_DIR = Path(lanes_module.__file__).parent
 BETAS = (0.0, 0.05, 0.3, 0.35, 0.5, 0.95, 1.0)
@@ -91,60 +90,6 @@ def test_the_browser_ranks_and_calls_likely_exactly_as_the_server(random_lanes):
             chosen += [(number, index) for index, one in enumerate(lane.result.moments) if one.window in likely]
             assert told[number] == answer_message(expected, None)["title"]
         assert default_choice(random_lanes, beta) == chosen
-
-
-@needs_node
-def test_the_browsers_small_formulas():
-    rng = np.random.default_rng(1)
-    blends = [(float(beta), float(score)) for beta in (0.0, 0.2, 0.5, 1.0) for score in (*rng.random(20), 0.5)]
-    moves = [[float(rng.uniform(0.3, 3)), float(rng.random()), float(rng.uniform(-30, 30))] for _ in range(200)]
-    lines, ranges, closer, ticks, clocks, weights = run_js(
-        """[
-          given.blends.map(([beta, score]) => blendLine(beta, score)),
-          given.moves.reduce((all, [factor, share, seconds]) => {
-            const last = all[all.length - 1];
-            const next = zoomed(last, factor, last.from + share * (last.to - last.from), 120);
-            return [...all, next, panned(next, seconds, 120)];
-          }, [{ from: 0, to: 120 }]),
-          zoomed({ from: 20, to: 60 }, 4, 30, 120),
-          [0.7, 1, 12, 90, 3600, 40000].map((span) => span / tickStep(span, 8) <= 8),
-          [0, 59.96, 61.25, 3725.04].map((second) => clock(second, 1)),
-          [5, -3, 1, 0, 0.35, "0.4", null, "", "abc", {}, NaN, undefined].map((value) => weightOf(value, 0.6)),
-        ]""",
-        {"blends": blends, "moves": moves},
-    )
-    for (beta, score), ends in zip(blends, lines, strict=True):
-        assert [(1 - beta) * x + beta * y for x, y in ends] == pytest.approx([score, score])
-        assert all(0 <= place <= 1 for end in ends for place in end)
-    assert all(-1e-9 <= part["from"] <= part["to"] - 1 + 1e-9 <= 119 + 2e-9 for part in ranges), "zoom and pan leave the recording"
-    assert (closer["from"], closer["to"]) == (27.5, 37.5), "the second under the pointer stays there"
-    assert ticks == [True] * 6
-    assert clocks == ["0:00.0", "1:00.0", "1:01.3", "1:02:05.0"]
-    assert weights == [1, 0, 1, 0, 0.35, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
-
-
-@needs_node
-def test_finer_columns_are_asked_for_only_where_they_would_be_seen_and_as_the_server_gives_them():
-    part = {"from": 100.0, "to": 160.0}
-    fine = {"from": 85.0, "to": 175.0, "columns": 1500, "asked": 1500}
-    all_there_is = {"from": 99.0, "to": 102.0, "columns": 300, "asked": 1500}
-    cases = [
-        ({"from": 0.0, "to": 3600.0}, 1000, None, False),  # a column of the overview is 0.3 pixels
-        ({"from": 0.0, "to": 601.0}, 1000, None, False),  # a little wide, and too long to read
-        (part, 1000, None, True),
-        (part, 0, None, False),
-        (part, 1000, fine, False),
-        ({"from": 110.0, "to": 140.0}, 1000, fine, True),  # closer
-        ({"from": 140.0, "to": 200.0}, 1000, fine, True),  # beside it
-        ({"from": 100.0, "to": 101.0}, 1000, all_there_is, False),
-    ]
-    looks = run_js("given.map(([range, pixels, fine]) => closerLook(range, 3600, 4000, pixels, fine))", [case[:3] for case in cases])
-    for (view, *_, asks), asked in zip(cases, looks, strict=True):
-        assert (asked is not None) == asks, view
-        if asked is not None:
-            assert 0 <= asked["from"] <= view["from"] < view["to"] <= asked["to"] <= 3600
-            assert asked["to"] - asked["from"] <= MAX_SECONDS
-            assert 1 <= asked["columns"] <= MAX_COLUMNS
 
 
 def test_messages_count_what_is_likely_and_say_what_is_not_sure():

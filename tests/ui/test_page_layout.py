@@ -35,16 +35,6 @@ def page(tmp_path_factory):
     return build(tmp_path_factory.mktemp("assets"), SETTINGS)
 
 
-def test_retrieve_is_the_only_public_endpoint_and_documents_its_arguments(page):
-    endpoints = page.get_api_info()["named_endpoints"]
-    assert list(endpoints) == ["/retrieve"]
-    parameters = {parameter["parameter_name"]: parameter for parameter in endpoints["/retrieve"]["parameters"]}
-    assert list(parameters) == ["audio", "query", "top_k", "verifier", "beta", "checkpoint"]
-    assert [name for name, parameter in parameters.items() if not parameter["parameter_has_default"]] == ["audio", "query"]
-    assert "moments" in endpoints["/retrieve"]["description"]
-    assert [fn.api_name for fn in page.fns.values() if fn.api_visibility != "private"] == ["retrieve"]
-
-
 def test_no_session_is_sent_with_the_page_and_its_lanes_do_not_wait_for_one_another(page):
     states = [component for component in page.config["components"] if component["type"] == "state"]
     assert states

@@ -18,7 +18,6 @@ from doubles import make_clips, row, write_run
 from qamdetr.config import Config, load_config, save_config
 from qamdetr.errors import QamDetrError
 from qamdetr.synthesis.sources import read_library
-from qamdetr.ui import errors
 from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.train import runs, tab
 from qamdetr.ui.train.clips import SceneOrder, divide, plan_scenes, read_clips, write_clips
@@ -190,15 +189,6 @@ def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stoppe
     assert handlers.view("elsewhere")["detail"]["state"] == "stopped"
 
 
-def test_a_checkpoint_is_handed_over_once_there_is_one(handlers):
-    write_run(handlers.root / "young", [])
-    with pytest.raises(QamDetrError, match="no checkpoint yet"):
-        handlers.use("young")
-    write_run(handlers.root / "done", [row(1, 1.0)], finished=True, checkpoint=True)
-    assert handlers.use("done") == "run: done"
-    assert handlers.offered == [("run: done", (handlers.root / "done" / "best").resolve())]
-
-
 def test_whatever_is_sent_to_the_page_is_answered_in_one_line(handlers):
     for name in ("nobody", "../../etc", ""):
         for action in (handlers.stop, handlers.resume, handlers.use):
@@ -287,26 +277,6 @@ def press(page, label, values=()):
     (button,) = (block for block in page.blocks.values() if isinstance(block, gr.Button) and block.value == label)
     (event,) = (fn for fn in page.fns.values() if (button._id, "click") in fn.targets)
     return event.fn(*values)
-
-
-def test_mistakes_in_a_form_are_a_toast_and_a_line_and_never_an_error(page, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(errors.gr, "Warning", lambda text, **_: told.append(text))
-    make_clips(tmp_path / "clips", {"bell": 440.0, "horn": 660.0})
-    scenes_folder(tmp_path, "there")
-    clips, training = str(tmp_path / "clips"), ("new", "there", "pocket", "bimamba", [], [])
-    for label, values, line in (
-        ("Make scenes", ("<b>mine</b>", "/no/folder", "", "", 1, 1, 12, 16, 0), "becomes a folder"),
-        ("Make scenes", ("mine", clips, "", "", -3, 1, 12, 16, 0), "training scenes is -3; it must be from 1"),
-        ("Make scenes", ("mine", clips, "", "", 1, 1, 12, 16, -1), "-1"),
-        ("Start training", (*training, 0, 1, "run: gone"), "no 'run: gone' to begin with"),
-        ("Start training", (*training, 0, -3, tab.FRESH), "number of epochs is -3; it must be from 1"),
-    ):
-        view = press(page, label, values)
-        assert view["refused"]
-        assert line in view["message"]
-    assert "&lt;b&gt;mine" in told[0]
-    assert [field.preprocess(-3) for field in page.blocks.values() if isinstance(field, gr.Number)].count(-3) == 7
 
 
 def test_what_cannot_be_evaluated_is_said_where_the_table_would_be(page, tmp_path):

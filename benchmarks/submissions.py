@@ -21,11 +21,11 @@ from tqdm import tqdm
 from benchmarks._timing import write_json
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
 from qamdetr.errors import AudioError
-from qamdetr.evaluation.calibration import calibrate_beta
+from qamdetr.evaluation.calibration import VerifiedAnswer, calibrate_beta, verify_manifest
 from qamdetr.evaluation.compare import compare
 from qamdetr.evaluation.metrics import QueryScores, match, query_scores
 from qamdetr.inference.pools import MergeMethod
-from qamdetr.inference.retriever import MomentRetriever, SystemConfig, VerifiedAnswer, load_system, verify_manifest
+from qamdetr.inference.retriever import MomentRetriever, SystemConfig, load_system
 from qamdetr.verifiers import make_verifier
 
 STANDS_FOR = {"A": "6_multi_feature", "B": "5_three_way", "C": "4_multiscale"}

@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Triton reads this where it is first imported: GPU kernels are tested on the CPU, step by step. With 0 they are tested on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SHARED_DIR = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -27,3 +32,17 @@ def shared_dir() -> Path:
     if not (SHARED_DIR / "README.md").is_file():
         pytest.skip("needs the folder ../shared (real recordings and golden numbers), which is not here")
     return SHARED_DIR
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The default checkpoint."""
+    from qamdetr.inference.retriever import MomentRetriever
+
+    return MomentRetriever.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def examples(shipped):
+    """The example recordings, encoded: file -> recording; all shipped checkpoints share their encoders."""
+    return {path.name: shipped.encode(path) for path in sorted(ASSETS.glob("*.ogg"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import soundfile
 import torch
 
 from qamdetr.audio import Sound
-from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig
+from qamdetr.config import Config, DataConfig, InferenceConfig, ModelConfig, VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams, TextStream
 from qamdetr.inference.checkpoint import save_checkpoint
+from qamdetr.inference.retriever import Member, MomentRetriever
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.types import Recording, TextFeatures
+from qamdetr.types import Candidate, Recording, TextFeatures
 
 JOINT_DIM = 8
 
@@ -43,6 +45,15 @@ def save_tiny(folder: Path, **inference) -> Path:
     config = tiny_config(**inference)
     save_checkpoint(folder, tiny_model(config), config)
     return folder
+
+
+def tiny_retriever(*, joint: bool = True, verifier: VerifierConfig | None = None, **inference) -> MomentRetriever:
+    config = tiny_config(**inference)
+    return MomentRetriever([Member(tiny_model(config), replace(config, verifier=verifier or config.verifier))], TinyEncoder(joint=joint))
+
+
+def candidate(start: float, end: float, score: float = 0.5) -> Candidate:
+    return Candidate(float(start), float(end), score, 1.0, score)
 
 
 def recording_of(clips: torch.Tensor, duration_seconds: float | None = None) -> Recording:

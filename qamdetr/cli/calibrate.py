@@ -17,8 +17,7 @@ from qamdetr.errors import AudioError, CheckpointError, DataError, QamDetrError
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import QueryEntry
-    from qamdetr.evaluation.calibration import BetaCurve
-    from qamdetr.inference.retriever import VerifiedAnswer
+    from qamdetr.evaluation.calibration import BetaCurve, VerifiedAnswer
 
 HARMLESS = ("data.", *(f"verifier.{key}=" for key in ("batch_size", "cache_dir", "retries", "timeout_seconds", "url")))
 """What `--set` may say where a weight is written: beginnings of overrides that change no answer."""
@@ -94,8 +93,8 @@ def _ask(target: _Target, entries: Sequence[QueryEntry], options: CalibrateOptio
     """Return the answers, and why recordings could not be read."""
     from tqdm import tqdm
 
+    from qamdetr.evaluation.calibration import verify_manifest
     from qamdetr.evaluation.metrics import MAX_PREDICTIONS
-    from qamdetr.inference.retriever import verify_manifest
 
     retriever, recordings, verifier = open_for_manifest(options, options.manifest, entries, must_verify=True)
     found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from qamdetr.errors import QamDetrError
+from qamdetr.data.manifest import PredictionEntry, QueryEntry
+from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, Difference, compare_best
 from qamdetr.evaluation.metrics import QueryScores, match, query_scores
-from qamdetr.inference.rerank import check_beta
-from qamdetr.inference.retriever import VerifiedAnswer
+from qamdetr.inference.rerank import check_beta, rerank
+from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.types import Candidate
+from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
 
 REPORT_BETAS = (0.30, 0.35, 0.45)  # the weights that the report names: submissions 4, 2 and 3
 FINE_GRID = tuple(step / 20 for step in range(21))  # 0.00:0.05:1.00, which holds the report's
@@ -82,6 +86,54 @@ class BetaCurve:
             "not in the grid": point not in self.points,
         }
         return [mark for mark, holds in marks.items() if holds]
+
+
+@dataclass(frozen=True)
+class VerifiedAnswer:
+    """What decoder and verifier think of the candidates of one query, both scores apart."""
+
+    entry: QueryEntry  # the query with its true windows
+    candidates: tuple[Candidate, ...]  # in decoder order
+    verifier_scores: tuple[float, ...] | None  # one per candidate, or None where the verifier failed
+    problem: str = ""  # why it failed
+
+    def ranked(self, beta: float) -> PredictionEntry:
+        """Rank the candidates with this weight of the verifier; where it failed, the decoder alone ranks."""
+        moments = rerank(self.candidates, self.verifier_scores, beta)
+        windows = tuple((moment.start_seconds, moment.end_seconds, moment.score) for moment in moments)
+        return PredictionEntry(self.entry.qid, self.entry.query, self.entry.vid, windows, self.entry.numeric_qid)
+
+
+def verify_manifest(
+    retriever: MomentRetriever,
+    recordings: Mapping[str, str | Path],
+    entries: Sequence[QueryEntry],
+    verifier: Verifier | str,
+    *,
+    top_k: int,
+) -> Iterator[list[VerifiedAnswer] | AudioError]:
+    """Go through a manifest; each recording (`vid` -> what `retriever.encode` takes) is encoded once, each query is asked once.
+
+    `top_k` candidates are kept, as many as the verifier looks at: with another weight the last may come first.
+
+    Yields: Per recording the answers in the order of its queries, or the error of one that cannot be read: the others go on.
+    """
+    by_vid: dict[str, list[QueryEntry]] = {}
+    for entry in entries:
+        by_vid.setdefault(entry.vid, []).append(entry)
+    for vid, asked in by_vid.items():
+        try:
+            recording = retriever.encode(recordings[vid])
+        except AudioError as error:
+            yield error
+            continue
+        results = retriever.retrieve_many(recording, [entry.query for entry in asked], top_k=top_k, verifier=verifier, beta=0.0)
+        found = []
+        for entry, result in zip(asked, results, strict=True):
+            scores = tuple(moment.verifier_score for moment in result.moments if moment.verifier_score is not None)
+            failed = result.verifier == DEFAULT_VERIFIER
+            found.append(VerifiedAnswer(entry, result.moments, None if failed else scores, " ".join(result.notes) if failed else ""))
+        yield found
 
 
 def calibrate_beta(

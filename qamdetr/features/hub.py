@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import shlex
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,14 @@ class Hub:
     files: tuple[str, ...]  # at this revision; empty = to be asked for
     needed: tuple[tuple[str, ...], ...] = ()  # groups of files, of each of which one must be there; empty = every one of `files`
     beside: Hub | None = None  # another model that the default needs beside it, such as a tokeniser
+    patterns: tuple[str, ...] = ()  # what to download of a repository whose files are not known; empty = one file of each group
     called: str = ""  # as messages call it; empty = the encoder of its stream
     otherwise: str = "name a local folder with `--encoder {stream}=FOLDER`"  # what to do where there is a copy already
+    instead: str = "the pocket encoders (combo 'pocket', checkpoint qam-detr-pocket), which need no download"
 
     def __str__(self) -> str:
-        return f"{self.repo} (about {self.megabytes} MB)" if self.megabytes else self.repo
+        size = f"{self.megabytes} MB" if self.megabytes < 10_000 else f"{self.megabytes // 1000} GB"
+        return f"{self.repo} (about {size})" if self.megabytes else self.repo
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -72,8 +76,7 @@ class MissingModelError(CheckpointError):
         (stream, first), verb = missing[0], "is" if len(missing) == 1 else "are"
         super().__init__(
             f"{names[0].upper()}{names[1:]} {verb} not on this machine and cannot be downloaded ({reason}): "
-            f"run `{commands}` where there is a network, {first.otherwise.format(stream=stream)}, or use the pocket encoders (combo "
-            "'pocket', checkpoint qam-detr-pocket), which need no download."
+            f"run `{commands}` where there is a network, {first.otherwise.format(stream=stream)}, or use {first.instead}."
         )
 
 
@@ -90,9 +93,13 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
             return local
         repo, _, revision = override.partition("@")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-            raise CheckpointError(f"The encoder {stream} is to come from {override}, which does not exist.")
-        otherwise = f"name a local folder that exists (there is none called {override}) with `--encoder {{stream}}=FOLDER`"
-        wanted = Hub(repo, revision or "main", 0, (), wanted.groups, otherwise=otherwise)
+            called = wanted.called or f"the encoder {stream}"
+            raise CheckpointError(
+                f"{called[0].upper()}{called[1:]} is to come from {override}, which does not exist; name a folder or a hub id."
+            )
+        otherwise = wanted.otherwise.replace("local folder", f"local folder that exists (there is none called {override})")
+        needed = wanted.groups
+        wanted = replace(wanted, repo=repo, revision=revision or "main", megabytes=0, files=(), needed=needed, otherwise=otherwise)
     folder = _cached(wanted)
     if folder is None and not download:
         raise MissingModelError([(stream, wanted)], "no download was asked for")
@@ -105,7 +112,12 @@ def _cached(wanted: Hub) -> Path | None:
 
     found = [[try_to_load_from_cache(wanted.repo, name, revision=wanted.revision) for name in group] for group in wanted.groups]
     paths = [next((path for path in group if isinstance(path, str)), None) for group in found]
-    return Path(paths[0]).parent if paths[0] and all(paths) else None
+    if not paths[0] or not all(paths):
+        return None
+    folder = Path(paths[0]).parent
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else ()
+    return folder if all((folder / shard).is_file() for shard in shards) else None
 
 
 def _download(stream: str, wanted: Hub, default: Hub) -> Path:
@@ -116,8 +128,13 @@ def _download(stream: str, wanted: Hub, default: Hub) -> Path:
     try:
         # Asked first because snapshot_download itself knows no limit of time.
         info = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=REACH_SECONDS)
-        files = wanted.files or _choose_files(stream, wanted, default, {sibling.rfilename for sibling in info.siblings or ()})
-        _log.warning("Downloading %s for the encoder %s to %s; this happens once.", wanted, stream, constants.HF_HUB_CACHE)
+        files = (
+            wanted.files
+            or wanted.patterns
+            or _choose_files(stream, wanted, default, {sibling.rfilename for sibling in info.siblings or ()})
+        )
+        purpose = wanted.called or f"the encoder {stream}"
+        _log.warning("Downloading %s for %s to %s; this happens once.", wanted, purpose, constants.HF_HUB_CACHE)
         snapshot_download(wanted.repo, revision=wanted.revision, allow_patterns=list(files), etag_timeout=REACH_SECONDS)
     except QamDetrError:
         raise

@@ -27,11 +27,6 @@ Curve = NDArray[np.float64]
 
 DecodeProtocol = Literal["exact", "official"]
 
-OFFICIAL_MAX_SECONDS = 300.0
-"""The field's post-processing cuts every window here, whatever the recording's length."""
-
-OFFICIAL_SCORE_DECIMALS = 4
-
 MIN_SECONDS = 0.3
 """Soft ends of a segment that leave less than this are not believed; the whole clips are taken."""
 
@@ -155,20 +150,6 @@ def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: 
         quality = _agreement(values, (start, end))[1] if by_quality else 1.0
         found.append(Candidate(start, end, foreground=foreground, quality=quality, decoder_score=foreground * quality))
     return sorted(found, key=lambda candidate: -candidate.decoder_score)
-
-
-def round_officially(candidate: Candidate, duration_seconds: float) -> Candidate:
-    """Clamp a candidate to [0, 300] s and round it to whole seconds and a score of four decimals; its window can become empty.
-
-    Source: the DCASE 2026 Task 6 baseline. It is the last step, after merging and pooling.
-    """
-    limit = min(OFFICIAL_MAX_SECONDS, duration_seconds)
-    return replace(
-        candidate,
-        start_seconds=float(round(min(candidate.start_seconds, limit))),
-        end_seconds=float(round(min(candidate.end_seconds, limit))),
-        decoder_score=round(candidate.decoder_score, OFFICIAL_SCORE_DECIMALS),
-    )
 
 
 def runs_above(values: Curve, threshold: float) -> list[tuple[int, int]]:

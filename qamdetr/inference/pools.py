@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -66,51 +66,39 @@ def check_merge(how: str, iou: float) -> None:
         raise ConfigError(f"merge_iou is {iou}; it must be from 0.0 to 1.0.")
 
 
-class _Cluster:
-    """A fused window and what it is made of: at most one candidate of each member."""
-
-    def __init__(self, member: int, candidate: Candidate, weight: float) -> None:
-        self.window = candidate.window
-        self._parts = {member: (candidate, weight)}
-
-    def has(self, member: int) -> bool:
-        return member in self._parts
-
-    def add(self, member: int, candidate: Candidate, weight: float) -> None:
-        self._parts[member] = (candidate, weight)
-        shares = [weight * part.decoder_score for part, weight in self._parts.values()]
-        if sum(shares) <= 0:  # scores of zero say nothing; the members' weights still do
-            shares = [weight for _, weight in self._parts.values()]
-        start, end = (_mean([part.window[side] for part, _ in self._parts.values()], shares) for side in (0, 1))
-        # Members that differ by a rounding error must not make an empty window of it.
-        self.window = (start, end) if start < end else self.window
-
-    def fused(self, total_weight: float) -> Candidate:
-        parts = self._parts.values()
-        foregrounds = [weight * part.foreground for part, weight in parts]
-        trusts = foregrounds if sum(foregrounds) > 0 else [weight for _, weight in parts]
-        score = sum(weight * part.decoder_score for part, weight in parts) / total_weight
-        return Candidate(
-            *self.window,
-            foreground=min(sum(foregrounds) / total_weight, 1.0),
-            quality=_mean([part.quality for part, _ in parts], trusts),
-            decoder_score=min(score, 1.0),
-        )
-
-
 def _fuse(pools: Sequence[Sequence[Candidate]], iou: float, weights: Sequence[float]) -> list[Candidate]:
-    everything = [(member, candidate) for member, pool in enumerate(pools) for candidate in pool]
-    everything.sort(key=lambda item: -item[1].decoder_score * weights[item[0]])
-    clusters: list[_Cluster] = []
-    for member, candidate in everything:
-        open_to = [cluster for cluster in clusters if not cluster.has(member)]
-        best = _best_overlap(candidate.window, [cluster.window for cluster in open_to], iou)
+    ranked = [(member, candidate) for member, pool in enumerate(pools) for candidate in pool]
+    ranked.sort(key=lambda item: -item[1].decoder_score * weights[item[0]])
+    clusters: list[dict[int, Candidate]] = []  # of each fused window: member -> its candidate
+    windows: list[Window] = []
+    for member, candidate in ranked:
+        free = [place for place, cluster in enumerate(clusters) if member not in cluster]
+        best = _best_overlap(candidate.window, [windows[place] for place in free], iou)
         if best is None:
-            clusters.append(_Cluster(member, candidate, weights[member]))
+            clusters.append({member: candidate})
+            windows.append(candidate.window)
         else:
-            open_to[best].add(member, candidate, weights[member])
-    fused = [cluster.fused(sum(weights)) for cluster in clusters]
+            place = free[best]
+            clusters[place][member] = candidate
+            trust = _trust(clusters[place], weights, "decoder_score")
+            start, end = (_mean([part.window[side] for part in clusters[place].values()], trust) for side in (0, 1))
+            if start < end:  # members that differ by a rounding error must not make an empty window of it
+                windows[place] = (start, end)
+    fused = []
+    for window, cluster in zip(windows, clusters, strict=True):
+        foreground, score = (
+            min(sum(weights[member] * getattr(part, name) for member, part in cluster.items()) / sum(weights), 1.0)
+            for name in ("foreground", "decoder_score")
+        )
+        quality = _mean([part.quality for part in cluster.values()], _trust(cluster, weights, "foreground"))
+        fused.append(Candidate(*window, foreground, quality, score))
     return sorted(fused, key=lambda candidate: -candidate.decoder_score)
+
+
+def _trust(cluster: Mapping[int, Candidate], weights: Sequence[float], by: str) -> list[float]:
+    """Weight times score of each member; where all scores are zero and say nothing, the weights alone."""
+    scored = [weights[member] * float(getattr(part, by)) for member, part in cluster.items()]
+    return scored if sum(scored) > 0 else [weights[member] for member in cluster]
 
 
 def _best_overlap(window: Window, others: Sequence[Window], least_iou: float) -> int | None:

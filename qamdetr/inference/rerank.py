@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qamdetr.errors import QamDetrError
-from qamdetr.inference.candidates import OFFICIAL_SCORE_DECIMALS, Decoded, DecodeProtocol, round_officially
+from qamdetr.inference.candidates import Decoded, DecodeProtocol
 from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures
 from qamdetr.verifiers.base import Verifier
+
+OFFICIAL_MAX_SECONDS = 300.0
+OFFICIAL_SCORE_DECIMALS = 4
+"""The field's post-processing cuts every window at the first, whatever the recording's length, and scores to the second."""
 
 LIKELY_SCORE = 0.05
 LIKELY_SHARE = 0.4
@@ -60,7 +64,7 @@ def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], dec
     if start:  # windows were counted from there so far
         moments = tuple(replace(m, start_seconds=m.start_seconds + start, end_seconds=min(m.end_seconds + start, end)) for m in moments)
     if ranking.protocol == "official":
-        moments = tuple(_round_officially(moment, end) for moment in moments)
+        moments = tuple(round_officially(moment, end) for moment in moments)
     return Result(
         audio=recording.path or recording.name,
         duration_seconds=end,
@@ -141,12 +145,11 @@ def _verify(
     return scores
 
 
-def _round_officially(moment: Moment, duration_seconds: float) -> Moment:
-    rounded = round_officially(moment, duration_seconds)
-    return replace(
-        moment,
-        start_seconds=rounded.start_seconds,
-        end_seconds=rounded.end_seconds,
-        decoder_score=rounded.decoder_score,
-        score=round(moment.score, OFFICIAL_SCORE_DECIMALS),
-    )
+def round_officially(moment: Moment, duration_seconds: float) -> Moment:
+    """Clamp a moment to [0, 300] s and round it to whole seconds and scores of four decimals; its window can become empty.
+
+    Source: the DCASE 2026 Task 6 baseline. It is the last step, after merging and pooling.
+    """
+    start, end = (float(round(min(seconds, OFFICIAL_MAX_SECONDS, duration_seconds))) for seconds in moment.window)
+    decoder_score, score = (round(value, OFFICIAL_SCORE_DECIMALS) for value in (moment.decoder_score, moment.score))
+    return replace(moment, start_seconds=start, end_seconds=end, decoder_score=decoder_score, score=score)

@@ -6,16 +6,18 @@ a YAML file, strict and with `extends:` like an experiment's (`qamdetr.config`);
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from qamdetr.audio import Sound, find_recordings
@@ -33,8 +35,8 @@ from qamdetr.config import (
     section,
 )
 from qamdetr.data.dataset import MomentDataset
-from qamdetr.data.manifest import PredictionEntry, QueryEntry, names_in
-from qamdetr.errors import AudioError, CheckpointError, ConfigError, DataError, QamDetrError
+from qamdetr.data.manifest import QueryEntry, names_in
+from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
 from qamdetr.features import base as encoders
 from qamdetr.features.base import COMBOS, STREAMS, Combo, Step, Streams, finish
 from qamdetr.features.pipeline import prepare
@@ -43,10 +45,11 @@ from qamdetr.inference import sections as long_audio
 from qamdetr.inference.candidates import Decoded, DecodeProtocol, answers, overlap_limit
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint, load_checkpoint
 from qamdetr.inference.pools import MergeMethod, check_merge, merge_pools
-from qamdetr.inference.rerank import Ranking, rank, rerank
+from qamdetr.inference.rerank import Ranking, rank
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.types import Candidate, Recording, Result, TextFeatures
-from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier, Verifiers, check_verifier
+from qamdetr.types import Recording, Result, TextFeatures
+from qamdetr.verifiers import base as verifiers
+from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier, check_verifier
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
@@ -89,7 +92,8 @@ class SystemConfig:
     members: Mapping[str, MemberConfig]  # any name -> member; a file may also list checkpoints, which then are their own names
     merge: MergeMethod = "nms"  # the report does not say; docs/submissions.md compares the three
     merge_iou: float = 0.7  # nms drops windows that overlap a better one by more; fusion joins those that overlap so much
-    verify_with: str = DEFAULT_VERIFIER  # name of the verifier; its settings are the section `verifier`, as in a checkpoint
+    # Name of the verifier; its settings are the section `verifier`, as in a checkpoint. YAML 1.1 reads a bare `no` as False.
+    verify_with: Annotated[str, BeforeValidator(lambda value: DEFAULT_VERIFIER if value is False else value)] = DEFAULT_VERIFIER
     beta: Share = InferenceConfig.beta
     top_k: Count = InferenceConfig.top_k  # merged candidates that the verifier sees
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
@@ -114,12 +118,9 @@ class SystemConfig:
 
 
 def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, members: Sequence[str] = ()) -> SystemConfig:
-    """Read a system: one of `qamdetr/configs/systems`, such as `submit1`, or a YAML file.
+    """Read a system: one of `qamdetr/configs/systems`, such as `submit1`, or a YAML file; `members` take the place of the recipe's.
 
-    Args:
-        name_or_path: Which.
-        overrides: `key=value`; those of `MEMBER_SECTIONS`, such as `data.feature_dir=features`, change each member, after its own.
-        members: Checkpoints in the place of the recipe's.
+    `overrides` are `key=value`; those of `MEMBER_SECTIONS`, such as `data.feature_dir=features`, change each member, after its own.
     """
     of_members = tuple(override for override in overrides if override.startswith(MEMBER_SECTIONS))
     values = read_yaml(str(name_or_path), SYSTEM_DIR, "system")
@@ -130,8 +131,6 @@ def load_system(name_or_path: str | Path, overrides: Sequence[str] = (), *, memb
     _name_members(values)
     if isinstance(values.get("verifier"), (str, bool)):
         raise ConfigError(f"verifier is {values['verifier']!r}; a system names its verifier in `verify_with`, here stand its settings.")
-    if values.get("verify_with") is False:  # a bare `no` in YAML 1.1
-        values["verify_with"] = DEFAULT_VERIFIER
     system = build(SystemConfig, values)
     changed = {name: replace(member, overrides=(*member.overrides, *of_members)) for name, member in system.members.items()}
     return replace(system, members=changed)
@@ -157,19 +156,12 @@ def _name_members(values: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """One checkpoint of a retriever.
-
-    Attributes:
-        model: The network.
-        config: Its configuration.
-        weight: Of its word in merging, above 0.
-        audio, text: Stream that the network reads -> what the retriever calls it, where that is something else.
-    """
+    """One checkpoint of a retriever."""
 
     model: QamDetr
     config: Config
-    weight: float = 1.0
-    audio: Mapping[str, str] = field(default_factory=dict)
+    weight: float = 1.0  # of its word in merging, above 0
+    audio: Mapping[str, str] = field(default_factory=dict)  # stream that the network reads -> its name in the retriever, if another
     text: Mapping[str, str] = field(default_factory=dict)
 
     def heard(self, recording: Recording) -> Recording:
@@ -202,9 +194,9 @@ class Member:
             chunk = pairs[begin : begin + _PAIRS_PER_FORWARD]
             # Where all pairs are of one section, its audio is prepared and projected once for all of them.
             parts = sections if len(sections) == 1 else [section for _, section in chunk]
-            batch = prepare([long_audio.section_streams(heard.streams, section) for section in parts], [text for text, _ in chunk])
+            batch = prepare([section.cut(heard.streams) for section in parts], [text for text, _ in chunk])
             output = self.model(batch.to(next(self.model.parameters()).device), bypass=bypass)
-            durations = [long_audio.section_duration(section, recording.duration_seconds) for _, section in chunk]
+            durations = [section.seconds(recording.duration_seconds) for _, section in chunk]
             decoded += answers(output, durations, [section.num_clips for _, section in chunk], settings, protocol=protocol)
         nms_iou = overlap_limit(settings, protocol)
         merged = []
@@ -224,11 +216,9 @@ class MomentRetriever:
         >>> likely = [moment for moment in retriever.retrieve(recording, "a dog barks").moments if moment.likely]
 
     Attributes:
-        members: One checkpoint, or several that answer as one.
+        members: One checkpoint, or several that answer as one; `config` is the first's.
         encoder: Encodes recordings and queries for all of them.
-        config: Of the first member.
-        verifier: Name of the verifier that answers where none is named.
-        verifier_settings: Of verifiers given by name.
+        verifier: Name of the verifier that answers where none is named; `verifier_settings` are of those given by name.
     """
 
     def __init__(self, members: Sequence[Member], encoder: Streams | StoredFeatures, system: SystemConfig | None = None) -> None:
@@ -241,7 +231,7 @@ class MomentRetriever:
         self._system = system
         self.verifier = system.verify_with if system else DEFAULT_VERIFIER
         self.verifier_settings = system.verifier if system else self.config.verifier
-        self._verifiers = Verifiers(self.verifier_settings)
+        self._made = functools.cache(lambda name: verifiers.make_verifier(name, self.verifier_settings))
 
     @classmethod
     def from_pretrained(
@@ -252,11 +242,11 @@ class MomentRetriever:
         device: str | None = None,
         encoder_models: Mapping[str, str] | None = None,
     ) -> Self:
-        """Load a checkpoint and the encoders that it was trained on.
+        """Load a checkpoint, by the name of a shipped one or its folder, and the encoders that it was trained on.
 
         Args:
-            name_or_dir: Name of a shipped checkpoint, or a checkpoint folder.
-            overrides: `section.key=value` changes of the checkpoint's configuration, such as `inference.nms_iou=1`.
+            name_or_dir: Which.
+            overrides: Changes of its configuration, such as `inference.nms_iou=1`.
             device: Where network and encoders run, such as `cuda`; None leaves the network on the CPU, and the encoders to themselves.
             encoder_models: Stream -> hub id or folder, over the checkpoint's `data.encoder_models`.
 
@@ -297,15 +287,8 @@ class MomentRetriever:
     ) -> Self:
         """Open a checkpoint or a system for the recordings and queries of a manifest, whose features lie where `data` says.
 
-        `encode` then takes a `vid`; queries go by their wording.
-
-        Args:
-            source: A checkpoint, such as `runs/NAME/best`, or a system.
-            entries: The manifest.
-            overrides: Changes of a checkpoint's configuration, such as other feature folders.
-            audio_dir: Folder of the recordings, where it is at hand: tells apart features of recordings with the same name, and lets
-                verifiers listen.
-            device: Where the networks run; None = the CPU.
+        `encode` then takes a `vid`; queries go by their wording. `audio_dir` holds the recordings, where they are at hand: it tells apart
+        features of recordings with the same name, and lets verifiers listen. `overrides` are for a checkpoint.
 
         Raises:
             DataError: Features are missing (all are named at once), damaged, of other recordings, or from another version of the encoders.
@@ -325,9 +308,8 @@ class MomentRetriever:
     def encode(self, source: Source, **choice: Any) -> Recording:  # noqa: ANN401 - as `Sound`
         """Encode a recording once; any number of queries may follow.
 
-        Args:
-            source: A file, an open one, or samples with their rate; of a retriever on stored features, the `vid`.
-            choice: What of it to hear: `channel`, `track`, `start_seconds`, `end_seconds`, `max_seconds`; see `audio.Sound`.
+        `source` is a file, an open one, or samples with their rate; of a retriever on stored features, the `vid`. `choice` is what of it to
+        hear: `channel`, `track`, `start_seconds`, `end_seconds`, `max_seconds`; see `audio.Sound`.
 
         Raises:
             AudioError: It cannot be used.
@@ -366,19 +348,20 @@ class MomentRetriever:
         Args:
             recording: From `encode`, or any that holds the streams of every member.
             queries: Sentences.
-            top_k: Most moments to return per query.
+            top_k: Most moments to return for each.
             verifier: A verifier or its name (`qamdetr.verifiers`); a named one is made once and kept. It looks at the best candidates
                 (`top_k` of the settings, or `top_k` if that is more). When it fails, the decoder's ranking stands and a note in the
                 result says so. One that compares features gets those of the first member that has a joint space. None takes the
                 system's, `none` for one checkpoint.
             beta: Weight of the verifier's score, in [0, 1]; None takes the settings' for this verifier. Without verifier, results say 0.
-            protocol: `official` rounds windows as the field's evaluation does; see `candidates.round_officially`.
+            protocol: `official` rounds windows as the field's evaluation does; see `rerank.round_officially`.
             bypass: Components to leave out of the networks; see `QamDetr.forward`.
         """
         verifier = self.verifier if verifier is None else verifier
-        checker = self._verifiers.get(verifier) if isinstance(verifier, str) else verifier
+        checker = self._made(verifier) if isinstance(verifier, str) else verifier
         if beta is None:
-            beta = self._system.beta if self._system else _own_beta(self.config.inference, checker)
+            own = self._system or self.config.inference
+            beta = own.beta if self._system or checker is None else self.config.inference.beta_by_verifier.get(checker.name, own.beta)
         thresholds = torch.tensor([member.config.inference.found_threshold for member in self.members], dtype=torch.float64)
         verified_k = self._system.top_k if self._system else self.config.inference.top_k
         ranking = Ranking(checker, beta, top_k, verified_k, float(self._mean(thresholds)), self.encoder.name, protocol)
@@ -527,27 +510,24 @@ def _check_streams(models: Mapping[str, str], configs: Mapping[str, Config]) -> 
 
 def _check_members(system: SystemConfig) -> None:
     """Look whether every member is there, before anything is loaded; names all that are not, and the commands that train them."""
-    problems = {name: _problem(member.checkpoint) for name, member in system.members.items()}
-    places = {name: system.members[name].checkpoint for name, problem in problems.items() if problem}
-    if not places:
-        return
+    missing: dict[str, str] = {}
     seeds: dict[str, list[str]] = {}
-    for run in filter(None, map(_OF_A_RUN.fullmatch, places.values())):
-        if (CONFIG_DIR / f"{run['config']}.yaml").is_file():
-            seeds.setdefault(run["config"], []).append(run["seed"])
-    commands = [f"`python train.py --config {config} --seeds {' '.join(of_config)}`" for config, of_config in seeds.items()]
-    remedy = f"make them with {' and '.join(commands)}, or name others with --members" if commands else problems[next(iter(places))]
-    shown = ", ".join(name if name == place else f"{name} ({place})" for name, place in places.items())
-    raise CheckpointError(f"{len(places)} of the system's {len(problems)} members are missing: {shown}", remedy)
-
-
-def _problem(checkpoint: str) -> str:
-    """Say why there is no such checkpoint; empty when there is."""
-    try:
-        find_checkpoint(checkpoint)
-    except CheckpointError as error:
-        return str(error)
-    return ""
+    remedy = ""
+    for name, place in ((name, member.checkpoint) for name, member in system.members.items()):
+        try:
+            find_checkpoint(place)
+        except CheckpointError as error:  # noqa: PERF203 - a few members
+            missing[name] = name if name == place else f"{name} ({place})"
+            remedy = remedy or str(error)
+            run = _OF_A_RUN.fullmatch(place)
+            if run and (CONFIG_DIR / f"{run['config']}.yaml").is_file():
+                seeds.setdefault(run["config"], []).append(run["seed"])
+    if seeds:
+        commands = [f"`python train.py --config {config} --seeds {' '.join(of_config)}`" for config, of_config in seeds.items()]
+        remedy = f"make them with {' and '.join(commands)}, or name others with --members"
+    if missing:
+        what = f"{len(missing)} of the system's {len(system.members)} members are missing: {', '.join(missing.values())}"
+        raise CheckpointError(what, remedy)
 
 
 def _join(union: dict[str, _Encoder], encoders: Mapping[str, _Encoder], wanted: Collection[str]) -> dict[str, str]:
@@ -571,11 +551,6 @@ def _move(model: QamDetr, device: str | None) -> QamDetr:
         ) from error
 
 
-def _own_beta(settings: InferenceConfig, verifier: Verifier | None) -> float:
-    """Return what a checkpoint holds: the weight calibrated for this verifier, else `inference.beta`."""
-    return settings.beta if verifier is None else settings.beta_by_verifier.get(verifier.name, settings.beta)
-
-
 def check_query(query: str) -> str:
     """Return the query, or refuse one that cannot be read: nothing but blanks and invisible characters, or bytes that are not text."""
     if all(letter.isspace() or unicodedata.category(letter) in _INVISIBLE for letter in query):
@@ -583,56 +558,3 @@ def check_query(query: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in query):
         raise QamDetrError(f"The query {query!a} holds bytes that are not UTF-8 text; type it again or convert it to UTF-8.")
     return query
-
-
-@dataclass(frozen=True)
-class VerifiedAnswer:
-    """What decoder and verifier think of the candidates of one query, both scores apart: for the choice of the verifier's weight."""
-
-    entry: QueryEntry  # the query with its true windows
-    candidates: tuple[Candidate, ...]  # in decoder order
-    verifier_scores: tuple[float, ...] | None  # one per candidate, or None where the verifier failed
-    problem: str = ""  # why it failed
-
-    def ranked(self, beta: float) -> PredictionEntry:
-        """Rank the candidates with this weight of the verifier; where it failed, the decoder alone ranks."""
-        moments = rerank(self.candidates, self.verifier_scores, beta)
-        windows = tuple((moment.start_seconds, moment.end_seconds, moment.score) for moment in moments)
-        return PredictionEntry(self.entry.qid, self.entry.query, self.entry.vid, windows, self.entry.numeric_qid)
-
-
-def verify_manifest(
-    retriever: MomentRetriever,
-    recordings: Mapping[str, str | Path],
-    entries: Sequence[QueryEntry],
-    verifier: Verifier | str,
-    *,
-    top_k: int,
-) -> Iterator[list[VerifiedAnswer] | AudioError]:
-    """Go through a manifest; each recording is encoded once, and decoder and verifier are asked each query once.
-
-    Args:
-        retriever: Finds the candidates and asks the verifier.
-        recordings: `vid` -> what `retriever.encode` takes.
-        entries: The queries.
-        verifier: The second opinion, or its name.
-        top_k: Candidates to keep, as many as the verifier looks at: with another weight the last may come first.
-
-    Yields: Per recording the answers in the order of its queries, or the error of one that cannot be read: the others go on.
-    """
-    by_vid: dict[str, list[QueryEntry]] = {}
-    for entry in entries:
-        by_vid.setdefault(entry.vid, []).append(entry)
-    for vid, asked in by_vid.items():
-        try:
-            recording = retriever.encode(recordings[vid])
-        except AudioError as error:
-            yield error
-            continue
-        results = retriever.retrieve_many(recording, [entry.query for entry in asked], top_k=top_k, verifier=verifier, beta=0.0)
-        found = []
-        for entry, result in zip(asked, results, strict=True):
-            scores = tuple(moment.verifier_score for moment in result.moments if moment.verifier_score is not None)
-            failed = result.verifier == DEFAULT_VERIFIER
-            found.append(VerifiedAnswer(entry, result.moments, None if failed else scores, " ".join(result.notes) if failed else ""))
-        yield found

@@ -35,6 +35,14 @@ class Section:
         """Length in clips."""
         return self.end - self.start
 
+    def cut(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut every stream `(clips, dim_s)` to the section."""
+        return {name: features[self.start : self.end] for name, features in streams.items()}
+
+    def seconds(self, duration_seconds: float) -> float:
+        """Length in seconds; the last clip of a recording may be partly filled."""
+        return min(float(self.end), duration_seconds) - self.start
+
 
 def split(num_clips: int, section_clips: int, overlap_clips: int) -> list[Section]:
     """Cover a recording with sections of equal length that overlap by at least `overlap_clips`.
@@ -51,16 +59,6 @@ def split(num_clips: int, section_clips: int, overlap_clips: int) -> list[Sectio
     return [Section(start, start + section_clips, last=start == starts[-1]) for start in starts]
 
 
-def section_streams(streams: Mapping[str, Tensor], section: Section) -> dict[str, Tensor]:
-    """Cut every stream `(clips, dim_s)` to a section."""
-    return {name: features[section.start : section.end] for name, features in streams.items()}
-
-
-def section_duration(section: Section, duration_seconds: float) -> float:
-    """Seconds of sound in a section; the last clip of a recording may be partly filled."""
-    return min(float(section.end), duration_seconds) - section.start
-
-
 def merge_candidates(
     sections: Sequence[Section], candidates: Sequence[Sequence[Candidate]], duration_seconds: float, nms_iou: float
 ) -> list[Candidate]:
@@ -69,15 +67,15 @@ def merge_candidates(
     Besides plain suppression, a candidate that an inner edge may have cut gives way to an uncut one of another section that covers
     at least half of it, whatever their scores.
     """
-    placed: list[tuple[Candidate, Section]] = []
+    whole: list[tuple[Candidate, Section]] = []
+    cut: list[tuple[Candidate, Section]] = []
     for section, found in zip(sections, candidates, strict=True):
-        placed += [(_shift(candidate, section.start, duration_seconds), section) for candidate in found]
-    whole = [(candidate, section) for candidate, section in placed if not _is_cut(candidate, section)]
-    kept = [candidate for candidate, _ in whole]
-    for candidate, section in placed:
-        if _is_cut(candidate, section) and not any(_covers(other, candidate) for other, origin in whole if origin != section):
-            kept.append(candidate)
-    return suppress(kept, nms_iou)
+        for local in found:
+            end = min(local.end_seconds + section.start, duration_seconds)  # the sum can round up past it
+            candidate = replace(local, start_seconds=local.start_seconds + section.start, end_seconds=end)
+            (cut if _is_cut(candidate, section) else whole).append((candidate, section))
+    alone = [c for c, section in cut if not any(_covers(other, c) for other, origin in whole if origin != section)]
+    return suppress([*(candidate for candidate, _ in whole), *alone], nms_iou)
 
 
 def merge_saliency(sections: Sequence[Section], saliency: Sequence[Tensor]) -> Tensor:
@@ -88,11 +86,6 @@ def merge_saliency(sections: Sequence[Section], saliency: Sequence[Tensor]) -> T
         total[section.start : section.end] += values
         count[section.start : section.end] += 1
     return total / count
-
-
-def _shift(candidate: Candidate, seconds: float, duration_seconds: float) -> Candidate:
-    end = min(candidate.end_seconds + seconds, duration_seconds)  # the sum can round up past it
-    return replace(candidate, start_seconds=candidate.start_seconds + seconds, end_seconds=end)
 
 
 def _is_cut(candidate: Candidate, section: Section) -> bool:

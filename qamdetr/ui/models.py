@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
@@ -343,9 +344,10 @@ def _model_needs(checkpoint: str) -> str:
 
 
 def _qwen_needs(model: str) -> str:
-    from qamdetr.verifiers.qwen_omni import DOWNLOAD_GIGABYTES, is_here
+    from qamdetr.verifiers.qwen_omni import DOWNLOAD_GIGABYTES, locate_model
 
-    if is_here(model):
+    with contextlib.suppress(QamDetrError):
+        locate_model(model, download=False)
         return "here; wants a large GPU"
     size = f" of {DOWNLOAD_GIGABYTES[model]} GB" if model in DOWNLOAD_GIGABYTES else ""
     return f"needs a download{size} and a large GPU"

@@ -16,10 +16,11 @@ from pathlib import Path
 from qamdetr.audio import MAX_SECONDS
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
+from qamdetr.features.hub import MissingModelError
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint
 from qamdetr.verifiers import VERIFIERS
 from qamdetr.verifiers.base import DEFAULT_VERIFIER
-from qamdetr.verifiers.qwen_omni import check_model
+from qamdetr.verifiers.qwen_omni import locate_model
 from qamdetr.verifiers.server import URL_VARIABLE, ServerVerifier
 
 HOSTED_VARIABLE = "SPACE_ID"
@@ -180,7 +181,9 @@ def _verifier_model(given: Mapping[str, str]) -> str:
     model = given.get(MODEL_VARIABLE, "")
     if model:
         try:
-            check_model(model)
+            locate_model(model, download=False)
+        except MissingModelError:
+            return model  # a hub id; it is fetched when the verifier is asked
         except CheckpointError as error:
             raise ConfigError(f"{MODEL_VARIABLE} is {model!r} in the environment. {error}") from error
     return model

@@ -10,8 +10,7 @@ import functools
 import logging
 import os
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -44,22 +43,15 @@ MIN_CROP_SECONDS = 0.1
 _CHANGED_SECONDS = 1.0
 """Manifests round durations; a file that differs by more is not the one that was encoded."""
 
-_ANSWERS_FILE = "answers.sqlite"
 _WAIT_SECONDS = 10.0
 """How long one process waits for another that writes answers."""
 
 
 class Verifier:
-    """Looks at each candidate once more and says how likely it is the moment of the query.
+    """Looks at each candidate once more and says how likely it is the moment of the query."""
 
-    Attributes:
-        name: What the user calls it.
-        needs_audio: Whether it listens to the recording's file, or does with the encoded clips.
-        settings: Of the checkpoint or the system.
-    """
-
-    name: str
-    needs_audio: bool
+    name: str  # what the user calls it
+    needs_audio: bool  # whether it listens to the recording's file, or does with the encoded clips
 
     def __init__(self, settings: VerifierConfig | None = None) -> None:
         """Take the settings; models are loaded when they are first asked."""
@@ -76,11 +68,7 @@ class Verifier:
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Return one score in [0, 1] per candidate: the normalised probability that it is the moment of the query.
 
-        Args:
-            recording: The encoded recording; `path` leads to its sound.
-            query: The user's sentence.
-            text: The encoded query, main stream first.
-            candidates: The top-K of the decoder.
+        `recording.path` leads to the sound; `text` is the encoded query, main stream first; the candidates are the decoder's top-K.
 
         Raises:
             PartialAnswersError: It failed half-way.
@@ -99,10 +87,10 @@ class PartialAnswersError(QamDetrError):
 
 @dataclass(frozen=True)
 class VerifierInfo:
-    """What is known of a verifier before it is made: its label on the page, whether it listens to the sound, and its class."""
+    """What is known of a verifier before it is made."""
 
-    label: str
-    hears: bool
+    label: str  # on the page
+    hears: bool  # listens to the sound
     make: Callable[[VerifierConfig], Verifier]
 
 
@@ -144,22 +132,6 @@ def make_verifier(name: str, settings: VerifierConfig | None = None) -> Verifier
     return CachedVerifier(made, cache_dir(settings)) if VERIFIERS[name].hears else made
 
 
-class Verifiers:
-    """Makes verifiers by name with the same settings, each once: what a large one has loaded stays loaded."""
-
-    def __init__(self, settings: VerifierConfig) -> None:
-        self._settings = settings
-        self._made: dict[str, Verifier | None] = {}
-        self._lock = threading.Lock()
-
-    def get(self, name: str) -> Verifier | None:
-        """Return a verifier; `none` gives None."""
-        with self._lock:
-            if name not in self._made:
-                self._made[name] = make_verifier(name, self._settings)
-            return self._made[name]
-
-
 class WrappedVerifier(Verifier):
     """A verifier that changes how `inner` is asked and is `inner` in all else; what it adds is its `verify`."""
 
@@ -192,18 +164,19 @@ class Crop:
 
 def read_crops(recording: Recording, candidates: Sequence[Candidate], max_seconds: float = MAX_CROP_SECONDS) -> list[Crop]:
     """Cut one crop per candidate out of the recording's file; `max_seconds` is what the model can listen to at once."""
-    bounds = [crop_bounds(candidate.window, recording.duration_seconds, max_seconds) for candidate in candidates]
     _file_state(recording)
     sound = Sound(recording.path, **recording.choice)
     length = sound.duration_seconds
     if abs(length - recording.duration_seconds) > _CHANGED_SECONDS:
         raise QamDetrError(f"{recording.path} lasts {length:.1f} s, but {recording.duration_seconds:.1f} s were encoded; encode it again.")
     crops = []
-    for candidate, bound in zip(candidates, bounds, strict=True):
-        end = min(bound[1], length)
-        start = max(0.0, min(bound[0], end - MIN_CROP_SECONDS))
-        samples = sound.part(start + recording.start_seconds, end + recording.start_seconds, rate_hz=SAMPLE_RATE_HZ)
-        crops.append(Crop(samples, (min(max(candidate.start_seconds, start), end) - start, min(candidate.end_seconds, end) - start)))
+    for candidate in candidates:
+        start, end = crop_bounds(candidate.window, recording.duration_seconds, max_seconds)
+        end = min(end, length)
+        start = max(0.0, min(start, end - MIN_CROP_SECONDS))
+        samples = sound.part(recording.start_seconds + start, recording.start_seconds + end, rate_hz=SAMPLE_RATE_HZ)
+        first, last = (min(max(seconds, start), end) - start for seconds in candidate.window)
+        crops.append(Crop(samples, (first, last)))
     return crops
 
 
@@ -220,18 +193,15 @@ def crop_window(window: Window, duration_seconds: float) -> Window:
 def crop_bounds(window: Window, duration_seconds: float, max_seconds: float = MAX_CROP_SECONDS) -> Window:
     """Start and end of the crop in the recording: the window with its context.
 
-    Where that is longer than the model can listen to, both sides of the context shrink alike and the window stays whole: nothing that
-    the model is asked about is ever cut off.
+    Where that is longer than the model can listen to, both sides of the context shrink alike and the window stays whole.
     """
     start, end = crop_window(window, duration_seconds)
     if end - start > max_seconds:
-        room = max_seconds - (window[1] - window[0])
-        if room < 0:
-            raise QamDetrError(
-                f"A candidate lasts {window[1] - window[0]:.1f} s; the verifier can listen to {max_seconds:g} s at most; "
-                "use verifier 'pocket', or lower inference.section_clips."
-            )
-        share = room / ((window[0] - start) + (end - window[1]))
+        length = window[1] - window[0]
+        if length > max_seconds:
+            what = f"A candidate lasts {length:.1f} s; the verifier can listen to {max_seconds:g} s at most"
+            raise QamDetrError(what, "use verifier 'pocket', or lower inference.section_clips")
+        share = (max_seconds - length) / (end - start - length)
         start, end = window[0] - share * (window[0] - start), window[1] + share * (end - window[1])
     if end - start < MIN_CROP_SECONDS:
         start = max(0.0, min((start + end - MIN_CROP_SECONDS) / 2, duration_seconds - MIN_CROP_SECONDS))
@@ -242,34 +212,28 @@ def crop_bounds(window: Window, duration_seconds: float, max_seconds: float = MA
 def _file_state(recording: Recording) -> tuple[str, int, int]:
     """Path, size and time of the last change of the recording's file."""
     if not recording.path:
-        raise QamDetrError(
-            f"The recording {recording.name!r} has no file to listen to; encode it from a file, or use verifier 'pocket' or 'none'."
-        )
+        what = f"The recording {recording.name!r} has no file to listen to"
+        raise QamDetrError(what, "encode it from a file, or use verifier 'pocket' or 'none'")
     try:
         state = Path(recording.path).stat()
     except OSError as error:
-        reason = error.strerror or error
-        raise QamDetrError(f"{recording.path} cannot be listened to ({reason}); put the file back and encode it again.") from error
+        what = f"{recording.path} cannot be listened to ({error.strerror or error})"
+        raise QamDetrError(what, "put the file back and encode it again") from error
     return recording.path, state.st_size, state.st_mtime_ns
 
 
 # Size and time of the last change make the key: a file that is replaced is read anew.
 @functools.lru_cache(maxsize=256)
 def _digest(path: str, size: int, changed: int) -> str:
-    try:
-        return content_key(Path(path))
-    except OSError as error:
-        raise QamDetrError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
+    return content_key(Path(path))
 
 
 def cache_dir(settings: VerifierConfig) -> Path:
     """Where answers are kept: `verifier.cache_dir`, `$QAMDETR_CACHE/verifier`, or `qamdetr/verifier` in the user's cache folder."""
     if settings.cache_dir:
         return Path(settings.cache_dir).expanduser()
-    own = os.environ.get("QAMDETR_CACHE")
-    if own:
-        return Path(own).expanduser() / "verifier"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qamdetr" / "verifier"
+    own = os.environ.get("QAMDETR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qamdetr"
+    return Path(own).expanduser() / "verifier"
 
 
 class CachedVerifier(WrappedVerifier):
@@ -287,15 +251,15 @@ class CachedVerifier(WrappedVerifier):
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; where `inner` fails half-way, what it did answer is kept for the next time."""
         keys = self._keys(recording, query, candidates)
-        scores = self._read(keys)
-        missing = [index for index, key in enumerate(keys) if key not in scores]
+        scores = dict(self._run("SELECT key, score FROM answers WHERE key = ?", [(key,) for key in keys]))
+        missing = [place for place, key in enumerate(keys) if key not in scores]
         if missing:
             try:
-                answers = self.inner.verify(recording, query, text, [candidates[index] for index in missing])
+                answers = self.inner.verify(recording, query, text, [candidates[place] for place in missing])
             except PartialAnswersError as error:
                 self._write({keys[missing[place]]: score for place, score in error.scores.items()})
                 raise
-            found = {keys[index]: answer for index, answer in zip(missing, answers, strict=True)}
+            found = {keys[place]: score for place, score in zip(missing, answers, strict=True)}
             self._write(found)
             scores |= found
         return [scores[key] for key in keys]
@@ -310,28 +274,18 @@ class CachedVerifier(WrappedVerifier):
             keys.append(blake2b("\n".join(parts).encode(), digest_size=20).hexdigest())
         return keys
 
-    def _read(self, keys: Sequence[str]) -> dict[str, float]:
-        try:
-            with self._opened() as database:
-                marks = ",".join("?" * len(keys))
-                rows = database.execute(f"SELECT key, score FROM answers WHERE key IN ({marks})", list(keys)).fetchall()
-        except (sqlite3.Error, OSError) as error:
-            _log.warning("The answers in %s cannot be read (%s); the verifier is asked again.", self.folder / _ANSWERS_FILE, error)
-            return {}
-        return {key: score for key, score in rows if isinstance(score, float) and 0 <= score <= 1}
-
     def _write(self, scores: Mapping[str, float]) -> None:
-        file = self.folder / _ANSWERS_FILE
-        try:
-            with self._opened() as database:
-                database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", list(scores.items()))
-        except (sqlite3.Error, OSError) as error:
-            _log.warning("Answers cannot be kept in %s (%s); delete that file, or choose verifier.cache_dir.", file, error)
+        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?)", list(scores.items()))
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """Connect anew for each use, which is safe in any thread and after a fork; the block is one transaction."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(sqlite3.connect(self.folder / _ANSWERS_FILE, timeout=_WAIT_SECONDS)) as database, database:
-            database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID")
-            yield database
+    def _run(self, statement: str, rows: Sequence[tuple[str | float, ...]]) -> list[tuple[str, float]]:
+        """Run a statement for each row, in one transaction. Connecting anew each time is safe in any thread and after a fork."""
+        file = self.folder / "answers.sqlite"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(file, timeout=_WAIT_SECONDS)) as database, database:
+                database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID")
+                return [found for row in rows for found in database.execute(statement, row)]
+        except (sqlite3.Error, OSError) as error:
+            remedy = "delete that file, or choose verifier.cache_dir"
+            _log.warning("Answers cannot be read from or kept in %s (%s), so the verifier is asked anew; %s.", file, error, remedy)
+            return []

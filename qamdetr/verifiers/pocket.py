@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.types import Candidate, Recording, TextFeatures, Window
 from qamdetr.verifiers.base import Verifier, crop_window, verifier
 
+BIAS, INSIDE, CONTRAST = -2.8, 8.0, 4.0
+"""The score is `sigmoid(BIAS + INSIDE * mean + CONTRAST * (mean - mean of the rest of the crop))`; means are cosines of clips and query.
 
-@dataclass(frozen=True)
-class PocketCoefficients:
-    """Logistic of the `pocket` verifier: `sigmoid(bias + inside * mean + contrast * (mean - mean of the rest of the crop))`.
-
-    Means are cosines of clips and query in the joint space. The values are set by hand to be neutral near a cosine of 0.35; fit them
-    on validation scenes before reading the score as a probability.
-    """
-
-    bias: float = -2.8
-    inside: float = 8.0
-    contrast: float = 4.0
+The values are set by hand to be neutral near a cosine of 0.35; fit them on validation scenes before reading the score as a probability.
+"""
 
 
 @verifier("pocket", label="Pocket (offline stand-in)", hears=False)
@@ -36,19 +27,18 @@ class PocketVerifier(Verifier):
     Source: ours; takes the crop of report section 2.3, and the pocket encoders in the place of Qwen2.5-Omni.
     """
 
-    def __init__(self, settings: VerifierConfig | None = None, coefficients: PocketCoefficients | None = None) -> None:
-        super().__init__(settings)
-        self.coefficients = coefficients or PocketCoefficients()
-
     @property
     def identity(self) -> str:
         """Name and coefficients; the encoders are the checkpoint's."""
-        return f"{self.name} {self.coefficients}"
+        return f"{self.name} {BIAS} {INSIDE} {CONTRAST}"
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
-        """Score candidates; refuses encoders without a joint space of audio and text."""
-        cosine = clip_similarity(recording, text)
-        c = self.coefficients
+        """Score candidates; refuses encoders whose main streams have no joint space."""
+        stream, clips = next(iter(recording.streams.items()))
+        pooled = next(iter(text.values())).pooled
+        if pooled is None or pooled.shape[-1] != clips.shape[-1]:
+            raise QamDetrError(f"Audio stream {stream!r} has no joint space with the query's text stream; use verifier 'none'.")
+        cosine = normalize(clips.float(), dim=-1) @ normalize(pooled.float(), dim=-1)
         scores = []
         for candidate in candidates:
             inside = _overlap_clips(candidate.window, len(cosine))
@@ -56,17 +46,8 @@ class PocketVerifier(Verifier):
             mean = float(inside @ cosine / inside.sum().clamp(min=1e-6))
             # A window that fills its crop (the whole recording) has nothing to stand out from.
             contrast = mean - float(around @ cosine / around.sum()) if float(around.sum()) > 1e-3 else 0.0
-            scores.append(1 / (1 + math.exp(-(c.bias + c.inside * mean + c.contrast * contrast))))
+            scores.append(1 / (1 + math.exp(-(BIAS + INSIDE * mean + CONTRAST * contrast))))
         return scores
-
-
-def clip_similarity(recording: Recording, text: Mapping[str, TextFeatures]) -> Tensor:
-    """Cosine of each clip with the query in the joint space of the main streams: `(clips,)` in [-1, 1]."""
-    stream, clips = next(iter(recording.streams.items()))
-    pooled = next(iter(text.values())).pooled
-    if pooled is None or pooled.shape[-1] != clips.shape[-1]:
-        raise QamDetrError(f"Audio stream {stream!r} has no joint space with the query's text stream; use verifier 'none'.")
-    return normalize(clips.float(), dim=-1) @ normalize(pooled.float(), dim=-1)
 
 
 def _overlap_clips(window: Window, num_clips: int) -> Tensor:

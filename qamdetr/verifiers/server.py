@@ -10,6 +10,7 @@ import math
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -35,7 +36,6 @@ _CHECK_SECONDS = 10.0
 """How long `check` waits at most; naming its models takes a server no time."""
 
 _FIRST_WAIT_SECONDS = 0.5
-_MAX_ANSWER_BYTES = 16 << 20
 _SHOWN_LETTERS = 160
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 
@@ -56,15 +56,13 @@ class ServerVerifier(Verifier):
         super().__init__(settings)
         url = self.settings.url or os.environ.get(URL_VARIABLE, "")
         if not url:
-            raise QamDetrError(
-                f"Verifier 'server' has no address; set verifier.url or {URL_VARIABLE}, for example to http://localhost:8000/v1, "
-                "or use verifier 'pocket'."
-            )
+            remedy = f"set verifier.url or {URL_VARIABLE}, for example to http://localhost:8000/v1, or use verifier 'pocket'"
+            raise QamDetrError("Verifier 'server' has no address", remedy)
         self.url = usable_url(url.strip())
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not _VISIBLE_ASCII.fullmatch(self._key):
             raise QamDetrError(f"The key in {KEY_VARIABLE} holds blanks or characters outside ASCII; set it to the key alone.")
-        self._first_model = ""
+        self._offered = ""
 
     @property
     def identity(self) -> str:
@@ -75,11 +73,9 @@ class ServerVerifier(Verifier):
         """Ask the server once for its models."""
         with self._client(min(self.settings.timeout_seconds, _CHECK_SECONDS)) as client:
             if not self.settings.model:
-                self._first_model = _first_model(self._ask(client, "models", retries=0), self.url)
-                return
-            status, content = self._exchange(client, "models")  # a server that names no models may have the one that is set
-            if status in {401, 403}:
-                raise self._refusal(status, content)
+                self._offered = self._ask_model(client, retries=0)
+            elif (answer := self._exchange(client, "models")).status_code in {401, 403}:  # one that names no models may have that one
+                raise self._refusal(answer)
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates, `batch_size` requests at once; the first that fails ends them all."""
@@ -94,7 +90,8 @@ class ServerVerifier(Verifier):
             if stop.is_set():
                 return
             try:
-                scores[place] = read_score(self._ask(client, "chat/completions", chat_request(crop, query, model), stop=stop), self.url)
+                answer = self._ask(client, "chat/completions", chat_request(crop, query, model), retries=self.settings.retries)
+                scores[place] = read_score(answer, self.url)
             except Exception as error:  # told by the thread that waits
                 errors.append(error)
                 stop.set()
@@ -108,72 +105,67 @@ class ServerVerifier(Verifier):
                 stop.set()  # Ctrl-C must not wait for crops that have not begun
         if not errors:
             return [scores[place] for place in range(len(crops))]
-        self._first_model = ""  # the server may be serving another model by now
+        self._offered = ""  # the server may be serving another model by now
         if scores and isinstance(errors[0], QamDetrError):
             raise PartialAnswersError(str(errors[0]), scores) from errors[0]
         raise errors[0]
 
     def _model(self) -> str:
         """Return the server's name of the model: as set, or the first that it offers, asked once."""
-        if self.settings.model:
-            return self.settings.model
-        if not self._first_model:
+        if not self.settings.model and not self._offered:
             with self._client() as client:
-                self._first_model = _first_model(self._ask(client, "models"), self.url)
-        return self._first_model
+                self._offered = self._ask_model(client, self.settings.retries)
+        return self.settings.model or self._offered
+
+    def _ask_model(self, client: httpx.Client, retries: int) -> str:
+        try:
+            return str(self._ask(client, "models", retries=retries)["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise QamDetrError(f"{self.url}/models names no model; set verifier.model to the server's name of it.") from None
 
     def _client(self, timeout_seconds: float | None = None) -> httpx.Client:
         headers = {"User-Agent": "qamdetr", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
         # Redirects are not followed: they would carry crops and key to an address that the user did not name.
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout_seconds or self.settings.timeout_seconds)
 
-    def _ask(self, client: httpx.Client, path: str, body: object = None, *, retries: int = -1, stop: threading.Event | None = None) -> Any:  # noqa: ANN401
-        """Get `path`, or post JSON to it, and return the JSON of the answer; once `stop` is set, there are no further tries."""
-        retries = self.settings.retries if retries < 0 else retries
+    def _ask(self, client: httpx.Client, path: str, body: object = None, *, retries: int) -> Any:  # noqa: ANN401 - whatever JSON it sends
+        """Get `path`, or post JSON to it, and return the JSON of the answer."""
         for tried in range(1, retries + 2):
             try:
-                status, content = self._exchange(client, path, body)
-                if status >= 300:
-                    raise self._refusal(status, content)
-                return json.loads(content)
+                answer = self._exchange(client, path, body)
+                if answer.status_code >= 300:
+                    raise self._refusal(answer)
+                return answer.json()
             except (ValueError, RecursionError):  # noqa: PERF203 - a few tries
-                told = f"The answer of {self.url} is not JSON" if content.strip() else f"The answer of {self.url} is empty"
-                raise QamDetrError(told, "check that the address is that of an OpenAI-compatible API") from None
+                what = f"The answer of {self.url} is not JSON"
+                raise QamDetrError(what, "check that the address is that of an OpenAI-compatible API") from None
             except _PassingError as problem:
-                if tried > retries or (stop or threading.Event()).wait(_FIRST_WAIT_SECONDS * 2 ** (tried - 1)):
+                if tried > retries:
                     raise QamDetrError(f"{problem} (tried {tried} times)") from None
+                time.sleep(_FIRST_WAIT_SECONDS * 2 ** (tried - 1))
         raise AssertionError("the last try returns or raises")
 
-    def _exchange(self, client: httpx.Client, path: str, body: object = None) -> tuple[int, bytes]:
-        """Send one request; returns status and body. Causes are not chained: they could show the headers, the key among them."""
-        content = bytearray()
+    def _exchange(self, client: httpx.Client, path: str, body: object = None) -> httpx.Response:
+        """Send one request. Causes are not chained: they could show the headers, the key among them."""
         try:
-            with client.stream("GET" if body is None else "POST", path, json=body) as answer:
-                for piece in answer.iter_bytes():
-                    content += piece
-                    if len(content) > _MAX_ANSWER_BYTES:
-                        raise QamDetrError(
-                            f"The answer of {self.url} is longer than {_MAX_ANSWER_BYTES >> 20} MiB; check that it is a chat server."
-                        )
-                return answer.status_code, bytes(content)
+            return client.request("GET" if body is None else "POST", path, json=body)
         except httpx.TimeoutException:
             remedy = "check that the server runs there" if body is None else "raise verifier.timeout_seconds or lower verifier.batch_size"
-            raise QamDetrError(f"{self.url} gave no answer within {client.timeout.read:g} s; {remedy}.") from None
+            raise QamDetrError(f"{self.url} gave no answer within {client.timeout.read:g} s", remedy) from None
         except (httpx.ReadError, httpx.RemoteProtocolError, httpx.DecodingError):
-            told = f"The answer of {self.url} broke off after {len(content)} bytes; check the server and what lies between."
-            raise _PassingError(told) from None
+            raise _PassingError(f"The answer of {self.url} broke off", "check the server and what lies between") from None
         except httpx.HTTPError as error:
-            reason = self._shown(str(error) or type(error).__name__)
-            raise _PassingError(f"Cannot connect to {self.url} ({reason}); check that the server runs there.") from None
+            reason = _shown(str(error) or type(error).__name__)
+            raise _PassingError(f"Cannot connect to {self.url} ({reason})", "check that the server runs there") from None
 
-    def _refusal(self, status: int, content: bytes) -> QamDetrError:
+    def _refusal(self, answer: httpx.Response) -> QamDetrError:
         """Say what an HTTP error means, with the server's own words."""
-        text = content.decode("utf-8", errors="replace")
+        text, status = answer.text, answer.status_code
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             parsed = json.loads(text)
             inner = parsed.get("error", parsed)
             text = str(inner.get("message") or json.dumps(inner, ensure_ascii=False)) if isinstance(inner, dict) else str(inner)
-        shown = self._shown(text).rstrip(".")
+        shown = _shown(text).rstrip(".")
         message = f"{self.url} answers HTTP {status}{f' ({shown})' if shown else ''}."
         if status == 429 or status >= 500:
             return _PassingError(message)
@@ -185,14 +177,14 @@ class ServerVerifier(Verifier):
             message += " Redirects are not followed; give the final address."
         return QamDetrError(message)
 
-    def _shown(self, text: str) -> str:
-        """Cut a foreign text for a message; a key that the server repeats is not passed on."""
-        text = text.replace(self._key, "***") if self._key else text
-        return " ".join(text.split())[:_SHOWN_LETTERS]
-
 
 class _PassingError(QamDetrError):
     """Something that may go better on another try."""
+
+
+def _shown(text: str) -> str:
+    """Cut a foreign text for a message."""
+    return " ".join(text.split())[:_SHOWN_LETTERS]
 
 
 def usable_url(url: str) -> str:
@@ -214,24 +206,14 @@ def usable_url(url: str) -> str:
 
 
 def chat_request(crop: Crop, query: str, model: str) -> dict[str, Any]:
-    """Return the body of a request: crop and question, one token to answer with, and its alternatives."""
-    sound = {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav_bytes(crop.samples)).decode(), "format": "wav"}}
+    """Return the body of a request: crop (16-bit WAV; what exceeds full scale is clipped) and question, and the wish for one token."""
+    wav = io.BytesIO()
+    soundfile.write(wav, np.clip(crop.samples, -1, 1), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+    sound = {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav.getvalue()).decode(), "format": "wav"}}
     question = {"type": "text", "text": prompt.user_text(query, crop.window, crop.duration_seconds)}
-    return {
-        "model": model,
-        "messages": [{"role": "system", "content": prompt.SYSTEM_TEXT}, {"role": "user", "content": [sound, question]}],
-        "max_tokens": 1,
-        "temperature": 0,
-        "logprobs": True,
-        "top_logprobs": TOP_LOGPROBS,
-    }
-
-
-def wav_bytes(samples: np.ndarray) -> bytes:
-    """Mono 16-bit WAV at 16 kHz of `(n,)` samples; what exceeds full scale is clipped."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(samples, -1, 1), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
+    messages = [{"role": "system", "content": prompt.SYSTEM_TEXT}, {"role": "user", "content": [sound, question]}]
+    wish = {"max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    return {"model": model, "messages": messages, **wish}
 
 
 def read_score(answer: Any, url: str) -> float:  # noqa: ANN401 - whatever JSON the server sends
@@ -249,20 +231,11 @@ def read_score(answer: Any, url: str) -> float:  # noqa: ANN401 - whatever JSON 
         listed = {}
     alternatives = {token: value for token, value in listed.items() if math.isfinite(value)}
     if len(alternatives) < 2:  # one alone, the chosen word, tells nothing of the other
-        raise QamDetrError(
-            f"The answer of {url} has no log-probabilities of several words; the server must support `logprobs` with "
-            f"`top_logprobs` (vLLM: --max-logprobs {TOP_LOGPROBS} or more)."
-        )
+        remedy = f"the server must support `logprobs` with `top_logprobs` (vLLM: --max-logprobs {TOP_LOGPROBS} or more)"
+        raise QamDetrError(f"The answer of {url} has no log-probabilities of several words", remedy)
     yes, no = ([alternatives[form] for form in forms if form in alternatives] for forms in (prompt.YES_SPELLINGS, prompt.NO_SPELLINGS))
     if not yes and not no:
         likeliest = max(alternatives, key=alternatives.__getitem__)
         raise QamDetrError(f"The model at {url} answers neither Yes nor No (its first word is {likeliest[:30]!r}); serve Qwen2.5-Omni.")
     least = [min(alternatives.values())]
     return prompt.yes_probability(yes or least, no or least)
-
-
-def _first_model(answer: Any, url: str) -> str:  # noqa: ANN401 - JSON
-    try:
-        return str(answer["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise QamDetrError(f"{url}/models names no model; set verifier.model to the server's name of it.") from None

@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_system import tiny_retriever, write_sound
 
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
-from qamdetr.errors import DataError, QamDetrError
-from qamdetr.evaluation.calibration import FINE_GRID, REPORT_BETAS, calibrate_beta, calibrate_found_threshold
+from qamdetr.errors import AudioError, DataError, QamDetrError
+from qamdetr.evaluation.calibration import (
+    FINE_GRID,
+    REPORT_BETAS,
+    VerifiedAnswer,
+    calibrate_beta,
+    calibrate_found_threshold,
+    verify_manifest,
+)
 from qamdetr.evaluation.figures import save_beta_figure
 from qamdetr.evaluation.metrics import score
-from qamdetr.inference.retriever import VerifiedAnswer
 from qamdetr.types import Candidate
+from qamdetr.verifiers import Verifier
 
 TRUTH = (10.0, 20.0)
 """The true window of every query here; `window(iou)` makes others."""
@@ -177,3 +185,34 @@ def test_the_figure_shows_the_choice(tmp_path):
     save_beta_figure(curve, "run $1$, pocket", tmp_path / "new" / "curve.svg")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["curve.svg"]
     assert "<!-- chosen: 0.1 -->" in (tmp_path / "new" / "curve.svg").read_text(encoding="utf-8")
+
+
+class Contrary(Verifier):
+    """Prefers what the decoder does not; every second score is the same."""
+
+    name, needs_audio = "contrary", False
+
+    def verify(self, recording, query, text, candidates):
+        if query == "broken":
+            raise RuntimeError("gone")
+        return [rank // 2 / len(candidates) for rank in range(len(candidates))]
+
+
+ASKED = [QueryEntry(f"q{number}", query, vid, 12.0, None) for number, (vid, query) in enumerate([("a", "x"), ("b", "y"), ("a", "broken")])]
+
+
+def test_verified_answers_ranked_afterwards_are_what_is_ranked_at_once(tmp_path):
+    retriever, verifier = tiny_retriever(nms_iou=1.0), Contrary()
+    recordings = {vid: write_sound(tmp_path / f"{vid}.wav", 12, seed=seed) for seed, vid in enumerate("ab")}
+    parts = list(verify_manifest(retriever, recordings, ASKED, verifier, top_k=10))
+    assert [[answer.entry.qid for answer in part] for part in parts] == [["q0", "q2"], ["q1"]], "each recording once"
+    for answer in (answer for part in parts for answer in part):
+        for beta in (0.0, 0.3, 1.0):
+            at_once = retriever.retrieve(retriever.encode(recordings[answer.entry.vid]), answer.entry.query, verifier=verifier, beta=beta)
+            expected = [pytest.approx((moment.start_seconds, moment.end_seconds, moment.score), abs=1e-4) for moment in at_once.moments]
+            assert list(answer.ranked(beta).pred_relevant_windows) == expected
+        assert (answer.verifier_scores is None) == ("Verifier contrary failed (gone)" in answer.problem) == (answer.entry.query == "broken")
+    recordings["a"].write_text("no sound")
+    bad, good = verify_manifest(retriever, recordings, ASKED, verifier, top_k=10)
+    assert isinstance(bad, AudioError)
+    assert [answer.entry.qid for answer in good] == ["q1"], "one that cannot be read does not stop the others"

@@ -63,11 +63,11 @@ def examples() -> list[tuple[str, list[str]]]:
     return [(item["file"], [query["query"] for query in item["queries"]]) for item in listed]
 
 
-def answers(checkpoints: list[str] = CHECKPOINTS) -> dict[str, list]:
+def answers(checkpoints: list[str] = CHECKPOINTS, recordings: dict | None = None) -> dict[str, list]:
     """`checkpoint/verifier/protocol/recording` -> for each query: found, beta, moments (start, end, scores), and the saliency once."""
     from qamdetr.inference.retriever import MomentRetriever
 
-    recordings, found = {}, {}
+    recordings, found = dict(recordings or {}), {}
     for checkpoint in checkpoints:
         retriever = MomentRetriever.from_pretrained(checkpoint)
         for file, queries in examples():

@@ -26,8 +26,8 @@ def read(name: str):
 
 
 @pytest.fixture(scope="module")
-def answered() -> dict[str, list]:
-    return make.answers()
+def answered(examples) -> dict[str, list]:
+    return make.answers(recordings=examples)
 
 
 @pytest.mark.slow

@@ -52,15 +52,6 @@ def test_windows_stay_inside_and_scores_are_shares(members, how, iou, weights):
     assert merged == best_first(merged)
 
 
-@given(pools, methods)
-def test_one_member_alone_is_that_member(pool, how):
-    merged = merge_pools([pool], how, iou=1.0, weights=[3.0])
-    assert windows(merged) == windows(pool)
-    if how != "fusion":
-        assert merged == pool
-    assert [c.decoder_score for c in merged] == pytest.approx([c.decoder_score for c in pool])
-
-
 @given(ensembles, ious, some_weights)
 def test_pool_and_nms_only_choose(members, iou, weights):
     everything = [candidate.window for pool in members for candidate in pool]
@@ -71,7 +62,8 @@ def test_pool_and_nms_only_choose(members, iou, weights):
 
 
 @given(pools, st.integers(1, 4), ious, some_weights)
-def test_fusion_of_identical_pools_changes_nothing(pool, copies, iou, weights):
+def test_one_pool_or_copies_of_it_change_nothing(pool, copies, iou, weights):
+    assert merge_pools([pool], "pool", weights=[3.0]) == merge_pools([pool], "nms", iou=1.0) == pool
     merged = merge_pools([pool] * copies, "fusion", iou=iou, weights=weights[:copies])
     assert windows(merged) == windows(pool)
     assert sorted(c.decoder_score for c in merged) == pytest.approx(sorted(c.decoder_score for c in pool))
@@ -90,12 +82,6 @@ def test_the_order_of_members_does_not_matter(members, how, iou, weights, random
     assert [c.decoder_score for c in one] == pytest.approx([c.decoder_score for c in two])
 
 
-def test_nms_drops_what_overlaps_a_better_one_of_another_member():
-    one, two = [make(0, 10, 0.9)], [make(1, 10, 0.8), make(20, 30, 0.1)]
-    assert windows(merge_pools([one, two], "nms", iou=0.8)) == [(0, 10), (20, 30)]
-    assert windows(merge_pools([one, two], "nms", iou=0.95)) == [(0, 10), (1, 10), (20, 30)]
-
-
 def test_fusion_averages_by_score_and_weight_and_asks_how_many_agree():
     one, two, three = [make(0, 10, 0.8, 0.5)], [make(2, 12, 0.4, 0.25)], [make(50, 60, 0.5)]
     fused, alone = merge_pools([one, two, three], "fusion", iou=0.5, weights=[1, 2, 1])
@@ -109,18 +95,17 @@ def test_fusion_averages_by_score_and_weight_and_asks_how_many_agree():
 def test_a_member_counts_once_per_fused_window():
     repeats = [make(0, 10, 0.9), make(0, 10.5, 0.8)]
     assert windows(merge_pools([repeats], "fusion", iou=0.5)) == windows(repeats)
+    assert len(merge_pools([[make(0, 5)], [make(5, 9)]], "fusion", iou=0.0)) == 2, "windows that only touch are not joined"
     merged = merge_pools([repeats, [make(0, 10.5, 0.7)]], "fusion", iou=0.5)
     assert windows(merged) == [(0, 10), (0, 10.5)]  # joined with the one that it overlaps most
 
 
-def test_windows_that_only_touch_are_never_joined():
-    assert len(merge_pools([[make(0, 5)], [make(5, 9)]], "fusion", iou=0.0)) == 2
-
-
-def test_a_heavier_member_ranks_higher_in_a_pool():
+def test_a_heavier_member_ranks_higher_in_a_pool_and_nms_drops_doubles():
     light, heavy = [make(0, 5, 0.8)], [make(10, 15, 0.6)]
     merged = merge_pools([light, heavy], "pool", weights=[1, 2])
     assert [(c.window, c.decoder_score) for c in merged] == [((10, 15), 0.6), ((0, 5), 0.4)]
+    better, double, other = make(0, 10, 0.9), make(1, 10, 0.8), make(20, 30, 0.1)
+    assert windows(merge_pools([[better], [double, other]], "nms", iou=0.8)) == [(0, 10), (20, 30)]
 
 
 @pytest.mark.parametrize(

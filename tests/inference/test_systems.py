@@ -10,19 +10,20 @@ import pytest
 import torch
 from stored_features import OwnFeatures, write_audio_file, write_text_file
 from tiny_streams import DIM, STREAMS, save_member, tiny_combos
-from tiny_system import TinyEncoder, tiny_config, tiny_model, write_sound
+from tiny_system import write_sound
 
 from qamdetr.config import CONFIG_DIR, SYSTEM_DIR
 from qamdetr.data.dataset import Collator, MomentDataset
 from qamdetr.data.manifest import QueryEntry
-from qamdetr.errors import AudioError, CheckpointError, ConfigError, DataError, QamDetrError
+from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
 from qamdetr.features.base import Streams, join_fingerprints
 from qamdetr.features.store import FeatureStore
 from qamdetr.inference import retriever as serving
 from qamdetr.inference.candidates import answers
 from qamdetr.inference.pools import merge_pools
-from qamdetr.inference.retriever import Member, MomentRetriever, load_system, verify_manifest
+from qamdetr.inference.retriever import MomentRetriever, load_system
 from qamdetr.types import Recording, TextFeatures
+from qamdetr.verifiers import Verifier
 
 SUBMISSIONS = {"submit1": ("abc", "none", None), "submit2": ("abc", "qwen2.5-omni", 0.35), "submit3": ("a", "qwen2.5-omni", 0.45),
                "submit4": ("b", "qwen2.5-omni", 0.30)}  # fmt: skip
@@ -44,18 +45,13 @@ def test_the_submissions_are_the_reports(name):
     assert (system.verify_with, system.top_k) == (verifier, 10)
     assert beta is None or system.beta == beta
     runs = [re.fullmatch(r"runs/combo_([abc])_finetune-s(\d)/best", member.checkpoint) for member in system.members.values()]
-    assert sorted({run[1] for run in runs}) == list(combos)
-    for combo in combos:
-        assert len({run[2] for run in runs if run[1] == combo}) >= 2, "several seeds of each combo"
-        assert (CONFIG_DIR / f"combo_{combo}_finetune.yaml").is_file()
-    assert len({run.string for run in runs}) == len(runs)
+    assert sorted((run[1], run[2]) for run in runs) == [(combo, seed) for combo in combos for seed in "012"], "several seeds of each combo"
+    assert all((CONFIG_DIR / f"combo_{combo}_finetune.yaml").is_file() for combo in combos)
     assert {member.weight for member in system.members.values()} == {1.0}
 
 
-def test_every_shipped_system_loads_and_submit2_ranks_the_candidates_of_submit1_anew():
-    files = sorted(SYSTEM_DIR.glob("*.yaml"))
-    assert {path.stem for path in files if not path.stem.startswith("_")} == set(SUBMISSIONS)
-    assert all(load_system(path.stem).members and path.read_text(encoding="utf-8").startswith("# ") for path in files)
+def test_submit2_ranks_the_candidates_of_submit1_anew():
+    assert {path.stem for path in SYSTEM_DIR.glob("[!_]*.yaml")} == set(SUBMISSIONS)
     one, two = load_system("submit1"), load_system("submit2")
     assert (one.members, one.merge, one.merge_iou) == (two.members, two.merge, two.merge_iou)
 
@@ -82,23 +78,18 @@ def test_members_may_be_named_listed_or_given(tmp_path):
         ("members: {a: x}\nmerg: nms", "Unknown key 'merg'; known here: members, merge"),
         ("members: {a: x}\nmerge: vote", "merge is 'vote'; it must be one of pool, nms, fusion"),
         ("members: {a: x}\nmerge_iou: 2", "merge_iou is 2.0; it must be from 0.0 to 1.0"),
-        ("members: {a: x}\nbeta: 1.5", "beta is 1.5; it must be from 0.0 to 1.0"),
-        ("members: {a: x}\ntop_k: 0", "top_k is 0; it must be"),
         ("members: {a: x}\nverify_with: ear", "Verifier 'ear' is not known; choose one of none, pocket"),
         ("members: {a: x}\nverifier: {batch: 2}", "Unknown key 'verifier.batch'"),
         ("members: {a: x}\nverifier: pocket", "verifier is 'pocket'; a system names its verifier in `verify_with`"),
-        ("members: {a: x}\nverifier: no", "verifier is False; a system names its verifier in `verify_with`"),
         ("members: {a: x}\nbeta: 0.2\nbeta: 0.3", "system.yaml: the key 'beta' stands twice, in lines 2 and 3"),
         ("members: [x/best, ./x/best/]", "members x/best and ./x/best/ are one checkpoint, ./x/best/; name it once"),
         ("members: {a: x, b: {checkpoint: x/, weight: 2}}", "members a and b are one checkpoint, x/; name it once"),
         ("members:", "members is empty"),
         ("members: {a: {weight: 2}}", "members.a.checkpoint is missing"),
         ("members: {a: {checkpoint: x, weight: 0}}", "The weight of member x is 0.0; it must be above 0"),
-        ("members: {a: {checkpoint: x, weight: .nan}}", "The weight of member x is nan"),
         ("members: {a: {checkpoint: x, seed: 1}}", "Unknown key 'members.a.seed'"),
         ("members: [x, x]", "members lists x twice"),
         ("members: [3]", "members lists 3"),
-        ("members: []", "members is empty"),
         ("members: 5", "members is 5"),
         ("extends: submit9", "No system 'submit9': give a YAML file or one of submit1, submit2, submit3, submit4"),
     ],
@@ -112,15 +103,12 @@ def test_mistakes_are_one_line(tmp_path, text, message):
 
 def test_a_checkpoint_counts_once_however_it_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_member(tmp_path / "X", "X")
-    (tmp_path / "link").symlink_to("X")
-    for other in ("X/", "./X", str(tmp_path / "X"), "link"):
+    monkeypatch.setattr("qamdetr.config.CHECKPOINT_DIR", tmp_path / "shipped")
+    save_member(tmp_path / "shipped" / "X", "X")
+    (tmp_path / "link").symlink_to("shipped/X")
+    for other in ("shipped/X/", str(tmp_path / "shipped/X"), "link"):
         with pytest.raises(ConfigError, match="are one checkpoint"):
             load_system("submit1", members=["X", other])
-    monkeypatch.setattr("qamdetr.config.CHECKPOINT_DIR", tmp_path / "shipped")
-    save_member(tmp_path / "shipped" / "pocket", "X")
-    with pytest.raises(ConfigError, match="members pocket and shipped/pocket are one checkpoint"):
-        load_system("submit1", members=["pocket", "shipped/pocket"])
     several = "members: {a: X, b: {checkpoint: X, overrides: [inference.nms_iou=1]}}"
     assert len(load_system(write(tmp_path, several)).members) == 2, "other settings make another member"
 
@@ -229,20 +217,13 @@ def test_one_member_answers_as_it_does_alone(shop, sound, merge):
     assert replace(one, moments=(), saliency=()) == replace(alone, moments=(), saliency=())
 
 
-class Late:
-    """A verifier that prefers late windows and remembers what it saw."""
+class Late(Verifier):
+    """Prefers late windows, and remembers what it saw."""
 
-    name = identity = "late"
-    needs_audio = False
-
-    def __init__(self):
-        self.seen = []
-
-    def check(self):
-        pass
+    name, needs_audio = "late", False
 
     def verify(self, recording, query, text, candidates):
-        self.seen.append((recording, text, list(candidates)))
+        self.seen = (recording, text, list(candidates))
         return [candidate.start_seconds / recording.duration_seconds for candidate in candidates]
 
 
@@ -251,7 +232,7 @@ def test_the_verifier_sees_the_merged_top_k_of_a_member_with_a_joint_space(shop,
     system = shop.open("WXYX", "merge=pool", "top_k=4", "beta=0.9", "verify_with=pocket")
     recording = system.encode(sound)
     result = system.retrieve(recording, "a dog", top_k=2, verifier=late)
-    heard, text, candidates = late.seen[0]
+    heard, text, candidates = late.seen
     assert (list(heard.streams), list(text), len(candidates)) == (["joint", "loud"], ["joint"], 4)
     assert (result.verifier, result.beta, len(result.moments)) == ("late", 0.9, 2)
     assert {moment.window for moment in result.moments} <= {candidate.window for candidate in candidates}
@@ -279,18 +260,6 @@ def test_found_is_the_members_mean_against_their_mean_threshold(shop, sound):
     assert found(mean - 1e-4, mean - 1e-4, mean - 1e-4)
     assert not found(mean + 1e-4, mean + 1e-4, mean + 1e-4)
     assert found(best[0] + 0.001, best[1], best[2] - 0.001), "what one lacks, another may have to spare"
-
-
-def test_mistakes_in_a_question_are_refused(shop, tmp_path, sound):
-    with pytest.raises(ConfigError, match="needs at least one member"):
-        MomentRetriever([], shop.combos["X"])
-    system = shop.open("XY")
-    with pytest.raises(AudioError, match="does not exist"):
-        system.encode(tmp_path / "gone.wav")
-    recording = system.encode(sound)
-    for options, message in (({"top_k": 0}, "top_k is 0"), ({"beta": 2}, "beta is 2"), ({"verifier": "x"}, "is not known")):
-        with pytest.raises(QamDetrError, match=message):
-            system.retrieve(recording, "a", **options)
 
 
 ENTRIES = [
@@ -346,8 +315,6 @@ def test_from_features_the_answer_is_what_validation_scores(public):
 
 
 def test_from_features_reads_what_the_manifest_needs_and_refuses_what_is_not_there(public, tmp_path):
-    with pytest.raises(ConfigError, match="changes the model section"):
-        MomentRetriever.from_features(public, ENTRIES, overrides=["model.num_moment_queries=6"])
     (tmp_path / "text" / "qidq2.npz").unlink()
     assert MomentRetriever.from_features(public, [ENTRIES[0], ENTRIES[2]]).encode("second").num_clips == 25
     with pytest.raises(QamDetrError, match="1 query"):
@@ -367,13 +334,8 @@ def test_from_features_reads_what_the_manifest_needs_and_refuses_what_is_not_the
     ("record", "trained", "message"),
     [
         ({}, NEW, None),
-        ({}, "", None),
         ({}, "old", f"encoder version {NEW}, .* was trained on version old"),
-        (
-            {"models": {"joint": "clap"}, "dtype": "bfloat16"},
-            "old",
-            rf"version {NEW} \(bfloat16, joint=clap\), .* was trained on version old \(float32\); extract",
-        ),
+        ({"models": {"joint": "x"}, "dtype": "bfloat16"}, "old", rf"{NEW} \(bfloat16, joint=x\), .* version old \(float32\); extract"),
     ],
 )
 def test_features_of_other_encoders_are_refused(tmp_path, record, trained, message):
@@ -387,15 +349,13 @@ def test_features_of_other_encoders_are_refused(tmp_path, record, trained, messa
 
 
 def test_recordings_at_hand_are_named_for_verifiers_that_listen(tmp_path):
-    audio_dir = tmp_path / "sounds"
-    audio_dir.mkdir()
-    recordings = {vid: audio_dir / f"{vid}.flac" for vid in ("first", "second")}
+    recordings = {vid: tmp_path / "sounds" / f"{vid}.flac" for vid in ("first", "second")}
+    (tmp_path / "sounds").mkdir()
     for vid, path in recordings.items():
         path.write_text(f"sound of {vid}")
-        path.with_suffix(".txt").write_text("a label is no recording")
     store_features(tmp_path / "features", recordings=recordings)
     checkpoint = save_member(tmp_path / "checkpoint", "X", feature_dir=str(tmp_path / "features"))
-    recording = MomentRetriever.from_features(checkpoint, ENTRIES, audio_dir=audio_dir).encode("second")
+    recording = MomentRetriever.from_features(checkpoint, ENTRIES, audio_dir=tmp_path / "sounds").encode("second")
     assert (recording.num_clips, recording.path) == (25, str(recordings["second"]))
 
 
@@ -419,65 +379,3 @@ def test_members_read_the_features_of_their_own_combo(tmp_path, monkeypatch):
     save_member(Path(members[2]), "Y", **places["Y"], encoder="another")
     with pytest.raises(DataError, match=r"encoder version [0-9a-f]{16}, "):
         MomentRetriever.from_features(load_system("submit1", members=members), ENTRIES)
-
-
-class Contrary(Late):
-    """Prefers what the decoder does not; every second score is the same."""
-
-    name = identity = "contrary"
-
-    def verify(self, recording, query, text, candidates):
-        return [rank // 2 / len(candidates) for rank in range(len(candidates))]
-
-
-class Broken(Late):
-    name = identity = "broken"
-
-    def verify(self, recording, query, text, candidates):
-        raise RuntimeError("gone")
-
-
-@pytest.fixture
-def retriever():
-    config = tiny_config(nms_iou=1.0)
-    return MomentRetriever([Member(tiny_model(config), config)], TinyEncoder())
-
-
-@pytest.fixture
-def recordings(tmp_path):
-    return {vid: write_sound(tmp_path / f"{vid}.wav", 12, seed=seed) for seed, vid in enumerate("ab")}
-
-
-ASKED = [QueryEntry(f"q{number}", query, vid, 12.0, None) for number, (vid, query) in enumerate([("a", "x"), ("b", "y"), ("a", "z")])]
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
-def test_verified_answers_ranked_afterwards_are_what_is_ranked_at_once(retriever, recordings, beta):
-    verifier = Contrary()
-    parts = list(verify_manifest(retriever, recordings, ASKED, verifier, top_k=10))
-    assert [[answer.entry.qid for answer in part] for part in parts] == [["q0", "q2"], ["q1"]]
-    for part in parts:
-        queries = [answer.entry.query for answer in part]
-        at_once = retriever.retrieve_many(retriever.encode(recordings[part[0].entry.vid]), queries, verifier=verifier, beta=beta)
-        for answer, result in zip(part, at_once, strict=True):
-            scores = [candidate.decoder_score for candidate in answer.candidates]
-            assert scores == sorted(scores, reverse=True)
-            assert answer.verifier_scores == tuple(verifier.verify(None, "", {}, scores))
-            expected = tuple((moment.start_seconds, moment.end_seconds, moment.score) for moment in result.moments)
-            assert answer.ranked(beta).pred_relevant_windows == expected
-
-
-def test_without_an_answer_of_the_verifier_the_decoder_ranks_at_every_weight(retriever, recordings):
-    for part in verify_manifest(retriever, recordings, ASKED, Broken(), top_k=10):
-        for answer in part:
-            assert answer.verifier_scores is None
-            assert "Verifier broken failed (gone)" in answer.problem
-            assert answer.ranked(1.0) == answer.ranked(0.0)
-
-
-def test_a_recording_that_cannot_be_read_does_not_stop_the_others(retriever, recordings):
-    recordings["a"].write_text("no sound")
-    bad, good = verify_manifest(retriever, recordings, ASKED, Contrary(), top_k=10)
-    assert isinstance(bad, AudioError)
-    assert "a.wav" in str(bad)
-    assert [answer.entry.qid for answer in good] == ["q1"]

@@ -30,19 +30,10 @@ class Reply:
 def chat(**logprobs):
     """A chat answer whose first token has these alternatives."""
     listed = [{"token": token, "logprob": value, "bytes": list(token.encode())} for token, value in logprobs.items()]
-    first = max(listed, key=lambda item: item["logprob"], default={"token": "", "logprob": 0.0})
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": first["token"]},
-                "logprobs": {"content": [{**first, "top_logprobs": listed}]},
-                "finish_reason": "length",
-            }
-        ],
-    }
+    first = max(listed, key=lambda item: item["logprob"])
+    logprobs = {"content": [{**first, "top_logprobs": listed}]}
+    message = {"role": "assistant", "content": first["token"]}
+    return {"object": "chat.completion", "choices": [{"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "length"}]}
 
 
 def by_loudness(request):
@@ -56,29 +47,21 @@ class FakeServer:
     """Answers `script` first, in turn, then `otherwise(request)`; remembers all requests."""
 
     def __init__(self, url, script, otherwise):
-        self.url = url
-        self.script = list(script)
+        self.url, self.script, self.otherwise = url, list(script), otherwise
         self.models = Reply({"object": "list", "data": [{"id": "tiny-omni", "object": "model"}]})
-        self.models_asked = 0
-        self.otherwise = otherwise
-        self.requests = []
-        self.headers = []
+        self.models_asked = self.running = self.most_running = 0
+        self.requests, self.headers = [], []
         self.lock = threading.Lock()
-        self.running = 0
-        self.most_running = 0
 
     def reply(self, path, headers, body):
         if path == "/v1/models":
             self.models_asked += 1
             return self.models
-        if path != "/v1/chat/completions":
-            return Reply({"error": {"message": f"no such path {path}"}}, status=404)
+        request = json.loads(body)
         with self.lock:
-            self.requests.append(json.loads(body))
+            self.requests.append(request)
             self.headers.append(headers)
-            if self.script:
-                return self.script.pop(0)
-        return self.otherwise(self.requests[-1] if len(self.requests) == 1 else json.loads(body))
+            return self.script.pop(0) if self.script else self.otherwise(request)
 
 
 @contextlib.contextmanager
@@ -92,8 +75,7 @@ def serving(*script, otherwise=by_loudness):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 reply = server.reply(self.path, dict(self.headers), body)
                 time.sleep(reply.delay_seconds)
-            finally:
-                # Before the client hears of it: it may send the next request at once.
+            finally:  # before the client hears of it: it may send the next request at once
                 with server.lock:
                     server.running -= 1
             if reply.hang_up:
@@ -101,15 +83,11 @@ def serving(*script, otherwise=by_loudness):
                 return
             content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             with contextlib.suppress(OSError):
-                self.send(reply, content)
-
-        def send(self, reply, content):
-            self.send_response(reply.status)
-            for name, value in reply.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content) + reply.missing_bytes))
-            self.end_headers()
-            self.wfile.write(content)
+                self.send_response(reply.status)
+                for name, value in {**reply.headers, "Content-Length": str(len(content) + reply.missing_bytes)}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
 
         do_GET = do_POST = answer  # noqa: N815 - the library's names
 

@@ -6,60 +6,41 @@ import math
 
 import pytest
 import torch
-from tiny_system import recording_of
+from tiny_system import candidate, recording_of
 
 from qamdetr.errors import QamDetrError
-from qamdetr.types import Candidate, TextFeatures
-from qamdetr.verifiers.pocket import PocketCoefficients, PocketVerifier, clip_similarity
+from qamdetr.types import TextFeatures
+from qamdetr.verifiers import pocket
 
-ALIKE = torch.eye(8)[0]
-OTHER = torch.eye(8)[1]
-TEXT = {"pocket": TextFeatures(torch.ones(1, 8), ((0, 1),), ALIKE)}
-
-
-def candidate(start, end):
-    return Candidate(float(start), float(end), 0.5, 0.5, 0.25)
+ALIKE, OTHER = torch.eye(8)[:2]
+SCENE = recording_of(torch.stack([3 * ALIKE if 10 <= i < 20 else OTHER for i in range(60)]))  # sounds like the query from 10 to 20 s
 
 
-def scene(*, true=(10, 20), num_clips=60):
-    """Clips that sound like the query inside `true` and like something else outside."""
-    return recording_of(torch.stack([3 * ALIKE if true[0] <= i < true[1] else OTHER for i in range(num_clips)]))
-
-
-def test_similarity_is_a_cosine_whatever_the_length_of_vectors():
-    assert clip_similarity(scene(), TEXT).tolist() == [1.0 if 10 <= i < 20 else 0.0 for i in range(60)]
+def scores(*windows, pooled=ALIKE):
+    text = {"pocket": TextFeatures(torch.ones(1, 8), ((0, 1),), pooled)}
+    return pocket.PocketVerifier().verify(SCENE, "a", text, [candidate(*window) for window in windows])
 
 
 def test_the_true_window_beats_wider_narrower_and_wrong_ones():
-    true, wider, shifted, wrong = PocketVerifier().verify(
-        scene(), "a", TEXT, [candidate(10, 20), candidate(5, 30), candidate(15, 25), candidate(40, 50)]
-    )
-    assert true > max(wider, shifted) > min(wider, shifted) > wrong
-    narrow = PocketVerifier().verify(scene(), "a", TEXT, [candidate(13, 15)])[0]
-    assert true > narrow, "the sound goes on around a window that is too narrow"
+    true, wider, shifted, narrow, wrong = scores((10, 20), (5, 30), (15, 25), (13, 15), (40, 50))
+    assert true > max(wider, shifted, narrow) > min(wider, shifted) > wrong
 
 
-def test_scores_follow_the_documented_logistic():
-    coefficients = PocketCoefficients(bias=-1.0, inside=2.0, contrast=0.5)
-    # Of [9, 21): 10 clips alike out of 12 inside; the rest of the crop [3, 27) holds none.
-    (score,) = PocketVerifier(coefficients=coefficients).verify(scene(), "a", TEXT, [candidate(9, 21)])
-    mean = 10 / 12
-    assert score == pytest.approx(1 / (1 + math.exp(-(-1 + 2 * mean + 0.5 * mean))))
+@pytest.mark.parametrize(
+    ("coefficients", "window", "logit"),
+    [
+        ((-1.0, 2.0, 0.5), (9, 21), -1 + 2 * 10 / 12 + 0.5 * 10 / 12),  # 10 of the 12 clips inside are alike, none around
+        ((0.0, 1.0, 0.0), (9.75, 10.25), 0.5),  # parts of clips count by their share
+        ((0.0, 0.0, 100.0), (0, 60), 0.0),  # over the whole recording there is no contrast
+    ],
+)
+def test_scores_follow_the_documented_logistic(monkeypatch, coefficients, window, logit):
+    for name, value in zip(("BIAS", "INSIDE", "CONTRAST"), coefficients, strict=True):
+        monkeypatch.setattr(pocket, name, value)
+    assert scores(window) == [pytest.approx(1 / (1 + math.exp(-logit)))]
 
 
-def test_parts_of_clips_count_by_their_share():
-    coefficients = PocketCoefficients(bias=0.0, inside=1.0, contrast=0.0)
-    (score,) = PocketVerifier(coefficients=coefficients).verify(scene(), "a", TEXT, [candidate(9.75, 10.25)])
-    assert score == pytest.approx(1 / (1 + math.exp(-0.5)))
-
-
-def test_a_window_over_the_whole_recording_has_no_contrast():
-    coefficients = PocketCoefficients(bias=0.0, inside=0.0, contrast=100.0)
-    assert PocketVerifier(coefficients=coefficients).verify(scene(), "a", TEXT, [candidate(0, 60)]) == [0.5]
-
-
-def test_without_a_joint_space_it_says_so():
-    for pooled in (None, torch.ones(5)):
-        text = {"roberta": TextFeatures(torch.ones(1, 8), ((0, 1),), pooled)}
-        with pytest.raises(QamDetrError, match="'pocket' has no joint space"):
-            PocketVerifier().verify(scene(), "a", text, [candidate(0, 1)])
+@pytest.mark.parametrize("pooled", [None, torch.ones(5)])
+def test_without_a_joint_space_it_says_so(pooled):
+    with pytest.raises(QamDetrError, match="'pocket' has no joint space"):
+        scores((0, 1), pooled=pooled)

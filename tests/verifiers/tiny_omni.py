@@ -19,21 +19,15 @@ def make_tokenizer(words=tuple(WORDS)):
     from tokenizers import pre_tokenizers
     from transformers import Qwen2TokenizerFast
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: index for index, letter in enumerate(letters)}
-    merges = []
-
-    def join(left, right):
-        if (left, right) not in merges:
-            merges.append((left, right))
-        vocabulary.setdefault(left + right, len(vocabulary))
-
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    pairs = []
     for word in words:
         spelled = word.strip()
-        for end in range(2, len(spelled) + 1):
-            join(spelled[: end - 1], spelled[end - 1])
-        if word.startswith(" "):
-            join("Ġ", spelled)
+        pairs += [(spelled[: end - 1], spelled[end - 1]) for end in range(2, len(spelled) + 1)]
+        pairs += [("Ġ", spelled)] if word.startswith(" ") else []
+    merges = list(dict.fromkeys(pairs))
+    for left, right in merges:
+        vocabulary.setdefault(left + right, len(vocabulary))
     tokenizer = Qwen2TokenizerFast(vocab=vocabulary, merges=merges, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token=None)
     tokenizer.add_special_tokens({"additional_special_tokens": list(CONTROL_TOKENS)})
     return tokenizer
@@ -43,73 +37,47 @@ def make_config(tokenizer):
     from transformers import Qwen2_5OmniConfig
 
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in CONTROL_TOKENS}
-    vocabulary = len(tokenizer) + 3  # the published models, too, have a few rows that no token uses
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, **heads, "max_position_embeddings": 2048}
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    sound = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 16, "output_dim": 32}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "fullatt_block_indexes": [0]}
     thinker = {
-        "audio_config": {
-            "d_model": 16,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-            "num_mel_bins": 16,
-            "output_dim": 32,
-        },
-        "vision_config": {
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [0],
-        },
+        "audio_config": sound,
+        "vision_config": vision,
         "text_config": {
-            "vocab_size": vocabulary,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 2048,
+            "vocab_size": len(tokenizer) + 3,  # the published models, too, have a few rows that no token uses
             "tie_word_embeddings": False,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+            "rope_parameters": {**rope, "mrope_section": [2, 3, 3]},
+            **text,
         },
-        "audio_token_index": ids["<|AUDIO|>"],
-        "image_token_index": ids["<|IMAGE|>"],
-        "video_token_index": ids["<|VIDEO|>"],
-        "audio_start_token_id": ids["<|audio_bos|>"],
-        "audio_end_token_id": ids["<|audio_eos|>"],
+        **{f"{name.lower()}_token_index": ids[f"<|{name}|>"] for name in ("AUDIO", "IMAGE", "VIDEO")},
+        **{f"{name}_start_token_id": ids[f"<|{name}_bos|>"] for name in ("audio", "vision")},
+        **{f"{name}_end_token_id": ids[f"<|{name}_eos|>"] for name in ("audio", "vision")},
         "tie_word_embeddings": False,
-        "vision_start_token_id": ids["<|vision_bos|>"],
-        "vision_end_token_id": ids["<|vision_eos|>"],
     }
+    tts = ("text_start", "text_end", "text_pad", "codec_start", "codec_end", "codec_pad", "codec_mask")
     talker = {
         "vocab_size": 20,
         "embedding_size": 32,
         "hidden_size": 16,
         "intermediate_size": 16,
         "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
         "head_dim": 8,
-        **{
-            f"tts_{name}_token_id": 0
-            for name in ("text_start", "text_end", "text_pad", "codec_start", "codec_end", "codec_pad", "codec_mask")
-        },
+        **heads,
+        **{f"tts_{name}_token_id": 0 for name in tts},
         **{f"{name}_token_id": 0 for name in ("vision_start", "vision_end", "audio_start", "audio_end")},
         **{f"{name}_token_index": 0 for name in ("audio", "image", "video")},
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+        "rope_parameters": {**rope, "mrope_section": [1, 1, 2]},
     }
+    small = dict.fromkeys(("head_dim", "emb_dim", "num_embeds", "mel_dim", "enc_dim", "enc_emb_dim"), 8)
     token2wav = {
         "dit_config": {
             "hidden_size": 16,
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
-            "head_dim": 8,
-            "emb_dim": 8,
-            "num_embeds": 8,
-            "mel_dim": 8,
-            "enc_dim": 8,
-            "enc_emb_dim": 8,
             "enc_channels": [8] * 5,
+            **small,
             "enc_attention_channels": 4,
             "enc_se_channels": 4,
             "look_ahead_layers": [0],
@@ -127,15 +95,9 @@ def make_config(tokenizer):
     return Qwen2_5OmniConfig(thinker_config=thinker, talker_config=talker, token2wav_config=token2wav)
 
 
-def make_extractor(max_seconds):
-    from transformers import WhisperFeatureExtractor
-
-    return WhisperFeatureExtractor(feature_size=16, chunk_length=max_seconds)
-
-
 def save_omni(folder: Path, *, thinker_only=False, words=tuple(WORDS), seed=0, max_seconds=MAX_SECONDS) -> Path:
     """Save the whole model, or its Thinker alone; returns the folder."""
-    from transformers import Qwen2_5OmniForConditionalGeneration
+    from transformers import Qwen2_5OmniForConditionalGeneration, WhisperFeatureExtractor
 
     tokenizer = make_tokenizer(words)
     torch.manual_seed(seed)
@@ -145,5 +107,5 @@ def save_omni(folder: Path, *, thinker_only=False, words=tuple(WORDS), seed=0, m
             parameter.mul_(3)  # far enough from uniform logits that answers differ
     (model.thinker if thinker_only else model).save_pretrained(folder, max_shard_size="50KB")
     tokenizer.save_pretrained(folder)
-    make_extractor(max_seconds).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=max_seconds).save_pretrained(folder)
     return folder

@@ -73,7 +73,7 @@ def predict(name: str, output: str, *options: str) -> list[list[list[float]]]:
     return windows(output)
 
 
-def test_all_four_run_to_files_that_the_challenge_takes_from_features_and_from_audio(work, monkeypatch, capsys):
+def test_all_four_run_to_files_that_the_challenge_takes(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     files, scored = [], {}
     for name in ("submit1", "submit2", "submit3", "submit4"):
@@ -81,10 +81,11 @@ def test_all_four_run_to_files_that_the_challenge_takes_from_features_and_from_a
         if name != "submit1":
             options += ["--verifier-model", "omni", "--set", "verifier.cache_dir=answers"]
         output, description = f"{TEAM}_{name[-1]}.output.jsonl", Path(f"{TEAM}_{name[-1]}.meta.yaml")
-        predict(name, output, *options)
-        scored[name] = predict(name, f"{name}.jsonl", *options)
+        bounds = predict(name, output, *options)
         assert capsys.readouterr().err.count("Verifier") == 0, "no verifier failed"
-        assert [[window[:2] for window in entry] for entry in scored[name]] == windows(output)
+        if name in ("submit1", "submit2"):
+            scored[name] = predict(name, f"{name}.jsonl", *options)
+            assert [[window[:2] for window in entry] for entry in scored[name]] == bounds
         description.write_text(yaml.safe_dump(metadata(name)), encoding="utf-8")
         files += [output, str(description)]
     assert main(["submit", "--check", *files, "--manifest", "scenes/manifest.jsonl"]) == 0
@@ -92,8 +93,13 @@ def test_all_four_run_to_files_that_the_challenge_takes_from_features_and_from_a
 
     for one, two in zip(scored["submit1"], scored["submit2"], strict=True):
         assert {tuple(window[:2]) for window in one} == {tuple(window[:2]) for window in two}, "the verifier ranks, and moves nothing"
-    assert len({json.dumps(windows) for windows in scored.values()}) == 4, "but it does rank"
-    for one, two in zip(scored["submit1"], predict("submit1", "heard.jsonl"), strict=True):
+    assert scored["submit1"] != scored["submit2"], "but it does rank"
+
+
+def test_features_and_audio_give_the_same_answer(work, monkeypatch):
+    monkeypatch.chdir(work)
+    read, heard = predict("submit1", "read.jsonl", "--from-features"), predict("submit1", "heard.jsonl")
+    for one, two in zip(read, heard, strict=True):
         # The cache holds float16; candidates of nearly equal scores may change places.
         assert sorted(one) == [pytest.approx(window, abs=0.05) for window in sorted(two)]
 

@@ -2,7 +2,7 @@
 
     python -m recipes.ladder --test MANIFEST [--plan ladder|switches|chosen|all] [--seeds 0 1 2] [--output runs/ladder]
 
-Every run is a `train.py` of its own in `OUTPUT/<variant>-s<seed>`. Runs that are done are skipped and interrupted ones resumed, so the same
+Every run is one of `train.py`, in `OUTPUT/<variant>-s<seed>`. Runs that are done are skipped and interrupted ones resumed, so the same
 command continues after a stop. Then the run's best checkpoint is scored on its validation set and on the test manifest
 (`results.json`). `recipes.ladder_report` makes tables and figure of the results.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+import train
 from qamdetr.config import Config, load_config
 from qamdetr.errors import QamDetrError
 from qamdetr.inference.checkpoint import CONFIG_FILE, load_checkpoint
@@ -93,17 +93,10 @@ PLANS = {"ladder": LADDER, "switches": SWITCHES, "chosen": (CHOSEN,), "all": (*L
 
 
 def run_plan(variants: Sequence[Variant], seeds: Sequence[int], output: Path, test_manifest: Path, overrides: Sequence[str] = ()) -> None:
-    """Train and score what is not there yet, all variants of one seed before the next seed.
+    """Train and score what is not there yet, all variants of one seed before the next seed, in folders of `output`.
 
-    Args:
-        variants: Rows to run.
-        seeds: Seeds to run each with.
-        output: Parent of the runs.
-        test_manifest: Held-back scenes; their features lie in the configuration's feature folder.
-        overrides: `section.key=value` for all runs, after those of the variant.
-
-    Raises:
-        QamDetrError: A run failed; its own line on stderr says why.
+    The features of the held-back scenes of `test_manifest` lie in the configuration's feature folder; `overrides` are for all runs. A run
+    that fails is a `QamDetrError`; its own line on stderr says why.
     """
     runs = [(variant, seed) for seed in seeds for variant in variants]
     for variant, seed in tqdm(runs, desc="runs", unit="run"):
@@ -117,13 +110,7 @@ def run_plan(variants: Sequence[Variant], seeds: Sequence[int], output: Path, te
 
 
 def score_run(directory: Path, test_manifest: Path, reading: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """Score the best checkpoint of a run: `{"val": metrics, "test": metrics}`.
-
-    Args:
-        directory: The run.
-        test_manifest: Held-back scenes.
-        reading: Overrides of the inference section.
-    """
+    """Score the best checkpoint of a run: `{"val": metrics, "test": metrics}`; `reading` overrides its inference section."""
     model, _ = load_checkpoint(directory / "best")
     config = load_config(directory / "best" / CONFIG_FILE, reading)
     return {name: _score(model, config, manifest) for name, manifest in (("val", config.data.val_manifest), ("test", str(test_manifest)))}
@@ -141,10 +128,9 @@ def _train(variant: Variant, seed: int, directory: Path, overrides: Sequence[str
         changes = [*variant.overrides, *overrides, f"train.seed={seed}", f"train.output_dir={directory.parent}"]
         arguments = ["--config", variant.config, "--name", directory.name]
         arguments += [part for change in changes for part in ("--set", change)]
-    script = Path(__file__).resolve().parents[1] / "train.py"
-    done = subprocess.run([sys.executable, str(script), *arguments], check=False)
-    if done.returncode:
-        raise QamDetrError(f"{directory.name} stopped with exit status {done.returncode}; mend what it says above and run this again.")
+    status = train.main(arguments)
+    if status:
+        raise QamDetrError(f"{directory.name} stopped with exit status {status}; mend what it says above and run this again.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -79,11 +79,6 @@ def reference(small_toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     yield Reference(arguments, contents(folder / "run"), moments)
 
 
-def nth(moments: list[str], text: str, occurrence: int) -> int:
-    """Position of the n-th moment that contains `text`."""
-    return [position for position, moment in enumerate(moments) if text in moment][occurrence]
-
-
 MOMENTS = {
     "making the folder": (".new/config.yaml", 0),
     "before the first state": ("os.mkdir last", 0),
@@ -96,11 +91,6 @@ MOMENTS = {
     "second epoch, mid-epoch state named": ("os.rename last/unfinished", 2),
     "noting that it is finished": ("os.rename .run.", -1),
 }
-
-
-def moment_of(reference: Reference, name: str) -> int:
-    text, occurrence = MOMENTS[name]
-    return nth(reference.moments, text, occurrence)
 
 
 @pytest.mark.slow
@@ -136,20 +126,6 @@ def test_a_full_disk_gives_one_line_and_loses_nothing(name: str, reference: Refe
     status, errors, _ = run_train(again, directory)
     assert status == 0, errors
     assert contents(directory) == reference.contents
-
-
-@pytest.mark.slow
-def test_a_process_killed_from_outside_is_resumed(reference: Reference, tmp_path: Path) -> None:
-    arguments = [*reference.arguments, "--set", f"train.output_dir={tmp_path}", "--threads", "1"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("run/last/step-*")) and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert list(tmp_path.glob("run/last/step-*"))
-    status, errors, _ = run_train(["--resume", str(tmp_path / "run")], tmp_path / "run")
-    assert status == 0, errors
-    assert contents(tmp_path / "run") == reference.contents
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_short_training_tells_three_sounds_apart(maker: MixtureMaker) -> None:
     objective, text, captions = joint_objective()
     torch.manual_seed(0)
     model = PocketAudioModel(PocketAudioConfig(channels=(8, 16, 16, 32), dim=32))
-    config = AudioTrainConfig(steps=150, batch_size=16, num_clips=3, ema_decay=0.9, warm_fraction=1.0)
+    config = AudioTrainConfig(steps=90, batch_size=12, num_clips=3, ema_decay=0.9, warm_fraction=1.0)
     trained = train(model, objective, maker, config, lambda _: {})
     prompts = torch.stack([text.to_joint(bank)[0] for bank in captions[1:]]).detach()
     unheard = [make_source(group, seed) for group in GROUPS[1:] for seed in (50, 51, 52)]

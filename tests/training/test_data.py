@@ -96,7 +96,12 @@ def test_a_query_whose_windows_the_features_do_not_reach_is_not_trained_on(
     assert "train.jsonl: 1 queries whose windows lie after the last clip" in caplog.text
 
 
-def test_an_evaluation_set_is_no_training_set(public_config: Config, tmp_path: Path) -> None:
+def test_an_evaluation_set_and_a_bad_value_in_the_validation_set_are_refused(public_config: Config, tmp_path: Path) -> None:
+    rows = write_audio_file(tmp_path / "clap", "f", DURATION_SECONDS)
+    rows[-1, 0] = np.nan
+    np.savez(tmp_path / "clap" / "f.npz", features=rows)
+    with pytest.raises(DataError, match=r"f\.npz.*NaN"):
+        load_data(public_config)
     (tmp_path / "train.jsonl").write_text(json.dumps({"qid": 1, "query": "a", "duration": 20, "vid": "a"}) + "\n")
     with pytest.raises(DataError, match=r"train\.jsonl has no query with `relevant_windows`"):
         load_data(public_config)
@@ -111,49 +116,32 @@ def test_the_fingerprint_changes_with_data_encoder_and_streams_alone(public_conf
     moved = {key: str((tmp_path / key).rename(tmp_path / f"moved {key}")) for key in ("clap", "clap_text")}
     folders = {"audio_features": {"ms_clap": moved["clap"]}, "text_features": {"ms_clap": moved["clap_text"]}}
     assert load_data(with_data(public_config, **folders)).fingerprint == known
-    changed = with_data(public_config, **folders)
-
     seen = {known}
-    for vid in VAL_WINDOWS:
-        write_audio_file(tmp_path / "moved clap", vid, DURATION_SECONDS, seed=1)
-    seen.add(load_data(changed).fingerprint)
-    write_audio_file(tmp_path / "moved clap", "a", DURATION_SECONDS, seed=1)
-    seen.add(load_data(changed).fingerprint)
-    write_manifest(tmp_path / "val.jsonl", {**VAL_WINDOWS, "f": [[1, 2]]})
-    seen.add(load_data(changed).fingerprint)
-    (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text() + "\n")
-    seen.add(load_data(changed).fingerprint)
+    for change in (
+        lambda: [write_audio_file(tmp_path / "moved clap", vid, DURATION_SECONDS, seed=1) for vid in VAL_WINDOWS],
+        lambda: write_audio_file(tmp_path / "moved clap", "a", DURATION_SECONDS, seed=1),
+        lambda: write_manifest(tmp_path / "val.jsonl", {**VAL_WINDOWS, "f": [[1, 2]]}),
+        lambda: (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text() + "\n"),
+    ):
+        change()
+        seen.add(load_data(with_data(public_config, **folders)).fingerprint)
     assert len(seen) == 5
 
 
-def test_the_cache_alone_keeps_its_version(toy_config: ToyConfig, toy_folder: Path) -> None:
-    data = load_data(toy_config())
+def test_the_cache_alone_keeps_its_version_and_the_fingerprint_changes_with_its_content(
+    small_toy_config: ToyConfig, small_toy_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_toy_folder / "features", tmp_path / "features")
+    config = with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
+    data = load_data(config)
     assert data.section.encoder == join_fingerprints({"toy": "v1", "level": "v1"})
-    narrower = load_data(toy_config(model={"audio_streams": {"toy": 16}}))
+    narrower = load_data(replace(config, model=replace(config.model, audio_streams={"toy": 16})))
     assert narrower.fingerprint != data.fingerprint
     assert list(narrower.train[0].audio) == ["toy"]
-
-
-def test_the_fingerprint_changes_with_features_in_the_cache(toy_config: ToyConfig, toy_folder: Path) -> None:
-    config = toy_config()
-    before = load_data(config).fingerprint
-    path = sorted((toy_folder / "features" / "toy-v1").glob("*.npz"))[3]
-    content = path.read_bytes()
-    cache, vid = OwnFeatures(toy_folder / "features"), path.name.split(".")[0]
-    try:
-        cache.write_audio(vid, {"toy": -cache.audio(vid)["toy"]})
-        assert load_data(config).fingerprint != before
-    finally:
-        path.write_bytes(content)
-    assert load_data(config).fingerprint == before
-
-
-def test_a_bad_value_in_the_validation_set_is_found_before_training(public_config: Config, tmp_path: Path) -> None:
-    rows = write_audio_file(tmp_path / "clap", "f", DURATION_SECONDS)
-    rows[-1, 0] = np.nan
-    np.savez(tmp_path / "clap" / "f.npz", features=rows)
-    with pytest.raises(DataError, match=r"f\.npz.*NaN"):
-        load_data(public_config)
+    path = sorted((tmp_path / "features" / "toy-v1").glob("*.npz"))[3]
+    cache, vid = OwnFeatures(tmp_path / "features"), path.name.split(".")[0]
+    cache.write_audio(vid, {"toy": -cache.audio(vid)["toy"]})
+    assert load_data(config).fingerprint != data.fingerprint
 
 
 @pytest.fixture
@@ -164,35 +152,23 @@ def noted_config(small_toy_config: ToyConfig, small_toy_folder: Path, tmp_path: 
     return with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
 
 
-@pytest.mark.parametrize(
-    ("settings", "models"),
-    [
+def test_a_checkpoint_takes_over_the_encoders_of_the_cache_and_no_others(noted_config: Config) -> None:
+    same_folder = {"toy": f"../{Path.cwd().name}/clap"}
+    taken = {"encoder": join_fingerprints({"toy": "v1", "level": "v1"}), "encoder_dtype": "bfloat16"}
+    for settings, models in (
         ({}, {"toy": "clap"}),
         ({"encoder_dtype": "bfloat16", "encoder_models": {"toy": "clap"}}, {"toy": "clap"}),
-        ({"encoder_models": {"toy": "../{here}/clap"}}, {"toy": "../{here}/clap"}),
+        ({"encoder_models": same_folder}, same_folder),
         ({"encoder_models": {"public": "elsewhere"}}, {"toy": "clap", "public": "elsewhere"}),
-    ],
-)
-def test_a_checkpoint_takes_over_the_encoders_of_the_cache(noted_config: Config, settings: dict, models: dict) -> None:
-    here = Path.cwd().name
-    settings, models = (json.loads(json.dumps(part).replace("{here}", here)) for part in (settings, models))
-    config = with_data(noted_config, **settings)
-    assert load_data(config).section == replace(
-        config.data, encoder=join_fingerprints({"toy": "v1", "level": "v1"}), encoder_dtype="bfloat16", encoder_models=models
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"encoder_models": {"toy": "other"}}, r"data\.encoder_models\.toy is other, the features in .*features were made with clap; "),
-        ({"encoder_models": {"level": "own"}}, r"data\.encoder_models\.level is own, .* were made with the default model; leave that"),
-    ],
-)
-def test_settings_of_other_encoders_than_the_caches_are_refused(noted_config: Config, settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        load_data(with_data(noted_config, **settings))
-    assert "\n" not in str(caught.value)
+    ):
+        config = with_data(noted_config, **settings)
+        assert load_data(config).section == replace(config.data, **taken, encoder_models=models)
+    for settings, message in (
+        ({"toy": "other"}, r"data\.encoder_models\.toy is other, the features in .*features were made with clap; "),
+        ({"level": "own"}, r"data\.encoder_models\.level is own, .* were made with the default model; leave that"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_data(with_data(noted_config, encoder_models=settings))
 
 
 def test_files_beside_recordings_do_not_matter_but_two_recordings_of_a_name_do(public_config: Config, tmp_path: Path) -> None:

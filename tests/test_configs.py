@@ -124,35 +124,31 @@ def test_baseline_is_the_official_one() -> None:
     assert num_parameters(config) == pytest.approx(OFFICIAL_PARAMETERS, rel=0.01)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 @pytest.mark.parametrize("combo", ["A", "B", "C"])
-def test_combos_are_the_full_model_on_the_streams_of_table_2(combo: str, stage: str) -> None:
-    config = load_config(f"combo_{combo.lower()}_{stage}")
+def test_combos_are_the_full_model_on_the_streams_of_table_2_and_fine_tuning_begins_with_pretraining(combo: str) -> None:
+    pretraining, finetuning = f"combo_{combo.lower()}_pretrain", f"combo_{combo.lower()}_finetune"
+    config = load_config(pretraining)
     assert config.data.combo == combo
     # In the order of the table: the first stream of each modality is the main one.
-    assert tuple(config.model.audio_streams) == COMBOS[combo].audio_streams
-    assert tuple(config.model.text_streams) == COMBOS[combo].text_streams
-    full = rows("table1")[-1]
-    elsewhere = STREAMS | PLACES | {"data.combo", "train.init_from"}
-    assert set(changes(full, f"combo_{combo.lower()}_{stage}")) <= elsewhere
+    assert (tuple(config.model.audio_streams), tuple(config.model.text_streams)) == (
+        COMBOS[combo].audio_streams,
+        COMBOS[combo].text_streams,
+    )
+    assert set(changes(rows("table1")[-1], pretraining)) <= STREAMS | PLACES | {"data.combo"}
+    assert set(changes(pretraining, finetuning)) <= PLACES | {"train.init_from"}
 
 
-@pytest.mark.parametrize("name", FINE_TUNINGS)
-def test_fine_tuning_is_pretraining_on_other_data_from_its_weights(name: str) -> None:
-    config = load_config(name)
-    parent, run, best = Path(config.train.init_from).parts
-    pretraining, seed = run.rsplit("-s", 1)
-    # Where `train.py --config PRETRAINING --seeds 0` puts it.
-    assert (parent, seed, best) == (config.train.output_dir, "0", "best")
-    assert pretraining in EXPERIMENTS
-    assert set(changes(pretraining, name)) <= PLACES | {"train.init_from"}
-    assert load_config(pretraining).train.init_from == ""
-
-
-@pytest.mark.parametrize("name", [*rows("table1"), "castella_baseline"])
-def test_pretraining_is_the_same_system_on_other_data(name: str) -> None:
-    pretraining = "clotho_moment_baseline" if name == "castella_baseline" else f"{name}_pretrain"
-    assert set(changes(name, pretraining)) <= PLACES
+def test_stages_are_the_same_system_on_other_data() -> None:
+    for name in FINE_TUNINGS:
+        # Where `train.py --config PRETRAINING --seeds 0` puts it.
+        output_dir, run, best = Path(load_config(name).train.init_from).parts
+        pretraining, seed = run.rsplit("-s", 1)
+        assert (output_dir, seed, best) == (load_config(name).train.output_dir, "0", "best")
+        assert set(changes(pretraining, name)) <= PLACES | {"train.init_from"}
+        assert load_config(pretraining).train.init_from == ""
+    for name in [*rows("table1"), "castella_baseline"]:
+        pretraining = "clotho_moment_baseline" if name == "castella_baseline" else f"{name}_pretrain"
+        assert set(changes(name, pretraining)) <= PLACES
 
 
 def test_no_stage_reads_the_other_stages_data() -> None:

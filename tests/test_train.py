@@ -29,7 +29,6 @@ NOTHING = ["--set", "data.train_manifest=''", "--set", "data.val_manifest=''"]
 MISTAKES: list[tuple[list[str], str]] = [
     (["--config", "nope"], "No config 'nope'"),
     (["--config", "pocket", "--set", "train.epoch=3"], "Unknown key 'train.epoch'"),
-    (["--config", "pocket", "--set", "data.train_manifest="], "data.train_manifest: no file is named"),
     (["--config", "pocket", "--set", "data.train_manifest=gone.jsonl"], "data.train_manifest=gone.jsonl"),
     (["--config", "pocket", "--set", "train.tracker=tensorbord"], "'tensorbord'"),
     (["--config", "pocket", "--data-report", *NOTHING], "data.train_manifest and data.val_manifest: no file is named"),
@@ -38,10 +37,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([], "one of the arguments --config --resume is required"),
     (["--config", "pocket", "--resume", "x"], "not allowed with"),
     (["--resume", "x", "--set", "a.b=c"], "--resume continues a run as it was configured"),
-    (["--resume", "x", "--seeds", "1"], "--resume continues"),
-    (["--resume", "x", "--init-from", "y"], "--resume continues"),
     (["--resume", "x", "--data-report"], "--resume continues"),
-    (["--config", "pocket", "--seeds"], "expected at least one argument"),
     (["--config", "pocket", "--name", "a/b"], "--name is 'a/b'; it becomes one folder"),
     (["--config", "pocket", "--threads", "0"], "--threads is 0; it must be at least 1."),
 ]
@@ -83,40 +79,22 @@ def own_set(small_toy_folder: Path, small_toy_config: ToyConfig, tmp_path: Path)
     return folder, tmp_path / "toy.yaml"
 
 
-def a_feature(folder: Path) -> Path:
-    vid = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])["vid"]
-    return next(folder.rglob(f"features/**/{vid}.*"))
-
-
 def break_a_line(folder: Path) -> str:
     with (folder / "manifest.jsonl").open("a") as file:
         file.write('{"qid": "half", "query": \n')
     return "manifest.jsonl"
 
 
-def lose_a_feature(folder: Path) -> str:
-    path = a_feature(folder)
-    path.unlink()
-    return repr(path.name.split(".")[0])
-
-
 def spoil_a_feature(folder: Path) -> str:
-    path = a_feature(folder)
+    vid = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])["vid"]
+    path = next(folder.rglob(f"features/**/{vid}.*"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
     return "cannot be read"
 
 
-def misspell_a_key(folder: Path) -> str:
-    path = folder.parent / "toy.yaml"
-    path.write_text(path.read_text().replace("learning_rate", "learning_rat"))
-    return "'train.learning_rat'"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "num_workers"), [(break_a_line, 0), (lose_a_feature, 0), (spoil_a_feature, 0), (spoil_a_feature, 1), (misspell_a_key, 0)]
-)
+@pytest.mark.parametrize(("spoil", "num_workers"), [(break_a_line, 0), (spoil_a_feature, 0), (spoil_a_feature, 1)])
 def test_spoilt_data_is_one_line(
     spoil: Callable[[Path], str], num_workers: int, own_set: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,13 +107,11 @@ def test_spoilt_data_is_one_line(
     assert not (tmp_path / "run" / "best").exists()
 
 
-def test_data_report_describes_the_manifests_and_trains_nothing(
-    own_set: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = sorted(tmp_path.rglob("*"))
+def test_data_report_describes_the_manifests_and_trains_nothing(own_set: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(own_set[0].parent.rglob("*"))
     assert main(["--config", str(own_set[1]), "--data-report"]) == 0
     assert str((own_set[0] / "manifest.jsonl").read_text().count("\n")) in capsys.readouterr().out.split()
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(own_set[0].parent.rglob("*")) == before
 
 
 def rows(directory: Path) -> list[dict]:

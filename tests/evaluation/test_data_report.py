@@ -7,7 +7,6 @@ import math
 
 import pytest
 
-from qamdetr.errors import DataError
 from qamdetr.evaluation.data_report import data_report, describe_manifest
 
 # Field notes: queries, recordings, windows; percent of at most 1, 3 and 10 s; queries with more than five windows, the most; past the end.
@@ -40,24 +39,16 @@ def test_castella_has_the_numbers_of_the_field_notes(shared_dir, split):
     assert tuple(math.floor(value + 0.5) for value in numbers(path, *(f"of at most {limit} s" for limit in (1, 3, 10)))) == percents
     assert numbers(path, "queries with more", "most windows", "past the end", "median width") == (*crowded, past_end, 4)
     assert numbers(path, "queries of absent", "queries with unknown", "longest") == (0, 0, 300)
-
-
-def test_the_broken_window_of_castella_is_named(shared_dir):
-    report = data_report([shared_dir / "data" / "castella" / "train.jsonl"])
-    assert "162 windows end after their recording, furthest [299, 4800] of query 67AE9ZKvECs_1 in 299 s" in report
+    if split == "castella/train":
+        broken = "162 windows end after their recording, furthest [299, 4800] of query 67AE9ZKvECs_1 in 299 s"
+        assert broken in data_report([path])
 
 
 def test_clotho_moment_and_the_evaluation_set(shared_dir):
     for split, queries in (("val", 4918), ("test", 6649)):
         path = shared_dir / "data" / "clotho_moment" / f"{split}.jsonl"
-        assert numbers(path, "queries", "windows", "most windows", "past the end", "shortest", "longest") == (
-            queries,
-            queries,
-            1,
-            0,
-            60,
-            60,
-        )
+        found = numbers(path, "queries", "windows", "most windows", "past the end", "shortest", "longest")
+        assert found == (queries, queries, 1, 0, 60, 60)
     path = shared_dir / "data" / "dcase2026" / "evaluation.jsonl"
     assert numbers(path, "queries", "recordings", "windows", "queries with unknown") == (177, 100, 0, 177)
     assert describe_manifest(path)[0]["  median width"] == "-"
@@ -88,9 +79,3 @@ def test_the_table_has_a_column_for_each_file_in_order(tmp_path):
     assert [block.splitlines()[1].split() for block in blocks] == [["queries", "1", "2", "3", "4"], ["queries", "5"]]
     assert len(blocks) == 2, "no file has windows past the end, so no line about them"
     assert len({len(line) for line in blocks[0].splitlines()}) == 1
-
-
-def test_a_bad_file_is_named(tmp_path):
-    good = {"vid": "a", "duration": 60}
-    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: field `duration`"):
-        data_report([write(tmp_path / "good.jsonl", good), write(tmp_path / "bad.jsonl", good, {**good, "duration": -1})])

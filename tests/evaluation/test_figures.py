@@ -25,19 +25,14 @@ def system():
     return FigureSystem("A: run", scores, score_by_length(matching), bootstrap(scores, curve_names(), resamples=20))
 
 
-@pytest.mark.parametrize("suffix", FIGURE_SUFFIXES)
-def test_every_format_is_written_whole(system, tmp_path, suffix):
-    path = tmp_path / "new" / f"figure{suffix}"
-    save_figure([system], path)
-    assert path.read_bytes().startswith(SIGNATURES[suffix])
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_two_systems_share_a_figure_whatever_their_names(system, tmp_path):
-    other = dataclasses.replace(system, label="_$odd$name", intervals={})
-    save_figure([system, other], tmp_path / "two.svg")
-    save_figure([system], tmp_path / "one.svg")
-    assert (tmp_path / "two.svg").stat().st_size > (tmp_path / "one.svg").stat().st_size
+def test_every_format_is_written_whole_and_two_systems_share_a_figure_whatever_their_names(system, tmp_path):
+    for suffix in FIGURE_SUFFIXES:
+        path = tmp_path / suffix[1:] / f"figure{suffix}"
+        save_figure([system], path)
+        assert path.read_bytes().startswith(SIGNATURES[suffix])
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+    save_figure([system, dataclasses.replace(system, label="_$odd$name", intervals={})], tmp_path / "two.svg")
+    assert (tmp_path / "two.svg").stat().st_size > (tmp_path / "svg" / "figure.svg").stat().st_size
 
 
 def test_paths_that_cannot_be_figures_are_refused(system, tmp_path):

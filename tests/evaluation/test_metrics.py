@@ -38,19 +38,6 @@ def test_parity_with_the_official_evaluator(shared_dir):
     assert {f"{t:g}": round(value, 2) for t, value in scores.average_precision.items()} | average == official["full"]["MR-mAP"]
 
 
-def test_a_perfect_answer_scores_100():
-    entries = [truth("a", (0, 5), (10, 12)), truth("b", (3, 4))]
-    predictions = [predicted("b", (3, 4, 0.1)), predicted("a", (10, 12, 0.9), (0, 5, 0.8))]
-    assert evaluate(predictions, entries) == {
-        "R1@0.5": 100.0,
-        "R1@0.7": 100.0,
-        "mAP": 100.0,
-        "mAP@0.5": 100.0,
-        "mAP@0.75": 100.0,
-        "num_queries": 2,
-    }
-
-
 WRONG = [(30.0 + i, 30.5 + i, 0.9) for i in range(10)]
 ONE, TWO = [(0, 10)], [(0, 10), (20, 30)]
 
@@ -117,13 +104,8 @@ def buckets(*pairs):
 
 def test_upper_ends_belong_to_a_bucket_also_when_subtraction_is_not_exact():
     scores = buckets(([(0, 2), (10.3, 12.3), (0, 2.5), (20, 25), (30, 40), (50, 80), (100, 131)], []))
-    assert {name: bucket.num_windows for name, bucket in scores.items()} == {
-        "<= 2 s": 2,
-        "2-5 s": 2,
-        "5-10 s": 1,
-        "10-30 s": 1,
-        "> 30 s": 1,
-    }
+    names = ["<= 2 s", "2-5 s", "5-10 s", "10-30 s", "> 30 s"]
+    assert {name: bucket.num_windows for name, bucket in scores.items()} == dict(zip(names, (2, 2, 1, 1, 1), strict=True))
     assert all(bucket.num_queries == 1 for bucket in scores.values())
 
 
@@ -143,24 +125,20 @@ def test_what_hits_nothing_is_wrong_in_every_bucket_of_its_query():
         assert scores[name].average_precision[0.5] == 50
 
 
-def test_buckets_without_windows_have_no_scores():
-    empty = buckets(([(0, 2)], [(0, 2, 0.9)]))["5-10 s"].table()
-    assert (empty["R1@0.7"], empty["mAP"], empty["num_queries"], empty["num_windows"]) == (None, None, 0, 0)
-
-
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_a_perfect_answer_scores_100_everywhere(seed):
     truth = invent_truth(6, np.random.default_rng(seed))
     truth = [QueryEntry(e.qid, e.query, e.vid, e.duration_seconds, tuple(sorted(set(e.relevant_windows)))[:10]) for e in truth]
     answers = [PredictionEntry(e.qid, e.query, e.vid, tuple((*window, 1.0) for window in e.relevant_windows)) for e in truth]
+    assert evaluate(answers, truth) == {**dict.fromkeys(METRICS, 100.0), "num_queries": 6}
     for bucket in score_by_length(match(answers, truth)):
         table = bucket.table()
         assert {table["mAP"], table["mAP@0.5"]} <= {100.0, None}
         assert table["R1@0.7"] in (100.0, None)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_with_windows_of_one_length_a_bucket_is_the_whole(seed):
     rng = np.random.default_rng(seed)
@@ -170,11 +148,3 @@ def test_with_windows_of_one_length_a_bucket_is_the_whole(seed):
     by_name = {bucket.name: bucket.table() for bucket in score_by_length(match(predictions, truth))}
     whole = evaluate(predictions, truth)
     assert {name: by_name["5-10 s"][name] for name in whole} == whole
-
-
-def test_every_window_of_the_real_data_is_in_one_bucket(shared_dir):
-    truth = read_manifest(shared_dir / "data" / "castella" / "val.jsonl", clamp=False)
-    predictions = read_predictions(shared_dir / "data" / "official_baseline" / "castella_val_predictions.jsonl")
-    scores = score_by_length(match(predictions, truth))
-    assert sum(bucket.num_windows for bucket in scores) == sum(len(entry.relevant_windows) for entry in truth)
-    assert scores[0].recall_at_1[0.7] < scores[3].recall_at_1[0.7], "the baseline's known weakness: short moments"

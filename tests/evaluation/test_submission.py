@@ -64,13 +64,11 @@ def test_lines_follow_the_manifest_and_windows_the_scores():
 
 def test_what_cannot_be_submitted_is_refused():
     good = [predicted(entry, (0.0, 1.0, 1.0)) for entry in MANIFEST]
+    late = [predicted(MANIFEST[0], (60.0, 70.0, 1.0)), good[1]]
     for predictions, message in (
         (good[:1], "1 of 2 queries have no prediction, the first is qid 'q2'"),
         ([good[0], dataclasses.replace(good[1], vid="z")], "1 of 2 queries were predicted on another recording"),
-        (
-            [predicted(MANIFEST[0], (60.0, 70.0, 1.0)), good[1]],
-            "1 of 2 queries have no window inside their recording, the first is",
-        ),
+        (late, "1 of 2 queries have no window inside their recording, the first is"),
     ):
         with pytest.raises(DataError, match=message):
             submission.output_text(predictions, MANIFEST)
@@ -144,24 +142,20 @@ FAULTS = [
     (windows([3, 10**400]), "... is not a pair of finite numbers"),
     (windows(*([0, n] for n in range(1, 12))), "has 11 windows; the challenge reads the first 10"),
     (windows([5, 5]), "window [5, 5] needs"),
-    (windows([9, 5]), "window [9, 5] needs"),
     (windows([-1, 5]), "window [-1, 5] needs"),
     (windows([float("nan"), 5]), "window [nan, 5] is not a pair of finite numbers"),
     (windows(["0", "5"]), "window ['0', '5'] is not a pair"),
     (windows(7), "window 7 is not a pair"),
     (windows(), "must be a list of at least one"),
     (put(query="a cat"), "query is 'a cat'; the manifest has"),
-    (put(vid="x"), "vid is 'x'; the manifest has"),
     (put(duration=65), "duration is 65; the manifest has"),
     (lambda lines: lines[0].pop("duration"), "lacks duration"),
     (put(score=1), "has unknown fields: score"),
     (lambda lines: lines.__setitem__(0, []), "line 1: holds list"),
     (at("submission/name", PLACEHOLDER), "`submission.name` still says"),
-    (at("submission/name", 5), "`submission.name` is 5; it must be text"),
     (at("submission/name", 10**400), "...; it must be text"),
     (at("submission/name", " "), "`submission.name` is missing"),
     (at("submission/label", "Muster"), "`submission.label` is 'Muster'; it must have the form"),
-    (at("submission/label", "Muster_UNI_task6_5"), "it must have the form"),
     (at("submission/label", "Muster_UNI_task6_1\n"), "it must have the form"),
     (at("submission/label", "Muster_UNI_task6_2"), "which is not the name of the file"),
     (at("submission/abbreviation", "QAM-DETR-12"), "may have at most 10 characters"),
@@ -171,18 +165,15 @@ FAULTS = [
     (at(AUTHORS, []), "`submission.authors` is missing"),
     (at(AUTHORS, [{"firstname": "", "lastname": "M"}]), "`submission.authors` has '' as `firstname` of author 1"),
     (at(AUTHORS, [{"firstname": "E", "lastname": " "}]), "has ' ' as `lastname` of author 1; it must be text"),
-    (at(AUTHORS, [{"firstname": None, "lastname": "M"}]), "has None as `firstname` of author 1"),
     (at(f"{MODEL}trainable_parameters", "9M"), "must be a whole number"),
     (at(f"{MODEL}trainable_parameters", 10**400), "...; it must be a whole number, at least 0 and at most 1e+15"),
     (at(f"{MODEL}frozen_parameters", -1), "must be a whole number, at least 0"),
     (at(f"{MODEL}loss", None), "`system.model.loss` is missing"),
     (at("system/model", None), "`system.model.audio_models` is missing"),
     (at(f"{RESULTS}Recall1@0.7", 129.0), "`results.development_testing.Recall1@0.7` is 129.0; it must be a percentage"),
-    (at(f"{RESULTS}Recall1@0.7", float("nan")), "must be a percentage"),
     (at(f"{RESULTS}Recall1@0.7", 10**400), "...; it must be a percentage"),
     (at(f"{RESULTS}Recall1@0.7", 50.0), "above Recall1@0.5"),
     (at(f"{RESULTS}Recall1@0.7", 0.1619), "Recall1@0.7` is 0.1619, which looks like a share of 1; give percent"),
-    (at(f"{RESULTS}Recall1@0.5", 1), "Recall1@0.5` is 1, which looks like a share of 1; give percent"),
 ]
 
 
@@ -234,7 +225,7 @@ def written(tmp_path, values, name=f"{LABEL}.meta.yaml"):
     return path
 
 
-BROKEN_YAML = ["a: [", "a: " + "1" * 5000, "a: 2026-13-45", "[" * 100_000, "a: !!int ''", "a: !!timestamp x", "a: !!bool x"]
+BROKEN_YAML = ["a: [", "a: " + "1" * 5000, "a: 2026-13-45", "[" * 3000, "a: !!int ''", "a: !!timestamp x"]
 
 
 @pytest.mark.parametrize("text", BROKEN_YAML, ids=range(len(BROKEN_YAML)))

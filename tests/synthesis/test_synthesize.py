@@ -205,17 +205,6 @@ def test_a_plan_depends_on_seed_and_number_only_and_overlaps_as_often_as_asked()
     assert overlaps(0.5) > 40
 
 
-def test_caption_of_a_group_above_covers_all_its_sounds():
-    library = Library(
-        tuple(Clip(f"{name}.wav", f"animal/{name}", "no", 2.0, ((0.0, 2.0),)) for name in ("cat", "dog")),
-        {"animal": ("an animal calls",), "animal/cat": (), "animal/dog": ()},
-    )
-    plan = ScenePlanner(library, SceneRecipe(min_groups=2, max_groups=2, overlap_share=0, absent_share=0, max_occurrences=1)).plan(0)
-    assert [query.text for query in plan.queries] == ["an animal calls"]
-    assert len(plan.events) == 2
-    assert len(plan.queries[0].windows) == 2
-
-
 def test_sound_of_the_background_is_neither_planted_nor_asked_about():
     library = wide_library(backgrounds=(Background("street.wav", 30.0, groups=("kind0", "kind1/sound01")),))
     planner = ScenePlanner(library, SceneRecipe(absent_share=0.5))
@@ -225,20 +214,6 @@ def test_sound_of_the_background_is_neither_planted_nor_asked_about():
     owners = {owner for plan in plans for query in plan.queries for owner in owners_of(library, query.text)}
     assert owners
     assert not any(below(owner, group) or below(group, owner) for owner in owners for group in heard)
-
-
-def test_repeated_sounds_fill_the_wanted_length():
-    clips = tuple(Clip(f"{take}.wav", "dog", "repeat", 0.6, ((0.1, 0.5),)) for take in range(3))
-    library = Library(clips, {"dog": ("a dog barks",)})
-    recipe = SceneRecipe(min_groups=1, event_median_seconds=8, event_spread=0.0, absent_share=0)
-    events = ScenePlanner(library, recipe).plan(1).events
-    assert events
-    for event in events:
-        assert 6.5 <= event.length_seconds <= 8
-        assert len(event.segments) >= 5
-        offsets = [segment.offset_seconds for segment in event.segments]
-        assert all(0.1 <= later - earlier - 0.4 <= 0.81 for earlier, later in itertools.pairwise(offsets))
-    assert len({segment.file for event in events for segment in event.segments}) > 1
 
 
 # --- sources ---
@@ -453,13 +428,6 @@ def test_same_seed_gives_the_same_bytes_whatever_the_order_of_files(clips_dir, b
     assert set(read_tree(tmp_path / "three").values()).isdisjoint(
         value for name, value in read_tree(tmp_path / "one").items() if name != "attribution.csv"
     )
-
-
-@pytest.mark.slow
-def test_number_of_processes_does_not_matter(clips_dir, backgrounds_dir, tmp_path):
-    synthesize(clips_dir, backgrounds_dir, tmp_path / "one", SMALL)
-    synthesize(clips_dir, backgrounds_dir, tmp_path / "two", replace(SMALL, num_workers=2))
-    assert read_tree(tmp_path / "one") == read_tree(tmp_path / "two")
 
 
 def test_without_backgrounds_there_is_quiet_pink_noise(clips_dir, tmp_path):

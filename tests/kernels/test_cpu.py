@@ -72,14 +72,6 @@ def test_products_and_their_gradients_are_those_of_pytorch(batch, rows, dim_in, 
         torch.testing.assert_close(own.double(), true, rtol=1e-5, atol=1e-4)
 
 
-@faster_product
-def test_only_the_gradients_that_are_wanted_are_made(always_faster):
-    x, weight, bias = torch.randn(4, 5), torch.randn(3, 5, requires_grad=True), torch.randn(3, requires_grad=True)
-    linear(x, weight, bias).sum().backward()
-    assert len(always_faster) == 2  # forward, and the gradient of the weight
-    torch.testing.assert_close(bias.grad, torch.full((3,), 4.0))
-
-
 @pytest.mark.parametrize("case", ["small", "float64", "autocast", "vector"])
 def test_what_the_other_product_is_not_for_stays_with_pytorch(monkeypatch, always_faster, case):
     monkeypatch.setattr(cpu, "_LEAST_WORK", 10_000 if case == "small" else 0)
@@ -100,14 +92,6 @@ def test_shapes_that_do_not_fit_never_reach_the_operator(always_faster, x, weigh
     with contextlib.suppress(RuntimeError):  # PyTorch broadcasts some, and has words for the others
         assert linear(*arguments).shape == functional.linear(*arguments).shape
     assert always_faster == []
-
-
-@pytest.mark.parametrize(("capability", "amd", "expected"), [("AVX512", True, True), ("AVX512", False, False), ("AVX2", True, False)])
-def test_the_processor_decides(monkeypatch, capability, amd, expected):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(cpu, "_is_amd", lambda: amd)
-    assert cpu.has_faster_product.__wrapped__() is (expected and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])

@@ -51,7 +51,6 @@ def tensors_on_the_gpu():
 )
 def test_kernel_equals_reference(batch, steps, channels, state, step_scale, seed):
     inputs = random_inputs(batch, steps, channels, state, seed=seed, step_scale=step_scale)
-
     assert_close(run(inputs, "triton"), run(inputs, "reference"))
 
 
@@ -92,7 +91,6 @@ def test_half_precision_goes_to_the_kernel_as_it_is():
 
 def test_the_same_gradients_at_every_run():
     inputs = random_inputs(2, 5, 33, 2)
-
     assert all(torch.equal(a, b) for a, b in zip(run(inputs, "triton"), run(inputs, "triton"), strict=True))
 
 
@@ -117,8 +115,6 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path):
     """The interpreter runs what Triton's compiler might refuse; compiling needs no GPU."""
     program = Path(__file__).with_name("triton_ahead.py")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(program.parents[2])}
-
     result = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=280, check=False)
-
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(result.stdout.splitlines()) == 6

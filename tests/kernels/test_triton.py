@@ -27,7 +27,7 @@ pytestmark = [
 HALF_STEP = 2**-7  # of bfloat16: the interpreter cuts off bits where a GPU rounds
 # Interpreted kernels are slow: few cases, and a failing one is not shrunk.
 few = settings(
-    max_examples=6,
+    max_examples=4,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -43,7 +43,7 @@ def tensors_on_the_gpu():
 @few
 @given(
     batch=st.integers(1, 2),
-    steps=st.integers(1, 13),
+    steps=st.integers(1, 9),
     channels=st.sampled_from([1, 5, 33]),
     state=st.sampled_from([1, 3, 16]),
     step_scale=st.sampled_from([0.1, 1.0, 100.0]),
@@ -90,7 +90,7 @@ def test_half_precision_goes_to_the_kernel_as_it_is():
 
 
 def test_the_same_gradients_at_every_run():
-    inputs = random_inputs(2, 5, 33, 2)
+    inputs = random_inputs(1, 4, 33, 2)
     assert all(torch.equal(a, b) for a, b in zip(run(inputs, "triton"), run(inputs, "triton"), strict=True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,15 +64,3 @@ def test_a_bank_folder_is_one_that_scenes_can_be_made_of(tmp_path: Path) -> None
     assert [clip.group for clip in library.clips] == ["alarm/siren", "door/knock"]
     assert "a siren wails" in library.captions["alarm/siren"]
     assert "music/piano" not in library.captions
-
-
-@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
-def test_voices_differ_in_pitch() -> None:
-    def pitch_hz(voice: str, pitch: int) -> float:
-        samples, rate_hz = voices.speak("aaah, a long way down the road", voice, pitch, 130)
-        spectrum = np.abs(np.fft.rfft(samples)) ** 2
-        frequency = np.fft.rfftfreq(len(samples), 1 / rate_hz)
-        low = (frequency > 60) & (frequency < 420)
-        return float((frequency[low] * spectrum[low]).sum() / spectrum[low].sum())
-
-    assert pitch_hz("en-us+m3", 20) < pitch_hz("en-us+f3", 95)

@@ -21,7 +21,7 @@ from stored_features import OwnFeatures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.optim import AdamW
-from toy import ToyConfig
+from toy import ToyConfig, toy_settings
 
 from qamdetr.cli import main as command_line
 from qamdetr.config import TrainConfig, config_from_dict, load_config
@@ -289,18 +289,10 @@ def uneven_set(folder: Path) -> None:
 
 def uneven_settings(folder: Path) -> dict:
     """One optimiser step on all four queries, without dropout; the seed is one whose order gives one process both present queries."""
-    settings = {
-        "model": {
-            "audio_streams": {"toy": 8}, "text_streams": {"toy": 8}, "dim": 16, "num_heads": 2, "ffn_dim": 16, "dropout": 0.0,
-            "input_dropout": 0.0, "encoder": "transformer", "encoder_layers": 1, "num_moment_queries": 5,
-        },
-        "loss": {"label_loss": "varifocal", "quality_targets": "all", "saliency_clip": 1.0, "saliency_negative": "mean"},
-        "data": {
-            "train_manifest": str(folder / "manifest.jsonl"), "val_manifest": str(folder / "manifest.jsonl"),
-            "feature_dir": str(folder / "features"), "combo": "toy",
-        },
-        "train": {"epochs": 1, "batch_size": 4, "clip_norm": 1e9, "tracker": "", "output_dir": str(folder)},
-    }  # fmt: skip
+    small = {"audio_streams": {"toy": 8}, "text_streams": {"toy": 8}, "dim": 16, "num_heads": 2, "ffn_dim": 16, "similarity": False}
+    still = {"encoder": "transformer", "dropout": 0.0, "input_dropout": 0.0}
+    settings = toy_settings(folder, folder, small | still, epochs=1, batch_size=4, clip_norm=1e9)
+    settings["loss"] = {"label_loss": "varifocal", "quality_targets": "all", "saliency_clip": 1.0, "saliency_negative": "mean"}
     for seed in range(100):
         settings["train"]["seed"] = seed
         data = load_data(config_from_dict(settings))
@@ -333,10 +325,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(uneven_settings(tmp_path), sort_keys=False))
     (tmp_path / "driver.py").write_text(_DRIVER)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launch: dict[str, list[str]] = {
-        "one": [],
-        "two": ["-m", "torch.distributed.run", "--nproc_per_node", str(NUM_PROCESSES), "--standalone"],
-    }
+    launch = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", str(NUM_PROCESSES), "--standalone"]}
     for name, launcher in launch.items():
         command = [sys.executable, *launcher, str(tmp_path / "driver.py"), str(tmp_path / f"{name}.pt")]
         command += ["--config", str(tmp_path / "toy.yaml"), "--name", name]

@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a tiny encoder and checkpoint, and the one line of a mistake."""
+"""What the tests of the commands share: a tiny encoder and checkpoint."""
 
 from __future__ import annotations
 
@@ -25,20 +25,5 @@ def predict(tmp_path, encoder, capsys):
     def run(*args):
         status = cli.main(["predict", "--checkpoint", str(checkpoint), *map(str, args)])
         return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def told(capsys):
-    """Run a command that must fail; returns the one line of the mistake."""
-
-    def run(*args):
-        assert cli.main(list(map(str, args))) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("qamdetr: error: ")
-        assert err.count("\n") == 1
-        return err
 
     return run

@@ -1,0 +1,259 @@
+"""`calibrate`: the curve against `predict` and `evaluate`, what is written where and what stays, verifiers that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_system import save_tiny, tiny_config, write_sound
+
+from qamdetr import cli, files
+from qamdetr.config import load_config
+from qamdetr.data.manifest import QueryEntry, write_manifest
+from qamdetr.errors import QamDetrError
+from qamdetr.features.extract import extract
+from qamdetr.inference.checkpoint import save_checkpoint
+from qamdetr.inference.retriever import MomentRetriever
+from qamdetr.model.qam_detr import QamDetr
+from qamdetr.verifiers import base as registry
+
+QUERIES = ("a dog barks", "rain", "a bell rings", "someone speaks", "an engine", "wind")
+
+
+class Oracle:
+    """Knows where the true windows are; fails for the queries in `deaf`."""
+
+    name, identity, needs_audio = "oracle", "oracle", False
+
+    def __init__(self, truth):
+        self.truth, self.deaf, self.asked, self.missing, self.settings = truth, (), [], False, []
+
+    def check(self):
+        if self.missing:
+            raise QamDetrError("The oracle has left; call it back.")
+
+    def verify(self, recording, query, text, candidates):
+        self.asked.append((recording.name, query))
+        if query in self.deaf:
+            raise QamDetrError("it is out of order")
+        return [overlap(candidate.window, self.truth[query]) for candidate in candidates]
+
+
+def overlap(one, other):
+    shared = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
+    return shared / (max(one[1], other[1]) - min(one[0], other[0]))
+
+
+@pytest.fixture
+def world(tmp_path, encoder, monkeypatch, capsys):
+    """A checkpoint, three recordings with two queries each, and an oracle; what is true is the model's own candidate, but not its first."""
+    checkpoint = save_tiny(tmp_path / "model", beta=0.2, beta_by_verifier={"server": 0.45})
+    retriever = MomentRetriever.from_pretrained(checkpoint)
+    (tmp_path / "audio").mkdir()
+    paths = {f"r{number}": write_sound(tmp_path / "audio" / f"r{number}.wav", 20 + number, seed=number) for number in range(3)}
+    found = [retriever.retrieve(retriever.encode(paths[f"r{number // 2}"]), query).moments for number, query in enumerate(QUERIES)]
+    entries = [QueryEntry(f"q{n}", q, f"r{n // 2}", 20.0 + n // 2, (found[n][-1].window,)) for n, q in enumerate(QUERIES)]
+    write_manifest(tmp_path / "truth.jsonl", entries)
+    write_manifest(tmp_path / "val.jsonl", [*entries, QueryEntry("absent", "a whale", "no-such-recording", 30.0, ())])
+    oracle = Oracle({entry.query: entry.relevant_windows[0] for entry in entries})
+    info = registry.VerifierInfo("Oracle", False, lambda settings: oracle.settings.append(settings) or oracle)
+    monkeypatch.setitem(registry.VERIFIERS, "oracle", info)
+    encoder.encoded.clear()
+
+    def run(*args, source=("--checkpoint", checkpoint, "--verifier", "oracle"), manifest="val.jsonl"):
+        status = cli.main(list(map(str, ["calibrate", *source, "--manifest", tmp_path / manifest, *args])))
+        return status, *capsys.readouterr()
+
+    return SimpleNamespace(
+        run=run, checkpoint=checkpoint, entries=entries, oracle=oracle, paths=paths, found=found, encoder=encoder, folder=tmp_path
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_weight_is_written_nothing_else_changes_and_the_retriever_uses_it(world):
+    before, old = contents(world.checkpoint), load_config(world.checkpoint / "config.yaml")
+    # Settings that change no answer let the weight in.
+    harmless = (
+        "data.num_workers=1",
+        "verifier.url=http://x/v1",
+        "verifier.cache_dir=c",
+        "verifier.retries=7",
+        "verifier.timeout_seconds=1",
+    )
+    status, out, err = world.run("--json", *(part for change in harmless for part in ("--set", change)))
+    chosen = json.loads(out)["beta"]
+    assert (status, chosen > 0) == (0, True), "the oracle helps"
+    after, new = contents(world.checkpoint), load_config(world.checkpoint / "config.yaml")
+    assert new.inference.beta_by_verifier == {"server": 0.45, "oracle": chosen}
+    assert replace(new, inference=replace(new.inference, beta_by_verifier={"server": 0.45})) == old
+    assert {**after, "config.yaml": b""} == {**before, "config.yaml": b""}
+    assert err == (
+        "qamdetr: 1 of 7 queries have no true windows and were left out.\n"
+        f"qamdetr: inference.beta_by_verifier.oracle: {chosen:g} is now in {world.checkpoint / 'config.yaml'}.\n"
+    )
+    assert world.oracle.settings[0].retries == 7
+    assert sorted(world.oracle.asked) == sorted((f"{entry.vid}.wav", entry.query) for entry in world.entries), "each is asked once"
+    assert world.encoder.encoded == list(map(str, world.paths.values())), "each is encoded once"
+    retriever = MomentRetriever.from_pretrained(world.checkpoint)
+    recording = retriever.encode(world.paths["r0"])
+    assert [retriever.retrieve(recording, "rain", verifier=name).beta for name in ("oracle", "pocket")] == [chosen, 0.2]
+
+
+def test_every_point_is_what_predict_and_evaluate_give_and_zero_is_always_among_them(world, capsys):
+    answer = json.loads(world.run("--json", "--dry-run", "--grid", 0.9, 0.2, 0.6)[1])
+    curve = answer["curve"]
+    assert [point["beta"] for point in curve] == [0, 0.2, 0.6, 0.9]
+    assert curve[0]["marks"] == ["decoder alone", "not in the grid"]
+    assert len({point["R1@0.7"] for point in curve}) > 1, "the weight must matter, or the comparison says nothing"
+    assert answer["gain"]["R1@0.7"]["verdict"] == "undecided", "three recordings cannot show anything"
+    truth, predictions = world.folder / "truth.jsonl", world.folder / "p.jsonl"
+    for point in curve:
+        asked = ["--checkpoint", world.checkpoint, "--manifest", truth, "--verifier", "oracle", "--output", predictions]
+        assert cli.main(list(map(str, ["predict", *asked, "--beta", point["beta"]]))) == 0
+        assert cli.main(["evaluate", str(predictions), str(truth), "--json"]) == 0
+        scores = json.loads(capsys.readouterr().out)
+        assert {name: point[name] for name in ("R1@0.5", "R1@0.7", "mAP")} == {name: scores[name] for name in ("R1@0.5", "R1@0.7", "mAP")}
+
+
+def test_a_dry_run_shows_the_curve_and_writes_nothing_but_the_figure(world):
+    before = contents(world.checkpoint)
+    status, out, _ = world.run("--dry-run", "--figure", world.folder / "curve.svg")
+    assert (status, contents(world.checkpoint)) == (0, before)
+    assert (world.folder / "curve.svg").read_bytes().startswith(b"<?xml")
+    lines = out.splitlines()
+    assert lines[0].split() == ["beta", "R1@0.5", "R1@0.7", "mAP"]
+    assert [line.split()[0] for line in lines[1:22]] == [f"{step / 20:.2f}" for step in range(21)]
+    marks = {line.split()[0]: line.split(maxsplit=4)[4] for line in lines[1:22] if len(line.split()) > 4}
+    assert (marks["0.00"], marks["1.00"].split(",")[0]) == ("decoder alone", "verifier alone")
+    assert all(marks[beta].startswith("report") for beta in ("0.30", "0.35", "0.45"))
+    (chosen,) = [beta for beta, text in marks.items() if "chosen" in text]
+    assert lines[-1].startswith(f"Chosen: {float(chosen):g}. ")
+
+
+def test_the_last_candidate_that_the_verifier_sees_may_come_first(world):
+    config = tiny_config(top_k=15, nms_iou=1.0)
+    torch.manual_seed(0)
+    config = replace(config, model=replace(config.model, num_moment_queries=15))
+    save_checkpoint(world.folder / "many", QamDetr(config.model), config)
+    retriever = MomentRetriever.from_pretrained(world.folder / "many")
+    for entry in world.entries:
+        world.oracle.truth[entry.query] = (
+            retriever.retrieve(retriever.encode(world.paths[entry.vid]), entry.query, top_k=15).moments[-1].window
+        )
+    write_manifest(
+        world.folder / "val.jsonl", [replace(entry, relevant_windows=(world.oracle.truth[entry.query],)) for entry in world.entries]
+    )
+    _, out, _ = world.run("--checkpoint", world.folder / "many", "--json", "--grid", 1)
+    decoder_alone, oracle_alone = json.loads(out)["curve"]
+    assert oracle_alone["R1@0.7"] == 100 > decoder_alone["R1@0.7"]
+
+
+@pytest.mark.parametrize(
+    "change", ["--set inference.nms_iou=0.5", "--set verifier.model=m", "--set inference.beta=0.1", "--verifier-model 3B"]
+)
+def test_what_may_change_answers_keeps_the_weight_out(world, change, monkeypatch):
+    before = contents(world.checkpoint)
+    # What is not written need not be writable.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    status, out, err = world.run("--json", *change.split())
+    line = f"inference.beta_by_verifier.oracle: {json.loads(out)['beta']:g}"
+    told = f"nothing was written, as the weight goes with {change}; put that and `{line}` into the config.yaml of a copy."
+    assert (status, err.splitlines()[-1]) == (0, f"qamdetr: {told}")
+    assert contents(world.checkpoint) == before
+
+
+def test_a_choice_that_is_worse_than_the_decoder_alone_is_told_and_not_written(world):
+    """What is true is now the decoder's own best, which a verifier that knows nothing of it can only spoil."""
+    before = contents(world.checkpoint)
+    best = [replace(entry, relevant_windows=(moments[0].window,)) for entry, moments in zip(world.entries, world.found, strict=True)]
+    write_manifest(world.folder / "val.jsonl", best)
+    status, out, err = world.run("--json", "--grid", 0.9, 1)
+    answer = json.loads(out)
+    decoder, *tried = (point["R1@0.7"] for point in answer["curve"])
+    assert (status, answer["worse_than_decoder"], decoder > max(tried)) == (0, True, True)
+    assert f"nothing was written, as {answer['beta']:g}, the best of the grid, is worse than the decoder alone" in err
+    assert f"worse than the decoder alone: R1@0.7 {max(tried):.2f} against 100.00, mAP " in world.run("--grid", 0.9, 1)[1].splitlines()[-1]
+    assert contents(world.checkpoint) == before
+
+
+def test_verifiers_recordings_and_disks_that_fail(world, monkeypatch):
+    before = contents(world.checkpoint)
+    world.oracle.missing = True
+    assert world.run() == (2, "", "qamdetr: error: The oracle has left; call it back.\n")
+    assert (world.encoder.encoded, world.oracle.asked) == ([], []), "told before any work"
+    world.oracle.missing, world.oracle.deaf = False, QUERIES
+    status, out, err = world.run()
+    assert (status, out) == (2, "")
+    assert "No query of 6 was verified, so nothing was written: Verifier oracle failed (it is out of order)" in err
+    world.oracle.deaf = ()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: path != world.checkpoint)
+        assert world.run()[2].startswith(f"qamdetr: error: {world.checkpoint / 'config.yaml'} cannot be written")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        status, out, err = world.run("--json")
+    assert (status, json.loads(out)["num_queries"]) == (2, 6), "the curve is not lost"
+    assert "config.yaml cannot be written (No space left on device)" in err.splitlines()[-1]
+    world.paths["r1"].write_text("no sound")
+    status, out, err = world.run("--json")
+    assert (status, json.loads(out)["num_queries"]) == (2, 4)
+    assert "nothing was written" in err and "1 of 3 recordings could not be used" in err
+    assert contents(world.checkpoint) == before
+
+
+def test_queries_that_a_verifier_fails_on_keep_the_decoder_s_ranking(world):
+    world.oracle.deaf = QUERIES[:2]
+    _, out, err = world.run("--json")
+    answer = json.loads(out)
+    assert (answer["num_queries"], answer["num_unverified"]) == (6, 2)
+    assert "2 of 6 queries are ranked by the decoder alone at every beta. Verifier oracle failed (it is out of order)" in err
+    assert load_config(world.checkpoint / "config.yaml").inference.beta_by_verifier["oracle"] == answer["beta"]
+
+
+def test_stored_features_need_no_audio_unless_the_verifier_listens(world):
+    extract(list(world.paths.items()), QUERIES, world.folder / "features", world.encoder, show_progress=False)
+    stored = ["--json", "--dry-run", "--from-features", "--set", f"data.feature_dir={world.folder / 'features'}"]
+    heard = json.loads(world.run("--json", "--dry-run")[1])["curve"]
+    moved = (world.folder / "audio").rename(world.folder / "moved")
+    world.encoder.encoded.clear()
+    assert json.loads(world.run(*stored)[1])["curve"] == heard
+    world.oracle.needs_audio = True
+    assert "Verifier oracle listens to the recordings" in world.run(*stored)[2]
+    assert world.run(*stored, "--audio-dir", moved)[0] == 0
+    assert world.encoder.encoded == []
+
+
+def test_a_system_of_one_s_own_gets_its_weight_and_keeps_the_rest(world):
+    torch.manual_seed(1)
+    save_checkpoint(world.folder / "other", QamDetr(tiny_config().model), tiny_config())
+    path, model = world.folder / "mine.yaml", contents(world.checkpoint)
+    text = f"# mine\nmembers: [{world.checkpoint}, {world.folder / 'other'}]\nverify_with: oracle\nbeta: 0.5  # guessed\ntop_k: 7\n"
+    path.write_text(text, encoding="utf-8")
+    own = ("--system", path, "--json")
+    for options, told in {
+        "--verifier pocket": "nothing was written; put `verify_with: pocket` and `beta: ",
+        f"--members {world.checkpoint}": "nothing was written; put `verify_with: oracle`",
+        "--set merge=pool": "nothing was written, as the weight goes with --set merge=pool; put that, `verify_with: oracle`",
+    }.items():
+        status, _, err = world.run(*options.split(), source=own)
+        assert (status, path.read_text(encoding="utf-8")) == (0, text)
+        assert told in err
+    _, out, err = world.run("--set", "verifier.url=http://x/v1", source=own)
+    beta = json.loads(out)["beta"]
+    assert f"`beta: {beta}` is now in {path}" in err
+    assert path.read_text(encoding="utf-8") == text.replace("0.5", str(beta))
+    path.write_text(text.replace("beta: 0.5  # guessed\n", ""), encoding="utf-8")
+    world.run(source=own)
+    assert path.read_text(encoding="utf-8").endswith(f"top_k: 7\nbeta: {beta}\n"), "a system without a weight gets a line"
+    path.write_text(odd := f"{{members: [{world.checkpoint}], verify_with: oracle}}\n", encoding="utf-8")
+    status, _, err = world.run(source=own)
+    assert (status, path.read_text(encoding="utf-8")) == (2, odd)
+    assert "laid out in an unusual way; write `beta: " in err
+    assert contents(world.checkpoint) == model

@@ -26,8 +26,11 @@ from qamdetr.verifiers import base as registry
 KEYS = ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
 MOMENT_KEYS = ["start", "end", "score", "decoder_score", "foreground", "quality", "verifier_score", "likely"]
 CHALLENGE_NAME = "Muster_UNI_task6_2.output.jsonl"
-ENTRIES = [QueryEntry(qid, query, vid, seconds, None, numeric_qid=True) for qid, query, vid, seconds in
-           (("7", "a dog barks", "street", 12.0), ("8", "rain on a roof", "yard", 6.6), ("9", "a door closes", "street", 12.0))]  # fmt: skip
+ENTRIES = [
+    QueryEntry("7", "a dog barks", "street", 12.0, None, numeric_qid=True),
+    QueryEntry("8", "rain on a roof", "yard", 6.6, None, numeric_qid=True),
+    QueryEntry("9", "a door closes", "street", 12.0, None, numeric_qid=True),
+]
 
 
 def test_json_has_one_object_per_pair_and_encodes_each_recording_once(tmp_path, predict, encoder):
@@ -66,7 +69,7 @@ def test_what_is_heard_of_a_file(tmp_path, predict, monkeypatch):
     for source in (["-"], [tmp_path / "stereo.wav", "--channel", 2], [tracks, "--track", 2]):
         assert np.allclose(windows(*source), second, atol=0.01), source
     part = windows(tmp_path / "one.wav", "--from", 3, "--to", 9)
-    assert np.allclose(part, np.array(windows(tmp_path / "part.wav")) + [3, 3, 0], atol=0.01)
+    assert np.allclose(part, np.add(windows(tmp_path / "part.wav"), [3, 3, 0]), atol=0.01)
     scores = [score for _, _, score in second]
     kept = windows(tmp_path / "two.wav", "--min-score", scores[1])
     assert 1 <= len(kept) < len(scores) and min(score for *_, score in kept) >= scores[1] - 1e-4

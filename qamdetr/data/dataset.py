@@ -23,14 +23,9 @@ from qamdetr.types import Batch, Targets, TextFeatures, Window
 
 _CHUNK_BATCHES = 16
 
-MIN_STRETCH_CLIPS = 30
-"""Shortest random stretch of a recording: half of the shortest recording that the field's data hold."""
-
-MIN_VISIBLE_SECONDS = 1.0
-"""A window that a crop cuts stays when this much of it, or half of it, is still inside."""
-
-MAX_DISAGREEMENT_SECONDS = 2.0
-"""Manifests round durations and encoders round up; a larger difference means the wrong file."""
+MIN_STRETCH_CLIPS = 30  # shortest random stretch of a recording: half of the shortest one that the field's data hold
+MIN_VISIBLE_SECONDS = 1.0  # a window that a crop cuts stays when this much of it, or half of it, is still inside
+MAX_DISAGREEMENT_SECONDS = 2.0  # manifests round durations and encoders round up; a larger difference means the wrong file
 
 
 @dataclass(frozen=True)

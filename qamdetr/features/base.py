@@ -23,13 +23,9 @@ from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.features.hub import Hub, MissingModelError, locate
 from qamdetr.types import Recording, TextFeatures
 
-PEAK_COLUMNS = 4000
-"""Columns of the waveform overview: some four per pixel of a wide screen, to look closer at."""
-
+PEAK_COLUMNS = 4000  # of the waveform overview: some four per pixel of a wide screen, to look closer at
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LISTEN = "listen"
-"""Stage of `Streams.encoding` in which the file is read and the encoders take it in; the others are named after streams."""
-
+LISTEN = "listen"  # stage of `Streams.encoding` in which the encoders take the file in; the others are named after streams
 _CUDA_BATCH_CLIPS = 64
 
 _T = TypeVar("_T")

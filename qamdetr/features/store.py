@@ -38,9 +38,7 @@ from qamdetr.types import TextFeatures
 
 Kind = Literal["audio", "text"]
 
-MAX_DIFFERENCE_CLIPS = 2
-"""Sources round the end of a recording differently; streams that differ by more belong to different audio."""
-
+MAX_DIFFERENCE_CLIPS = 2  # sources round the end of a recording differently; streams that differ by more belong to different audio
 _RECORD_FILE = "encoder.json"
 _NO_AUDIO = "0" * 16
 _NAMES_SHOWN = 10

@@ -13,16 +13,11 @@ from qamdetr.features.hub import WEIGHTS, Hub, load_network, network_settings, r
 
 SAMPLE_RATE_HZ = 16_000
 
-_MIN_SAMPLES = 400
-"""What the first hidden state sees; shorter ends are filled with silence up to here."""
+_MIN_SAMPLES = 400  # what the first hidden state sees; shorter ends are filled with silence up to here
+_VARIANCE_FLOOR = 1e-7  # of the stock feature extractor
 
-_VARIANCE_FLOOR = 1e-7
-"""Of the stock feature extractor."""
-
-
-def _hub(repo: str, revision: str, megabytes: int) -> Hub:
-    settings = ("config.json", "preprocessor_config.json")
-    return Hub(repo, revision, megabytes, (*settings, "pytorch_model.bin"), (*((name,) for name in settings), WEIGHTS))
+_SETTINGS = ("config.json", "preprocessor_config.json")
+_NEEDED = (*((name,) for name in _SETTINGS), WEIGHTS)
 
 
 class Wavlm(AudioStream):
@@ -58,21 +53,10 @@ class Wavlm(AudioStream):
         return states.float().mean(dim=1)
 
 
-_BASE = _hub("microsoft/wavlm-base", "efa81aae7ff777e464159e0f877d54eac5b84f81", 378)
-_BASE_PLUS = _hub("microsoft/wavlm-base-plus", "4c66d4806a428f2e922ccfa1a962776e232d487b", 378)
-_LARGE = _hub("microsoft/wavlm-large", "c1423ed94bb01d80a3f5ce5bc39f6026a0f4828c", 1262)
-
-
-@stream("wavlm_base", dim=768, rate_hz=SAMPLE_RATE_HZ, hub=_BASE, label="WavLM base")
-class WavlmBase(Wavlm):
-    """The stream `wavlm_base`."""
-
-
-@stream("wavlm_base_plus", dim=768, rate_hz=SAMPLE_RATE_HZ, hub=_BASE_PLUS, label="WavLM base+")
-class WavlmBasePlus(Wavlm):
-    """The stream `wavlm_base_plus`."""
-
-
-@stream("wavlm_large", dim=1024, rate_hz=SAMPLE_RATE_HZ, hub=_LARGE, label="WavLM large")
-class WavlmLarge(Wavlm):
-    """The stream `wavlm_large`."""
+for _name, _label, _dim, _revision, _megabytes in (
+    ("wavlm_base", "WavLM base", 768, "efa81aae7ff777e464159e0f877d54eac5b84f81", 378),
+    ("wavlm_base_plus", "WavLM base+", 768, "4c66d4806a428f2e922ccfa1a962776e232d487b", 378),
+    ("wavlm_large", "WavLM large", 1024, "c1423ed94bb01d80a3f5ce5bc39f6026a0f4828c", 1262),
+):
+    _hub = Hub(f"microsoft/{_name.replace('_', '-')}", _revision, _megabytes, (*_SETTINGS, "pytorch_model.bin"), _NEEDED)
+    stream(_name, dim=_dim, rate_hz=SAMPLE_RATE_HZ, hub=_hub, label=_label)(type(_name, (Wavlm,), {}))

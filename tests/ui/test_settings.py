@@ -76,26 +76,32 @@ def test_incomplete_folders_and_a_missing_package_are_refused_and_a_hub_id_is_no
     assert (settings.verifier_model, settings.mcp) == ("nobody/nothing", False)
 
 
+READING = [
+    *((name, value, "1 (on) or 0 (off)") for name, value in (("QAMDETR_TRAINING", "maybe"), ("QAMDETR_WARM_UP", "2"))),
+    *(("QAMDETR_UPLOAD_MB", value, limit) for value, limit in (("0", "from 1 to 10000"), ("12.5", "whole number"))),
+    *(("QAMDETR_LONGEST_MINUTES", value, limit) for value, limit in (("1441", "to 1440"), ("nan", "from 0.1"))),
+    *(("QAMDETR_QUEUE_LENGTH", value, limit) for value, limit in (("many", "whole number from 1"), ("1001", "from 1 to 1000"))),
+    ("QAMDETR_VERIFIER_MODEL", "/nonexistent", "hub id"),
+    ("QAMDETR_VERIFIER_URL", "localhost:8000", "http://"),
+    ("QAMDETR_CHECKPOINT", "no-such-model", "qam-detr-pocket"),
+    ("GRADIO_SERVER_PORT", "0", "from 1 to 65535"),
+]
+STARTING = [
+    *(("GRADIO_SERVER_PORT", value, "1 to 65535") for value in ("abc", "0", "65536")),
+    *(("GRADIO_SERVER_NAME", value, "IPv4") for value in ("192.0.2.1", "::1")),
+    *((name, "/dev/null/x", "name another") for name in ("QAMDETR_RUNS", "QAMDETR_CACHE")),
+    ("QAMDETR_CHECKPOINTS", "/nonexistent", "correct the path"),
+    *(("GRADIO_ROOT_PATH", value, "must begin with a slash") for value in ("sounds", "/no slash", "http://", "/sounds?x=1")),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "limit"),
-    [
-        ("QAMDETR_TRAINING", "maybe", "1 (on) or 0 (off)"),
-        ("QAMDETR_UPLOAD_MB", "0", "from 1 to 10000"),
-        ("QAMDETR_UPLOAD_MB", "12.5", "whole number"),
-        ("QAMDETR_LONGEST_MINUTES", "1441", "to 1440"),
-        ("QAMDETR_LONGEST_MINUTES", "nan", "from 0.1"),
-        ("QAMDETR_QUEUE_LENGTH", "many", "whole number from 1"),
-        ("QAMDETR_QUEUE_LENGTH", "1001", "from 1 to 1000"),
-        ("QAMDETR_VERIFIER_MODEL", "/nonexistent", "hub id"),
-        ("GRADIO_SERVER_PORT", "0", "from 1 to 65535"),
-        ("QAMDETR_CHECKPOINT", "no-such-model", "qam-detr-pocket"),
-        ("QAMDETR_VERIFIER_URL", "localhost:8000", "http://"),
-        ("QAMDETR_WARM_UP", "2", "1 (on) or 0 (off)"),
-    ],
+    ("check", "name", "value", "limit"),
+    [*((AppSettings.from_environment, *case) for case in READING), *((check_start, *case) for case in STARTING)],
 )
-def test_a_wrong_value_is_one_line_with_variable_value_and_limit(name, value, limit):
+def test_a_wrong_value_is_one_line_with_variable_value_and_limit_before_gradio_is_imported(check, name, value, limit):
     with pytest.raises(ConfigError) as caught:
-        AppSettings.from_environment({name: value})
+        check({name: value})
     message = str(caught.value)
     assert all(part in message for part in (name, value, limit)), message
     assert "\n" not in message
@@ -111,24 +117,6 @@ def test_every_variable_is_documented_with_its_default():
         numbers = [float(number) for number in re.findall(r"\d+", rows[f"QAMDETR_{variable}"])]
         assert numbers == list(dict.fromkeys(float(getattr(settings, field)) for settings in (usual, hosted))), variable
     assert usual.checkpoint in rows["QAMDETR_CHECKPOINT"]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "possible"),
-    [
-        *(("GRADIO_SERVER_PORT", value, "1 to 65535") for value in ("abc", "0", "65536")),
-        *(("GRADIO_SERVER_NAME", value, "IPv4") for value in ("192.0.2.1", "::1")),
-        *((name, "/dev/null/x", "name another") for name in ("QAMDETR_RUNS", "QAMDETR_CACHE")),
-        ("QAMDETR_CHECKPOINTS", "/nonexistent", "correct the path"),
-        *(("GRADIO_ROOT_PATH", value, "must begin with a slash") for value in ("sounds", "/no slash", "http://", "/sounds?x=1")),
-    ],
-)
-def test_what_the_machine_does_not_have_is_one_line_before_gradio_is_imported(name, value, possible):
-    with pytest.raises(ConfigError) as caught:
-        check_start({name: value})
-    message = str(caught.value)
-    assert all(part in message for part in (name, repr(value), possible)), message
-    assert "\n" not in message
 
 
 def test_a_taken_port_is_refused_where_it_was_named_and_folders_that_will_be_written_are_made(monkeypatch, tmp_path):

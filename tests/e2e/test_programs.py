@@ -161,7 +161,8 @@ def close_the_tools_connection(url, sound, begun):
 def test_the_work_for_a_caller_who_left_stops_and_the_place_is_free(held, recordings, leave):
     url, _, retriever = held
     leave(url, recordings["long.wav"], lambda: retriever.begun.acquire(timeout=20) or pytest.fail("nothing began"))
-    assert retriever.ended.acquire(timeout=10), "it goes on for nobody"
+    # The Python client tells of a cancelled job when the server speaks next, 15 seconds later at most.
+    assert retriever.ended.acquire(timeout=30), "it goes on for nobody"
     answer = httpx.post(f"{url}/gradio_api/run/retrieve", json=values(upload(url, recordings["walk.wav"])), timeout=10).json()
     assert answer["data"][0]["audio"] == "walk.wav"
 

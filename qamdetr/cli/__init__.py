@@ -15,8 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from qamdetr import __version__
-from qamdetr.cli.calibrate import calibrate
-from qamdetr.cli.evaluate import data_report, evaluate, submit, synthesize
+from qamdetr.cli.evaluate import calibrate, data_report, evaluate, submit, synthesize
 from qamdetr.cli.extract import extract
 from qamdetr.cli.predict import SpreadingCommand, predict, print_error
 from qamdetr.errors import QamDetrError

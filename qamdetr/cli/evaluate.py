@@ -1,25 +1,42 @@
-"""`evaluate`, `submit`, `data-report` and `synthesize`: what is done with files of the field's formats, without a model."""
+"""`evaluate`, `calibrate`, `submit`, `data-report` and `synthesize`: what is done with files of the field's formats."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.cli.predict import argument, note, option, refuse, with_options
-from qamdetr.errors import QamDetrError
+from qamdetr.cli.predict import (
+    RetrieverOptions,
+    argument,
+    check_options,
+    note,
+    open_for_manifest,
+    option,
+    raise_failures,
+    refuse,
+    with_options,
+)
+from qamdetr.config import SYSTEM_DIR, load_config
+from qamdetr.errors import AudioError, CheckpointError, DataError, QamDetrError
 from qamdetr.files import write_whole
 from qamdetr.synthesis import SceneRecipe
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import QueryEntry
+    from qamdetr.evaluation.calibration import BetaCurve
     from qamdetr.evaluation.compare import Difference
     from qamdetr.evaluation.figures import FigureSystem
+    from qamdetr.inference.retriever import VerifiedAnswer
 
 PRIMARY_METRIC = "R1@0.7"
 """Ranks the challenge."""
+HARMLESS = ("data.", *(f"verifier.{key}=" for key in ("batch_size", "cache_dir", "retries", "timeout_seconds", "url")))
+"""What `--set` may say where a weight is written: beginnings of overrides that change no answer."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ def evaluate(options: EvaluateOptions) -> None:
     drawn = 1 if options.bootstrap is None else options.bootstrap
     refuse(not 1 <= drawn <= MAX_RESAMPLES, f"--bootstrap is {drawn}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
     refuse(options.seed < 0, f"--seed is {options.seed}; it must be at least 0.")
-    check_figure(options.figure)
+    _check_figure(options.figure)
     # Unclamped, as the official evaluator reads it.
     truth = read_manifest(options.truth, clamp=False)
     system = _read_system(options.predictions, truth, options)
@@ -58,12 +75,12 @@ def evaluate(options: EvaluateOptions) -> None:
         named = {"R1": summary.recall_at_1, "mAP": summary.average_precision}
         answer["thresholds"] = {name: {f"{iou:g}": round(value, 2) for iou, value in values.items()} for name, values in named.items()}
         rows = [[f"{iou:.2f}", *(f"{values[iou]:.2f}" for values in named.values())] for iou in summary.recall_at_1]
-        text.append(columns([["IoU", *named], *rows], 10, 10))
+        text.append(_columns([["IoU", *named], *rows], 10, 10))
     if options.by_length:
         answer["by_length"] = {bucket.name: bucket.table() for bucket in system.lengths}
         names = list(system.lengths[0].table())
         rows = [[bucket, *(_cell(table[name]) for name in names)] for bucket, table in answer["by_length"].items()]
-        text.append(columns([["length", *(name.removeprefix("num_") for name in names)], *rows], 10, 10))
+        text.append(_columns([["length", *(name.removeprefix("num_") for name in names)], *rows], 10, 10))
     if options.bootstrap is not None:
         intervals = {name: [round(system.intervals[name].low, 2), round(system.intervals[name].high, 2)] for name in METRICS}
         answer["bootstrap"] = {"resamples": options.bootstrap, "seed": options.seed, "confidence": 0.95, "intervals": intervals}
@@ -74,7 +91,7 @@ def evaluate(options: EvaluateOptions) -> None:
         answer["against"] = {
             "predictions": options.against,
             "scores": summarise(other.scores).table(),
-            "differences": {name: difference_object(difference) for name, difference in differences.items()},
+            "differences": {name: _difference_object(difference) for name, difference in differences.items()},
         }
         text.append(_difference_table(options, system, other, differences))
     if options.figure is not None:
@@ -88,7 +105,7 @@ def evaluate(options: EvaluateOptions) -> None:
         note(f"{left_out} of {len(truth)} queries have no true windows and were left out of the scores.")
 
 
-def check_figure(path: str | None) -> None:
+def _check_figure(path: str | None) -> None:
     """Refuse a figure now that could not be written after the work."""
     if path is not None:
         from qamdetr.evaluation.figures import check_figure_path
@@ -120,7 +137,7 @@ def _read_system(path: str, truth: Sequence[QueryEntry], options: EvaluateOption
     return FigureSystem(letter + Path(path).stem, scores, score_by_length(matching), intervals)
 
 
-def columns(rows: Sequence[Sequence[str]], first: int, width: int) -> str:
+def _columns(rows: Sequence[Sequence[str]], first: int, width: int) -> str:
     """Lay out a table: the first column to the left in `first` letters, the others to the right in `width`."""
     return "\n".join(f"{row[0]:<{first}}" + "".join(f"{value:>{width}}" for value in row[1:]) for row in rows)
 
@@ -137,7 +154,7 @@ def _table(scores: Mapping[str, float], system: FigureSystem) -> str:
     return "\n".join(lines)
 
 
-def difference_object(difference: Difference) -> dict[str, Any]:
+def _difference_object(difference: Difference) -> dict[str, Any]:
     """Write a difference as JSON has it."""
     interval = difference.difference
     rounded = {"difference": round(interval.value, 2), "low": round(interval.low, 2), "high": round(interval.high, 2)}
@@ -162,6 +179,207 @@ def _sentence(name: str, difference: Difference) -> str:
         return f"{name}: no difference shown at the 5 % level (A - B = {value:+.2f}, {p})."
     first, second = ("A", "B") if difference.verdict == "better" else ("B", "A")
     return f"{name}: {first} is better than {second} by {abs(value):.2f} points ({p})."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(RetrieverOptions):
+    """What `calibrate` can be told."""
+
+    manifest: str = option(..., "JSONL", "field JSONL with relevant_windows, of no training recordings")
+    grid: list[float] | None = option(None, "B ...", "weights to try (default: 0.00, 0.05, … 1.00)")
+    dry_run: bool = option(False, "", "write nothing but the figure", "--dry-run")
+    figure: str | None = option(None, "PATH", "draw the curve: .png, .svg or .pdf")
+    as_json: bool = option(False, "", "print one JSON object", "--json")
+
+
+@with_options(CalibrateOptions)
+def calibrate(options: CalibrateOptions) -> None:
+    """Choose beta, the weight of the verifier, on validation by R1@0.7, then mAP; write it into the checkpoint or system."""
+    from qamdetr.data.manifest import read_manifest
+    from qamdetr.evaluation.calibration import FINE_GRID, calibrate_beta
+    from qamdetr.inference.rerank import check_beta
+    from qamdetr.verifiers import verifier_names
+    from qamdetr.verifiers.base import DEFAULT_VERIFIER
+
+    check_options(options)
+    for beta in options.grid or ():
+        check_beta(beta)
+    _check_figure(options.figure)
+    target = _open_target(options)
+    verifier = options.verifier or target.verifier
+    others = ", ".join(other for other in verifier_names() if other != DEFAULT_VERIFIER)
+    refuse(
+        verifier == DEFAULT_VERIFIER, f"The verifier is {verifier}, which has no weight to choose", f"give --verifier with one of {others}"
+    )
+    if not options.dry_run:
+        target.check_writable(verifier)
+    # Unclamped, as the official evaluator reads it.
+    entries = read_manifest(options.manifest, clamp=False)
+    counted = [entry for entry in entries if entry.relevant_windows]
+    if not counted:
+        raise DataError(f"{options.manifest}: none of the {len(entries)} queries has `relevant_windows`", "give a validation manifest")
+    answers, failures = _ask(target, counted, options)
+    problems = [answer.problem for answer in answers if answer.verifier_scores is None]
+    if answers and len(problems) == len(answers):
+        raise QamDetrError(f"No query of {len(answers)} was verified, so nothing was written: {problems[0]}")
+    if answers:
+        curve = calibrate_beta(answers, options.grid or FINE_GRID)
+        print(
+            json.dumps(_curve_object(curve, verifier, len(problems)), ensure_ascii=False)
+            if options.as_json
+            else _curve_text(curve, verifier)
+        )
+        if len(counted) < len(entries):
+            note(f"{len(entries) - len(counted)} of {len(entries)} queries have no true windows and were left out.")
+        if problems:
+            note(f"{len(problems)} of {len(answers)} queries are ranked by the decoder alone at every beta. {problems[0]}")
+        if options.figure is not None:
+            from qamdetr.evaluation.figures import save_beta_figure
+
+            save_beta_figure(curve, f"{target.name}, verifier {verifier}, {curve.chosen.scores.num_queries} queries", options.figure)
+            note(f"the figure is in {options.figure}.")
+        if failures:
+            note("nothing was written, as the weight would be chosen on a part of the recordings.")
+        elif curve.is_worse:
+            note(f"nothing was written, as {curve.chosen.beta:g}, the best of the grid, is worse than the decoder alone; try a finer grid.")
+        elif not options.dry_run:
+            note(target.store(verifier, curve.chosen.beta))
+    raise_failures(failures, len({entry.vid for entry in counted}))
+
+
+def _ask(target: _Target, entries: Sequence[QueryEntry], options: CalibrateOptions) -> tuple[list[VerifiedAnswer], list[str]]:
+    """Return the answers, and why recordings could not be read."""
+    from tqdm import tqdm
+
+    from qamdetr.evaluation.calibration import verify_manifest
+    from qamdetr.evaluation.metrics import MAX_PREDICTIONS
+
+    retriever, recordings, verifier = open_for_manifest(options, options.manifest, entries, must_verify=True)
+    found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
+    answers: list[VerifiedAnswer] = []
+    failures: list[str] = []
+    for part in tqdm(found, desc="recordings", unit="recording", total=len(recordings), file=sys.stderr, disable=None):
+        if isinstance(part, AudioError):
+            failures.append(str(part))
+        else:
+            answers += part
+    return answers, failures
+
+
+def _curve_text(curve: BetaCurve, verifier: str) -> str:
+    from qamdetr.evaluation.calibration import CURVE_METRICS
+
+    rows = [["beta", *CURVE_METRICS]]
+    for point in curve.shown:
+        beta = f"{point.beta:.2f}" if point.beta == round(point.beta, 2) else f"{point.beta:g}"
+        rows.append([beta, *(f"{point.metrics[name]:.2f}" for name in CURVE_METRICS)])
+    marks = ["", *(", ".join(curve.marks(point)) for point in curve.shown)]
+    lines = [f"{line}   {mark}".rstrip() for line, mark in zip(_columns(rows, 6, 9).splitlines(), marks, strict=True)]
+    return "\n".join([*lines, "", _verdict(curve, verifier)])
+
+
+def _verdict(curve: BetaCurve, verifier: str) -> str:
+    """Say whether the verifier helps, and how sure that is."""
+    if curve.chosen.beta == 0:
+        return f"Chosen: 0, the decoder alone; no weight of {verifier} scores better on these queries."
+    chosen = f"Chosen: {curve.chosen.beta:g}."
+    if curve.is_worse:
+        tried, alone = curve.chosen.metrics, curve.decoder_alone.metrics
+        compared = ", ".join(f"{name} {tried[name]:.2f} against {alone[name]:.2f}" for name in ("R1@0.7", "mAP"))
+        return f"{chosen} It is the best of the grid, but worse than the decoder alone: {compared}."
+    if not curve.gain:
+        return f"{chosen} All queries belong to one recording, so whether it beats the decoder alone by more than chance cannot be said."
+    gain = curve.gain["R1@0.7"]
+    interval = gain.difference
+    counted = f", the choice among {len(curve.points)} counted in" if len(curve.points) > 1 else ""
+    numbers = f"95 % {interval.low:+.2f} to {interval.high:+.2f}; p = {gain.p_value:.4f}{counted}"
+    if gain.verdict == "undecided":
+        return f"{chosen} No difference from the decoder alone is shown: R1@0.7 {interval.value:+.2f} points ({numbers})."
+    return f"{chosen} R1@0.7 is {gain.verdict} than the decoder alone's by {abs(interval.value):.2f} points ({numbers})."
+
+
+def _curve_object(curve: BetaCurve, verifier: str, num_unverified: int) -> dict[str, Any]:
+    return {
+        "verifier": verifier,
+        "beta": curve.chosen.beta,
+        "num_queries": curve.chosen.scores.num_queries,
+        "num_unverified": num_unverified,
+        "worse_than_decoder": curve.is_worse,
+        "curve": [
+            {"beta": point.beta, **{name: round(value, 2) for name, value in point.metrics.items()}, "marks": curve.marks(point)}
+            for point in curve.shown
+        ],
+        "gain": {name: _difference_object(difference) for name, difference in curve.gain.items()},
+    }
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What keeps the weight: a checkpoint, one for each verifier, or a system file of the user's own, that of its own verifier.
+
+    `path` is the file; `changes` names the options that make other answers than the file alone would, with which nothing is written.
+    """
+
+    path: Path
+    is_system: bool
+    is_own: bool
+    changes: str
+    name: str
+    verifier: str
+    top_k: int
+
+    def place(self, verifier: str) -> Path | None:
+        """Return the file that gets the weight of a verifier; None where it would not fit what is in it."""
+        return self.path if self.is_own and not self.changes and (not self.is_system or verifier == self.verifier) else None
+
+    def check_writable(self, verifier: str) -> None:
+        """Refuse now what `store` could not write after the work."""
+        path, kind = self.place(verifier), "it" if self.is_system else "the checkpoint"
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise CheckpointError(f"{path} cannot be written", f"calibrate a copy of {kind}, or give --dry-run")
+
+    def store(self, verifier: str, beta: float) -> str:
+        """Write the weight, and tell where; or tell what to write where."""
+        from qamdetr.inference.checkpoint import beta_line, store_in_checkpoint, store_in_system
+
+        line = f"`{beta_line(beta)}`" if self.is_system else f"inference.beta_by_verifier.{verifier}: {beta:g}"
+        path = self.place(verifier)
+        if path is not None:
+            if self.is_system:
+                store_in_system(path, beta)
+            else:
+                store_in_checkpoint(path.parent, verifier, beta)
+            return f"{line} is now in {path}."
+        if not self.is_system:
+            return f"nothing was written, as the weight goes with {self.changes}; put that and `{line}` into the config.yaml of a copy."
+        reason = f", as the weight goes with {self.changes}; put that," if self.changes else "; put"
+        return f"nothing was written{reason} `verify_with: {verifier}` and {line} into a system file of your own."
+
+
+def _open_target(options: RetrieverOptions) -> _Target:
+    """Find the checkpoint or system that keeps the weight."""
+    from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
+    from qamdetr.inference.retriever import load_system
+    from qamdetr.verifiers.base import DEFAULT_VERIFIER
+
+    overrides, changes = options.overrides or (), _changes(options)
+    if options.system is not None:
+        system, path = load_system(options.system, overrides, members=options.members or ()), Path(options.system)
+        # With other members it is another system.
+        is_own = path.is_file() and SYSTEM_DIR.resolve() not in path.resolve().parents and not options.members
+        return _Target(path, True, is_own, changes, path.stem, system.verify_with, system.top_k)
+    if options.checkpoint is None:
+        raise QamDetrError("The weight is written into a checkpoint or system", "name it with --checkpoint or --system")
+    path = find_checkpoint(options.checkpoint) / CONFIG_FILE
+    return _Target(path, False, True, changes, path.parent.name, DEFAULT_VERIFIER, load_config(path, overrides).inference.top_k)
+
+
+def _changes(options: RetrieverOptions) -> str:
+    """Name the options that make other answers than the file alone would; empty without."""
+    changes = [f"--set {override}" for override in options.overrides or () if not override.startswith(HARMLESS)]
+    if options.verifier_model is not None:
+        changes.append(f"--verifier-model {options.verifier_model}")
+    return " ".join(changes)
 
 
 @dataclass(frozen=True)

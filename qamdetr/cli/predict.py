@@ -216,8 +216,8 @@ def _answer(
     except AudioError as error:
         failures.append(str(error))
         return []
-    asked = {"top_k": options.top_k, "verifier": verifier, "beta": options.beta, "protocol": options.protocol}
-    return retriever.retrieve_many(recording, queries, **asked)
+    beta, protocol = options.beta, options.protocol
+    return retriever.retrieve_many(recording, queries, top_k=options.top_k, verifier=verifier, beta=beta, protocol=protocol)
 
 
 def _encode_choice(options: PredictOptions) -> dict[str, Any]:

@@ -28,10 +28,9 @@ from qamdetr.synthesis import SceneRecipe
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import QueryEntry
-    from qamdetr.evaluation.calibration import BetaCurve
+    from qamdetr.evaluation.calibration import BetaCurve, VerifiedAnswer
     from qamdetr.evaluation.compare import Difference
     from qamdetr.evaluation.figures import FigureSystem
-    from qamdetr.inference.retriever import VerifiedAnswer
 
 PRIMARY_METRIC = "R1@0.7"
 """Ranks the challenge."""

@@ -400,7 +400,7 @@ def open_verifier(options: RetrieverOptions, retriever: MomentRetriever) -> Veri
     from qamdetr.verifiers import make_verifier
 
     name = options.verifier or retriever.verifier
-    given = {"model": options.verifier_model, "url": options.verifier_url}
+    given: dict[str, Any] = {"model": options.verifier_model, "url": options.verifier_url}
     for option, value in given.items():
         if value is not None and name in ("none", "pocket"):
             raise QamDetrError(f"--verifier-{option} goes with --verifier qwen2.5-omni or server; verifier {name!r} has none.")

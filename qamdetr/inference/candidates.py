@@ -55,12 +55,8 @@ def answers(
 ) -> list[Decoded]:
     """Read the answer to each item of a batch off the model's output; serving and validation both do it here.
 
-    Args:
-        output: Model output of a batch.
-        durations_seconds: True length of each item; windows are clamped to it.
-        num_clips: Valid clips of each item; spans are relative to them.
-        settings: Of the checkpoint.
-        protocol: `official` keeps doubles, as the field does; nothing is rounded yet.
+    `durations_seconds` are the true length of each item, to which windows are clamped; `num_clips` its valid clips, to which spans are
+    relative. The protocol `official` keeps doubles, as the field does; nothing is rounded yet.
     """
     max_iou = overlap_limit(settings, protocol)
     by_quality = output.decoder.quality_logits is not None

@@ -32,9 +32,7 @@ _BETA_LINE = re.compile(r"^beta:[ \t]*[^#\s]+", re.MULTILINE)
 def load_checkpoint(name_or_dir: str | Path = DEFAULT_CHECKPOINT, overrides: Sequence[str] = ()) -> tuple[QamDetr, Config]:
     """Load a checkpoint for inference, on the CPU, in float32 and `eval()`.
 
-    Args:
-        name_or_dir: A checkpoint folder, or the name of one in `qamdetr.config.CHECKPOINT_DIR`.
-        overrides: `section.key=value` changes of the settings it was saved with; the network stays as it is.
+    `overrides` are `section.key=value` changes of the settings it was saved with; the network stays as it is.
 
     Raises:
         CheckpointError: Nothing there, a file missing or damaged, or weights that do not fit the configuration.
@@ -81,14 +79,10 @@ def _read_weights(folder: Path, sha256: str, expected: Mapping[str, Tensor]) -> 
 
 
 def save_checkpoint(folder: str | Path, model: QamDetr, config: Config, card_text: str = "", *, half: bool = False) -> None:
-    """Write weights, configuration and card.
+    """Write weights, configuration and card (empty leaves it as it is); each file replaces an earlier one in one step.
 
-    Args:
-        folder: Made if it is not there; each file replaces an earlier one in one step.
-        model: Its `state_dict` is written.
-        config: Written in full, so that later defaults do not change the checkpoint, with the hash of the weights.
-        card_text: What `README.md` says; empty leaves the card as it is.
-        half: Store floating-point weights as float16: half the size. `load_checkpoint` turns them back to float32.
+    The configuration is written in full, so that later defaults do not change the checkpoint, with the hash of the weights. `half` stores
+    floating-point weights as float16, half the size; `load_checkpoint` turns them back to float32.
     """
     folder = Path(folder)
     weights = {name: _stored(name, tensor, half=half) for name, tensor in model.state_dict().items()}

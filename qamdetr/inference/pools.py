@@ -33,11 +33,7 @@ def merge_pools(
     share of the weights that did. `foreground` is the same sum of the members' foregrounds, and `quality` the mean of their qualities,
     weighed by weight times foreground, so that `decoder_score = foreground * quality` (report, Eq. 2) still holds. All stay in [0, 1].
 
-    Args:
-        pools: Candidates per member.
-        how: Which of the three.
-        iou: In [0, 1]; 1 lets `nms` keep all, and `fusion` join equal windows alone.
-        weights: Above 0, one per member; None = equal.
+    An `iou` of 1 lets `nms` keep all, and `fusion` join equal windows alone; `weights` are above 0, None = equal.
 
     Source: R. Solovyev, W. Wang, T. Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object detection models", Image
     and Vision Computing 107, 2021, in one dimension. Differences: a member counts once per window (there, a member that repeats itself

@@ -82,10 +82,7 @@ def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], dec
 def rerank(candidates: Sequence[Candidate], verifier_scores: Sequence[float] | None, beta: float) -> tuple[Moment, ...]:
     """Rank candidates by `(1 - beta) * decoder_score + beta * verifier_score`, best first; equal scores keep their order.
 
-    Args:
-        candidates: In decoder order.
-        verifier_scores: One in [0, 1] per candidate, or None when no verifier looked: then the decoder score is the score.
-        beta: Weight of the verifier, in [0, 1].
+    `verifier_scores` are one in [0, 1] per candidate, or None when no verifier looked: then the decoder score is the score.
 
     Source: report Eq. 3; beta 0.30 to 0.45 there.
     """
@@ -139,9 +136,9 @@ def _verify(
     scores = [float(score) for score in verifier.verify(recording, query, text, candidates)]
     if len(scores) != len(candidates):
         raise QamDetrError(f"it gave {len(scores)} scores for {len(candidates)} candidates")
-    strange = next((score for score in scores if not 0 <= score <= 1), None)
-    if strange is not None:
-        raise QamDetrError(f"it gave a score of {strange:g}, which is not in [0, 1]")
+    for score in scores:
+        if not 0 <= score <= 1:
+            raise QamDetrError(f"it gave a score of {score:g}, which is not in [0, 1]")
     return scores
 
 

@@ -54,12 +54,8 @@ from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier, check_verifier
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
 
-_PAIRS_PER_FORWARD = 8
-"""Pairs of section and query that run through the network at once; bounds memory for long recordings and many queries."""
-
-_INVISIBLE = {"Cc", "Cf"}
-"""Unicode categories of control and format characters, such as the zero-width space."""
-
+_PAIRS_PER_FORWARD = 8  # of section and query, through the network at once; bounds memory for long recordings and many queries
+_INVISIBLE = {"Cc", "Cf"}  # Unicode categories of control and format characters, such as the zero-width space
 _OF_A_RUN = re.compile(r"runs/(?P<config>[^/]+)-s(?P<seed>\d+)/best")
 
 MEMBER_SECTIONS = ("data.", "inference.")
@@ -244,11 +240,9 @@ class MomentRetriever:
     ) -> Self:
         """Load a checkpoint, by the name of a shipped one or its folder, and the encoders that it was trained on.
 
-        Args:
-            name_or_dir: Which.
-            overrides: Changes of its configuration, such as `inference.nms_iou=1`.
-            device: Where network and encoders run, such as `cuda`; None leaves the network on the CPU, and the encoders to themselves.
-            encoder_models: Stream -> hub id or folder, over the checkpoint's `data.encoder_models`.
+        `overrides` change its configuration, such as `inference.nms_iou=1`. Network and encoders run on `device`, such as `cuda`; None
+        leaves the network on the CPU, and the encoders to themselves. `encoder_models` (stream -> hub id or folder) go over the
+        checkpoint's `data.encoder_models`.
 
         Raises:
             CheckpointError: The checkpoint, or its encoders' weights, cannot be used.

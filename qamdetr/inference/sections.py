@@ -12,14 +12,9 @@ from qamdetr.errors import ConfigError
 from qamdetr.inference.candidates import suppress
 from qamdetr.types import Candidate
 
-_SLACK = 1.1
-"""A recording longer than a section by up to this factor still runs whole: 300.5 s are not worth a second pass."""
-
-_EDGE_SECONDS = 1.0
-"""A candidate that ends this near to a section's inner edge may have been cut by it."""
-
-_CUT_COVERED = 0.5
-"""Such a candidate gives way where the neighbouring section sees at least this share of it, uncut."""
+_SLACK = 1.1  # a recording longer than a section by up to this factor still runs whole: 300.5 s are not worth a second pass
+_EDGE_SECONDS = 1.0  # a candidate that ends this near to a section's inner edge may have been cut by it
+_CUT_COVERED = 0.5  # such a one gives way where the neighbouring section sees at least this share of it, uncut
 
 
 @dataclass(frozen=True)

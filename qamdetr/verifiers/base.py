@@ -29,9 +29,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_VERIFIER = "none"
 
-CONTEXT_SHARE = 0.5
-"""The crop is the window widened on both sides by this share of its length."""
-
+CONTEXT_SHARE = 0.5  # of the window's length, by which the crop is wider on both sides
 SAMPLE_RATE_HZ = 16_000
 
 MAX_CROP_SECONDS = 300.0
@@ -40,11 +38,8 @@ MAX_CROP_SECONDS = 300.0
 MIN_CROP_SECONDS = 0.1
 """Shorter crops, around windows of milliseconds, would leave the audio encoder without a single output."""
 
-_CHANGED_SECONDS = 1.0
-"""Manifests round durations; a file that differs by more is not the one that was encoded."""
-
-_WAIT_SECONDS = 10.0
-"""How long one process waits for another that writes answers."""
+_CHANGED_SECONDS = 1.0  # manifests round durations; a file that differs by more is not the one that was encoded
+_WAIT_SECONDS = 10.0  # for another process that writes answers
 
 
 class Verifier:

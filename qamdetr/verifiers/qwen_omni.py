@@ -105,10 +105,9 @@ class QwenOmniVerifier(Verifier):
         return [scores[index] for index in range(len(crops))]
 
     def _dtype(self) -> torch.dtype:
-        if self.settings.dtype != "auto":
-            dtype: torch.dtype = getattr(torch, self.settings.dtype)
-            return dtype
-        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+        auto = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+        dtype: torch.dtype = getattr(torch, auto if self.settings.dtype == "auto" else self.settings.dtype)
+        return dtype
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,7 @@ URL_VARIABLE = "QAMDETR_VERIFIER_URL"
 TOP_LOGPROBS = 20
 """As many alternatives as the protocol allows; vLLM's own limit (`--max-logprobs`) is the same unless it is changed."""
 
-_CHECK_SECONDS = 10.0
-"""How long `check` waits at most; naming its models takes a server no time."""
-
+_CHECK_SECONDS = 10.0  # that `check` waits at most; naming its models takes a server no time
 _FIRST_WAIT_SECONDS = 0.5
 _SHOWN_LETTERS = 160
 _VISIBLE_ASCII = re.compile(r"[!-~]*")

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _said(error: Any, words: Sequence[str]) -> str:  # noqa: ANN401 - typer's own class
     """Say in one line which word of the command is wrong, with its value, and where help is."""
-    names = getattr(getattr(error, "param", None), "opts", ())
+    names: Sequence[str] = getattr(getattr(error, "param", None), "opts", ())
     value = next((value for name, value in itertools.pairwise(words) if name in names), None)
     said = error.format_message() if value is None else f"{names[0]} is {value!r}: {error.message}"
     context = getattr(error, "ctx", None)

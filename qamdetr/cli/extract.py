@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from qamdetr.cli.predict import encoder_option, note, option, print_error, read_encoders, with_options
+from qamdetr.cli.predict import audio_folder, encoder_option, note, option, print_error, read_encoders, with_options
 from qamdetr.config import DataConfig
 from qamdetr.errors import ConfigError, DataError, IncompleteError, QamDetrError
 
@@ -179,7 +179,7 @@ def _find_work(options: ExtractOptions) -> _Work:
             raise DataError(f"{options.audio_dir} holds no recordings", f"give a folder of files that end in {', '.join(AUDIO_SUFFIXES)}")
         return _Work(found, queries=more)
     entries = read_manifest(options.manifest, clamp=False)
-    folder = Path(options.manifest).parent / "audio" if options.audio_dir is None else Path(options.audio_dir)
+    folder = audio_folder(options.manifest, options.audio_dir)
     found = find_recordings(folder)
     seconds = {entry.vid: entry.duration_seconds for entry in entries}
     absent = sorted(set(seconds) - set(found))

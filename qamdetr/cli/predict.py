@@ -21,7 +21,7 @@ from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import PredictionEntry, QueryEntry
-    from qamdetr.inference.retriever import MomentRetriever, SystemConfig
+    from qamdetr.inference.retriever import MomentRetriever
     from qamdetr.types import Result
     from qamdetr.verifiers.base import Verifier
 
@@ -230,7 +230,7 @@ def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> No
     """Answer a manifest; predictions keep its order, and recordings that cannot be read are left out and told at the end."""
     from tqdm import tqdm
 
-    from qamdetr.data.manifest import read_manifest, write_predictions
+    from qamdetr.data.manifest import PredictionEntry, read_manifest, write_predictions
 
     for_challenge = _is_submission(output)
     entries = read_manifest(manifest, clamp=False)
@@ -253,7 +253,11 @@ def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> No
         note(f"{count} of {len(answers)} queries: {text}")
     if len(counts) > MAX_NOTES_SHOWN:
         note(f"and {len(counts) - MAX_NOTES_SHOWN} more notes.")
-    predictions = [_to_prediction(entry, answers[entry.qid]) for entry in entries if entry.qid in answers]
+    predictions = []
+    for entry in entries:
+        if entry.qid in answers:
+            windows = [(round(m.start_seconds, 3), round(m.end_seconds, 3), round(m.score, 4)) for m in answers[entry.qid].moments]
+            predictions.append(PredictionEntry(entry.qid, entry.query, entry.vid, tuple(windows), entry.numeric_qid))
     if predictions and for_challenge:
         _write_submission(Path(output), predictions, entries, failures)
     elif predictions:
@@ -274,13 +278,6 @@ def _is_submission(output: str) -> bool:
             "from 1 to 4. For ordinary predictions choose another ending."
         )
     return True
-
-
-def _to_prediction(entry: QueryEntry, result: Result) -> PredictionEntry:
-    from qamdetr.data.manifest import PredictionEntry
-
-    windows = tuple((round(m.start_seconds, 3), round(m.end_seconds, 3), round(m.score, 4)) for m in result.moments)
-    return PredictionEntry(entry.qid, entry.query, entry.vid, windows, entry.numeric_qid)
 
 
 def _write_submission(path: Path, predictions: Sequence[PredictionEntry], entries: Sequence[QueryEntry], failures: Sequence[str]) -> None:
@@ -332,15 +329,19 @@ def read_encoders(given: Sequence[str] | None) -> dict[str, str]:
     return models
 
 
-def open_retriever(options: RetrieverOptions) -> MomentRetriever:
-    """Open the checkpoint or system for recordings."""
+def open_retriever(options: RetrieverOptions, manifest: str = "", entries: Sequence[QueryEntry] = ()) -> MomentRetriever:
+    """Open the checkpoint or system: for recordings, or, with `--from-features`, for the stored features of a manifest."""
     from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
-    from qamdetr.inference.retriever import MomentRetriever
+    from qamdetr.inference.retriever import MomentRetriever, load_system
 
-    models = read_encoders(options.encoders)
-    if options.system is not None:
-        return MomentRetriever.from_system(_load_system(options), device=options.device, encoder_models=models)
-    name, overrides = options.checkpoint or DEFAULT_CHECKPOINT, options.overrides or ()
+    name, overrides, models = options.checkpoint or DEFAULT_CHECKPOINT, options.overrides or (), read_encoders(options.encoders)
+    system = None if options.system is None else load_system(options.system, overrides, members=options.members or ())
+    if options.from_features:
+        source, overrides = (name, overrides) if system is None else (system, ())
+        audio_dir = audio_folder(manifest, options.audio_dir)
+        return MomentRetriever.from_features(source, entries, overrides=overrides, audio_dir=audio_dir, device=options.device)
+    if system is not None:
+        return MomentRetriever.from_system(system, device=options.device, encoder_models=models)
     return MomentRetriever.from_pretrained(name, overrides=overrides, device=options.device, encoder_models=models)
 
 
@@ -357,13 +358,9 @@ def open_for_manifest(
     """
     from qamdetr.inference.retriever import check_query
 
-    recordings: Mapping[str, str | Path]
-    if options.from_features:
-        retriever = _open_stored(options, manifest, entries)
-        recordings = {entry.vid: entry.vid for entry in entries}
-    else:
-        recordings = find_audio(entries, manifest, options.audio_dir)
-        retriever = open_retriever(options)
+    vids = {entry.vid: entry.vid for entry in entries}
+    recordings: Mapping[str, str | Path] = vids if options.from_features else find_audio(entries, manifest, options.audio_dir)
+    retriever = open_retriever(options, manifest, entries)
     verifier = open_verifier(options, retriever)
     if not isinstance(verifier, str):
         if options.from_features and verifier.needs_audio:
@@ -379,22 +376,6 @@ def open_for_manifest(
     return retriever, recordings, verifier
 
 
-def _open_stored(options: RetrieverOptions, manifest: str, entries: Sequence[QueryEntry]) -> MomentRetriever:
-    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
-    from qamdetr.inference.retriever import MomentRetriever
-
-    source = _load_system(options) if options.system is not None else options.checkpoint or DEFAULT_CHECKPOINT
-    overrides = () if options.system is not None else options.overrides or ()
-    audio_dir = _audio_folder(manifest, options.audio_dir)
-    return MomentRetriever.from_features(source, entries, overrides=overrides, audio_dir=audio_dir, device=options.device)
-
-
-def _load_system(options: RetrieverOptions) -> SystemConfig:
-    from qamdetr.inference.retriever import load_system
-
-    return load_system(options.system or "", options.overrides or (), members=options.members or ())
-
-
 def open_verifier(options: RetrieverOptions, retriever: MomentRetriever) -> Verifier | str:
     """Make the verifier that the options ask for, else the system's; `none` where nobody asks for one."""
     from qamdetr.verifiers import make_verifier
@@ -408,7 +389,8 @@ def open_verifier(options: RetrieverOptions, retriever: MomentRetriever) -> Veri
     return make_verifier(name, settings) or name
 
 
-def _audio_folder(manifest: str, audio_dir: str | None) -> Path:
+def audio_folder(manifest: str, audio_dir: str | None) -> Path:
+    """Return where the recordings of a manifest are."""
     return Path(manifest).parent / "audio" if audio_dir is None else Path(audio_dir)
 
 
@@ -416,7 +398,7 @@ def find_audio(entries: Sequence[QueryEntry], manifest: str, audio_dir: str | No
     """Map each vid of the manifest to its file; all missing ones are told at once, before any work."""
     from qamdetr.audio import find_recordings
 
-    folder = _audio_folder(manifest, audio_dir)
+    folder = audio_folder(manifest, audio_dir)
     found = find_recordings(folder)
     vids = list(dict.fromkeys(entry.vid for entry in entries))
     missing = [vid for vid in vids if vid not in found]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from qamdetr.cli.predict import audio_folder, encoder_option, note, option, print_error, read_encoders, with_options
+from qamdetr.cli.predict import audio_folder, encoder_option, note, option, print_error, read_encoders, refuse, with_options
 from qamdetr.config import DataConfig
 from qamdetr.errors import ConfigError, DataError, IncompleteError, QamDetrError
 
@@ -56,7 +56,12 @@ def extract(options: ExtractOptions) -> None:
     --num_processes 4 -m qamdetr extract ... (without GPUs: torchrun --nproc_per_node 4 -m qamdetr extract ...); each takes a GPU of its own
     where there is one. Exit status 1 when some recordings were skipped because they cannot be read.
     """
-    models = _models(options)
+    from qamdetr.features.base import get_combo
+
+    combo, models = get_combo(options.combo), read_encoders(options.encoders)
+    streams = list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
+    for stream in models:
+        refuse(stream not in streams, f"--encoder: combo {options.combo!r} has no stream {stream!r}, only {', '.join(streams)}.")
     work = _find_work(options)
     share = _join_processes()
     outcome: ExtractionReport | QamDetrError
@@ -209,18 +214,6 @@ def _read_queries(path: str | None) -> tuple[str, ...]:
     if not queries:
         raise DataError(f"{path} holds no queries", remedy)
     return queries
-
-
-def _models(options: ExtractOptions) -> dict[str, str]:
-    """Read `--encoder`, and check the streams against the combo."""
-    from qamdetr.features.base import get_combo
-
-    combo, models = get_combo(options.combo), read_encoders(options.encoders)
-    streams = list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
-    for stream in models:
-        if stream not in streams:
-            raise ConfigError(f"--encoder: combo {options.combo!r} has no stream {stream!r}, only {', '.join(streams)}.")
-    return models
 
 
 def _counted(recordings: int, queries: int) -> str:

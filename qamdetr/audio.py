@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 import weakref
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,9 @@ _CLOCKLESS = frozenset({"mp3", "aac", "ac3", "eac3", "amr", "dts", "dtshd", "tru
 _ANY_ORIGIN = frozenset({"mpegts", "mpeg"})  # the clock was running before the file began
 _GUESSED = (_CLOCKLESS - {"mp3"}) | _ANY_ORIGIN | {"ogg"}  # whose duration is FFmpeg's guess
 
-_BLOCK_FRAMES = 1 << 15  # blocks that stay in the processor's cache
+_BLOCK_FRAMES, _BLOCK_BYTES = 1 << 16, 1 << 18  # blocks that stay in the processor's cache
 _CLOCK_SLACK_SECONDS = 0.05  # delay of encoders, time stamps in whole milliseconds
+_STEADY_SECONDS = 0.001
 _MAX_GAP_SECONDS = 3600.0
 _MAX_STATED_SECONDS = 100 * 3600.0
 _SEEK_AHEAD_SECONDS = 1.0  # decoders of lossy formats need the packets before
@@ -473,13 +475,20 @@ class _Run:
         self.track, self.tracks, self.order = 1, 0, [1]
         self.rate_hz = self.channels = 0
         self.subtype = ""
-        self.share: float | None = None
         self.origin, self.steady, self.exact = 0.0, True, False
-        self._form: tuple[str, str, int] = ("", "", 0)  # sample type, channels and rate of the first frame
+        self._form, self._layout = ("", 0, 0), ""  # sample type, channels and rate of the first frame
+        self._block = _BLOCK_FRAMES
         self._placed = self._given = 0  # samples that have arrived, with the silence between them; samples that went out
+        self._at, self._piece = 0, _Piece("", 1, 0, 1)
+        self._sizes = deque[int](maxlen=8)  # of the last packets
         self._failures, self._failed_at, self._odd, self._missing = 0, -1, 0, 0
         self._others_end = 0.0  # of pictures and other tracks, in seconds of the container's clock
         self._notes: list[str] = []
+
+    @property
+    def share(self) -> float | None:
+        """How much of the file was read, in [0, 1]; None where the container does not tell."""
+        return min(1.0, (self._piece.begin + self._at) / self._piece.file_bytes) if self._at else None
 
     @property
     def seconds(self) -> float:
@@ -496,6 +505,8 @@ class _Run:
         self.origin = origin or 0.0
         for piece in _pieces(self._file):
             with _open(piece, self._label) as container:
+                self._piece, self._at = piece, 0
+                self._sizes.clear()
                 for samples in self._decoded(container, piece, seek_seconds):
                     begin, self._given = self._given, self._given + samples.shape[1]
                     first = max(0, round(start_seconds * self.rate_hz) - begin)
@@ -517,7 +528,7 @@ class _Run:
             self._odd += int(odd.sum())
             samples = np.where(odd, np.float32(0), samples)
         if self._channel is not None or len(samples) == 1:
-            return samples, samples[(self._channel or 1) - 1]
+            return samples, np.ascontiguousarray(samples[(self._channel or 1) - 1])
         # Of two channels, the same bits as the mean's in a fraction of its time.
         return samples, (samples[0] + samples[1]) / np.float32(2) if len(samples) == 2 else samples.mean(axis=0, dtype=np.float32)
 
@@ -537,14 +548,15 @@ class _Run:
         stream = self._chosen(container)
         tick = float(stream.time_base or 0)
         base = (container.start_time or 0) / av.time_base if container.format.name in _ANY_ORIGIN else 0.0
-        fifo, converters = av.AudioFifo(), dict[tuple[str, str, int], av.AudioResampler]()
+        clockless = container.format.name in _CLOCKLESS
+        fifo, converters = av.AudioFifo(), dict[tuple[object, ...], av.AudioResampler]()
         began, first = self._placed, True
         if seek_seconds:
             try:
                 container.seek(max(0, int((self.origin + seek_seconds - _SEEK_AHEAD_SECONDS) / tick)), stream=stream)
             except av.FFmpegError as error:
                 raise _SeekError from error
-        for frame in self._frames(container, stream, piece):
+        for frame in self._frames(container, stream):
             if not self.rate_hz:
                 self._describe(frame, lossy=stream.codec_context.codec.lossy)
             time = None if frame.pts is None else frame.pts * tick
@@ -554,20 +566,25 @@ class _Run:
                     raise _SeekError
             elif first and not began:
                 self.origin = base
-            late = 0 if time is None else self._late(time, first=first, clockless=container.format.name in _CLOCKLESS)
-            if late:
-                yield from _drained(fifo)
-                yield from self._silence(late)
+            if time is not None:
+                late = self._late(time, first=first, clockless=clockless)
+                if late:
+                    yield from _drained(fifo)
+                    yield from self._silence(late)
+                    self._placed += late
+                frame.pts = None
             first = False
-            self._placed += late + frame.samples
-            frame.pts = None
-            form = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if form != self._form:  # as in joined files
-                converters[form] = converters.get(form) or av.AudioResampler(*self._form)
-            for part in [frame] if form == self._form else converters[form].resample(frame):
-                part.time_base = frame.time_base
-                fifo.write(part)
-            if fifo.samples >= _BLOCK_FRAMES:
+            self._placed += frame.samples
+            form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+            if form == self._form:
+                fifo.write(frame)
+            else:  # as in joined files
+                key = (*form, frame.layout.name)
+                converters[key] = converters.get(key) or av.AudioResampler(self._form[0], self._layout, self.rate_hz)
+                for part in converters[key].resample(frame):
+                    part.time_base = frame.time_base
+                    fifo.write(part)
+            if fifo.samples >= self._block:
                 yield from _drained(fifo)
         yield from _drained(fifo)
         fine = tick * self.rate_hz <= 1.0 and not (container.format.name == "ogg" and stream.codec_context.name == "flac")
@@ -594,31 +611,32 @@ class _Run:
             raise AudioError(f"{self._label} has {_count(self.tracks, 'audio track')}; there is no track {self.track}", "count from 1")
         return streams[self.track - 1]
 
-    def _frames(self, container: InputContainer, stream: av.AudioStream, piece: _Piece) -> Iterator[av.AudioFrame]:
+    def _frames(self, container: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
         """Decode packet by packet; what is damaged is skipped, and counted."""
         ticks = {other.index: float(other.time_base or 0) for other in container.streams}
-        packets = container.demux()
-        while True:
-            if self._failures > _MAX_FAILURES:
-                return
+        wanted = stream.index
+        while self._failures <= _MAX_FAILURES:
+            packets = container.demux()
             try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                if packet.stream_index != stream.index:
-                    end = ((packet.pts or 0) + (packet.duration or 0)) * ticks[packet.stream_index]
-                    self._others_end = max(self._others_end, end)
-                elif packet.size or packet.dts is None:  # an empty packet amid others would tell the decoder that this is the end
-                    if packet.pos:
-                        self.share = min(1.0, (piece.begin + packet.pos) / piece.file_bytes)
-                    yield from (frame for frame in packet.decode() if isinstance(frame, av.AudioFrame))
+                for packet in packets:
+                    if packet.stream_index != wanted:
+                        end = ((packet.pts or 0) + (packet.duration or 0)) * ticks[packet.stream_index]
+                        self._others_end = max(self._others_end, end)
+                    elif size := packet.size:  # an empty one would tell the decoder that this is the end
+                        self._at = packet.pos or self._at
+                        self._sizes.append(size)
+                        yield from stream.decode(packet)
             except av.FFmpegError:
                 self._failures, self._failed_at = self._failures + 1, self._placed
-                packets = container.demux()
+            else:
+                break
+        with contextlib.suppress(av.FFmpegError):
+            yield from stream.decode(None)
 
     def _describe(self, frame: av.AudioFrame, *, lossy: bool) -> None:
         self.rate_hz, self.channels = frame.sample_rate, frame.layout.nb_channels
-        self._form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        self._form, self._layout = (frame.format.name, self.channels, self.rate_hz), frame.layout.name
+        self._block = min(_BLOCK_FRAMES, max(1, _BLOCK_BYTES // (frame.format.bytes * self.channels)))
         self.subtype = "PCM_16" if lossy else _TYPES[frame.format.name.rstrip("p")][0].replace("32", "24")
         if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
             remedy = "give the recording at its original rate" if self.rate_hz < MIN_RATE_HZ else _CONVERT
@@ -634,7 +652,9 @@ class _Run:
         Where sound begins late, or packets were lost, silence takes the place. A clock that goes back begins a joined part; one that leaps
         by more than an hour, as when a stream's own clock was kept, is told and not filled.
         """
-        lag = time - self.origin - self.seconds
+        lag = time - self.origin - self._placed / self.rate_hz
+        if not first and abs(lag) < _STEADY_SECONDS:
+            return 0
         joined = first and self._placed > 0
         if not (clockless or joined) and _CLOCK_SLACK_SECONDS < lag <= _MAX_GAP_SECONDS:
             late = round(lag * self.rate_hz)
@@ -642,7 +662,7 @@ class _Run:
             return late
         if clockless or joined or first or abs(lag) > _CLOCK_SLACK_SECONDS:
             self.origin += lag
-            self.steady &= (first and not joined) or abs(lag) < _CLOCK_SLACK_SECONDS / 50
+            self.steady &= (first and not joined) or abs(lag) < _STEADY_SECONDS
             if lag > _MAX_GAP_SECONDS and not joined:
                 self._notes.append(f"the file's clock leaps from {_clock(self.seconds)} to {_clock(time)}; times count on without the leap")
         return 0
@@ -853,7 +873,7 @@ def _drained(fifo: av.AudioFifo) -> Iterator[np.ndarray]:
 def _to_float(samples: np.ndarray) -> np.ndarray:
     """Bring samples of any type to float32, full scale at [-1, 1]; the same shape."""
     with np.errstate(over="ignore"):
-        floats = np.ascontiguousarray(samples, dtype=np.float32)
+        floats = samples.astype(np.float32, copy=False)  # in their order: rows of packed samples are strided
     if samples.dtype == np.uint8:
         floats -= np.float32(128)
     if samples.dtype.kind in "iu":
@@ -870,12 +890,13 @@ class _Levels:
         self._sums = self._squares = np.zeros(1)
 
     def add(self, samples: np.ndarray, mono: np.ndarray) -> None:
-        rows = [*samples, mono]
+        # Every seventh sample is enough, and a period of seven or fourteen is that of no common tone.
+        rows = np.stack([*samples[:, ::7], mono[::7]])
         squares = np.array([np.dot(row, row) for row in rows], dtype=np.float64)
-        self.loudest_block = max(self.loudest_block, squares.max() / len(mono))
-        self._count += len(mono)
+        self.loudest_block = max(self.loudest_block, squares.max() / rows.shape[1])
+        self._count += rows.shape[1]
         self._squares = self._squares + squares
-        self._sums = self._sums + [row.sum() for row in rows]
+        self._sums = self._sums + rows.sum(axis=1)
 
     def _powers(self) -> np.ndarray:
         return np.asarray(self._squares / self._count - np.square(self._sums / self._count))

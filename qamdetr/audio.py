@@ -60,7 +60,7 @@ _CLOCKLESS = frozenset({"mp3", "aac", "ac3", "eac3", "amr", "dts", "dtshd", "tru
 _ANY_ORIGIN = frozenset({"mpegts", "mpeg"})  # the clock was running before the file began
 _GUESSED = (_CLOCKLESS - {"mp3"}) | _ANY_ORIGIN | {"ogg"}  # whose duration is FFmpeg's guess
 
-_BLOCK_FRAMES, _BLOCK_BYTES = 1 << 16, 1 << 18  # blocks that stay in the processor's cache
+_BLOCK_FRAMES, _BLOCK_BYTES = 1 << 16, 1 << 17  # blocks that stay in the processor's cache
 _CLOCK_SLACK_SECONDS = 0.05  # delay of encoders, time stamps in whole milliseconds
 _STEADY_SECONDS = 0.001
 _MAX_GAP_SECONDS = 3600.0
@@ -266,7 +266,7 @@ class Sound:
         """Read `[start, end)` on the file's own clock, whatever range the sound was opened for; less where the file ends before.
 
         Returns:
-            `(n,)` float32; with `mono=False` `(n, channels)`, as the file holds them, integers too, unless they are resampled.
+            `(n,)` float32; with `mono=False` `(n, channels)`, or the chosen channel, as the file holds them, unless they are resampled.
         """
         own = self.rate_hz
         wanted = rate_hz or own
@@ -288,7 +288,7 @@ class Sound:
             run = _Run(self._opened(), self._label, facts.track, facts.channel)
             try:
                 for native in run.between(start_seconds, end_seconds, facts.origin if seek else None):
-                    yield run.mono(native)[1] if mono else native.T
+                    yield run.mono(native)[1] if mono else native[self._channel - 1 : self._channel].T if self._channel else native.T
             except _SeekError:
                 continue
             return
@@ -476,6 +476,7 @@ class _Run:
         self.rate_hz = self.channels = 0
         self.subtype = ""
         self.origin, self.steady, self.exact = 0.0, True, False
+        self._converters: dict[tuple[object, ...], av.AudioResampler] = {}
         self._form, self._layout = ("", 0, 0), ""  # sample type, channels and rate of the first frame
         self._block = _BLOCK_FRAMES
         self._placed = self._given = 0  # samples that have arrived, with the silence between them; samples that went out
@@ -549,7 +550,7 @@ class _Run:
         tick = float(stream.time_base or 0)
         base = (container.start_time or 0) / av.time_base if container.format.name in _ANY_ORIGIN else 0.0
         clockless = container.format.name in _CLOCKLESS
-        fifo, converters = av.AudioFifo(), dict[tuple[object, ...], av.AudioResampler]()
+        fifo = av.AudioFifo()
         began, first = self._placed, True
         if seek_seconds:
             try:
@@ -575,21 +576,26 @@ class _Run:
                 frame.pts = None
             first = False
             self._placed += frame.samples
-            form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
-            if form == self._form:
-                fifo.write(frame)
-            else:  # as in joined files
-                key = (*form, frame.layout.name)
-                converters[key] = converters.get(key) or av.AudioResampler(self._form[0], self._layout, self.rate_hz)
-                for part in converters[key].resample(frame):
-                    part.time_base = frame.time_base
-                    fifo.write(part)
+            for part in self._alike(frame):
+                fifo.write(part)
             if fifo.samples >= self._block:
                 yield from _drained(fifo)
         yield from _drained(fifo)
         fine = tick * self.rate_hz <= 1.0 and not (container.format.name == "ogg" and stream.codec_context.name == "flac")
         self.exact = self.steady and fine and not self._failures and container.format.name not in _ANY_ORIGIN
         self._notes += self._ending(container, piece, began)
+
+    def _alike(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
+        """Bring a frame to the first one's form, which joined files may not share."""
+        form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+        if form == self._form:
+            return [frame]
+        key = (*form, frame.layout.name)
+        self._converters[key] = self._converters.get(key) or av.AudioResampler(self._form[0], self._layout, self.rate_hz)
+        parts = self._converters[key].resample(frame)
+        for part in parts:
+            part.time_base = frame.time_base
+        return parts
 
     def _silence(self, samples: int) -> Iterator[np.ndarray]:
         name, dtype = _TYPES[self._form[0].rstrip("p")]
@@ -866,8 +872,11 @@ def _has_last_page(piece: _Piece) -> bool:
 def _drained(fifo: av.AudioFifo) -> Iterator[np.ndarray]:
     frame = fifo.read()
     if frame is not None:
-        samples = frame.to_ndarray()
-        yield samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
+        if frame.format.is_planar:
+            yield frame.to_ndarray()
+        else:  # without the copy that it would make
+            packed = np.frombuffer(frame.planes[0], dtype=_TYPES[frame.format.name][1], count=frame.samples * frame.layout.nb_channels)
+            yield packed.reshape(frame.samples, -1).T
 
 
 def _to_float(samples: np.ndarray) -> np.ndarray:

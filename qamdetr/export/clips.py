@@ -52,8 +52,8 @@ class _Cut:
 def write_clips(results: Sequence[Result | Answer], path: Path, audio_format: AudioFormat = "wav") -> int:
     """Cut the moments out of their recordings into one ZIP; it appears whole or not at all.
 
-    The samples are the recording's own: rate, channels and bits stay, nothing is resampled or mixed. FLAC has no float samples and at most
-    24 bits; lossy recordings come at 16. Names are `query_rank_start-end`, after the recording's name where there are several;
+    The samples are the recording's own: rate, channels (or the chosen one) and bits stay, nothing is resampled or mixed. FLAC has no
+    float samples and at most 24 bits; lossy recordings come at 16. Names are `query_rank_start-end`, after the recording's name where there are several;
     `moments.csv` lists them with exact times and scores. One moment is on disk at a time, and only a block of it in memory.
 
     Args:
@@ -75,8 +75,8 @@ def write_clips(results: Sequence[Result | Answer], path: Path, audio_format: Au
         for audio in dict.fromkeys(cut.answer.result.audio for cut in cuts):
             if not Path(audio).is_file():
                 raise AudioError(f"{audio} is no longer there", "open the recording again")
-            sound = Sound(audio)
             for cut in sorted((cut for cut in cuts if cut.answer.result.audio == audio), key=lambda cut: cut.moment.start_seconds):
+                sound = Sound(audio, **cut.answer.result.heard)
                 with tempfile.TemporaryFile() as clip:
                     size += _write(clip, sound, cut.moment, audio_format)
                     if size > MAX_ARCHIVE_BYTES:

@@ -82,7 +82,7 @@ def draw_figure(results: Sequence[Result | Answer], image_format: FigureFormat) 
     result = answers[0].result
     if not Path(result.audio).is_file():
         raise AudioError(f"{result.audio} is no longer there", "open the recording again")
-    overview = Sound(result.audio).overview(COLUMNS)
+    overview = Sound(result.audio, **result.heard).overview(COLUMNS)
     figure = Figure(figsize=(_WIDTH_INCHES, _SOUND_INCHES + _LANE_INCHES * len(answers) + _MARGIN_INCHES), layout="constrained")
     FigureCanvasAgg(figure)
     ratios = [0.4 * _SOUND_INCHES, 0.6 * _SOUND_INCHES, *[_LANE_INCHES] * len(answers)]

@@ -85,6 +85,14 @@ def test_lossy_recordings_come_at_16_bits_and_in_the_right_place(tmp_path, name)
         np.testing.assert_allclose(sounds[row["file"]][0], whole[begin:end].clip(-1, 1), rtol=0, atol=1.01 / 32768)
 
 
+def test_the_chosen_channel_is_what_is_cut(tmp_path):
+    result = replace(write_recording(tmp_path / "a.wav", subtype="PCM_16"), heard={"channel": 2})
+    write_clips([result], tmp_path / "out.zip")
+    whole, _ = soundfile.read(result.audio, always_2d=True)
+    sounds, rows = read_archive(tmp_path / "out.zip")
+    np.testing.assert_array_equal(sounds[rows[0]["file"]][0], whole[16000:28000, 1:])
+
+
 def test_names_carry_query_rank_and_times_and_no_tricks(tmp_path):
     result = write_recording(tmp_path / "walk é.wav")
     queries = ("a dog barks", "A DOG BARKS", "../../etc/passwd", "..\\..\\x", "=cmd()\n", "🦊", "CON")

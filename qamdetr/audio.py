@@ -875,7 +875,8 @@ def _drained(fifo: av.AudioFifo) -> Iterator[np.ndarray]:
         if frame.format.is_planar:
             yield frame.to_ndarray()
         else:  # without the copy that it would make
-            packed = np.frombuffer(frame.planes[0], dtype=_TYPES[frame.format.name][1], count=frame.samples * frame.layout.nb_channels)
+            dtype, count = _TYPES[frame.format.name][1], frame.samples * frame.layout.nb_channels
+            packed = np.frombuffer(frame.planes[0], dtype, count)  # type: ignore[call-overload]
             yield packed.reshape(frame.samples, -1).T
 
 

@@ -162,4 +162,4 @@ class Result:
     moments: tuple[Moment, ...]  # best first
     saliency: tuple[float, ...]  # one relevance value in [0, 1] per clip, from where the encoded part begins
     notes: tuple[str, ...] = ()  # what the user should know (a verifier that failed, words the encoder has never met)
-    heard: Mapping[str, int | None] = field(default_factory=dict, hash=False)  # chosen channel and track, as arguments of `audio.Sound`
+    heard: Mapping[str, Any] = field(default_factory=dict, hash=False)  # chosen channel and track, as arguments of `audio.Sound`

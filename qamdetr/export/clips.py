@@ -52,9 +52,9 @@ class _Cut:
 def write_clips(results: Sequence[Result | Answer], path: Path, audio_format: AudioFormat = "wav") -> int:
     """Cut the moments out of their recordings into one ZIP; it appears whole or not at all.
 
-    The samples are the recording's own: rate, channels (or the chosen one) and bits stay, nothing is resampled or mixed. FLAC has no
-    float samples and at most 24 bits; lossy recordings come at 16. Names are `query_rank_start-end`, after the recording's name where there are several;
-    `moments.csv` lists them with exact times and scores. One moment is on disk at a time, and only a block of it in memory.
+    The samples are the recording's own: rate, channels (or the chosen one) and bits stay, nothing is resampled or mixed. FLAC has no float
+    samples and at most 24 bits; lossy recordings come at 16. Names are `query_rank_start-end`, after the recording's name where there are
+    several; `moments.csv` lists them with exact times and scores. One moment is on disk at a time, and only a block of it in memory.
 
     Args:
         results: `audio` of each is the path of its recording; `Answer.moments` says which moments are cut.

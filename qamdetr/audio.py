@@ -688,7 +688,11 @@ class _Run:
             short, long = self.seconds, stated - self.origin
             shown = (_clock(short), _clock(long)) if _clock(short) != _clock(long) else (f"{short:.1f} s", f"{long:.1f} s")
             return [f"the file ends after {shown[0]} of {shown[1]}"]
-        breaks_off = (not stated and self._failed_at == self._placed) or (form == "ogg" and not _has_last_page(piece))
+        *before, last = self._sizes or [0]
+        cut_packet = len(before) > 2 and max(before) - min(before) <= 2 and abs(last - before[-1]) > 2
+        cut_block = form == "mpegts" and all(piece.file_bytes % block for block in (188, 192, 204))
+        undone = self._failed_at == self._placed or cut_packet or cut_block
+        breaks_off = (not stated and undone) or (form == "ogg" and not _has_last_page(piece))
         return [f"the file breaks off after {_clock(self.seconds)}"] if breaks_off and self.rate_hz else []
 
 
@@ -698,7 +702,7 @@ class _Piece(NamedTuple):
     Attributes:
         path, file_bytes: The file, and its size.
         begin, end: Bytes of the piece in it.
-        patch: A place in the file, and the bytes that belong there.
+        patches: Places in the file, and the bytes that belong there.
         stated_share: Bytes of sound that the header stated, over those that are there; 0 where it states nothing.
     """
 
@@ -706,7 +710,7 @@ class _Piece(NamedTuple):
     file_bytes: int
     begin: int
     end: int
-    patch: tuple[int, bytes] = (0, b"")
+    patches: tuple[tuple[int, bytes], ...] = ()
     stated_share: float = 0.0
 
 
@@ -745,23 +749,47 @@ def _piece(file: BinaryIO, path: str, begin: int, size: int) -> _Piece | None:
     """Compare the size that the header states for the samples with the file, and mend it where it is wrong."""
     chunks = _chunks_at(file, begin)
     if chunks is None:
-        return None
-    at, long_size = begin + chunks.head, (0, 0)
+        return _piece_of_other_kinds(file, path, begin, size)
+    at, long_size, patches = begin + chunks.head, (0, 0), list[tuple[int, bytes]]()
     while at + chunks.name + chunks.size <= size:
         name, stated, body = _chunk(file, at, chunks)
         if name == b"ds64":
             file.seek(body + 8)
             long_size = int.from_bytes(file.read(8), "little"), body + 8
+        if name == b"COMM":
+            file.seek(body + 2)
+            if file.read(1) >= b"\x80":  # as many frames as FFmpeg takes for less than none
+                patches.append((body + 2, b"\x7f"))
         if name[:4] in {b"data", b"SSND"}:
             long = stated == 0xFFFFFFFF and long_size[1] > 0
             stated, field, width = (*long_size, 8) if long else (stated, at + chunks.name, chunks.size)
             end, share = _samples_end(file, body, stated, size, chunks)
             # A size of 0 means all the rest in WAV files, whose field may be too small for it.
             there = 0 if chunks is _RIFF and not long else size - body + (chunks.name + chunks.size if chunks.whole else 0)
-            patch = (field, min(there, 256**width - 1).to_bytes(width, chunks.order)) if share < 0 else (0, b"")
-            return _Piece(path, size, begin, end, patch, max(share, 0.0))
+            if share < 0:
+                patches.append((field, min(there, 256**width - 1).to_bytes(width, chunks.order)))
+            return _Piece(path, size, begin, end, tuple(patches), max(share, 0.0))
         at = body + stated + -stated % chunks.align
     return None
+
+
+def _piece_of_other_kinds(file: BinaryIO, path: str, begin: int, size: int) -> _Piece | None:
+    """Find where another MP4 file was joined to one, and mend AU files that state a length of 0."""
+    file.seek(begin)
+    head = file.read(12)
+    if head[:4] == b".snd" and head[8:] == bytes(4):
+        return _Piece(path, size, begin, size, ((begin + 8, b"\xff" * 4),))
+    if head[4:8] != b"ftyp":
+        return None
+    at, length = begin, int.from_bytes(head[:4], "big")
+    while length >= 8 and at + length < size:
+        at += length
+        file.seek(at)
+        box = file.read(16)
+        if box[4:8] == b"ftyp":
+            return _Piece(path, size, begin, at)
+        length = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
+    return _Piece(path, size, begin, size)
 
 
 def _samples_end(file: BinaryIO, body: int, stated: int, size: int, chunks: _Chunks) -> tuple[int, float]:
@@ -820,9 +848,10 @@ class _Mended:
         begin = self._piece.begin + self._at
         self._file.seek(begin)
         data = bytearray(self._file.read(min(size, max(0, self._piece.end - begin))))
-        for place, byte in enumerate(self._piece.patch[1], self._piece.patch[0] - begin):
-            if 0 <= place < len(data):
-                data[place] = byte
+        for at, patch in self._piece.patches:
+            for place, byte in enumerate(patch, at - begin):
+                if 0 <= place < len(data):
+                    data[place] = byte
         self._at += len(data)
         return bytes(data)
 
@@ -833,7 +862,7 @@ def _open(piece: _Piece, label: str) -> Iterator[InputContainer]:
     options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
     with contextlib.ExitStack() as stack:
         source: str | _Mended = f"file:{piece.path}"
-        if piece.patch[1] or piece.begin or piece.end < piece.file_bytes:
+        if piece.patches or piece.begin or piece.end < piece.file_bytes:
             source = _Mended(stack.enter_context(Path(piece.path).open("rb")), piece)
         try:
             container = av.open(source, "r", container_options=options, metadata_errors="replace", buffer_size=1 << 18)

@@ -112,7 +112,19 @@ def test_a_clock_that_was_running_for_hours_is_told_not_filled(tmp_path):
     assert sound.notes == ("the file's clock leaps from 0:00 to 2:00:00; times count on without the leap",)
 
 
-@pytest.mark.parametrize(("kind", "codec"), [("ogg", "libopus"), ("ogg", "flac"), ("adts", "aac"), ("mpegts", "mp2"), ("matroska", "flac")])
+@pytest.mark.parametrize(("suffix", "name", "field", "stated"), [("au", b".snd", 8, 0), ("aiff", b"COMM", 10, 0xFFFFFFFF)])
+def test_lengths_that_are_unknown_are_found(tmp_path, suffix, name, field, stated):
+    path = write(tmp_path / f"x.{suffix}", bursts(), RATE)
+    data = bytearray(path.read_bytes())
+    at = data.find(name) + field
+    data[at : at + 4] = stated.to_bytes(4, "big")
+    path.write_bytes(data)
+    assert (Sound(path).duration_seconds, Sound(path).notes) == (SECONDS, ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("ogg", "libopus"), ("ogg", "flac"), ("adts", "aac"), ("mpegts", "mp2"), ("matroska", "flac"), ("ipod", "aac")]
+)
 def test_joined_streams_are_heard_to_the_end(tmp_path, kind, codec):
     data = encode(tmp_path / "one", bursts(48000), codec=codec, kind=kind, rate=48000).read_bytes()
     (tmp_path / "x").write_bytes(data + data)
@@ -130,6 +142,7 @@ def test_joined_files_may_differ_in_rate_and_channels(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "codec", "note"), [
+    ("mpegts", "mp2", "breaks off"), ("ac3", "ac3", "breaks off"), ("mp2", "mp2", "breaks off"), ("mpegts", "ac3", "breaks off"),
     ("ogg", "libopus", "breaks off after"), ("matroska", "flac", "of 0:04"), ("webm", "libopus", "of 0:04"), ("adts", "aac", "breaks off"),
 ])  # fmt: skip
 def test_cut_off_files_are_heard_as_far_as_they_go_and_told(tmp_path, kind, codec, note):

@@ -52,14 +52,13 @@ def weights_of(run: Run) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(toy_config: ToyConfig, tmp_path: Path) -> None:
-    still = {"encoder": "transformer", "dropout": 0.0, "input_dropout": 0.0}
-    config = toy_config(model=still, epochs=24, batch_size=16, learning_rate=4e-3, ema_decay=0.8)
+    config = toy_config(model={"dropout": 0.0, "input_dropout": 0.0}, epochs=30, batch_size=8, ema_decay=0.9)
     run = train(config, tmp_path / "run", command="python train.py --config toy")
 
     epochs = metrics_of(run)
     assert epochs[-1]["loss"]["total"] < 0.4 * epochs[0]["loss"]["total"]
     best = max(row["val"]["R1@0.7"] for row in epochs)
-    assert max(row["val"]["R1@0.5"] for row in epochs) >= 80
+    assert max(row["val"]["R1@0.5"] for row in epochs) >= 90
     assert epochs[-1]["val"]["present_score"] > epochs[-1]["val"]["absent_score"]
     saved = load_config(run.best_dir / "config.yaml")
     assert 0 < saved.inference.found_threshold < 1

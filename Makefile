@@ -7,8 +7,11 @@ BIN := .venv/bin
 app: .venv/.runtime
 	$(BIN)/python app.py
 
+# Files of tests run side by side, each worker on one thread: on two cores half the time.
+WORKERS ?= 2
+
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

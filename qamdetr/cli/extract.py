@@ -71,17 +71,23 @@ def extract(options: ExtractOptions) -> None:
         outcome = error
         if share.count > 1:
             note(f"process {share.index + 1} of {share.count} stops: {error}")
-    outcomes = _gather(outcome, share)
     try:
-        _conclude(outcomes, work, options.feature_dir, quiet=share.index > 0)
-    except QamDetrError as error:
-        if share.count == 1:
-            raise
-        if share.index == 0:
-            print_error(str(error))
-        # A launcher ends all processes when the first one fails, so nobody leaves before the result is told.
-        _gather(None, share)
-        raise typer.Exit(error.exit_status) from None
+        outcomes = _gather(outcome, share)
+        try:
+            _conclude(outcomes, work, options.feature_dir, quiet=share.index > 0)
+        except QamDetrError as error:
+            if share.count == 1:
+                raise
+            if share.index == 0:
+                print_error(str(error))
+            # A launcher ends all processes when the first one fails, so nobody leaves before the result is told.
+            _gather(None, share)
+            raise typer.Exit(error.exit_status) from None
+    finally:
+        if share.count > 1:
+            from torch import distributed
+
+            distributed.destroy_process_group()  # else gloo may abort a process that has ended well
 
 
 def _join_processes() -> Share:

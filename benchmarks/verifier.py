@@ -22,7 +22,7 @@ from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import COMBOS, open_streams
 from qamdetr.types import Candidate, Recording
-from qamdetr.verifiers.base import CachedVerifier, Verifier, crop_window, make_verifier, read_crops, verifier_names
+from qamdetr.verifiers.base import CachedVerifier, Verifier, crop_bounds, make_verifier, read_crops, verifier_names
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "street.ogg"
 QUERY = "a dog barks"
@@ -60,7 +60,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if verifier.needs_audio:
         runs["cut the crops"] = lambda: [float(len(crop.samples)) for crop in read_crops(recording, candidates)]
     medians = median_seconds(runs, repeats=arguments.repeats, warm_ups=1)
-    crops = [crop_window(candidate.window, recording.duration_seconds) for candidate in candidates]
+    crops = [crop_bounds(candidate.window, recording.duration_seconds) for candidate in candidates]
     rows = {
         "first question (loads the model)": first,
         f"{len(candidates)} candidates": medians["verify"],

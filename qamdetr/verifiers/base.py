@@ -40,6 +40,7 @@ MIN_CROP_SECONDS = 0.1
 
 _CHANGED_SECONDS = 1.0  # manifests round durations; a file that differs by more is not the one that was encoded
 _WAIT_SECONDS = 10.0  # for another process that writes answers
+_KEEP = "INSERT OR REPLACE INTO answers VALUES (?, ?)"
 
 
 class Verifier:
@@ -175,27 +176,19 @@ def read_crops(recording: Recording, candidates: Sequence[Candidate], max_second
     return crops
 
 
-def crop_window(window: Window, duration_seconds: float) -> Window:
+def crop_bounds(window: Window, duration_seconds: float, max_seconds: float = MAX_CROP_SECONDS) -> Window:
     """Widen a window by 50 % of its length on both sides, cut at the recording's ends.
+
+    Where that is longer than the model can listen to, both sides of the context shrink alike and the window stays whole.
 
     Source: report section 2.3.
     """
-    start, end = window
-    margin = CONTEXT_SHARE * (end - start)
-    return max(0.0, start - margin), min(duration_seconds, end + margin)
-
-
-def crop_bounds(window: Window, duration_seconds: float, max_seconds: float = MAX_CROP_SECONDS) -> Window:
-    """Start and end of the crop in the recording: the window with its context.
-
-    Where that is longer than the model can listen to, both sides of the context shrink alike and the window stays whole.
-    """
-    start, end = crop_window(window, duration_seconds)
+    length = window[1] - window[0]
+    if length > max_seconds:
+        what = f"A candidate lasts {length:.1f} s; the verifier can listen to {max_seconds:g} s at most"
+        raise QamDetrError(what, "use verifier 'pocket', or lower inference.section_clips")
+    start, end = max(0.0, window[0] - CONTEXT_SHARE * length), min(duration_seconds, window[1] + CONTEXT_SHARE * length)
     if end - start > max_seconds:
-        length = window[1] - window[0]
-        if length > max_seconds:
-            what = f"A candidate lasts {length:.1f} s; the verifier can listen to {max_seconds:g} s at most"
-            raise QamDetrError(what, "use verifier 'pocket', or lower inference.section_clips")
         share = (max_seconds - length) / (end - start - length)
         start, end = window[0] - share * (window[0] - start), window[1] + share * (end - window[1])
     if end - start < MIN_CROP_SECONDS:
@@ -252,10 +245,10 @@ class CachedVerifier(WrappedVerifier):
             try:
                 answers = self.inner.verify(recording, query, text, [candidates[place] for place in missing])
             except PartialAnswersError as error:
-                self._write({keys[missing[place]]: score for place, score in error.scores.items()})
+                self._run(_KEEP, [(keys[missing[place]], score) for place, score in error.scores.items()])
                 raise
-            found = {keys[place]: score for place, score in zip(missing, answers, strict=True)}
-            self._write(found)
+            found = [(keys[place], score) for place, score in zip(missing, answers, strict=True)]
+            self._run(_KEEP, found)
             scores |= found
         return [scores[key] for key in keys]
 
@@ -268,9 +261,6 @@ class CachedVerifier(WrappedVerifier):
             parts = (*shared, *(f"{seconds:.3f}" for seconds in times))
             keys.append(blake2b("\n".join(parts).encode(), digest_size=20).hexdigest())
         return keys
-
-    def _write(self, scores: Mapping[str, float]) -> None:
-        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?)", list(scores.items()))
 
     def _run(self, statement: str, rows: Sequence[tuple[str | float, ...]]) -> list[tuple[str, float]]:
         """Run a statement for each row, in one transaction. Connecting anew each time is safe in any thread and after a fork."""

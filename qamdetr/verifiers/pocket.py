@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from qamdetr.errors import QamDetrError
 from qamdetr.types import Candidate, Recording, TextFeatures, Window
-from qamdetr.verifiers.base import Verifier, crop_window, verifier
+from qamdetr.verifiers.base import Verifier, crop_bounds, verifier
 
 BIAS, INSIDE, CONTRAST = -2.8, 8.0, 4.0
 """The score is `sigmoid(BIAS + INSIDE * mean + CONTRAST * (mean - mean of the rest of the crop))`; means are cosines of clips and query.
@@ -42,7 +42,7 @@ class PocketVerifier(Verifier):
         scores = []
         for candidate in candidates:
             inside = _overlap_clips(candidate.window, len(cosine))
-            around = _overlap_clips(crop_window(candidate.window, recording.duration_seconds), len(cosine)) - inside
+            around = _overlap_clips(crop_bounds(candidate.window, recording.duration_seconds, math.inf), len(cosine)) - inside
             mean = float(inside @ cosine / inside.sum().clamp(min=1e-6))
             # A window that fills its crop (the whole recording) has nothing to stand out from.
             contrast = mean - float(around @ cosine / around.sum()) if float(around.sum()) > 1e-3 else 0.0

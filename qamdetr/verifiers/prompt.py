@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Iterable
 from hashlib import blake2b
+
+from scipy.special import expit, logsumexp
 
 from qamdetr.errors import QamDetrError
 from qamdetr.types import Window
@@ -31,9 +32,7 @@ _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 
 def user_text(query: str, window: Window, duration_seconds: float) -> str:
-    """Ask whether a window of a crop is the moment of a query.
-
-    Seconds count from the begin of the crop, which is `duration_seconds` long.
+    """Ask whether a window of a crop, which is `duration_seconds` long, is the moment of a query.
 
     Source: report section 2.3; it states what is asked, the words are ours.
     """
@@ -44,11 +43,9 @@ def user_text(query: str, window: Window, duration_seconds: float) -> str:
 
 def fingerprint(*more: str) -> str:
     """Return 16 hex digits that change with the prompt's words and form, the cleaning of queries, the spellings, and `more`."""
-    samples = (user_text(_SAMPLE_QUERY, window, 12.345) for window in ((1.234, 5.678), (1.234, 1.567)))
-    digest = blake2b(digest_size=8)
-    for text in (SYSTEM_TEXT, _USER_TEXT, *samples, *YES_SPELLINGS, "/", *NO_SPELLINGS, *more):
-        digest.update(f"{len(text)} {text}".encode())
-    return digest.hexdigest()
+    samples = [user_text(_SAMPLE_QUERY, window, 12.345) for window in ((1.234, 5.678), (1.234, 1.567))]
+    parts = (SYSTEM_TEXT, _USER_TEXT, samples, YES_SPELLINGS, NO_SPELLINGS, more)
+    return blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 def clean_query(query: str) -> str:
@@ -70,11 +67,4 @@ def yes_probability(yes: Iterable[float], no: Iterable[float]) -> float:
 
     Source: report section 2.3.
     """
-    margin = _log_sum_exp(no) - _log_sum_exp(yes)
-    return 1 / (1 + math.exp(margin)) if margin < 700 else 0.0
-
-
-def _log_sum_exp(values: Iterable[float]) -> float:
-    values = list(values)
-    highest = max(values)
-    return highest + math.log(sum(math.exp(value - highest) for value in values))
+    return float(expit(logsumexp(list(yes)) - logsumexp(list(no))))

@@ -123,43 +123,34 @@ class Thinker:
 
     def yes_probabilities(self, crops: Sequence[Crop], query: str) -> list[float]:
         """One forward pass over a batch; one score in [0, 1] per crop, the same whatever else is in the batch."""
-        inputs = self._inputs(crops, query)
+        inputs = {name: value.to(self.model.device) for name, value in self.inputs(crops, query).items()}
         with self._running, torch.inference_mode():
             logits = self.model(**inputs, use_cache=False).logits[:, -1].float().cpu()
         return [prompt.yes_probability(row[list(self.yes_ids)].tolist(), row[list(self.no_ids)].tolist()) for row in logits]
 
-    def _inputs(self, crops: Sequence[Crop], query: str) -> dict[str, Tensor]:
-        mels = [self.mel(crop.samples) for crop in crops]
-        chats = [self.chat_ids(crop, query, mel.shape[1]) for crop, mel in zip(crops, mels, strict=True)]
-        frames, length = max(mel.shape[1] for mel in mels), max(map(len, chats))
-        pad = self.tokenizer.pad_token_id or 0
-        inputs = {
-            # Padded on the left, so that the last position is the answer's in every row.
-            "input_ids": torch.tensor([[pad] * (length - len(chat)) + chat for chat in chats]),
-            "attention_mask": torch.tensor([[0] * (length - len(chat)) + [1] * len(chat) for chat in chats]),
-            "input_features": torch.stack([torch.nn.functional.pad(mel, (0, frames - mel.shape[1])) for mel in mels]).to(self.model.dtype),
-            "feature_attention_mask": torch.tensor([[1] * mel.shape[1] + [0] * (frames - mel.shape[1]) for mel in mels]),
-        }
-        return {name: value.to(self.model.device) for name, value in inputs.items()}
+    def inputs(self, crops: Sequence[Crop], query: str) -> dict[str, Tensor]:
+        """Make of sounds and question what Qwen's processor makes of them.
 
-    def mel(self, samples: np.ndarray) -> Tensor:
-        """Log-mel features `(mels, frames)` of one crop, as Qwen's processor computes them before it pads.
-
-        That pads every crop with silence to 300 s first; here only so far that the last frames see the same silence.
+        That pads every crop with silence to 300 s; this only so far beyond the longest that its last frames see the same silence.
         """
-        hop = self.extractor.hop_length
-        frames = math.ceil(len(samples) / hop)
-        padded = np.pad(samples, (0, frames * hop - len(samples) + self.extractor.n_fft))
-        features = self.extractor(padded, sampling_rate=SAMPLE_RATE_HZ, padding=False, truncation=False, return_tensors="pt")
-        mel: Tensor = features["input_features"][0, :, :frames]
-        return mel
-
-    def chat_ids(self, crop: Crop, query: str, frames: int) -> list[int]:
-        """Token ids of the question about a crop of so many mel frames."""
-        question = prompt.user_text(query, crop.window, crop.duration_seconds)
-        chat = _CHAT.format(system=prompt.SYSTEM_TEXT, audio=_AUDIO_TOKEN * audio_steps(frames), question=question)
-        ids: list[int] = self.tokenizer(chat, add_special_tokens=False)["input_ids"]
-        return ids
+        frames = [math.ceil(len(crop.samples) / self.extractor.hop_length) for crop in crops]
+        longest = max(frames)
+        length = longest * self.extractor.hop_length + self.extractor.n_fft
+        sounds = [np.pad(crop.samples, (0, length - len(crop.samples))) for crop in crops]
+        heard = self.extractor(sounds, sampling_rate=SAMPLE_RATE_HZ, padding=False, truncation=False, return_tensors="pt")
+        questions = [prompt.user_text(query, crop.window, crop.duration_seconds) for crop in crops]
+        chats = [
+            _CHAT.format(system=prompt.SYSTEM_TEXT, audio=_AUDIO_TOKEN * audio_steps(count), question=question)
+            for count, question in zip(frames, questions, strict=True)
+        ]
+        # Padded on the left, so that the last position is the answer's in every row.
+        tokens = self.tokenizer(chats, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+        return {
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "input_features": heard["input_features"][..., :longest].to(self.model.dtype),
+            "feature_attention_mask": (torch.arange(longest) < torch.tensor(frames)[:, None]).long(),
+        }
 
 
 def audio_steps(frames: int) -> int:

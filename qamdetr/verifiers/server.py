@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,25 +81,19 @@ class ServerVerifier(Verifier):
         crops = read_crops(recording, candidates)
         scores: dict[int, float] = {}
         errors: list[Exception] = []
-        stop = threading.Event()
 
         def ask(place: int, crop: Crop) -> None:
-            if stop.is_set():
+            if errors:
                 return
             try:
                 answer = self._ask(client, "chat/completions", chat_request(crop, query, model), retries=self.settings.retries)
                 scores[place] = read_score(answer, self.url)
             except Exception as error:  # told by the thread that waits
                 errors.append(error)
-                stop.set()
 
         model = self._model()
         with self._client() as client, ThreadPoolExecutor(min(self.settings.batch_size, len(crops))) as pool:
-            try:
-                for future in [pool.submit(ask, place, crop) for place, crop in enumerate(crops)]:
-                    future.result()
-            finally:
-                stop.set()  # Ctrl-C must not wait for crops that have not begun
+            list(pool.map(ask, range(len(crops)), crops))  # which Ctrl-C ends without waiting for crops that have not begun
         if not errors:
             return [scores[place] for place in range(len(crops))]
         self._offered = ""  # the server may be serving another model by now
@@ -128,20 +121,21 @@ class ServerVerifier(Verifier):
 
     def _ask(self, client: httpx.Client, path: str, body: object = None, *, retries: int) -> Any:  # noqa: ANN401 - whatever JSON it sends
         """Get `path`, or post JSON to it, and return the JSON of the answer."""
-        for tried in range(1, retries + 2):
+        tried = 0
+        while True:
+            tried += 1
             try:
                 answer = self._exchange(client, path, body)
                 if answer.status_code >= 300:
                     raise self._refusal(answer)
                 return answer.json()
-            except (ValueError, RecursionError):  # noqa: PERF203 - a few tries
+            except (ValueError, RecursionError):
                 what = f"The answer of {self.url} is not JSON"
                 raise QamDetrError(what, "check that the address is that of an OpenAI-compatible API") from None
             except _PassingError as problem:
                 if tried > retries:
                     raise QamDetrError(f"{problem} (tried {tried} times)") from None
                 time.sleep(_FIRST_WAIT_SECONDS * 2 ** (tried - 1))
-        raise AssertionError("the last try returns or raises")
 
     def _exchange(self, client: httpx.Client, path: str, body: object = None) -> httpx.Response:
         """Send one request. Causes are not chained: they could show the headers, the key among them."""

@@ -171,16 +171,14 @@ def _check_format(options: PredictOptions) -> None:
     to_nowhere = EXPORTS[name].to_file and options.output is None
     refuse(to_nowhere, f"--format {name} is no text for a terminal", "say with --output PATH where the file goes")
     if name in ("png", "svg"):
-        from qamdetr.export.figure import MAX_LANES
+        from qamdetr.export.figure import check_figure
 
-        recordings, queries = len(set(options.audio or ())), len(options.query or ())
-        refuse(recordings > 1, f"A figure shows one recording; {recordings} were given", "draw each with a command of its own")
-        refuse(queries > MAX_LANES, f"A figure has room for {MAX_LANES} queries; {queries} were given", "ask for fewer at once")
+        check_figure(len(set(options.audio or ())), len(options.query or ()))
 
 
 def _predict_files(options: PredictOptions) -> None:
     """Every recording with every query; a recording that cannot be read is told at the end, after the results of the others."""
-    from qamdetr.export.text import as_answers, as_text
+    from qamdetr.export.text import Answer
 
     retriever = open_retriever(options)
     verifier = open_verifier(options, retriever)
@@ -199,10 +197,11 @@ def _predict_files(options: PredictOptions) -> None:
     for result in results:
         if not result.found and not everything and name not in ("table", "json", "png", "svg"):
             note(f"{result.audio}: {result.query!r} is not in this recording; nothing is written for it.")
+    answers = [Answer(result, everything=everything) for result in results]
     if results and options.output is not None:
-        EXPORTS[name].write(as_answers(results, everything=everything), Path(options.output))
+        EXPORTS[name].write(answers, Path(options.output))
     elif results:
-        sys.stdout.write(as_text(results, name, everything=everything))
+        sys.stdout.write(EXPORTS[name].make(answers))
         sys.stdout.flush()
     raise_failures(failures, len(paths))
 

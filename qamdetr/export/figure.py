@@ -8,242 +8,168 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
 
-from qamdetr.audio import BANDS, Overview, Sound, hz_to_mel
+from qamdetr.audio import Overview, Sound, hz_to_mel
 from qamdetr.errors import AudioError, QamDetrError
-from qamdetr.export.text import Answer, as_answers, one_line
+from qamdetr.export.text import Answer, clock, one_line
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
-    from qamdetr.types import Moment, Result
-
-FigureFormat = Literal["png", "svg"]
+    from qamdetr.types import Moment
 
 MAX_LANES = 16
 """Answers that fit on a page."""
 
-COLUMNS = 1200
-_DPI = 200
-_WIDTH_INCHES, _SOUND_INCHES, _LANE_INCHES, _MARGIN_INCHES = 10.0, 2.6, 1.0, 0.75
-_MAX_TITLE_LETTERS = 90
-_RANGE_DB = (30.0, 80.0)  # least and most that lie between black and white
+_COLUMNS, _DPI, _MAX_TITLE_LETTERS = 1200, 200, 90
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart also by readers who see no red or green
-_FAINTEST = 0.15
-_TRUTH_COLOUR = "#444444"
-_MAX_ROWS = 3
-_TICK_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
-_TICK_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000)
-
-# The first that is installed for each: DejaVu Sans comes with matplotlib and has no Chinese, Japanese or Korean.
-_FAMILIES = (
-    ("DejaVu Sans",),
-    ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Hiragino Sans", "Yu Gothic", "WenQuanYi Zen Hei", "Arial Unicode MS"),
-    ("Noto Sans CJK KR", "Noto Sans KR", "Malgun Gothic", "Apple SD Gothic Neo"),
-    ("Noto Sans Devanagari", "Nirmala UI", "Mangal"),
-)
+_FAINTEST, _MAX_ROWS = 0.15, 3
+_TICK_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
+# DejaVu Sans comes with matplotlib, and has no letters of China, Japan, Korea and India.
+_FAMILIES = ["DejaVu Sans", *(f"Noto Sans {script}" for script in ("CJK JP", "CJK SC", "CJK KR", "JP", "KR", "Devanagari"))]
+_FAMILIES += ["Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "WenQuanYi Zen Hei", "Arial Unicode MS"]
+_FAMILIES += ["Nirmala UI", "Mangal"]
 
 
-def write_figure(results: Sequence[Result | Answer], path: Path, image_format: FigureFormat) -> None:
+def check_figure(recordings: int, answers: int) -> None:
+    """Refuse numbers of recordings and answers that one figure cannot show."""
+    if recordings != 1:
+        raise QamDetrError(f"A figure shows one recording; {recordings} were given", "draw each in a figure of its own")
+    if answers > MAX_LANES:
+        raise QamDetrError(f"A figure has room for {MAX_LANES} queries; {answers} were given", "ask for fewer at once")
+
+
+def write_figure(answers: Sequence[Answer], path: Path, image_format: str) -> None:
     """Draw and write a file; it appears whole or not at all."""
-    write_whole(path, draw_figure(results, image_format))
+    write_whole(path, draw_figure(answers, image_format))
 
 
-def draw_figure(results: Sequence[Result | Answer], image_format: FigureFormat) -> bytes:
-    """Draw one recording with its answers; the same answers give the same bytes.
+def draw_figure(answers: Sequence[Answer], image_format: str) -> bytes:
+    """Draw one recording, whose path is `audio`, with its answers as `png` or `svg`; the same answers give the same bytes, in any thread.
 
-    A long recording is drawn from columns of its samples and spectra, so that an hour costs no more memory than a minute. Nothing global
-    is used or changed: figures may be drawn in several threads.
-
-    Args:
-        results: Answers about one recording, whose path is `audio`; `Answer.moments` says which moments are drawn. Where nothing was
-            found and nothing chosen, the best guess is drawn as an outline.
-        image_format: `png` (200 dots per inch) or `svg`.
+    `Answer.moments` says which moments are drawn; where nothing was found and nothing chosen, the best guess is drawn as an outline.
 
     Raises:
-        QamDetrError: Nothing to draw, several recordings, or more answers than `MAX_LANES`.
+        QamDetrError: As `check_figure`.
         AudioError: The recording is gone or cannot be read.
     """
-    answers = as_answers(results)
-    names = {answer.result.audio for answer in answers}
-    if len(names) != 1:
-        raise QamDetrError(f"A figure shows one recording with its answers; {len(names)} were given; draw each on its own.")
-    if len(answers) > MAX_LANES:
-        raise QamDetrError(f"A figure has room for {MAX_LANES} answers; {len(answers)} were given; ask for fewer at once.")
+    check_figure(len({answer.result.audio for answer in answers}), len(answers))
     result = answers[0].result
     if not Path(result.audio).is_file():
         raise AudioError(f"{result.audio} is no longer there", "open the recording again")
-    overview = Sound(result.audio, **result.heard).overview(COLUMNS)
-    figure = Figure(figsize=(_WIDTH_INCHES, _SOUND_INCHES + _LANE_INCHES * len(answers) + _MARGIN_INCHES), layout="constrained")
-    FigureCanvasAgg(figure)
-    ratios = [0.4 * _SOUND_INCHES, 0.6 * _SOUND_INCHES, *[_LANE_INCHES] * len(answers)]
-    axes = list(figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
-    _draw_waveform(axes[0], overview, result.duration_seconds)
-    _draw_spectrogram(axes[1], overview, result.duration_seconds)
-    _set_title(axes[0], Path(result.audio).name, weight="bold", size="medium")
-    for lane, answer, colour in zip(axes[2:], answers, itertools.cycle(_COLOURS), strict=False):
+    figure = Figure(figsize=(10, 3.35 + len(answers)), layout="constrained")
+    wave, spectrum, *lanes = figure.subplots(2 + len(answers), sharex=True, height_ratios=[1.04, 1.56, *[1] * len(answers)])
+    _draw_sound(wave, spectrum, Sound(result.audio, **result.heard).overview(_COLUMNS), result.duration_seconds)
+    _set_title(wave, Path(result.audio).name, weight="bold", size="medium")
+    for lane, answer, colour in zip(lanes, answers, itertools.cycle(_COLOURS), strict=False):
         _draw_lane(lane, answer, colour)
         for _, moment in answer.moments():
             shade = {"color": colour, "alpha": 0.35 * _strength(moment, answer), "linewidth": 0}
-            axes[0].axvspan(moment.start_seconds, moment.end_seconds, zorder=0, **shade)  # behind the waveform
-    _set_time_axis(axes[-1], result.duration_seconds)
-    _add_legend(figure, answers)
-    return _to_bytes(figure, image_format, Path(result.audio).name)
+            wave.axvspan(moment.start_seconds, moment.end_seconds, zorder=0, **shade)  # behind the waveform
+    _set_time_axis(lanes[-1], result.duration_seconds)
+    named = {label: handle for lane in lanes for handle, label in zip(*lane.get_legend_handles_labels(), strict=True)}
+    ranked = f"verifier {result.verifier}, β {result.beta:g}" if result.verifier != "none" else "ranked by the decoder alone"
+    told = {"title": f"encoder {result.encoder}; {ranked}", "title_fontsize": "x-small", "fontsize": "x-small"}
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False, **told)
+    return _to_bytes(figure, image_format)
 
 
-def _draw_waveform(axes: Axes, overview: Overview, duration_seconds: float) -> None:
-    seconds = _column_seconds(overview.peaks.shape[1], duration_seconds)
-    axes.fill_between(seconds, overview.peaks[0], overview.peaks[1], color="0.25", linewidth=0.4)
-    loudest = max(float(np.abs(overview.peaks).max()), 1e-4)
-    axes.set(ylim=(-1.08 * loudest, 1.08 * loudest), yticks=[], ylabel="wave")
-
-
-def _draw_spectrogram(axes: Axes, overview: Overview, duration_seconds: float) -> None:
-    loudest = float(np.percentile(overview.levels_db, 99.9))
-    quiet = float(np.percentile(overview.levels_db, 10))
-    darkest = loudest - min(max(loudest - quiet, _RANGE_DB[0]), _RANGE_DB[1])
-    axes.imshow(
-        overview.levels_db,
-        cmap="Greys",  # survives a black and white printer
-        vmin=darkest,
-        vmax=loudest,
-        origin="lower",
-        aspect="auto",
-        extent=(0.0, duration_seconds, 0.0, BANDS),
-        interpolation="antialiased",
-    )
-    top_mel = float(hz_to_mel(overview.top_hz))
-    ticks = [hz for hz in _TICK_HZ if float(hz_to_mel(hz)) <= 0.97 * top_mel][-4:]
-    axes.set_yticks([float(hz_to_mel(hz)) / top_mel * BANDS for hz in ticks], [f"{hz / 1000:g}" for hz in ticks], size="x-small")
-    axes.set_ylabel("kHz")
+def _draw_sound(wave: Axes, spectrum: Axes, overview: Overview, duration_seconds: float) -> None:
+    low, high = overview.peaks
+    wave.fill_between(np.linspace(0, duration_seconds, len(low)), low, high, color="0.25", linewidth=0.4)
+    loudest = 1.08 * max(float(np.abs(overview.peaks).max()), 1e-4)
+    wave.set(ylim=(-loudest, loudest), yticks=[], ylabel="wave")
+    quiet, loud = np.percentile(overview.levels_db, (10, 99.9))
+    shades = {"cmap": "Greys", "vmin": loud - np.clip(loud - quiet, 30, 80), "vmax": loud}  # survives a black and white printer
+    top = float(hz_to_mel(overview.top_hz))
+    spectrum.imshow(overview.levels_db, **shades, origin="lower", aspect="auto", extent=(0, duration_seconds, 0, top))
+    octaves = {hz: float(hz_to_mel(hz)) for hz in (250.0 * 2**octave for octave in range(9))}
+    ticks = [hz for hz, mel in octaves.items() if mel < 0.97 * top][-4:]
+    spectrum.set_yticks([octaves[hz] for hz in ticks], [f"{hz / 1000:g}" for hz in ticks], size="x-small")
+    spectrum.set_ylabel("kHz")
 
 
 def _draw_lane(axes: Axes, answer: Answer, colour: str) -> None:
     """Relevance from 0 to 1, above it the moments with their ranks, below it what is true."""
-    result = answer.result
-    seconds, relevance = _thinned(result.saliency, result.duration_seconds)
-    axes.fill_between(seconds, relevance, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(seconds, relevance, color=colour, linewidth=0.9)
-    moments = answer.moments()
-    guess = not moments and answer.ranks is None and bool(result.moments)
-    drawn = [(1, result.moments[0])] if guess else moments
-    rows = _rows([moment.window for _, moment in drawn])
-    for (rank, moment), row in zip(drawn, rows, strict=True):
-        bottom = 1.08 + 0.4 * row
-        box = Rectangle((moment.start_seconds, bottom), moment.end_seconds - moment.start_seconds, 0.34, linewidth=1.0, edgecolor=colour)
-        face = "none" if guess or not result.found else to_rgba(colour, _strength(moment, answer))
-        box.set(facecolor=face, linestyle="--" if guess or not result.found else "-")
-        axes.add_patch(box)
-        # Beside the box, where it can be read however short the moment is; before it at the very end of the recording.
-        late = moment.end_seconds > 0.97 * result.duration_seconds
-        where, side = (moment.start_seconds, "right") if late else (moment.end_seconds, "left")
-        style: dict[str, Any] = {"size": "x-small", "va": "center", "ha": side}
-        axes.annotate(f"{rank}", (where, bottom + 0.17), (-2 if late else 2, 0), textcoords="offset points", **style)
+    result, moments = answer.result, answer.moments()
+    seconds = np.minimum(np.arange(len(result.saliency)) + 0.5, result.duration_seconds)
+    axes.fill_between(seconds, result.saliency, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(seconds, result.saliency, color=colour, linewidth=0.9, label="relevance of each second")
+    sure = result.found and bool(moments)
+    if not moments and answer.ranks is None:
+        moments = [(1, moment) for moment in result.moments[:1]]  # the best guess
+    rows = _rows([moment.window for _, moment in moments])
+    for (rank, moment), row in zip(moments, rows, strict=True):
+        shade = to_rgba(colour, _strength(moment, answer)) if sure else "none"
+        style: dict[str, Any] = {"color": shade, "edgecolor": colour, "linewidth": 1, "linestyle": "-" if sure else "--"}
+        length = moment.end_seconds - moment.start_seconds
+        label = "moment with its rank (paler: lower score)"
+        bar = axes.barh(1.25 + 0.4 * row, length, 0.34, moment.start_seconds, label=label, **style)
+        axes.bar_label(bar, [str(rank)], padding=2, size="x-small")  # beside it, where it can be read
     for start, end in answer.truth or ():
-        axes.add_patch(Rectangle((start, -0.34), end - start, 0.24, facecolor=_TRUTH_COLOUR, edgecolor=_TRUTH_COLOUR, linewidth=1.0))
+        axes.barh(-0.22, end - start, 0.24, start, color="#444444", label="true window")
     axes.axhline(0.0, color="0.7", linewidth=0.5)
     axes.set(ylim=(-0.42 if answer.truth else -0.05, 1.12 + 0.4 * (max(rows, default=0) + 1)))
     axes.set_yticks([0, 1], ["0", "1"], size="x-small")
-    note = "" if result.found else "not in this recording" + ("; best guess dashed" if drawn else "")
     _set_title(axes, answer.title, size="small")
+    note = "" if result.found else "not in this recording" + ("; best guess dashed" if moments else "")
     axes.set_title(note, loc="right", size="small", style="italic")
 
 
 def _strength(moment: Moment, answer: Answer) -> float:
     """How strong a moment's colour is, in [`_FAINTEST`, 1]: its score over the best one's of the answer; guesses are faint."""
-    if not answer.result.found:
-        return _FAINTEST
     best = max(other.score for other in answer.result.moments)
-    return max(_FAINTEST, min(1.0, moment.score / best)) if best > 0 else 1.0
-
-
-def _column_seconds(columns: int, duration_seconds: float) -> np.ndarray:
-    return (np.arange(columns) + 0.5) * duration_seconds / columns
-
-
-def _thinned(saliency: Sequence[float], duration_seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """Middle of each clip and its relevance; of more clips than columns, the highest of neighbours."""
-    values = np.asarray(saliency if len(saliency) else [0.0], dtype=np.float64)
-    clips = len(values)
-    starts = np.arange(min(clips, COLUMNS)) * clips // min(clips, COLUMNS)
-    values = np.maximum.reduceat(values, starts)
-    return np.minimum((starts + np.append(starts[1:], clips)) / 2, duration_seconds), values
+    return float(np.clip(moment.score / best if best > 0 else 1, _FAINTEST, 1)) if answer.result.found else _FAINTEST
 
 
 def _rows(windows: Sequence[tuple[float, float]]) -> list[int]:
     """Row of each window, so that windows that overlap stand above each other; those that find no free row share the last."""
-    rows = [0] * len(windows)
-    ends = [-np.inf] * _MAX_ROWS
+    rows, ends = [0] * len(windows), [0.0] * _MAX_ROWS
     for index in sorted(range(len(windows)), key=lambda index: windows[index]):
         start, end = windows[index]
-        rows[index] = next((row for row in range(_MAX_ROWS) if ends[row] <= start), _MAX_ROWS - 1)
-        ends[rows[index]] = max(ends[rows[index]], end)
+        row = rows[index] = next((row for row in range(_MAX_ROWS) if ends[row] <= start), _MAX_ROWS - 1)
+        ends[row] = max(ends[row], end)
     return rows
 
 
 def _set_time_axis(axes: Axes, duration_seconds: float) -> None:
-    step = next((step for step in _TICK_STEPS if duration_seconds / step <= 11), _TICK_STEPS[-1])
+    hours = duration_seconds >= 3600
+    step = next((step for step in _TICK_SECONDS if duration_seconds / step <= 12), _TICK_SECONDS[-1])
     ticks = np.arange(0, duration_seconds + step / 1000, step)
     axes.set_xlim(0, duration_seconds)
-    axes.set_xticks(ticks, [_clock(tick, step) for tick in ticks], size="small")
-    axes.set_xlabel("time (h:mm:ss)" if duration_seconds >= 3600 else "time (m:ss)")
-
-
-def _clock(seconds: float, step: float) -> str:
-    whole = int(seconds + 1e-6)
-    text = f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
-    return f"{text}.{round((seconds - whole) * 10) % 10}" if step < 1 else text
-
-
-def _add_legend(figure: Figure, answers: Sequence[Answer]) -> None:
-    result = answers[0].result
-    handles: list[Patch | Line2D] = [Patch(facecolor="0.75", edgecolor="0.3", label="moment with its rank (paler: lower score)")]
-    handles.append(Line2D([], [], color="0.3", linewidth=0.9, label="relevance of each second"))
-    if any(answer.truth for answer in answers):
-        handles.append(Patch(facecolor=_TRUTH_COLOUR, label="true window"))
-    ranked = f"verifier {result.verifier}, β {result.beta:g}" if result.verifier != "none" else "ranked by the decoder alone"
-    handles.append(Line2D([], [], linestyle="", label=f"(encoder {result.encoder}; {ranked})"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize="x-small", handlelength=1.5)
+    axes.set_xticks(ticks, [clock(tick, hours=hours)[: -4 if step >= 1 else -2] for tick in ticks], size="small")
+    axes.set_xlabel("time (hh:mm:ss)" if hours else "time (m:ss)")
 
 
 def _set_title(axes: Axes, text: str, **style: Any) -> None:  # noqa: ANN401 - matplotlib's own arguments
-    """Write outside text as it is: neither formulas nor line breaks have a meaning."""
+    """Write outside text as it is: neither formulas nor line breaks have a meaning; letters that no font has are empty boxes."""
     shown = one_line(text)
     if len(shown) > _MAX_TITLE_LETTERS:
         shown = shown[: _MAX_TITLE_LETTERS - 1] + "…"
     families, known = _fonts()
     visible = "".join(letter if ord(letter) in known else "□" for letter in shown)
-    axes.set_title(visible, loc="left", parse_math=False, family=list(families), **style)
+    axes.set_title(visible, loc="left", parse_math=False, family=families, **style)
 
 
-@functools.lru_cache(maxsize=1)
-def _fonts() -> tuple[tuple[str, ...], frozenset[int]]:
-    """Families for text from outside, and the characters that they have; looking them up once is enough."""
-    paths = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
-    families = [name for names in _FAMILIES if (name := next((name for name in names if name in paths), None)) is not None]
-    return tuple(families), frozenset().union(*(font_manager.get_font(paths[name]).get_charmap() for name in families))
+@functools.cache
+def _fonts() -> tuple[list[str], frozenset[int]]:
+    """Families that are installed, and the characters that they have."""
+    paths = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.name in _FAMILIES}
+    return sorted(paths, key=_FAMILIES.index), frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths.values()))
 
 
-def _to_bytes(figure: Figure, image_format: FigureFormat, title: str) -> bytes:
+def _to_bytes(figure: Figure, image_format: str) -> bytes:
     content = io.BytesIO()
+    figure.savefig(content, format=image_format, dpi=_DPI, metadata={"Software": None} if image_format == "png" else {"Date": None})
     if image_format == "png":
-        figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
         return content.getvalue()
-    figure.savefig(content, format="svg", dpi=_DPI, metadata={"Date": None, "Creator": None, "Title": one_line(title)})
-    return _with_stable_names(content.getvalue())
-
-
-def _with_stable_names(svg: bytes) -> bytes:
-    """Give elements numbers: matplotlib names them at random, and a fixed seed for it would be a setting of the whole process."""
-    names = list(dict.fromkeys(re.findall(rb'\bid="([a-zA-Z]+[0-9a-f]{10})"', svg)))
-    numbers = {name: b"q%d" % number for number, name in enumerate(names)}
-    return re.sub(rb'((?:id="|url\(#|href="#))([a-zA-Z]+[0-9a-f]{10})\b', lambda found: found[1] + numbers.get(found[2], found[2]), svg)
+    # matplotlib names the parts of an SVG at random, and a fixed seed for it would be a setting of the whole process.
+    names: dict[bytes, bytes] = {}
+    named = re.compile(rb'(\bid="|url\(#|href="#)([a-zA-Z]+[0-9a-f]{10})\b')
+    return named.sub(lambda found: found[1] + names.setdefault(found[2], b"q%d" % len(names)), content.getvalue())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qamdetr.export import EXPORTS, export
+from qamdetr.export import export
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment, Result, Window  # only named here: `--help` must not wait for torch
@@ -40,6 +40,19 @@ def cell(text: str) -> str:
 def tab_cell(text: str) -> str:
     """Return a cell for files that separate fields by tabs and quote nothing: a double quote would swallow the lines after it."""
     return cell(text).replace('"', "'")
+
+
+def csv_text(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a CSV table."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def score_cells(m: Moment) -> list[str]:
+    """Start, end and scores of a moment for a table; empty where there is no such score."""
+    numbers = (m.start_seconds, m.end_seconds, m.score, m.decoder_score, m.verifier_score, m.foreground, m.quality)
+    return ["" if number is None else f"{number:.4f}" for number in numbers]
 
 
 def word(text: str) -> str:
@@ -80,16 +93,6 @@ class Answer:
         return f"{query}, {name}" if name else query
 
 
-def as_answers(results: Sequence[Result | Answer], *, everything: bool = False) -> list[Answer]:
-    """Take results as answers of which the likely moments are written, or everything."""
-    return [result if isinstance(result, Answer) else Answer(result, everything=everything) for result in results]
-
-
-def as_text(results: Sequence[Result | Answer], name: str, *, everything: bool = False) -> str:
-    """Write results in one of the formats of text, ending with a newline; whatever stands in a query or a name stays in its field."""
-    return str(EXPORTS[name].make(as_answers(results, everything=everything)))
-
-
 def clock(seconds: float, *, fraction: str = ".", hours: bool = False) -> str:
     """Show seconds as `m:ss.mmm`, or `hh:mm:ss.mmm` with `hours`; `fraction` separates the milliseconds."""
     rest, ms = divmod(round(seconds * 1000), 1000)
@@ -99,26 +102,16 @@ def clock(seconds: float, *, fraction: str = ".", hours: bool = False) -> str:
 
 def to_json_object(result: Result) -> dict[str, Any]:
     """Turn a result into the object that the command line, the HTTP endpoint and the MCP tool share: the keys of DESIGN section 6."""
-    return {
-        "audio": result.audio,
-        "duration": round(result.duration_seconds, 3),
-        "query": result.query,
-        "found": result.found,
-        "encoder": result.encoder,
-        "verifier": result.verifier,
-        "beta": result.beta,
-        "moments": [
-            {
-                "start": round(moment.start_seconds, 3),
-                "end": round(moment.end_seconds, 3),
-                **{name: None if (value := getattr(moment, name)) is None else round(value, 6) for name in _SCORES},
-                "likely": moment.likely,
-            }
-            for moment in result.moments
-        ],
-        "saliency": [round(value, 6) for value in result.saliency],
-        "notes": list(result.notes),
-    }
+    moments = [
+        {"start": round(moment.start_seconds, 3), "end": round(moment.end_seconds, 3)}
+        | {name: None if (value := getattr(moment, name)) is None else round(value, 6) for name in _SCORES}
+        | {"likely": moment.likely}
+        for moment in result.moments
+    ]
+    told = {name: getattr(result, name) for name in ("query", "found", "encoder", "verifier", "beta")}
+    saliency = [round(value, 6) for value in result.saliency]
+    known = {"audio": result.audio, "duration": round(result.duration_seconds, 3), **told}
+    return {**known, "moments": moments, "saliency": saliency, "notes": list(result.notes)}
 
 
 @export("table", label="Table: to read here")
@@ -159,18 +152,13 @@ def _audacity(answers: Sequence[Answer]) -> str:
 # Excel takes a file for UTF-8 only when it begins with the mark of "utf-8-sig"; other readers of CSV skip it.
 @export("csv", label="Spreadsheet (.csv): a row per moment with its scores", ending="-moments.csv", encoding="utf-8-sig")
 def _csv(answers: Sequence[Answer]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    width = 12 if any(answer.name for answer in answers) else 10  # the last two columns tell lanes apart
     columns = ["audio", "query", "rank", "start", "end", "score", "decoder_score", "verifier_score", "foreground", "quality", "lane", "how"]
-    writer.writerow(columns[:width])
+    rows = [columns]
     for answer in answers:
-        for rank, m in answer.moments():
-            numbers = (m.start_seconds, m.end_seconds, m.score, m.decoder_score, m.verifier_score, m.foreground, m.quality)
-            cells = ["" if number is None else f"{number:.4f}" for number in numbers]
-            row = [cell(answer.result.audio), cell(answer.result.query), rank, *cells, cell(answer.name), cell(answer.how)]
-            writer.writerow(row[:width])
-    return text.getvalue()
+        before, after = [cell(answer.result.audio), cell(answer.result.query)], [cell(answer.name), cell(answer.how)]
+        rows += [[*before, str(rank), *score_cells(moment), *after] for rank, moment in answer.moments()]
+    width = 12 if any(answer.name for answer in answers) else 10  # the last two columns tell lanes apart
+    return csv_text([row[:width] for row in rows])
 
 
 @export("vtt", label="Captions (.vtt): for players on web pages", ending=".vtt")

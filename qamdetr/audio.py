@@ -196,7 +196,7 @@ class Sound:
         self.path = label if isinstance(source, (str, Path)) else ""
         self.start_seconds, self.end_seconds = start_seconds, math.inf if end_seconds is None else end_seconds
         if not 0 <= start_seconds < self.end_seconds:
-            raise AudioError(f"{label} cannot be read from {start_seconds:g} s to {self.end_seconds:g} s", "let it end after it starts")
+            raise AudioError(f"cannot be read from {start_seconds:g} s to {self.end_seconds:g} s", "let it end after it starts", label)
         self.peaks = np.zeros((2, 0), dtype=np.float32)
         self._source, self._label, self._file = source, label, ""
         self._channel, self._track, self._max_seconds = channel, track, max_seconds
@@ -339,12 +339,12 @@ class Sound:
                 begins, taken = taken == 0, taken + len(mono)
                 if taken > self._max_seconds * run.rate_hz:
                     limit = f"{self._max_seconds / 60:.4g} minutes"
-                    raise AudioError(f"{self._label} lasts more than {limit}; the longest that can be used is {limit}", "cut it into parts")
+                    raise AudioError(f"lasts more than {limit}; the longest that can be used is {limit}", "cut it into parts", self._label)
                 yield _Block(mono, run.rate_hz, run.share, begins)
             self._check(run, taken)
             if known is not None:
                 if taken != known.num_samples:
-                    raise AudioError(f"{self._label} was changed while it was read", "open it again")
+                    raise AudioError("was changed while it was read", "open it again", self._label)
                 self._facts = known
                 return
             others = [other for other in run.order if other not in {*silent, run.track}]
@@ -367,14 +367,14 @@ class Sound:
     def _check(self, run: _Run, taken: int) -> None:
         """Refuse what holds no sound, or less than can be used."""
         if not run.rate_hz:
-            raise AudioError(f"{self._label} holds no samples (length 0 s)", "record or export it again")
+            raise AudioError("holds no samples (length 0 s)", "record or export it again", self._label)
         if not taken:
-            where = f"{self._label} lasts {run.seconds:.1f} s; it cannot be read from {self.start_seconds:g} s on"
-            raise AudioError(where, "start earlier")
+            where = f"lasts {run.seconds:.1f} s; it cannot be read from {self.start_seconds:g} s on"
+            raise AudioError(where, "start earlier", self._label)
         seconds = taken / run.rate_hz
         if seconds < MIN_SECONDS:
             shown = f"{seconds:.3f}" if seconds < MIN_SECONDS - 0.0005 else f"{seconds:.6f}"
-            raise AudioError(f"{self._label} lasts {shown} s; the shortest that can be used is {MIN_SECONDS} s.")
+            raise AudioError(f"lasts {shown} s; the shortest that can be used is {MIN_SECONDS} s.", subject=self._label)
 
     def _kept(self) -> list[_Facts]:
         """Find the place for what is known of the file as it is now and of this choice; empty until it was read."""
@@ -387,17 +387,17 @@ class Sound:
         try:
             self._file = self._file or self._on_disk()
             if Path(self._file).is_dir():
-                raise AudioError(f"{self._label} is a folder", "give an audio file")
+                raise AudioError("is a folder", "give an audio file", self._label)
             with Path(self._file).open("rb") as file:
                 head = file.read(64)
         except FileNotFoundError:
-            raise AudioError(f"{self._label} does not exist", "check the name and the folder") from None
+            raise AudioError("does not exist", "check the name and the folder", self._label) from None
         except (OSError, ValueError) as error:
-            raise AudioError(f"{self._label} cannot be opened ({error})", "check the name and the permissions") from error
+            raise AudioError(f"cannot be opened ({error})", "check the name and the permissions", self._label) from error
         if not head:
-            raise AudioError(f"{self._label} is empty (0 bytes)", "record or export it again")
+            raise AudioError("is empty (0 bytes)", "record or export it again", self._label)
         if head.startswith(b"version https://git-lfs"):
-            raise AudioError(f"{self._label} is a Git LFS pointer, not the sound itself", "fetch it with git lfs pull")
+            raise AudioError("is a Git LFS pointer, not the sound itself", "fetch it with git lfs pull", self._label)
         return self._file
 
     def _on_disk(self) -> str:
@@ -605,7 +605,7 @@ class _Run:
     def _chosen(self, container: InputContainer) -> av.AudioStream:
         """Choose the audio track that is wanted, by default the container's own; those without a decoder do not count."""
         if not container.streams.audio:
-            raise AudioError(f"{self._label} has no audio track", "give a file with sound")
+            raise AudioError("has no audio track", "give a file with sound", self._label)
         streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
         if not streams:
             raise _undecodable(self._label)
@@ -614,7 +614,7 @@ class _Run:
         self.order = sorted(range(1, self.tracks + 1), key=lambda track: not streams[track - 1].disposition & Disposition.default)
         self.track = self._track or self.order[0]
         if not 1 <= self.track <= self.tracks:
-            raise AudioError(f"{self._label} has {_count(self.tracks, 'audio track')}; there is no track {self.track}", "count from 1")
+            raise AudioError(f"has {_count(self.tracks, 'audio track')}; there is no track {self.track}", "count from 1", self._label)
         return streams[self.track - 1]
 
     def _frames(self, container: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
@@ -646,11 +646,10 @@ class _Run:
         self.subtype = "PCM_16" if lossy else _TYPES[frame.format.name.rstrip("p")][0].replace("32", "24")
         if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
             remedy = "give the recording at its original rate" if self.rate_hz < MIN_RATE_HZ else _CONVERT
-            raise AudioError(
-                f"{self._label} states a sample rate of {self.rate_hz} Hz; {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz can be used", remedy
-            )
+            stated = f"states a sample rate of {self.rate_hz} Hz; {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz can be used"
+            raise AudioError(stated, remedy, self._label)
         if self._channel is not None and not 1 <= self._channel <= self.channels:
-            raise AudioError(f"{self._label} has {_count(self.channels, 'channel')}; there is no channel {self._channel}", "count from 1")
+            raise AudioError(f"has {_count(self.channels, 'channel')}; there is no channel {self._channel}", "count from 1", self._label)
 
     def _late(self, time: float, *, first: bool, clockless: bool) -> int:
         """Count the samples that are missing before a frame by the file's clock, or find out that the clock has changed.
@@ -869,14 +868,14 @@ def _open(piece: _Piece, label: str) -> Iterator[InputContainer]:
         except (av.FFmpegError, OSError, ValueError) as error:
             with Path(piece.path).open("rb") as file:
                 if file.read(8)[4:] == b"ftyp":
-                    cut = f"{label} breaks off before its index, which MP4 files have at the end"
-                    raise AudioError(cut, "copy or export it again") from error
+                    cut = "breaks off before its index, which MP4 files have at the end"
+                    raise AudioError(cut, "copy or export it again", label) from error
             raise _undecodable(label) from error
         yield stack.enter_context(container)
 
 
 def _undecodable(label: str) -> AudioError:
-    return AudioError(f"{label} cannot be decoded as audio: it is damaged, or something else", f"check that it plays, or {_CONVERT}")
+    return AudioError("cannot be decoded as audio: it is damaged, or something else", f"check that it plays, or {_CONVERT}", label)
 
 
 def _has_xing(piece: _Piece) -> bool:

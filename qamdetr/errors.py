@@ -1,5 +1,10 @@
 """The errors a user can cause. Each message names the value, the limit and the remedy, in one line."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
 
 class QamDetrError(Exception):
     """A mistake or a missing thing that the user can mend; shown as one line, never as a traceback.
@@ -7,18 +12,26 @@ class QamDetrError(Exception):
     Attributes:
         what: What is wrong, with the value and the limit.
         remedy: What the user can do about it; may be empty.
+        subject: The file or folder that the sentence begins with, as the user called it; empty where it is about none.
         exit_status: What a command that ends with the error returns to the shell.
     """
 
     exit_status = 2
+    _beginning = "{}"
 
-    def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(what, remedy)
+    def __init__(self, what: str, remedy: str = "", subject: str | Path = "") -> None:
+        super().__init__(what, remedy, subject)
         self.what = what
         self.remedy = remedy
+        self.subject = str(subject)
 
     def __str__(self) -> str:
-        return f"{self.what.rstrip('.;')}; {self.remedy.rstrip('.')}." if self.remedy else self.what
+        told = f"{self._beginning.format(self.subject)} {self.what}" if self.subject else self.what
+        return f"{told.rstrip('.;')}; {self.remedy.rstrip('.')}." if self.remedy else told
+
+    def about(self, subject: str) -> Self:
+        """Return the same error for somebody who calls the file or folder by another name."""
+        return type(self)(self.what, self.remedy, self.subject and subject)
 
 
 class AudioError(QamDetrError):
@@ -39,6 +52,8 @@ class FeatureValuesError(DataError):
 
 class CheckpointError(QamDetrError):
     """A checkpoint that is missing, incomplete or made for another model."""
+
+    _beginning = "Checkpoint {}:"
 
 
 class IncompleteError(QamDetrError):

@@ -48,7 +48,7 @@ def write_clips(answers: Sequence[Answer], path: Path, audio_format: str = "wav"
         archive.writestr(zipfile.ZipInfo(MANIFEST_NAME, _NO_DATE), _manifest(cuts).encode("utf-8-sig"), zipfile.ZIP_DEFLATED)
         for name, answer, _, moment in cuts:
             if not Path(answer.result.audio).is_file():
-                raise AudioError(f"{answer.result.audio} is no longer there", "open the recording again")
+                raise AudioError("is no longer there", "open the recording again", answer.result.audio)
             with tempfile.TemporaryFile() as clip:
                 _write(clip, Sound(answer.result.audio, **answer.result.heard), moment, audio_format)
                 size += clip.seek(0, 2)

@@ -62,7 +62,7 @@ def draw_figure(answers: Sequence[Answer], image_format: str) -> bytes:
     check_figure(len({answer.result.audio for answer in answers}), len(answers))
     result = answers[0].result
     if not Path(result.audio).is_file():
-        raise AudioError(f"{result.audio} is no longer there", "open the recording again")
+        raise AudioError("is no longer there", "open the recording again", result.audio)
     figure = Figure(figsize=(10, 3.35 + len(answers)), layout="constrained")
     wave, spectrum, *lanes = figure.subplots(2 + len(answers), sharex=True, height_ratios=[1.04, 1.56, *[1] * len(answers)])
     _draw_sound(wave, spectrum, Sound(result.audio, **result.heard).overview(_COLUMNS), result.duration_seconds)

@@ -45,7 +45,7 @@ def load_checkpoint(name_or_dir: str | Path = DEFAULT_CHECKPOINT, overrides: Seq
         weights = _read_weights(folder, config.weights_sha256, expected)
         model = speed_up(QamDetr(config.model))
     except ConfigError as error:
-        raise CheckpointError(f"Checkpoint {folder}: {error}") from error
+        raise CheckpointError(error.what, error.remedy, folder) from error
     model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()})
     if overrides:
         trained, config = config, load_config(folder / CONFIG_FILE, overrides)
@@ -61,20 +61,20 @@ def _read_weights(folder: Path, sha256: str, expected: Mapping[str, Tensor]) -> 
         weights = load_file(path)
         digest = hash_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"Checkpoint {folder}: {WEIGHTS_FILE} is damaged ({error})", "copy it again") from error
-    for problem, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
+        raise CheckpointError(f"{WEIGHTS_FILE} is damaged ({error})", "copy it again", folder) from error
+    for problem, names in (("missing", expected.keys() - weights.keys()), ("unknown", weights.keys() - expected.keys())):
         if names:
-            raise CheckpointError(f"Checkpoint {folder} {problem} weights for {len(names)} parameters, such as {min(names)}", remedy)
+            raise CheckpointError(f"the weights of {len(names)} parameters are {problem}, such as {min(names)}", remedy, folder)
     for name, tensor in expected.items():
         found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
         if found != wanted:
-            raise CheckpointError(f"Checkpoint {folder}: {name} has shape {found}, the configuration makes {wanted}", remedy)
+            raise CheckpointError(f"{name} has shape {found}, the configuration makes {wanted}", remedy, folder)
     if sha256 and digest != sha256:  # checkpoints that were saved before their hash was noted are taken as they are
-        what = f"Checkpoint {folder}: {WEIGHTS_FILE} is not what was saved; its hash is {digest[:8]}…, {CONFIG_FILE} says {sha256[:8]}…"
-        raise CheckpointError(what, "copy the whole folder again")
+        what = f"{WEIGHTS_FILE} is not what was saved; its hash is {digest[:8]}…, {CONFIG_FILE} says {sha256[:8]}…"
+        raise CheckpointError(what, "copy the whole folder again", folder)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"Checkpoint {folder}: {name} holds values that are not finite", "copy the folder again, or train anew")
+            raise CheckpointError(f"{name} holds values that are not finite", "copy the folder again, or train anew", folder)
     return weights
 
 

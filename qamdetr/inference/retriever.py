@@ -456,7 +456,7 @@ def open_encoder(config: Config, checkpoint: str | Path, *, device: str | None =
         if not gone or "--encoder" in str(error):
             raise
         remedy = " ".join(f"--encoder {stream}=FOLDER" for stream in gone)
-        raise CheckpointError(f"{checkpoint}: {error} Where it lies elsewhere now, name it with `{remedy}`.") from error
+        raise CheckpointError(str(error), f"where it lies elsewhere now, name it with `{remedy}`", checkpoint) from error
 
 
 def _open(config: Config, checkpoint: str | Path, device: str | None, models: Mapping[str, str]) -> Streams:
@@ -473,8 +473,10 @@ def _open(config: Config, checkpoint: str | Path, device: str | None, models: Ma
             opened = f" ({describe_settings(chosen, data.encoder_dtype)})" if chosen else ""
             remedy = "name the models and the type of its features with --encoder and --set data.encoder_dtype" if chosen else ""
             raise CheckpointError(
-                f"{checkpoint} was trained on version {', '.join(wanted)} of the {encoder.name} encoders, here is version "
-                f"{encoder.fingerprint}{opened}; features would not fit: {remedy or 'restore those encoders'}, or train again on these."
+                f"it was trained on version {', '.join(wanted)} of the {encoder.name} encoders, here is version "
+                f"{encoder.fingerprint}{opened}; features would not fit",
+                f"{remedy or 'restore those encoders'}, or train again on these",
+                checkpoint,
             )
     if encoder is None or public:
         encoder = encoders.open_streams(tuple(model.audio_streams), tuple(model.text_streams), **options)

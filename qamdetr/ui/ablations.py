@@ -81,7 +81,7 @@ def _read(path: Path, changed_ns: int) -> Config:  # a run that goes on writes t
     try:
         return load_config(path)
     except ConfigError as error:
-        raise CheckpointError(f"Checkpoint {path.parent.name}: {error.what}", error.remedy) from error
+        raise CheckpointError(error.what, error.remedy, path.parent.name) from error
 
 
 def components(checkpoint: str, verifier: str = DEFAULT_VERIFIER) -> list[tuple[str, str]]:

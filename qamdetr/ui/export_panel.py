@@ -143,7 +143,7 @@ def make_export(lanes: Sequence[LaneResult], chosen: Sequence[tuple[int, int]] |
         EXPORTS[kind].write(_written(answers, kind), path)
     except AudioError as error:
         # Where a file lies is the server's business.
-        raise AudioError(error.what.replace(str(audio), audio.name), error.remedy) from error
+        raise error.about(audio.name) from error
     except OSError as error:
         what = f"{path.name} cannot be written ({error.strerror or error})"
         raise QamDetrError(what, "choose fewer moments, or free disk space") from error

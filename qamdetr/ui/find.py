@@ -178,7 +178,7 @@ class Recordings:
             try:
                 recording = yield from retriever.encoding(path, max_seconds=self._settings.longest_seconds)
             except QamDetrError as error:  # the visitor knows the file by its name; the folder is the server's business
-                raise type(error)(error.what.replace(str(path), path.name), error.remedy) from error
+                raise error.about(path.name) from error
         (self._for_all if str(path) in self._examples else kept).keep((encoder_key(retriever), name or str(path)), recording)
 
     def _check_file(self, path: Path) -> None:

@@ -196,7 +196,7 @@ class SharedRetriever(OfferedModels):
         except QamDetrError as error:
             if checkpoint == DEFAULT_CHECKPOINT:
                 raise
-            raise type(error)(error.what, f"{error.remedy}, or {remedy}" if error.remedy else remedy) from error
+            raise type(error)(error.what, f"{error.remedy}, or {remedy}" if error.remedy else remedy, error.subject) from error
 
     def verifier(self, name: str, retriever: MomentRetriever) -> str | Verifier:
         """Return what a retriever takes as verifier: the name, or a verifier made with the model or address that the settings name.
@@ -219,7 +219,7 @@ class SharedRetriever(OfferedModels):
             return self._load(folder)
         except QamDetrError as error:
             # Visitors know the model by its name; the folder is the server's business.
-            raise type(error)(error.what.replace(folder, name), error.remedy) from error
+            raise error.about(name) from error
 
     def warm_up(self) -> None:
         """Load the model and answer one query on noise, so that the first visitor does not pay for compilation."""

@@ -95,8 +95,8 @@ FIRST = "audio.gate_logits.mel_stats"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: change_weights(folder, lambda w: w.pop(FIRST)), f"lacks weights for 1 parameters, such as {FIRST}"),
-        (lambda folder: change_weights(folder, lambda w: w.update(a=torch.ones(1))), "has unknown weights for 1 parameters, such as a"),
+        (lambda folder: change_weights(folder, lambda w: w.pop(FIRST)), f"the weights of 1 parameters are missing, such as {FIRST}"),
+        (lambda folder: change_weights(folder, lambda w: w.update(a=torch.ones(1))), "the weights of 1 parameters are unknown, such as a"),
         (lambda folder: change_weights(folder, lambda w: w.update({FIRST: torch.ones(9)})), f"{FIRST} has shape (9,), the configuration"),
         (lambda folder: change_weights(folder, lambda w: w[FIRST].add_(1)), "model.safetensors is not what was saved; its hash is"),
         (lambda folder: flip(folder, 1), "is not what was saved"),

@@ -45,7 +45,7 @@ class FakeRetriever:
             try:
                 samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise AudioError(f"{path} is not audio that can be read", "use WAV, FLAC, OGG or MP3") from error
+                raise AudioError("is not audio that can be read", "use WAV, FLAC, OGG or MP3", path) from error
         self.encoded.append(name)
         for stream, share in ((LISTEN, 0.25), ("pocket", 0.75)):
             yield Step(stream, share)

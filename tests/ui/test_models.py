@@ -185,7 +185,7 @@ def test_a_broken_checkpoint_is_told_by_its_name_and_the_remedies_add_up(tmp_pat
     write_run(tmp_path / "mine", [row(1, 5.0)], checkpoint=True)
 
     def load(folder):
-        raise CheckpointError(f"Checkpoint {folder}: model.safetensors is damaged", "copy it again")
+        raise CheckpointError("model.safetensors is damaged", "copy it again", folder)
 
     for shared, name in (
         (SharedRetriever(load, runs=tmp_path), "run: mine"),

@@ -110,7 +110,7 @@ def length_table(run: Run) -> Table:
         return _length_table(str(checkpoint), (checkpoint / "model.safetensors").stat().st_mtime_ns)
     except QamDetrError as error:
         # The page calls a run by its name; where it lies is the server's business.
-        raise type(error)(error.what.replace(str(run.folder), run.folder.name), error.remedy) from error
+        raise error.about(run.folder.name) from error
 
 
 def ablation_table(runs: Sequence[Run], root: Path) -> Table:

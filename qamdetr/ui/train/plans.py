@@ -219,7 +219,7 @@ def _check_init(checkpoint: str, model: ModelConfig) -> None:
     try:
         source = load_config(find_checkpoint(checkpoint) / CONFIG_FILE).model
     except QamDetrError as error:
-        what = f"{shown!r} cannot be the start of this model: {error.what.replace(checkpoint, shown)}"
+        what = f"{shown!r} cannot be the start of this model: {error.what}"
         raise type(error)(what, error.remedy) from error
     learnt = [item.name for item in fields(ModelConfig) if "dropout" not in item.name]
     different = [

@@ -19,7 +19,7 @@ import numpy as np
 
 from qamdetr.errors import DataError
 from qamdetr.synthesis import SceneRecipe
-from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Background, Clip, Library, Window, is_within, merge_windows
+from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Clip, Library, Window, is_within, merge_windows
 
 T = TypeVar("T")
 
@@ -37,14 +37,13 @@ SAME_CLIP_PROBABILITY = 0.5  # chance that a repeated sound plays the same clip 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of one clip inside an event."""
+    """A part of one clip inside an event; with `loop`, of that stretch of the clip, repeated endlessly with crossfades."""
 
     file: str
     source_start_seconds: float
     length_seconds: float
     offset_seconds: float  # from the start of the event; a little below 0 when the part begins with silence
-    fade_in_seconds: float = 0.0  # crossfade with the neighbouring segment; 0 at the ends of an event
-    fade_out_seconds: float = 0.0
+    loop: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -121,43 +120,42 @@ class ScenePlanner:
         rng = np.random.default_rng([recipe.seed, index])
         # Tenths of a second are whole samples at every usual rate.
         duration = round(float(rng.uniform(recipe.min_scene_seconds, recipe.max_scene_seconds)), 1)
-        chosen = self._choose_backgrounds(rng)
-        heard = {group for background, _ in chosen for group in background.groups}
-        events = self._place_events(rng, duration, heard)
+        backgrounds = self._choose_backgrounds(rng)
+        events = self._place_events(rng, duration)
         return ScenePlan(
             vid=self.vid(index),
             duration_seconds=duration,
             peak_dbfs=round(float(rng.uniform(recipe.min_peak_dbfs, recipe.max_peak_dbfs)), 2),
             noise_seed=int(rng.integers(2**31)),
-            backgrounds=tuple(part for _, part in chosen),
+            backgrounds=tuple(backgrounds),
             events=tuple(sorted(events, key=lambda event: (event.start_seconds, event.group))),
-            queries=tuple(self._choose_queries(rng, events, duration, heard)),
+            queries=tuple(self._choose_queries(rng, events, duration)),
         )
 
-    def _choose_backgrounds(self, rng: np.random.Generator) -> list[tuple[Background, BackgroundPart]]:
+    def _choose_backgrounds(self, rng: np.random.Generator) -> list[BackgroundPart]:
         wanted = 2 if rng.random() < SECOND_BACKGROUND_PROBABILITY else 1
-        chosen: list[tuple[Background, BackgroundPart]] = []
+        chosen: list[BackgroundPart] = []
         for number in rng.permutation(len(self.library.backgrounds))[:wanted].tolist():
             background = self.library.backgrounds[number]
             offset = round(float(rng.uniform(0, background.duration_seconds)), 2)
             level = round(float(rng.uniform(-12, 0)), 1) if chosen else 0.0
-            chosen.append((background, BackgroundPart(background.file, offset, level)))
+            chosen.append(BackgroundPart(background.file, offset, level))
         return chosen
 
-    def _choose_groups(self, rng: np.random.Generator, heard: set[str]) -> list[str]:
-        """Choose the distinct sounds of a scene, none in the background, none below another (is a `speech` a `speech/man`?)."""
+    def _choose_groups(self, rng: np.random.Generator) -> list[str]:
+        """Choose the distinct sounds of a scene, none below another (is a `speech` a `speech/man`?)."""
         wanted = int(rng.integers(self.recipe.min_groups, self.recipe.max_groups + 1))
         chosen: list[str] = []
         for number in rng.permutation(len(self._groups)).tolist():
-            if len(chosen) < wanted and not any(_related(self._groups[number], other) for other in (*chosen, *heard)):
+            if len(chosen) < wanted and not any(_related(self._groups[number], other) for other in chosen):
                 chosen.append(self._groups[number])
         return chosen
 
-    def _place_events(self, rng: np.random.Generator, duration: float, heard: set[str]) -> list[Event]:
+    def _place_events(self, rng: np.random.Generator, duration: float) -> list[Event]:
         recipe = self.recipe
         counts = np.arange(recipe.min_occurrences, recipe.max_occurrences + 1)
         weights = counts**-OCCURRENCE_EXPONENT
-        wanted = {group: int(rng.choice(counts, p=weights / weights.sum())) for group in self._choose_groups(rng, heard)}
+        wanted = {group: int(rng.choice(counts, p=weights / weights.sum())) for group in self._choose_groups(rng)}
         common = math.sqrt(GROUP_SPREAD_SHARE) * recipe.event_spread
         medians = {group: recipe.event_median_seconds * math.exp(common * rng.standard_normal()) for group in wanted}
         clips = {group: [self._clips[group][i] for i in rng.permutation(len(self._clips[group]))] for group in wanted}
@@ -205,40 +203,41 @@ class ScenePlanner:
             return [replace(shape, start_seconds=start, snr_db=round(snr_db, 2), windows=windows)]
         return []
 
-    def _choose_queries(self, rng: np.random.Generator, events: Sequence[Event], duration: float, heard: set[str]) -> list[PlannedQuery]:
+    def _choose_queries(self, rng: np.random.Generator, events: Sequence[Event], duration: float) -> list[PlannedQuery]:
         present = sorted({event.group for event in events})
         used: set[str] = set()
-        texts = (self._draw_caption(rng, group, present, heard, used) for group in present for _ in range(self.recipe.captions_per_target))
+        texts = (self._draw_caption(rng, group, present, used) for group in present for _ in range(self.recipe.captions_per_target))
         queries = [PlannedQuery(text, self._windows_of(text, events, duration)) for text in texts if text]
         share = self.recipe.absent_share
         # Rounded at random, so that the share holds on average also where a scene has few queries.
         wanted = len(queries) + math.floor(len(queries) * share / (1 - share) + rng.random())
         for number in rng.permutation(len(self._groups)).tolist():
-            if len(queries) < wanted and (text := self._draw_caption(rng, self._groups[number], (), {*present, *heard}, used)):
+            if len(queries) < wanted and (text := self._draw_caption(rng, self._groups[number], present, used, absent=True)):
                 queries.append(PlannedQuery(text, ()))
         return [queries[number] for number in rng.permutation(len(queries)).tolist()]
 
-    def _draw_caption(self, rng: np.random.Generator, group: str, present: Sequence[str], excluded: set[str], used: set[str]) -> str | None:
-        """Draw a caption of `group` or of a group above it whose truth in this scene is beyond doubt; None when there is none.
+    def _draw_caption(
+        self, rng: np.random.Generator, group: str, present: Sequence[str], used: set[str], *, absent: bool = False
+    ) -> str | None:
+        """Draw a caption of `group` or of a group above it whose truth beside the groups `present` is beyond doubt; None without one.
 
-        It may cover events of the groups `present`; where one lies above an owner of the caption, it might be what the caption says or
-        not, and the caption is left out. It has nothing to do with the groups `excluded`; it is none of those `used`, and then one of them.
+        It may cover events of these groups, unless it shall be `absent`; where one lies above an owner of the caption, it might be what the
+        caption says or not, and the caption is left out. It is none of those `used`, and then one of them.
         """
         captions, parts = self.library.captions, group.split("/")
         own = list(captions.get(group, ()))
         above = [text for count in range(len(parts) - 1, 0, -1) for text in captions.get("/".join(parts[:count]), ())]
         for pool in (above, own) if rng.random() < self.recipe.ancestor_caption_share else (own, above):
-            usable = [text for text in pool if _same_text_key(text) not in used and self._is_clear(text, present, excluded)]
+            usable = [text for text in pool if _same_text_key(text) not in used and self._is_clear(text, present, absent=absent)]
             if usable:
                 text = pick(rng, usable)
                 used.add(_same_text_key(text))
                 return text
         return None
 
-    def _is_clear(self, text: str, present: Sequence[str], excluded: set[str]) -> bool:
-        owners = self._owners[_same_text_key(text)]
-        doubtful = any(owner != other and is_within(owner, other) for owner in owners for other in present)
-        return not doubtful and not any(_related(owner, other) for owner in owners for other in excluded)
+    def _is_clear(self, text: str, present: Sequence[str], *, absent: bool) -> bool:
+        pairs = [(owner, other) for owner in self._owners[_same_text_key(text)] for other in present]
+        return not any(_related(*pair) if absent else pair[0] != pair[1] and is_within(*pair) for pair in pairs)
 
     def _windows_of(self, text: str, events: Sequence[Event], duration: float) -> tuple[Window, ...]:
         """All windows, to hundredths of a second, of events that any owner of the caption covers."""
@@ -288,35 +287,27 @@ def _repeat(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length:
 
 
 def _loop(rng: np.random.Generator, clip: Clip, length: float) -> list[Segment]:
-    """Cut a random part of the clip's longest sounding, or loop it with crossfades when it is too short."""
+    """Cut a random part of the clip's longest sounding, or loop it when it is too short."""
     start, end = max(clip.stretches, key=lambda stretch: stretch[1] - stretch[0])
-    if end - start >= length:
-        part = Segment(clip.file, start + float(rng.uniform(0, end - start - length)), length, 0.0)
-        # A short part may fall into a pause between two ticks.
-        return [part] if _audible({clip.file: clip}, [part]) else [Segment(clip.file, start, length, 0.0)]
-    fade = min(LOOP_CROSSFADE_SECONDS, (end - start) / 4)
-    begin = start + float(rng.uniform(0, (end - start) / 2))
-    segments: list[Segment] = []
-    offset = 0.0
-    while True:
-        part_length = min(end - begin, length - offset)
-        last = offset + part_length >= length or length - (offset + part_length - fade) <= 2 * fade
-        segments.append(Segment(clip.file, begin, part_length, offset, fade if segments else 0.0, 0.0 if last else fade))
-        if last:
-            return segments
-        offset += part_length - fade
-        begin = start
+    if end - start < length:
+        return [Segment(clip.file, start + float(rng.uniform(0, (end - start) / 2)), length, 0.0, loop=(start, end))]
+    part = Segment(clip.file, start + float(rng.uniform(0, end - start - length)), length, 0.0)
+    # A short part may fall into a pause between two ticks.
+    return [part] if _audible({clip.file: clip}, [part]) else [Segment(clip.file, start, length, 0.0)]
 
 
 def _audible(clips: dict[str, Clip], segments: Sequence[Segment]) -> list[Window]:
     """Where the segments sound, in seconds of the event; touching parts are joined."""
     windows = []
     for segment in segments:
-        begin = segment.source_start_seconds
+        begin, length = segment.source_start_seconds, segment.length_seconds
+        low, high = segment.loop or (begin, begin + length)
+        period = high - low - (min(LOOP_CROSSFADE_SECONDS, (high - low) / 4) if segment.loop else 0.0)
         for start, end in clips[segment.file].active:
-            start_here, end_here = max(start, begin), min(end, begin + segment.length_seconds)
-            if end_here - start_here > 0.001:
-                windows.append((start_here - begin + segment.offset_seconds, end_here - begin + segment.offset_seconds))
+            for later in (turn * period for turn in range(2 + int(length / period))):
+                start_here, end_here = max(max(start, low) + later, begin), min(min(end, high) + later, begin + length)
+                if end_here - start_here > 0.001:
+                    windows.append((start_here - begin + segment.offset_seconds, end_here - begin + segment.offset_seconds))
     return merge_windows(windows, SHORT_SILENCE_SECONDS)
 
 

@@ -12,7 +12,7 @@ import soundfile
 
 from qamdetr.audio import Sound
 from qamdetr.files import write_whole
-from qamdetr.synthesis.plan import BackgroundPart, Event, ScenePlan, ScenePlanner
+from qamdetr.synthesis.plan import LOOP_CROSSFADE_SECONDS, BackgroundPart, Event, ScenePlan, ScenePlanner
 from qamdetr.synthesis.sources import SOUNDING_DB, Samples, frame_rms
 
 CACHE_BYTES = 512 * 2**20  # decoded sources kept in memory per process; the longest unused go first
@@ -98,25 +98,11 @@ def active_rms(samples: Samples, sample_rate_hz: int) -> float:
 
 
 def loop_to(samples: Samples, offset: int, length: int, fade: int) -> Samples:
-    """Return `length` samples from `offset` on; where the source ends it starts again, with an equal-power crossfade of `fade` samples."""
+    """Return `length` samples of the endlessly repeated source, from `offset` on; its end fades into its start over `fade` samples."""
     fade = min(fade, len(samples) // 4)
-    ramp = _ramp(fade)
-    looped = np.zeros(length, dtype=np.float32)
-    position = 0
-    begin = offset if len(samples) - offset > 2 * fade else 0
-    while True:
-        part = samples[begin : begin + length - position]
-        into = looped[position : position + len(part)]
-        if position:
-            part = part.copy()
-            width = min(fade, len(part))
-            part[:width] *= ramp[:width]
-        into += part
-        if position + len(part) >= length:
-            return looped
-        into[len(part) - fade :] *= ramp[::-1]
-        position += len(part) - fade
-        begin = 0
+    period = samples[: len(samples) - fade].copy()
+    period[:fade] = samples[:fade] * _ramp(fade) + samples[len(samples) - fade :] * _ramp(fade)[::-1]
+    return period.take(np.arange(offset, offset + length), mode="wrap")
 
 
 def pink_noise(length: int, seed: int) -> Samples:
@@ -152,16 +138,18 @@ def _assemble(event: Event, sources: SourceCache, fade_seconds: float) -> tuple[
     sound = np.zeros(lead + round(end_seconds * rate) + fade + 2, dtype=np.float32)
     for segment in event.segments:
         source = sources.clip(segment.file)
-        begin = round(segment.source_start_seconds * rate)
-        end = min(begin + round(segment.length_seconds * rate), len(source))
-        fade_in, fade_out = round(segment.fade_in_seconds * rate), round(segment.fade_out_seconds * rate)
-        # The fades at the ends of an event lie outside its window where the file goes on.
-        before = 0 if fade_in else min(fade, begin)
-        after = 0 if fade_out else min(fade, len(source) - end)
-        part = source[begin - before : end + after].copy()
-        fade_in, fade_out = min(fade_in or max(before, edge), len(part)), min(fade_out or max(after, edge), len(part))
-        part[:fade_in] *= _ramp(fade_in)
-        part[len(part) - fade_out :] *= _ramp(fade_out)[::-1]
+        begin, length = round(segment.source_start_seconds * rate), round(segment.length_seconds * rate)
+        # The fades at the ends of a part lie outside its window where the file goes on.
+        before, after = min(fade, begin), max(0, min(fade, len(source) - begin - length))
+        if segment.loop:
+            low, high = (round(seconds * rate) for seconds in segment.loop)
+            before = after = fade
+            part = loop_to(source[low:high], begin - low - fade, length + 2 * fade, round(LOOP_CROSSFADE_SECONDS * rate))
+        else:
+            part = source[begin - before : begin + length + after].copy()
+        rise, fall = (min(max(size, edge), len(part)) for size in (before, after))
+        part[:rise] *= _ramp(rise)
+        part[len(part) - fall :] *= _ramp(fall)[::-1]
         _add(sound, part, lead + round(segment.offset_seconds * rate) - before)
     return sound, lead
 

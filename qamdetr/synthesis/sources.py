@@ -3,13 +3,11 @@
 Folder format. `clips.csv` has the column `file_name` and, where wanted, `group`, `extend`, any columns that begin with `caption`,
 and `license`, `license_url`, `author`, `title`, `source`; other columns are ignored, so Clotho's own captions CSV is accepted as it is.
 `group` is a path such as `speech/man` (default: the file's stem). `groups.csv` (`group,caption`) holds further captions. A caption of group
-G is about every clip whose group is G or lies below G. `attribution.csv` (`file` or `file_name`, and the licence columns) is merged in.
+G is about every clip whose group is G or lies below G. `attribution.csv` (`file` or `file_name`, and the licence columns) is merged in, in
+the backgrounds folder too, which needs no table.
 
 Where there is no `clips.csv`, each clip is captioned by the subfolder that it lies in, or else by its own file name without numbers:
 `dog barking/01.wav` and `dog_barking_2.wav` are both "dog barking".
-
-The backgrounds folder needs no table. Where a background holds a sound that clips hold too, `backgrounds.csv` (`file_name,groups`, groups
-apart by `;`) says so: scenes over it neither contain nor ask about these groups. An `attribution.csv` may lie there as well.
 """
 
 from __future__ import annotations
@@ -17,9 +15,8 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +49,9 @@ class Clip:
     file: str  # relative to the clips folder
     group: str  # what sounds, as a path such as `speech/man`
     extend: str  # how longer events are made: `no` (as it is), `loop` (a texture), `repeat` (a single event, played again)
-    duration_seconds: float
-    active: tuple[Window, ...]  # where the file sounds, in seconds; sorted, silences over `SHORT_SILENCE_SECONDS` apart
+    duration_seconds: float = 0.0
+    active: tuple[Window, ...] = ()  # where the file sounds, in seconds; sorted, silences over `SHORT_SILENCE_SECONDS` apart
+    source: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)  # licence, author and so on, as far as known
 
     @property
     def stretches(self) -> tuple[Window, ...]:
@@ -63,11 +61,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Background:
-    """One background recording: path relative to the backgrounds folder, length, and the groups that are heard in it all along."""
+    """One background recording: path relative to the backgrounds folder, length, source as of a `Clip`."""
 
     file: str
     duration_seconds: float
-    groups: tuple[str, ...] = ()
+    source: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,6 @@ class Library:
     clips: tuple[Clip, ...]
     captions: Mapping[str, tuple[str, ...]]  # group -> its captions; without captions it only ever serves as a distractor
     backgrounds: tuple[Background, ...] = ()
-    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # file -> licence, author and so on, as far as known
-    background_sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_library(clips_dir: Path, backgrounds_dir: Path | None) -> Library:
@@ -88,24 +84,23 @@ def read_library(clips_dir: Path, backgrounds_dir: Path | None) -> Library:
     """
     table = clips_dir / "clips.csv"
     named = clips_by_name(clips_dir) if clips_dir.is_dir() and not table.exists() else {}
-    rows = sorted(_Row(path.relative_to(clips_dir).as_posix(), name, "no", (name,), {}) for path, name in named.items())
-    rows = rows or _rows_of_table(table)
-    groups = {row.group for row in rows}
-    captions: dict[str, set[str]] = {group: set() for group in groups}
-    for group, caption in [(row.group, text) for row in rows for text in row.captions] + _read_groups(clips_dir / "groups.csv", groups):
+    captioned = [(Clip(path.relative_to(clips_dir).as_posix(), name, "no"), [name]) for path, name in named.items()]
+    captioned = sorted(captioned or _read_clips(table), key=lambda pair: pair[0].file)
+    captions: dict[str, set[str]] = {clip.group: set() for clip, _ in captioned}
+    about = [(clip.group, text) for clip, texts in captioned for text in texts]
+    for group, caption in about + _read_groups(clips_dir / "groups.csv", set(captions)):
         captions.setdefault(group, set()).add(caption)
     if not any(captions.values()):
-        raise DataError(f"{table} holds {len(rows)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv.")
-    backgrounds = _read_backgrounds(backgrounds_dir, {(clips_dir / row.file).resolve() for row in rows})
-    measured = [_measure_clip(clips_dir, row) for row in rows]
+        raise DataError(f"{table} holds {len(captioned)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv.")
+    backgrounds = _read_backgrounds(backgrounds_dir, {(clips_dir / clip.file).resolve() for clip, _ in captioned})
+    sources = _read_attribution(clips_dir)
+    measured = [_measure(clips_dir, replace(clip, source={**clip.source, **sources.get(clip.file, {})})) for clip, _ in captioned]
     if faults := [fault for fault in measured if isinstance(fault, str)]:
         raise DataError(f"{table}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them.")
     return Library(
         clips=tuple(clip for clip in measured if isinstance(clip, Clip)),
         captions={group: tuple(sorted(texts)) for group, texts in sorted(captions.items())},
         backgrounds=backgrounds,
-        sources=_merge_attribution(clips_dir, {row.file: row.source for row in rows}),
-        background_sources=_merge_attribution(backgrounds_dir, {background.file: {} for background in backgrounds}),
     )
 
 
@@ -166,32 +161,22 @@ def clips_by_name(folder: Path) -> dict[Path, str]:
     return {path: spoken(path.stem if path.parent == folder else path.parent.name) for path in clips}
 
 
-class _Row(NamedTuple):
-    file: str
-    group: str
-    extend: str
-    captions: tuple[str, ...]
-    source: dict[str, str]
-
-
-def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+def _read_table(path: Path, *required: str) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, column -> stripped value) per row; column names in lower case with aliases resolved."""
     rows = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             header = [COLUMN_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in next(reader, [])]
-            for name in required:
-                if name not in header:
-                    raise DataError(f"{path}:1: no column {name!r} among {header}", "the first line must name the columns")
+            for name in (name for name in required if name not in header):
+                raise DataError(f"{path}:1: no column {name!r} among {header}", "the first line must name the columns")
             for values in (values for values in reader if any(map(str.strip, values))):
                 where = f"{path}:{reader.line_num}"
                 if len(values) > len(header):
                     raise DataError(f"{where}: {len(values)} values for {len(header)} columns", "put values that hold commas in quotes")
-                row = dict.fromkeys(header, "") | dict(zip(header, (value.strip() for value in values), strict=False))
-                for name in required:
-                    if not row[name]:
-                        raise DataError(f"{where}: {name} is empty", "fill it in or remove the line")
+                row = dict.fromkeys(header, "") | dict(zip(header, map(str.strip, values), strict=False))
+                for name in (name for name in required if not row[name]):
+                    raise DataError(f"{where}: {name} is empty", "fill it in or remove the line")
                 rows.append((reader.line_num, row))
     except OSError as error:
         remedy = f"it must be a CSV table with the columns {', '.join(required)}"
@@ -201,11 +186,11 @@ def _read_table(path: Path, required: tuple[str, ...]) -> list[tuple[int, dict[s
     return rows
 
 
-def _rows_of_table(path: Path) -> list[_Row]:
-    """Read `clips.csv`; checks fields and that every file is there."""
+def _read_clips(path: Path) -> list[tuple[Clip, list[str]]]:
+    """Read `clips.csv`: clips, not yet measured, and their captions; checks fields and that every file is there."""
     lines: dict[str, int] = {}
-    rows = []
-    for line, values in _read_table(path, required=("file_name",)):
+    captioned = []
+    for line, values in _read_table(path, "file_name"):
         file = PurePosixPath(values["file_name"]).as_posix()
         if file in lines:
             raise DataError(f"{path}:{line}: file_name {file!r} stands already on line {lines[file]}", "keep one of the two")
@@ -214,25 +199,20 @@ def _rows_of_table(path: Path) -> list[_Row]:
         if extend not in EXTEND_MODES:
             raise DataError(f"{path}:{line}: extend is {extend!r}; it must be one of {', '.join(EXTEND_MODES)}.")
         group = _clean_group(values.get("group") or PurePosixPath(file).stem, path, line)
-        captions = tuple(value for name, value in values.items() if name.startswith("caption") and value)
-        rows.append(_Row(file, group, extend, captions, {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}))
-    if not rows:
+        captions = [value for name, value in values.items() if name.startswith("caption") and value]
+        captioned.append((Clip(file, group, extend, source=_source_of(values)), captions))
+    if not lines:
         raise DataError(f"{path} lists 0 clips; at least 1 is needed: add one line per clip.")
-    _check_files(path, lines)
-    return sorted(rows)
-
-
-def _check_files(table: Path, lines: Mapping[str, int]) -> None:
-    missing = [f"{file} (line {line})" for file, line in lines.items() if not (table.parent / file).is_file()]
-    if missing:
-        what = f"{table}: file_name: {len(missing)} of {len(lines)} files are not in {table.parent}: {', '.join(missing)}."
+    if missing := [f"{file} (line {line})" for file, line in lines.items() if not (path.parent / file).is_file()]:
+        what = f"{path}: file_name: {len(missing)} of {len(lines)} files are not in {path.parent}: {', '.join(missing)}."
         raise DataError(f"{what} Add them or remove the lines.")
+    return captioned
 
 
 def _read_groups(path: Path, known: set[str]) -> list[tuple[str, str]]:
     """Read `groups.csv` when there is one; each group must be, or contain, a group of a clip."""
     rows = []
-    for line, values in _read_table(path, required=("group", "caption")) if path.is_file() else ():
+    for line, values in _read_table(path, "group", "caption") if path.is_file() else ():
         group = _clean_group(values["group"], path, line)
         if not any(is_within(name, group) for name in known):
             raise DataError(f"{path}:{line}: group {group!r} holds no clip of clips.csv", "correct the name or remove the line")
@@ -252,25 +232,25 @@ def _clean_group(text: str, path: Path, line: int) -> str:
     return "/".join(parts)
 
 
-def _merge_attribution(folder: Path | None, sources: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Add to each file's source what the folder's `attribution.csv` says of it, where there is one."""
-    merged = {file: dict(source) for file, source in sources.items()}
-    if folder is not None and (folder / "attribution.csv").is_file():
-        for _, values in _read_table(folder / "attribution.csv", required=("file_name",)):
-            file = PurePosixPath(values["file_name"]).as_posix()
-            if file in merged:
-                merged[file] |= {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}
-    return merged
+def _read_attribution(folder: Path) -> dict[str, dict[str, str]]:
+    """Read what the folder's `attribution.csv`, where there is one, says of each file."""
+    path = folder / "attribution.csv"
+    rows = _read_table(path, "file_name") if path.is_file() else ()
+    return {PurePosixPath(values["file_name"]).as_posix(): _source_of(values) for _, values in rows}
 
 
-def _measure_clip(folder: Path, row: _Row) -> Clip | str:
+def _source_of(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}
+
+
+def _measure(folder: Path, clip: Clip) -> Clip | str:
     """Find where a clip sounds, or what is wrong with it."""
-    sound = Sound(folder / row.file)
+    sound = Sound(folder / clip.file)
     try:
-        active = find_active(sound.samples(), sound.rate_hz, row.extend)
+        active = find_active(sound.samples(), sound.rate_hz, clip.extend)
     except QamDetrError as error:
-        return f"{row.file} ({error})"
-    return Clip(row.file, row.group, row.extend, sound.duration_seconds, active) if active else f"{row.file} (silent throughout)"
+        return f"{clip.file} ({error})"
+    return replace(clip, duration_seconds=sound.duration_seconds, active=active) if active else f"{clip.file} (silent throughout)"
 
 
 def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Background, ...]:
@@ -278,17 +258,11 @@ def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Backg
         return ()
     if not folder.is_dir():
         raise DataError(f"Backgrounds folder {folder} does not exist", "give an existing folder, or none for synthesised pink noise")
-    heard: dict[str, tuple[str, ...]] = {}
-    table, lines = folder / "backgrounds.csv", {}
-    for line, values in _read_table(table, required=("file_name", "groups")) if table.is_file() else ():
-        file = PurePosixPath(values["file_name"]).as_posix()
-        lines[file] = line
-        heard[file] = tuple(sorted({_clean_group(group, table, line) for group in values["groups"].split(";") if group.strip()}))
-    _check_files(table, lines)
     # A clip that is also a background would sound outside its own truth.
     files = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
         if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file() and path.resolve() not in clip_paths
     }
-    return tuple(Background(file, Sound(files[file]).duration_seconds, heard.get(file, ())) for file in sorted(files))
+    sources = _read_attribution(folder)
+    return tuple(Background(file, Sound(files[file]).duration_seconds, sources.get(file, {})) for file in sorted(files))

@@ -21,7 +21,6 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from qamdetr.data.manifest import QueryEntry, write_manifest
@@ -50,8 +49,7 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
     planner = ScenePlanner(library, recipe)
     plans = [planner.plan(index) for index in range(recipe.num_scenes)]
     if not any(plan.queries for plan in plans):
-        what = f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries"
-        raise DataError(what, "give captions to more groups, or name fewer groups in backgrounds.csv")
+        raise DataError(f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries", "give captions to more groups")
     try:
         _claim(output, library, recipe)
         _render_all(planner, SourceCache(clips, backgrounds, recipe.sample_rate_hz), output / "audio")
@@ -120,58 +118,28 @@ def _used_sources(plans: Sequence[ScenePlan], library: Library) -> list[dict[str
     """One row per source file that is heard in a scene: role, file, licence and so on."""
     clips = {segment.file for plan in plans for event in plan.events for segment in event.segments}
     backgrounds = {part.file for plan in plans for part in plan.backgrounds}
-    rows = [{"role": "clip", "file": file, **library.sources.get(file, {})} for file in sorted(clips)]
-    return rows + [{"role": "background", "file": file, **library.background_sources.get(file, {})} for file in sorted(backgrounds)]
+    rows = [{"role": "clip", "file": clip.file, **clip.source} for clip in library.clips if clip.file in clips]
+    return rows + [{"role": "background", "file": b.file, **b.source} for b in library.backgrounds if b.file in backgrounds]
 
 
 def _data_card(plans: Sequence[ScenePlan], library: Library, recipe: SceneRecipe, used: Sequence[dict[str, str]]) -> str:
-    """Write the data card: what is in the folder, measured statistics, sources with licences, recipe."""
+    """Write the data card: what is in the folder, and its sources with their licences."""
     queries = [query for plan in plans for query in plan.queries]
-    present = [query for query in queries if query.windows]
-    durations = [plan.duration_seconds for plan in plans]
-    widths = [end - start for query in present for start, end in query.windows]
-    absent, counts = len(queries) - len(present), Counter(len(query.windows) for query in present)
     licences = Counter((row["role"], row.get("license", "not stated")) for row in used)
-    histogram = ", ".join(f"{number}: {100 * counts[number] / len(present):.1f} %" for number in sorted(counts)) or "none"
     background = "recordings" if library.backgrounds else "synthesised pink noise"
     sources = "\n".join(f"| {role} | {licence} | {number} |" for (role, licence), number in sorted(licences.items()))
     return f"""# Synthesised scenes `{recipe.name}`, seed {recipe.seed}
 
-Recordings for audio moment retrieval, made with `python -m qamdetr synthesize` after the Clotho-Moment recipe (settings: `recipe.json`):
-captioned clips laid over backgrounds at random times and levels. The sounds are those of the sources; that they meet, and when,
-is synthetic.
+{len(plans)} recordings ({sum(plan.duration_seconds for plan in plans) / 3600:.2f} hours) for audio moment retrieval, made with
+`python -m qamdetr synthesize` after the Clotho-Moment recipe: captioned clips laid over {background} at random times and levels. The sounds
+are those of the sources; that they meet, and when, is synthetic. There are {len(queries)} queries, {sum(not q.windows for q in queries)} \
+of them about a sound that is absent; `python -m qamdetr data-report manifest.jsonl` says more.
 
-| file | what |
-|---|---|
-| `audio/{{vid}}.flac` | mono, {recipe.sample_rate_hz} Hz, 16 bit |
-| `manifest.jsonl` | one query per line: qid, query, duration, vid, relevant_windows in seconds (empty: the sound is absent) |
-| `scenes.jsonl` | every event: group, windows, SNR in dB over the background around it, clips |
-| `recipe.json` | the settings, and a digest of the sources |
-| `attribution.csv` | the sources used, with author and licence as far as stated |
-
-## Measured
-
-| | |
-|---|---|
-| recordings | {len(plans)} ({sum(durations) / 3600:.2f} hours) over {background} |
-| queries | {len(queries)} ({len({query.text for query in queries})} different texts) |
-| absent queries | {absent} ({100 * absent / max(1, len(queries)):.1f} %) |
-| events | {sum(len(plan.events) for plan in plans)} of {len({e.group for plan in plans for e in plan.events})} groups |
-| recording length, seconds | {_quantiles(durations)} |
-| window width, seconds | {_quantiles(widths)} |
-| event SNR, dB | {_quantiles([event.snr_db for plan in plans for event in plan.events])} |
-| windows per present query | {histogram} |
-
-## Sources
+`audio/{{vid}}.flac` are mono, {recipe.sample_rate_hz} Hz, 16 bit; a line of `manifest.jsonl` is a query with windows in seconds (none: the
+sound is absent); `scenes.jsonl` has every event with its SNR in dB over the background there; `recipe.json` has the settings.
+`attribution.csv` lists the sources, with author and licence as far as stated:
 
 | role | licence | files |
 |---|---|---|
 {sources}
 """
-
-
-def _quantiles(values: Sequence[float]) -> str:
-    if not values:
-        return "none"
-    low, quarter, median, three_quarters, high = np.percentile(values, [0, 25, 50, 75, 100])
-    return f"{low:.1f} to {high:.1f}, median {median:.1f}, middle half {quarter:.1f} to {three_quarters:.1f}"

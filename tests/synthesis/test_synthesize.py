@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qamdetr.data.manifest import read_manifest
-from qamdetr.errors import ConfigError, DataError, QamDetrError
+from qamdetr.errors import DataError
 from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis import render as scene_audio
 from qamdetr.synthesis.plan import BackgroundPart, ScenePlanner
@@ -80,19 +79,19 @@ def backgrounds_dir(tmp_path):
     return folder
 
 
-def wide_library(num_groups: int = 24, takes: int = 6, *, backgrounds: tuple[Background, ...] = ()) -> Library:
-    """A library without audio: three kinds of clips of 0.3 to 8 s, groups under four parents, every third with captions of its parent."""
+def wide_library() -> Library:
+    """A library without audio: three kinds of clips of 0.3 to 8 s, groups under four parents, which have captions too."""
     rng = np.random.default_rng(7)
     clips, captions = [], {f"kind{k}": (f"any sound of kind {k}",) for k in range(4)}
-    for number in range(num_groups):
+    for number in range(24):
         group = f"kind{number % 4}/sound{number:02d}"
         captions[group] = (f"sound {number}", f"hear {number}", f"shared {number % 8}")
-        for take in range(takes):
+        for take in range(6):
             seconds = float(rng.uniform(0.3, 8))
             whole, split = ((0.1, 0.3 + seconds),), ((0.1, 0.1 + seconds / 3), (0.3 + seconds / 2, 0.3 + seconds))
             active = split if take % 3 == 0 else whole
             clips.append(Clip(f"{group}_{take}.wav", group, ("no", "loop", "repeat")[number % 3], 0.4 + seconds, active))
-    return Library(tuple(sorted(clips, key=lambda clip: clip.file)), captions, backgrounds)
+    return Library(tuple(sorted(clips, key=lambda clip: clip.file)), captions)
 
 
 def owners_of(library, text):
@@ -147,8 +146,8 @@ def test_plan_keeps_its_promises(seed, index, scene, groups, gap, overlap, absen
         seed=seed, min_scene_seconds=scene, max_scene_seconds=scene * 2, min_groups=1, max_groups=groups, min_gap_seconds=gap,
         overlap_share=overlap, absent_share=absent, captions_per_target=captions,
     )  # fmt: skip
-    library = wide_library(backgrounds=(Background("street.wav", 12.0),))
-    plan = ScenePlanner(library, replace(recipe)).plan(index)
+    library = replace(wide_library(), backgrounds=(Background("street.wav", 12.0),))
+    plan = ScenePlanner(library, recipe).plan(index)
     # Lengths are rounded to tenths of a second.
     check_plan(plan, library, replace(recipe, min_scene_seconds=max(5, scene - 0.05), max_scene_seconds=scene * 2 + 0.05))
 
@@ -162,19 +161,22 @@ def test_lengths_and_counts_look_like_castella():
     counts = np.array([len(query.windows) for query in present])
     durations = [plan.duration_seconds for plan in plans]
     assert 60 <= min(durations) <= max(durations) <= 300
-    assert 150 <= np.median(durations) <= 230  # CASTELLA test: 230, val: 150
-    assert 3 <= np.median(widths) <= 6  # CASTELLA: 4
-    # CASTELLA's boundaries are whole seconds: 10-15 % of its windows are 1 s wide, 41-47 % up to 3 s, 73-78 % up to 10 s.
-    assert 0.08 <= np.mean(widths <= 1.5) <= 0.25
-    assert 0.30 <= np.mean(widths <= 3.5) <= 0.55
-    assert 0.65 <= np.mean(widths <= 10.5) <= 0.92
-    assert np.mean(widths <= 30) >= 0.99
-    assert np.percentile(widths, 90) >= 10
-    assert 0.35 <= np.mean(counts == 1) <= 0.60  # CASTELLA: 0.43 to 0.48
-    assert np.mean(counts <= 8) >= 0.9
-    assert np.mean(counts >= 4) >= 0.10
-    assert np.mean([not query.windows for query in queries]) == pytest.approx(0.1, abs=0.02)
-    assert 2 <= len(queries) / len(plans) <= 8
+    for low, value, high in (
+        (150, np.median(durations), 230),  # CASTELLA test: 230, val: 150
+        (3, np.median(widths), 6),  # CASTELLA: 4
+        # CASTELLA's boundaries are whole seconds: 10-15 % of its windows are 1 s wide, 41-47 % up to 3 s, 73-78 % up to 10 s.
+        (0.08, np.mean(widths <= 1.5), 0.25),
+        (0.30, np.mean(widths <= 3.5), 0.55),
+        (0.65, np.mean(widths <= 10.5), 0.92),
+        (0.99, np.mean(widths <= 30), 1),
+        (10, np.percentile(widths, 90), 30),
+        (0.35, np.mean(counts == 1), 0.60),  # CASTELLA: 0.43 to 0.48
+        (0.9, np.mean(counts <= 8), 1),
+        (0.10, np.mean(counts >= 4), 1),
+        (0.08, np.mean([not query.windows for query in queries]), 0.12),
+        (2, len(queries) / len(plans), 8),
+    ):
+        assert low <= value <= high
 
 
 def test_a_plan_depends_on_seed_and_number_only_and_overlaps_as_often_as_asked():
@@ -192,34 +194,26 @@ def test_a_plan_depends_on_seed_and_number_only_and_overlaps_as_often_as_asked()
     assert overlaps(0.5) > 40
 
 
-def test_sound_of_the_background_is_neither_planted_nor_asked_about():
-    library = wide_library(backgrounds=(Background("street.wav", 30.0, groups=("kind0", "kind1/sound01")),))
-    planner = ScenePlanner(library, SceneRecipe(absent_share=0.5))
-    plans = [planner.plan(index) for index in range(40)]
-    heard = ("kind0", "kind1/sound01")
-    assert not any(below(event.group, group) for plan in plans for event in plan.events for group in heard)
-    owners = {owner for plan in plans for query in plan.queries for owner in owners_of(library, query.text)}
-    assert owners
-    assert not any(below(owner, group) or below(group, owner) for owner in owners for group in heard)
-
-
 # --- sources ---
 
 
-def test_find_active_trims_and_splits():
-    samples = np.concatenate([silence(0.5), tone(0.5, 400), silence(0.05), tone(0.5, 400), silence(2), tone(1, 400), silence(0.7)])
-    clip = Clip("x.wav", "x", "no", len(samples) / RATE_HZ, find_active(samples, RATE_HZ))
-    assert np.array(clip.stretches) == pytest.approx(np.array([[0.5, 1.55], [3.55, 4.55]]), abs=0.011)
+CLICKS = [silence(0.5), tone(0.01, 400, 0.4), silence(2), tone(0.01, 400, 0.8), silence(1)]
+NOISE = 0.1 + 0.001 * np.random.default_rng(0).standard_normal(3 * RATE_HZ).astype(np.float32)
 
 
-def test_find_active_ignores_noise_offset_and_faint_stretches():
-    faint = 0.02 * tone(0.5, 400)
-    noise = 0.001 * np.random.default_rng(0).standard_normal(3 * RATE_HZ).astype(np.float32)
-    samples = np.concatenate([silence(0.5), tone(0.5, 400), silence(1.2), faint, silence(0.3)]) + noise + 0.1
-    assert np.array(find_active(samples, RATE_HZ)) == pytest.approx(np.array([[0.5, 1.0]]), abs=0.011)
-    assert find_active(silence(1), RATE_HZ) == ()
-    clicks = np.concatenate([silence(0.5), tone(0.01, 400, 0.4), silence(2), tone(0.01, 400, 0.8), silence(1)])
-    assert np.array(find_active(clicks, RATE_HZ)) == pytest.approx(np.array([[2.51, 2.52]]), abs=0.011)
+@pytest.mark.parametrize(
+    ("samples", "stretches"),
+    [
+        ([silence(0.5), tone(0.5, 400), silence(0.05), tone(0.5, 400), silence(2), tone(1, 400)], [(0.5, 1.55), (3.55, 4.55)]),
+        # Noise, an offset and a faint stretch are no sound.
+        ([silence(0.5) + NOISE[:4000], tone(0.5, 400) + 0.1, NOISE[:9600], 0.02 * tone(0.5, 400) + NOISE[:4000]], [(0.5, 1.0)]),
+        (CLICKS, [(2.51, 2.52)]),  # the loudest one
+        ([silence(1)], []),
+    ],
+)
+def test_find_active_trims_and_splits(samples, stretches):
+    clip = Clip("x.wav", "x", "no", active=find_active(np.concatenate(samples), RATE_HZ))
+    assert np.array(clip.stretches) == pytest.approx(np.array(stretches), abs=0.011)
 
 
 def test_clotho_captions_are_accepted_as_they_are(tmp_path):
@@ -252,8 +246,9 @@ def test_a_clip_is_never_also_a_background_and_licences_come_from_either_table(c
     write_table(clips_dir / "attribution.csv", ["file", "license", "author"], [("bell.wav", "CC-BY", "Ann"), ("unknown.wav", "CC0", "Bo")])
     library = read_library(clips_dir, clips_dir)
     assert [background.file for background in library.backgrounds] == ["street.wav"]
-    assert library.sources["bell.wav"] == {"license": "CC-BY", "author": "Ann"}
-    assert library.sources["horn.wav"] == {"license": "CC0"}
+    sources = {clip.file: clip.source for clip in library.clips}
+    assert sources["bell.wav"] == {"license": "CC-BY", "author": "Ann"}
+    assert sources["horn.wav"] == {"license": "CC0"}
 
 
 # Other faults of tables stand in tests/golden/mistakes.tsv.
@@ -278,24 +273,10 @@ def test_faulty_clip_tables_are_named(clips_dir, rows, match):
     assert "\n" not in str(caught.value)
 
 
-def test_faulty_groups_and_backgrounds_are_named(clips_dir, backgrounds_dir):
-    write_table(backgrounds_dir / "backgrounds.csv", ["file_name", "groups"], [("street0.flac", "horn; animal"), ("gone.wav", "horn")])
-    with pytest.raises(DataError, match=r"gone.wav \(line 3\)"):
-        read_library(clips_dir, backgrounds_dir)
-    write_table(backgrounds_dir / "backgrounds.csv", ["file_name", "groups"], [("street0.flac", "horn; animal")])
-    assert [b.groups for b in read_library(clips_dir, backgrounds_dir).backgrounds] == [("animal", "horn"), ()]
+def test_captions_of_a_group_without_clips_are_named(clips_dir):
     write_table(clips_dir / "groups.csv", ["group", "caption"], [("animal", "An animal"), ("anmial", "An animal")])
     with pytest.raises(DataError, match=r"groups.csv:3: group 'anmial'"):
         read_library(clips_dir, None)
-
-
-# --- recipe ---
-
-
-@pytest.mark.parametrize(("setting", "value"), [("seed", -1), ("absent_share", 1.0), ("min_gap_seconds", 0.5), ("max_groups", 2)])
-def test_recipe_values_out_of_range_are_named(setting, value):
-    with pytest.raises(ConfigError, match=setting):
-        SceneRecipe(**{setting: value})
 
 
 # --- audio ---
@@ -386,13 +367,10 @@ def test_data_set_is_complete_and_true_to_its_plan(clips_dir, backgrounds_dir, t
         information = soundfile.info(output / "audio" / f"{entry.vid}.flac")
         assert (information.channels, information.samplerate, information.subtype) == (1, RATE_HZ, "PCM_16")
         assert information.frames == round(entry.duration_seconds * RATE_HZ)
-    raw = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    assert all(list(line) == ["qid", "query", "duration", "vid", "relevant_windows"] for line in raw)
     card = (output / "README.md").read_text(encoding="utf-8")
-    assert f"| queries | {len(entries)} " in card
+    assert f"There are {len(entries)} queries, " in card
     assert "| clip | CC0 |" in card
     assert str(tmp_path) not in card
-    assert not list(output.rglob("*.partial*"))
 
 
 def read_tree(folder):
@@ -427,29 +405,6 @@ def test_without_backgrounds_there_is_quiet_pink_noise(clips_dir, tmp_path):
     assert 0 < noise < 0.1 * loudest
 
 
-def test_interrupted_run_goes_on_and_another_recipe_is_refused(clips_dir, backgrounds_dir, tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    synthesize(clips_dir, backgrounds_dir, whole, SMALL)
-    broken = tmp_path / "broken"
-    calls = []
-
-    def stop_at_third(plan, sources, fade_seconds):
-        calls.append(plan.vid)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return render(plan, sources, fade_seconds)
-
-    monkeypatch.setattr(scene_audio, "render", stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        synthesize(clips_dir, backgrounds_dir, broken, SMALL)
-    assert not (broken / "manifest.jsonl").exists()
-    with pytest.raises(DataError, match="unfinished"):
-        synthesize(clips_dir, backgrounds_dir, broken, replace(SMALL, seed=9))
-    synthesize(clips_dir, backgrounds_dir, broken, SMALL)
-    assert calls[3:] == ["scene_0_00002"]
-    assert read_tree(broken) == read_tree(whole)
-
-
 def kill_while_writing(path):
     script = (
         "import os, sys; from pathlib import Path; from qamdetr.files import replacing\n"
@@ -459,16 +414,28 @@ def kill_while_writing(path):
     assert list(path.parent.glob(f".*{path.suffix}"))
 
 
-def test_what_a_killed_run_left_half_written_does_not_stop_the_next(clips_dir, backgrounds_dir, tmp_path):
-    output = tmp_path / "out"
-    kill_while_writing(output / "recipe.json")
-    synthesize(clips_dir, backgrounds_dir, output, SMALL)
-    whole = read_tree(output)
-    for name in ("manifest.jsonl", "audio/scene_0_00001.flac"):
-        (output / name).unlink()
-        kill_while_writing(output / name)
-    synthesize(clips_dir, backgrounds_dir, output, SMALL)
-    assert read_tree(output) == whole
+def test_interrupted_run_goes_on_and_another_recipe_is_refused(clips_dir, backgrounds_dir, tmp_path, monkeypatch):
+    whole, broken, calls = tmp_path / "whole", tmp_path / "broken", []
+    synthesize(clips_dir, backgrounds_dir, whole, SMALL)
+
+    def stop_at_third(plan, sources, fade_seconds):
+        calls.append(plan.vid)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return render(plan, sources, fade_seconds)
+
+    monkeypatch.setattr(scene_audio, "render", stop_at_third)
+    kill_while_writing(broken / "recipe.json")
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(clips_dir, backgrounds_dir, broken, SMALL)
+    for name in ("manifest.jsonl", "audio/scene_0_00002.flac"):
+        assert not (broken / name).exists()
+        kill_while_writing(broken / name)
+    with pytest.raises(DataError, match="unfinished"):
+        synthesize(clips_dir, backgrounds_dir, broken, replace(SMALL, seed=9))
+    synthesize(clips_dir, backgrounds_dir, broken, SMALL)
+    assert calls[3:] == ["scene_0_00002"]
+    assert read_tree(broken) == read_tree(whole)
 
 
 @pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -498,11 +465,9 @@ def test_nothing_is_overwritten(clips_dir, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.jsonl", "notes.txt"]
 
 
-def test_too_few_groups_and_no_queries_are_named(clips_dir, backgrounds_dir, tmp_path):
-    with pytest.raises(QamDetrError, match="min_groups"):
-        synthesize(clips_dir, None, tmp_path / "out", replace(SMALL, min_groups=9, max_groups=9))
-    everything = ";".join(("animal", "water", "bell", "horn"))
-    write_table(backgrounds_dir / "backgrounds.csv", ["file_name", "groups"], [(f"street{n}.flac", everything) for n in range(2)])
+def test_scenes_without_any_query_are_refused(clips_dir, tmp_path):
+    write_table(clips_dir / "groups.csv", ["group", "caption"], [("horn", "A horn sounds")])
+    recipe = replace(SMALL, num_scenes=1, min_groups=1, max_groups=1, seed=4)
     with pytest.raises(DataError, match="0 queries"):
-        synthesize(clips_dir, backgrounds_dir, tmp_path / "out", SMALL)
+        synthesize(clips_dir, None, tmp_path / "out", recipe)
     assert not (tmp_path / "out").exists()

@@ -220,7 +220,7 @@ def test_a_table_of_clips_counts_and_its_captions_and_licences_come_along(tmp_pa
     write_clips(clips.groups["tone/low"], clips.folder, tmp_path / "out")
     library = read_library(tmp_path / "out", None)
     assert (library.captions["tone"], library.captions["tone/low"]) == (("any tone",), ("a deep tone", "a low tone"))
-    assert [source.get("license") for source in library.sources.values()] == ["CC0", None]
+    assert [clip.source.get("license") for clip in library.clips] == ["CC0", None]
 
 
 def test_each_sound_keeps_one_clip_in_five_back_and_names_say_what_is_heard(tmp_path):

@@ -84,8 +84,8 @@ def write_manifest(path: str | Path, entries: Iterable[QueryEntry]) -> None:
 
     def line(entry: QueryEntry) -> dict[str, Any]:
         windows = entry.relevant_windows
-        fields = {"qid": _qid_out(entry), "query": entry.query, "duration": _short(entry.duration_seconds), "vid": entry.vid}
-        return fields if windows is None else {**fields, "relevant_windows": [[_short(start), _short(end)] for start, end in windows]}
+        fields = {"qid": raw_qid(entry), "query": entry.query, "duration": short(entry.duration_seconds), "vid": entry.vid}
+        return fields if windows is None else {**fields, "relevant_windows": [[short(start), short(end)] for start, end in windows]}
 
     _write_lines(Path(path), (line(entry) for entry in entries))
 
@@ -103,7 +103,7 @@ def write_predictions(path: str | Path, entries: Iterable[PredictionEntry]) -> N
 
     def line(entry: PredictionEntry) -> dict[str, Any]:
         windows = [list(window) for window in entry.pred_relevant_windows]
-        return {"qid": _qid_out(entry), "query": entry.query, "vid": entry.vid, "pred_relevant_windows": windows}
+        return {"qid": raw_qid(entry), "query": entry.query, "vid": entry.vid, "pred_relevant_windows": windows}
 
     _write_lines(Path(path), (line(entry) for entry in entries))
 
@@ -220,11 +220,12 @@ def is_finite_number(value: object) -> bool:
         return False
 
 
-def _qid_out(entry: QueryEntry | PredictionEntry) -> str | int:
+def raw_qid(entry: QueryEntry | PredictionEntry) -> str | int:
+    """Return the qid as the manifest's file holds it."""
     return int(entry.qid) if entry.numeric_qid else entry.qid
 
 
-def _short(seconds: float) -> float | int:
+def short(seconds: float) -> float | int:
     """Write whole seconds as `52`, as the field's files have them, others as they are."""
     return int(seconds) if seconds == int(seconds) else seconds
 

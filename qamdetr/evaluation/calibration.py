@@ -23,22 +23,18 @@ CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
 
 
 def calibrate_found_threshold(present_scores: Sequence[float], absent_scores: Sequence[float]) -> tuple[float, float]:
-    """Choose the threshold with the best balanced accuracy of `score >= threshold` as "the sound is there".
+    """Choose the threshold with the best balanced accuracy of `score >= threshold` as "the sound is there"; returns both, in [0, 1].
 
     Scores are the best decoder score of each query, whose sound is in its recording or is not. Balanced: the mean of the share of present
-    queries found and the share of absent queries refused, so that their numbers do not matter. It lies half-way between two scores.
-
-    Returns:
-        Threshold and balanced accuracy, both in [0, 1]; `(0, 0.5)`, "always found", when one side is empty.
+    queries found and the share of absent queries refused. It lies half-way between two scores; when one side is empty, it is 0.
     """
     if not present_scores or not absent_scores:
         return 0.0, 0.5
     present, absent = np.sort(present_scores), np.sort(absent_scores)
-    edges = np.unique(np.concatenate([[0.0], present, absent, [1.0]]))
+    edges = np.unique([0.0, *present, *absent, 1.0])
     thresholds = (edges[:-1] + edges[1:]) / 2
-    found = 1 - np.searchsorted(present, thresholds, side="left") / len(present)
-    refused = np.searchsorted(absent, thresholds, side="left") / len(absent)
-    balanced = (found + refused) / 2
+    missed, refused = (np.searchsorted(side, thresholds) / len(side) for side in (present, absent))
+    balanced = (1 - missed + refused) / 2
     best = int(balanced.argmax())
     return float(thresholds[best]), float(balanced[best])
 
@@ -78,13 +74,8 @@ class BetaCurve:
 
     def marks(self, point: BetaPoint) -> list[str]:
         """Say what is special about a point, such as `report` for a weight that the report names."""
-        marks = {
-            "decoder alone": point.beta == 0,
-            "verifier alone": point.beta == 1,
-            "report": point.beta in REPORT_BETAS,
-            "chosen": point == self.chosen,
-            "not in the grid": point not in self.points,
-        }
+        marks = {"decoder alone": point.beta == 0, "verifier alone": point.beta == 1, "report": point.beta in REPORT_BETAS}
+        marks |= {"chosen": point == self.chosen, "not in the grid": point not in self.points}
         return [mark for mark, holds in marks.items() if holds]
 
 
@@ -112,11 +103,10 @@ def verify_manifest(
     *,
     top_k: int,
 ) -> Iterator[list[VerifiedAnswer] | AudioError]:
-    """Go through a manifest; each recording (`vid` -> what `retriever.encode` takes) is encoded once, each query is asked once.
+    """Encode each recording (`vid` -> what `retriever.encode` takes) once and ask each of its queries once.
 
-    `top_k` candidates are kept, as many as the verifier looks at: with another weight the last may come first.
-
-    Yields: Per recording the answers in the order of its queries, or the error of one that cannot be read: the others go on.
+    Yields per recording the answers in the order of its queries, or the error of one that cannot be read. `top_k` candidates are kept, as
+    many as the verifier looks at: with another weight the last may come first.
     """
     by_vid: dict[str, list[QueryEntry]] = {}
     for entry in entries:

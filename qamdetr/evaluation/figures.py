@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from qamdetr.errors import DataError
@@ -48,7 +47,7 @@ def check_figure_path(path: str | Path) -> Path:
 
 def save_figure(systems: Sequence[FigureSystem], path: str | Path) -> None:
     """Draw one or two systems and write the file; it appears whole or not at all."""
-    figure = _new_figure(12, 4)
+    figure = Figure(figsize=(12, 4), layout="constrained")
     recall, precision, lengths = figure.subplots(1, 3)
     _draw_curves(recall, systems, "R1")
     _draw_curves(precision, systems, "mAP")
@@ -67,7 +66,7 @@ def save_figure(systems: Sequence[FigureSystem], path: str | Path) -> None:
 
 def save_beta_figure(curve: BetaCurve, title: str, path: str | Path) -> None:
     """Draw the scores over the weight of the verifier, with the weight that was chosen; as `save_figure`."""
-    figure = _new_figure(7, 4.5)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     betas = [point.beta for point in curve.points]
     for name, colour, marker in zip(CURVE_METRICS, _COLOURS, "os^", strict=True):
@@ -79,12 +78,6 @@ def save_beta_figure(curve: BetaCurve, title: str, path: str | Path) -> None:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(CURVE_METRICS) + 1, frameon=False)
     _write(figure, path)
-
-
-def _new_figure(width_inches: float, height_inches: float) -> Figure:
-    figure = Figure(figsize=(width_inches, height_inches), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _draw_curves(axes: Axes, systems: Sequence[FigureSystem], metric: str) -> None:

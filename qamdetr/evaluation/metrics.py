@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -139,10 +140,8 @@ def query_scores(matching: Matching) -> QueryScores:
 def _average_precision(hits: BoolArray, counts: BoolArray, num_truths: IntArray) -> FloatArray:
     """All-point interpolated AP, `(queries, thresholds)`: each hit adds 1 / truths times the best precision at its rank or later.
 
-    Args:
-        hits: `(ranks, queries, thresholds)` True where the prediction at that rank claims a true window.
-        counts: Broadcasts with `hits`; False where there is no prediction, or one that is neither right nor wrong.
-        num_truths: `(queries,)` at least 1.
+    `hits`, `(ranks, queries, thresholds)`, says whether the prediction at that rank claims a true window; `counts`, which broadcasts with
+    it, is false where there is no prediction, or one that is neither right nor wrong. `num_truths` is `(queries,)`, at least 1.
 
     Source: the VOC 2011 development kit's definition.
     """
@@ -198,18 +197,10 @@ def _by_threshold(values: FloatArray) -> dict[float, float]:
 
 @dataclass(frozen=True)
 class LengthScores(Scores):
-    """Scores of one bucket of window lengths: `num_windows` with `above_seconds < length <= up_to_seconds`, of `num_queries` queries."""
+    """Scores of one bucket of window lengths."""
 
-    above_seconds: float = 0.0
-    up_to_seconds: float = math.inf
+    name: str = ""  # such as `2-5 s`
     num_windows: int = 0
-
-    @property
-    def name(self) -> str:
-        """Such as `2-5 s`."""
-        if self.above_seconds == 0:
-            return f"<= {self.up_to_seconds:g} s"
-        return f"> {self.above_seconds:g} s" if math.isinf(self.up_to_seconds) else f"{self.above_seconds:g}-{self.up_to_seconds:g} s"
 
     def table(self) -> dict[str, Any]:
         """Return the metrics, and both counts."""
@@ -226,23 +217,24 @@ def score_by_length(matching: Matching) -> list[LengthScores]:
 
     Source: the rule for objects out of range in the COCO evaluator, here with one matching for all buckets.
     """
-    edges = (0.0, *LENGTH_EDGES_SECONDS, math.inf)
+    lowest, *_, highest = LENGTH_EDGES_SECONDS
+    names = [f"<= {lowest:g} s", *(f"{low:g}-{high:g} s" for low, high in pairwise(LENGTH_EDGES_SECONDS)), f"> {highest:g} s"]
     # In whole milliseconds, so that 12.3 - 10.3 is 2 seconds.
     bucket_of_truth = np.searchsorted(LENGTH_EDGES_SECONDS, matching.true_seconds.round(3), side="left")
-    return [_score_bucket(matching, bucket_of_truth == bucket, (edges[bucket], edges[bucket + 1])) for bucket in range(len(edges) - 1)]
-
-
-def _score_bucket(matching: Matching, in_bucket: BoolArray, edges: tuple[float, float]) -> LengthScores:
-    """`in_bucket` is `(windows,)` over the true windows."""
-    num_truths = np.bincount(matching.true_query[in_bucket], minlength=len(matching.vids))
-    queries = np.flatnonzero(num_truths)
-    asked = np.append(in_bucket, False)  # index -1 is "no window"
-    reached = matching.first_iou[queries, None] >= np.array(IOU_THRESHOLDS)
-    right = reached & asked[matching.first_truth[queries], None]
-    claimed = matching.claimed[:, queries]
-    counts = (asked[claimed] | (claimed < 0)) & matching.is_prediction[:, queries, None]
-    precision = _average_precision(asked[claimed], counts, num_truths[queries])
-    with np.errstate(invalid="ignore"):  # 0 / 0 where nothing could be right or wrong: NaN is what is meant
-        recall = 100.0 * right.sum(axis=0) / (right | ~reached).sum(axis=0)
-        mean_precision = 100.0 * precision.sum(axis=0) / len(queries)
-    return LengthScores(_by_threshold(recall), _by_threshold(mean_precision), len(queries), 0, *edges, num_windows=int(in_bucket.sum()))
+    buckets = []
+    for bucket, name in enumerate(names):
+        in_bucket = bucket_of_truth == bucket
+        num_truths = np.bincount(matching.true_query[in_bucket], minlength=len(matching.vids))
+        queries = np.flatnonzero(num_truths)
+        asked = np.append(in_bucket, False)  # index -1 is "no window"
+        reached = matching.first_iou[queries, None] >= np.array(IOU_THRESHOLDS)
+        right = reached & asked[matching.first_truth[queries], None]
+        claimed = matching.claimed[:, queries]
+        counts = (asked[claimed] | (claimed < 0)) & matching.is_prediction[:, queries, None]
+        precision = _average_precision(asked[claimed], counts, num_truths[queries])
+        with np.errstate(invalid="ignore"):  # 0 / 0 where nothing could be right or wrong: NaN is what is meant
+            recall = 100.0 * right.sum(axis=0) / (right | ~reached).sum(axis=0)
+            mean_precision = 100.0 * precision.sum(axis=0) / len(queries)
+        found = _by_threshold(recall), _by_threshold(mean_precision)
+        buckets.append(LengthScores(*found, len(queries), name=name, num_windows=int(in_bucket.sum())))
+    return buckets

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from qamdetr.config import LossConfig
-from qamdetr.data.manifest import PredictionEntry, QueryEntry, is_finite_number
+from qamdetr.data.manifest import PredictionEntry, QueryEntry, is_finite_number, raw_qid, short
 from qamdetr.errors import CheckpointError, ConfigError, DataError
 from qamdetr.evaluation.metrics import MAX_PREDICTIONS
 
@@ -26,7 +26,6 @@ LABEL_FORM = "Last_Inst_task6_N"  # last name, institute, and the number of the 
 PLACEHOLDER = "FILL IN"  # stands where only a person knows the value; `check_submission` refuses it
 MAX_SYSTEMS = 4
 MAX_ABBREVIATION = 10
-MAX_PARAMETERS = 10**15  # no model comes near it; a number above is a slip of the keyboard
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 """What a broken YAML file may raise: its own errors, and Python's, of impossible dates, huge integers, wrong tags and deep nesting."""
@@ -42,12 +41,9 @@ def is_label(label: object) -> bool:
     return isinstance(label, str) and _LABEL.fullmatch(label) is not None
 
 
-def _is_blank(value: object) -> bool:
-    return isinstance(value, str) and not value.strip()
-
-
-_TOO_MANY = f"; it must be a whole number, at least 0 and at most {MAX_PARAMETERS:g}."
-_COUNT: _Rules = ((lambda value: isinstance(value, int) and is_finite_number(value) and 0 <= value <= MAX_PARAMETERS, _TOO_MANY),)
+_COUNT: _Rules = (
+    (lambda value: isinstance(value, int) and is_finite_number(value) and value >= 0, "; it must be a whole number, at least 0."),
+)
 _RECALL: _Rules = (
     (lambda value: is_finite_number(value) and 0 <= value <= 100, "; it must be a percentage, from 0 to 100."),
     (lambda value: not 0 < value <= 1, ", which looks like a share of 1; give percent, from 0 to 100."),
@@ -91,20 +87,15 @@ def output_text(predictions: Sequence[PredictionEntry], manifest: Sequence[Query
     without: list[QueryEntry] = []
     for entry in manifest:
         ranked = sorted(by_qid[entry.qid].pred_relevant_windows, key=lambda window: -window[2])[:MAX_PREDICTIONS]
-        cut = [(start, min(end, entry.duration_seconds)) for start, end, _ in ranked]
-        windows = [[_short(start), _short(end)] for start, end in cut if round(start, 3) < round(end, 3)]
+        cut = [(round(start, 3), round(min(end, entry.duration_seconds), 3)) for start, end, _ in ranked]  # milliseconds are enough
+        windows = [[short(start), short(end)] for start, end in cut if start < end]
         left_out += len(ranked) - len(windows)
         if not windows:
             without.append(entry)
-        fields = {"qid": raw_qid(entry), "query": entry.query, "vid": entry.vid, "duration": _short(entry.duration_seconds)}
+        fields = {"qid": raw_qid(entry), "query": entry.query, "vid": entry.vid, "duration": short(round(entry.duration_seconds, 3))}
         lines.append(json.dumps({**fields, "pred_relevant_windows": windows}, ensure_ascii=False) + "\n")
     _refuse("have no window inside their recording", without, manifest)
     return "".join(lines), left_out
-
-
-def raw_qid(entry: QueryEntry) -> str | int:
-    """Return the qid as the manifest's file holds it."""
-    return int(entry.qid) if entry.numeric_qid else entry.qid
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -191,12 +182,6 @@ def _refuse(problem: str, entries: Sequence[QueryEntry], manifest: Sequence[Quer
     if entries:
         what = f"{len(entries)} of {len(manifest)} queries {problem}, the first is qid {entries[0].qid!r}"
         raise DataError(what, "a submission needs a window for every query of the manifest")
-
-
-def _short(seconds: float) -> float | int:
-    """Milliseconds are enough, and whole seconds are written as the field's files have them."""
-    rounded = round(seconds, 3)
-    return int(rounded) if rounded == int(rounded) else rounded
 
 
 def check_submission(outputs: Sequence[str | Path], metadata: Sequence[str | Path], manifest: Sequence[QueryEntry]) -> list[str]:
@@ -321,7 +306,7 @@ def _check_field(field: FieldPath, rules: _Rules | None, value: Any) -> Iterable
         return [f"still says {PLACEHOLDER!r}."]
     if rules is None:
         return []
-    if value is None or value == [] or _is_blank(value):
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return ["is missing."]
     if field[-1] == "authors":
         return _check_authors(value)
@@ -334,14 +319,13 @@ def _check_authors(value: object) -> Iterator[str]:
         return
     for number, author in enumerate(value, start=1):
         for name in ("firstname", "lastname"):
-            if not isinstance(author[name], str) or _is_blank(author[name]):
+            if not isinstance(author[name], str) or not author[name].strip():
                 yield f"has {_shown(author[name])} as `{name}` of author {number}; it must be text that is not empty."
 
 
 def _check_name(path: Path, suffix: str) -> list[str]:
-    if path.name.endswith(suffix) and is_label(path.name.removesuffix(suffix)):
-        return []
-    return [f"{path}: the file must be named {LABEL_FORM}{suffix}, with a number from 1 to {MAX_SYSTEMS}."]
+    right = path.name.endswith(suffix) and is_label(path.name.removesuffix(suffix))
+    return [] if right else [f"{path}: the file must be named {LABEL_FORM}{suffix}, with a number from 1 to {MAX_SYSTEMS}."]
 
 
 def _read(path: Path, remedy: str = "check the path") -> str:

@@ -110,34 +110,6 @@ def test_the_choice_is_that_of_trying_everything(verified, grid):
     assert not (curve.is_worse and 0 in grid)
 
 
-@settings(max_examples=30, deadline=None)
-@given(answers(), grids)
-def test_a_verifier_that_agrees_changes_nothing_so_the_smallest_weight_is_chosen(verified, grid):
-    agreeing = [
-        dataclasses.replace(answer, verifier_scores=tuple(candidate.decoder_score**2 for candidate in answer.candidates))
-        for answer in verified
-    ]
-    curve = calibrate_beta(agreeing, grid, resamples=20)
-    assert curve.chosen.beta == min(grid)
-    assert curve.chosen.metrics == curve.decoder_alone.metrics
-    assert all(gain.verdict == "undecided" and gain.difference.value == 0 for gain in curve.gain.values())
-
-
-def test_recall_decides_before_average_precision_and_that_before_the_weight():
-    swapped = answer_of(0, [(0.55, 0.6), (0.95, 0.5)], [0.0, 1.0])  # better from about 0.09 on
-    spoilt = answer_of(1, [(0.75, 0.9), (0.95, 0.5)], [0.0, 0.9])  # 0.95 comes first from about 0.31 on: mAP alone rises
-    curve = calibrate_beta([swapped, spoilt], resamples=20)
-    by_beta = {point.beta: point.metrics for point in curve.points}
-    assert by_beta[0.05]["R1@0.7"] == 50 < by_beta[0.1]["R1@0.7"] == by_beta[0.35]["R1@0.7"] == 100
-    assert by_beta[0.3]["mAP"] < by_beta[0.35]["mAP"] == by_beta[1]["mAP"]
-    assert curve.chosen.beta == 0.35
-    lose_half = [answer_of(number, [(0.55, 0.6), (0.3, 0.5)], [0.0, 1.0]) for number in range(2, 8)]
-    curve = calibrate_beta([swapped, *lose_half], resamples=20)
-    assert curve.chosen.beta == 0.1
-    assert curve.chosen.metrics["R1@0.5"] < curve.decoder_alone.metrics["R1@0.5"], "only R1@0.7 counts first"
-    assert curve.chosen.metrics["mAP"] < curve.decoder_alone.metrics["mAP"]
-
-
 def test_a_worse_best_and_a_single_recording():
     verified = [answer_of(number, [(0.95, 0.6), (0.3, 0.5)], [0.0, 1.0]) for number in range(3)]
     assert calibrate_beta(verified, [0.5, 1], resamples=5).is_worse

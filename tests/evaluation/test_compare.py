@@ -35,11 +35,11 @@ def test_queries_of_one_recording_do_not_count_as_independent():
     assert (repeated.low, repeated.high) == pytest.approx((alone.low, alone.high)), "copies add no evidence"
 
 
-def test_recordings_weigh_by_their_queries():
+def test_recordings_weigh_by_their_queries_and_the_seed_decides_the_draws():
     scores = scores_of([1, 1, 1, 0], ["a", "a", "a", "b"])
-    interval = bootstrap(scores, ["R1@0.5"], resamples=200)["R1@0.5"]
-    assert interval == bootstrap(scores, ["R1@0.5"], resamples=200)["R1@0.5"], "the seed decides the draws"
-    assert (interval.value, interval.low, interval.high) == (75, 0, 100)
+    one, two = (bootstrap(scores, ["R1@0.5"], resamples=200)["R1@0.5"] for _ in range(2))
+    assert one == two
+    assert (one.value, one.low, one.high) == (75, 0, 100)
 
 
 def test_a_clear_advantage_is_told_and_turns_round_with_the_order():
@@ -86,10 +86,10 @@ def test_the_best_of_many_that_differ_by_chance_is_rarely_called_better():
     assert naively >= 15, "what the adjustment is for"
 
 
-def test_what_cannot_be_resampled_is_refused():
-    with pytest.raises(DataError, match="one recording; resampling needs at least 2"):
-        bootstrap(scores_of([1, 0], ["a", "a"]))
-    with pytest.raises(DataError, match="number of resamples is 0"):
-        bootstrap(scores_of([1, 0], ["a", "b"]), resamples=0)
-    with pytest.raises(DataError, match="one ground truth"):
-        compare(scores_of([1, 0], ["a", "b"]), scores_of([1, 0, 1], ["a", "b", "c"]))
+@pytest.mark.parametrize(
+    ("vids", "resamples", "message"),
+    [("aa", 9, "one recording; resampling needs at least 2"), ("ab", 0, "number of resamples is 0"), ("ac", 9, "one ground truth")],
+)
+def test_what_cannot_be_resampled_is_refused(vids, resamples, message):
+    with pytest.raises(DataError, match=message):
+        compare(scores_of([1, 0], vids), scores_of([1, 0], vids.replace("c", "b")), resamples=resamples)

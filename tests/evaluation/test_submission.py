@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from challenge import LABEL, METADATA
 from tiny_system import save_tiny
 
 from benchmarks.evaluation import invent_predictions
@@ -19,35 +20,10 @@ from qamdetr.evaluation.submission import PLACEHOLDER, check_metadata, check_out
 from qamdetr.inference.checkpoint import load_checkpoint
 
 MANIFEST = [QueryEntry("1", "雨が降る", "b", 60.0, None, numeric_qid=True), QueryEntry("q2", "a dog", "a", 61.5, None)]
-LABEL = "Muster_UNI_task6_1"
-METADATA = {
-    "submission": {
-        "label": LABEL,
-        "name": "QAM-DETR",
-        "abbreviation": "QAMDETR",
-        "authors": [{"firstname": "Erika", "lastname": "Muster", "affiliation": {"institute": "UNI"}}],
-    },
-    "system": {
-        "model": {
-            "audio_models": ["laion_clap"],
-            "text_models": ["laion_clap"],
-            "LLMs": None,
-            "trainable_parameters": 9_000_000,
-            "frozen_parameters": 200_000_000,
-            "loss": "L1",
-        },
-        "dataset": {"augmentation": None, "external_data": "Clotho-Moment", "captions": None},
-        "ensemble": None,
-    },
-    "results": {"development_testing": {"Recall1@0.7": 29.0, "Recall1@0.5": 47.4}},
-}
 
 
 def predicted(entry, *windows):
     return PredictionEntry(entry.qid, entry.query, entry.vid, windows)
-
-
-# What is written
 
 
 def test_lines_follow_the_manifest_and_windows_the_scores():
@@ -94,9 +70,6 @@ def test_a_checkpoint_tells_streams_parameters_and_loss(tmp_path):
     assert submission.describe_checkpoint("qam-detr-pocket")["system"]["model"]["frozen_parameters"] > 1_000_000
 
 
-# What is checked
-
-
 def invent_submission(manifest, folder, label=LABEL, seed=0):
     """Write a right pair of files from random predictions."""
     whole = [  # one window that is surely not empty, as random rounding may empty all ten
@@ -135,17 +108,14 @@ FAULTS = [
     (lambda lines: lines.append(lines[0]), "was already on line 1"),
     (lambda lines: lines.append({**lines[0], "qid": "q999"}), "qid 'q999' is not in the manifest"),
     (put(qid=[1]), "qid [1] is not in the manifest"),
-    (put(qid=10**4000), "... is not in the manifest"),
     (lambda lines: lines.insert(3, lines.pop(4)), "stands where the manifest's order has"),
     (windows([3, 5, 0.9]), "has three numbers; write [start, end] without the score"),
     (windows([60, 67]), "needs 0 <= start < end <= 66"),
     (windows([3, 10**400]), "... is not a pair of finite numbers"),
     (windows(*([0, n] for n in range(1, 12))), "has 11 windows; the challenge reads the first 10"),
     (windows([5, 5]), "window [5, 5] needs"),
-    (windows([-1, 5]), "window [-1, 5] needs"),
     (windows([float("nan"), 5]), "window [nan, 5] is not a pair of finite numbers"),
     (windows(["0", "5"]), "window ['0', '5'] is not a pair"),
-    (windows(7), "window 7 is not a pair"),
     (windows(), "must be a list of at least one"),
     (put(query="a cat"), "query is 'a cat'; the manifest has"),
     (put(duration=65), "duration is 65; the manifest has"),
@@ -153,9 +123,7 @@ FAULTS = [
     (put(score=1), "has unknown fields: score"),
     (lambda lines: lines.__setitem__(0, []), "line 1: holds list"),
     (at("submission/name", PLACEHOLDER), "`submission.name` still says"),
-    (at("submission/name", 10**400), "...; it must be text"),
     (at("submission/name", " "), "`submission.name` is missing"),
-    (at("submission/label", "Muster"), "`submission.label` is 'Muster'; it must have the form"),
     (at("submission/label", "Muster_UNI_task6_1\n"), "it must have the form"),
     (at("submission/label", "Muster_UNI_task6_2"), "which is not the name of the file"),
     (at("submission/abbreviation", "QAM-DETR-12"), "may have at most 10 characters"),
@@ -164,14 +132,11 @@ FAULTS = [
     (at(AUTHORS, "Erika Muster"), "`submission.authors` must be a list of mappings"),
     (at(AUTHORS, []), "`submission.authors` is missing"),
     (at(AUTHORS, [{"firstname": "", "lastname": "M"}]), "`submission.authors` has '' as `firstname` of author 1"),
-    (at(AUTHORS, [{"firstname": "E", "lastname": " "}]), "has ' ' as `lastname` of author 1; it must be text"),
-    (at(f"{MODEL}trainable_parameters", "9M"), "must be a whole number"),
-    (at(f"{MODEL}trainable_parameters", 10**400), "...; it must be a whole number, at least 0 and at most 1e+15"),
+    (at(f"{MODEL}trainable_parameters", 10**400), "...; it must be a whole number, at least 0"),
     (at(f"{MODEL}frozen_parameters", -1), "must be a whole number, at least 0"),
     (at(f"{MODEL}loss", None), "`system.model.loss` is missing"),
     (at("system/model", None), "`system.model.audio_models` is missing"),
     (at(f"{RESULTS}Recall1@0.7", 129.0), "`results.development_testing.Recall1@0.7` is 129.0; it must be a percentage"),
-    (at(f"{RESULTS}Recall1@0.7", 10**400), "...; it must be a percentage"),
     (at(f"{RESULTS}Recall1@0.7", 50.0), "above Recall1@0.5"),
     (at(f"{RESULTS}Recall1@0.7", 0.1619), "Recall1@0.7` is 0.1619, which looks like a share of 1; give percent"),
 ]
@@ -225,10 +190,7 @@ def written(tmp_path, values, name=f"{LABEL}.meta.yaml"):
     return path
 
 
-BROKEN_YAML = ["a: [", "a: " + "1" * 5000, "a: 2026-13-45", "[" * 3000, "a: !!int ''", "a: !!timestamp x"]
-
-
-@pytest.mark.parametrize("text", BROKEN_YAML, ids=range(len(BROKEN_YAML)))
+@pytest.mark.parametrize("text", ["a: [", "a: " + "1" * 5000, "a: 2026-13-45", "[" * 3000, "a: !!int ''", "a: !!timestamp x"], ids=range(6))
 def test_yaml_that_cannot_be_read_is_told(tmp_path, text):
     path = written(tmp_path, text)
     (problem,) = check_metadata(path)

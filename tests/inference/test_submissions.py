@@ -14,12 +14,14 @@ import pytest
 import tiny_omni
 import torch
 import yaml
+from challenge import METADATA
 from hub_models import AUDIO_DIMS, TEXT_DIMS
 from tiny_system import write_sound
 
 from qamdetr.cli import main
 from qamdetr.config import load_config
 from qamdetr.data.manifest import QueryEntry, write_manifest
+from qamdetr.evaluation.submission import fill_metadata
 from qamdetr.features.base import COMBOS, open_streams
 from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
@@ -86,7 +88,7 @@ def test_all_four_run_to_files_that_the_challenge_takes(work, monkeypatch, capsy
         if name in ("submit1", "submit2"):
             scored[name] = predict(name, f"{name}.jsonl", *options)
             assert [[window[:2] for window in entry] for entry in scored[name]] == bounds
-        description.write_text(yaml.safe_dump(metadata(name)), encoding="utf-8")
+        description.write_text(yaml.safe_dump(fill_metadata(METADATA, {"submission": {"label": f"{TEAM}_{name[-1]}"}})), encoding="utf-8")
         files += [output, str(description)]
     assert main(["submit", "--check", *files, "--manifest", "scenes/manifest.jsonl"]) == 0
     assert "OK: 4 systems, 3 queries" in capsys.readouterr().out
@@ -102,18 +104,3 @@ def test_features_and_audio_give_the_same_answer(work, monkeypatch):
     for one, two in zip(read, heard, strict=True):
         # The cache holds float16; candidates of nearly equal scores may change places.
         assert sorted(one) == [pytest.approx(window, abs=0.05) for window in sorted(two)]
-
-
-def metadata(name: str) -> dict:
-    """What only people know, made up."""
-    author = {"firstname": "Erika", "lastname": "Muster"}
-    models = {"audio_models": ["laion_clap"], "text_models": ["laion_clap"], "LLMs": None}
-    return {
-        "submission": {"label": f"{TEAM}_{name[-1]}", "name": name, "abbreviation": "QAMDETR", "authors": [author]},
-        "system": {
-            "model": {**models, "trainable_parameters": 1, "frozen_parameters": 1, "loss": "see the report"},
-            "dataset": {"augmentation": None, "external_data": None, "captions": None},
-            "ensemble": None,
-        },
-        "results": {"development_testing": {"Recall1@0.7": 12.5, "Recall1@0.5": 25.0}},
-    }

@@ -8,21 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from qamdetr.cli.predict import (
-    RetrieverOptions,
-    argument,
-    check_options,
-    note,
-    open_for_manifest,
-    option,
-    raise_failures,
-    refuse,
-    with_options,
-)
+import typer
+
+from qamdetr.cli.predict import RetrieverOptions, check_options, note, note_left_out, open_for_manifest, option, raise_failures, refuse
 from qamdetr.config import SYSTEM_DIR, load_config
-from qamdetr.errors import AudioError, CheckpointError, DataError, QamDetrError
+from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.files import write_whole
 from qamdetr.synthesis import SceneRecipe
 
@@ -42,8 +34,8 @@ HARMLESS = ("data.", *(f"verifier.{key}=" for key in ("batch_size", "cache_dir",
 class EvaluateOptions:
     """What `evaluate` can be told."""
 
-    predictions: str = argument(..., "PREDICTIONS", "field JSONL with pred_relevant_windows, or a submission's")
-    truth: str = argument(..., "GROUND_TRUTH", "field JSONL with relevant_windows")
+    predictions: str = option(..., "PREDICTIONS", "field JSONL with pred_relevant_windows, or a submission's", argument=True)
+    truth: str = option(..., "GROUND_TRUTH", "field JSONL with relevant_windows", argument=True)
     as_json: bool = option(False, "", "print one JSON object", "--json")
     thresholds: bool = option(False, "", "also print R1 and mAP at each IoU from 0.50 to 0.95", "--thresholds")
     by_length: bool = option(False, "", "also score true windows of <= 2, 2-5, 5-10, 10-30 and > 30 s apart", "--by-length")
@@ -53,17 +45,18 @@ class EvaluateOptions:
     seed: int = option(0, "S", "of the draws")
 
 
-@with_options(EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> None:
     """Score predictions as the official evaluator does."""
     from qamdetr.data.manifest import read_manifest
     from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, MAX_RESAMPLES, compare
+    from qamdetr.evaluation.figures import check_figure_path, save_figure
     from qamdetr.evaluation.metrics import METRICS, summarise
 
     drawn = 1 if options.bootstrap is None else options.bootstrap
     refuse(not 1 <= drawn <= MAX_RESAMPLES, f"--bootstrap is {drawn}; it must be from 1 to {MAX_RESAMPLES} (10000 is usual).")
     refuse(options.seed < 0, f"--seed is {options.seed}; it must be at least 0.")
-    _check_figure(options.figure)
+    if options.figure is not None:
+        check_figure_path(options.figure)
     # Unclamped, as the official evaluator reads it.
     truth = read_manifest(options.truth, clamp=False)
     system = _read_system(options.predictions, truth, options)
@@ -94,22 +87,12 @@ def evaluate(options: EvaluateOptions) -> None:
         }
         text.append(_difference_table(options, system, other, differences))
     if options.figure is not None:
-        from qamdetr.evaluation.figures import save_figure
-
         save_figure(list(systems.values()), options.figure)
         note(f"the figure is in {options.figure}.")
     print(json.dumps(answer, ensure_ascii=False) if options.as_json else "\n\n".join(text))
     left_out = sum(not entry.relevant_windows for entry in truth)
     if left_out:
         note(f"{left_out} of {len(truth)} queries have no true windows and were left out of the scores.")
-
-
-def _check_figure(path: str | None) -> None:
-    """Refuse a figure now that could not be written after the work."""
-    if path is not None:
-        from qamdetr.evaluation.figures import check_figure_path
-
-        check_figure_path(path)
 
 
 def _read_system(path: str, truth: Sequence[QueryEntry], options: EvaluateOptions) -> FigureSystem:
@@ -191,58 +174,49 @@ class CalibrateOptions(RetrieverOptions):
     as_json: bool = option(False, "", "print one JSON object", "--json")
 
 
-@with_options(CalibrateOptions)
 def calibrate(options: CalibrateOptions) -> None:
     """Choose beta, the weight of the verifier, on validation by R1@0.7, then mAP; write it into the checkpoint or system."""
     from qamdetr.data.manifest import read_manifest
     from qamdetr.evaluation.calibration import FINE_GRID, calibrate_beta
+    from qamdetr.evaluation.figures import check_figure_path, save_beta_figure
     from qamdetr.inference.rerank import check_beta
-    from qamdetr.verifiers import verifier_names
-    from qamdetr.verifiers.base import DEFAULT_VERIFIER
 
     check_options(options)
     for beta in options.grid or ():
         check_beta(beta)
-    _check_figure(options.figure)
+    if options.figure is not None:
+        check_figure_path(options.figure)
     target = _open_target(options)
-    verifier = options.verifier or target.verifier
-    others = ", ".join(other for other in verifier_names() if other != DEFAULT_VERIFIER)
-    refuse(
-        verifier == DEFAULT_VERIFIER, f"The verifier is {verifier}, which has no weight to choose", f"give --verifier with one of {others}"
-    )
-    if not options.dry_run:
-        target.check_writable(verifier)
+    locked = target.fits and not options.dry_run and not os.access(target.path.parent, os.W_OK)
+    remedy = f"calibrate a copy of {'it' if target.is_system else 'the checkpoint'}, or give --dry-run"
+    refuse(locked, f"{target.path} cannot be written", remedy)
     # Unclamped, as the official evaluator reads it.
     entries = read_manifest(options.manifest, clamp=False)
     counted = [entry for entry in entries if entry.relevant_windows]
-    if not counted:
-        raise DataError(f"{options.manifest}: none of the {len(entries)} queries has `relevant_windows`", "give a validation manifest")
+    untrue = f"{options.manifest}: none of the {len(entries)} queries has `relevant_windows`"
+    refuse(not counted, untrue, "give a validation manifest")
     answers, failures = _ask(target, counted, options)
     problems = [answer.problem for answer in answers if answer.verifier_scores is None]
     if answers and len(problems) == len(answers):
         raise QamDetrError(f"No query of {len(answers)} was verified, so nothing was written: {problems[0]}")
     if answers:
         curve = calibrate_beta(answers, options.grid or FINE_GRID)
-        print(
-            json.dumps(_curve_object(curve, verifier, len(problems)), ensure_ascii=False)
-            if options.as_json
-            else _curve_text(curve, verifier)
-        )
+        told = _curve_object(curve, target.verifier, len(problems))
+        print(json.dumps(told, ensure_ascii=False) if options.as_json else _curve_text(curve, target.verifier))
         if len(counted) < len(entries):
             note(f"{len(entries) - len(counted)} of {len(entries)} queries have no true windows and were left out.")
         if problems:
             note(f"{len(problems)} of {len(answers)} queries are ranked by the decoder alone at every beta. {problems[0]}")
         if options.figure is not None:
-            from qamdetr.evaluation.figures import save_beta_figure
-
-            save_beta_figure(curve, f"{target.name}, verifier {verifier}, {curve.chosen.scores.num_queries} queries", options.figure)
+            name = target.path.stem if target.is_system else target.path.parent.name
+            save_beta_figure(curve, f"{name}, verifier {target.verifier}, {len(answers)} queries", options.figure)
             note(f"the figure is in {options.figure}.")
         if failures:
             note("nothing was written, as the weight would be chosen on a part of the recordings.")
         elif curve.is_worse:
             note(f"nothing was written, as {curve.chosen.beta:g}, the best of the grid, is worse than the decoder alone; try a finer grid.")
         elif not options.dry_run:
-            note(target.store(verifier, curve.chosen.beta))
+            note(_store(target, curve.chosen.beta))
     raise_failures(failures, len({entry.vid for entry in counted}))
 
 
@@ -255,14 +229,9 @@ def _ask(target: _Target, entries: Sequence[QueryEntry], options: CalibrateOptio
 
     retriever, recordings, verifier = open_for_manifest(options, options.manifest, entries, must_verify=True)
     found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
-    answers: list[VerifiedAnswer] = []
-    failures: list[str] = []
-    for part in tqdm(found, desc="recordings", unit="recording", total=len(recordings), file=sys.stderr, disable=None):
-        if isinstance(part, AudioError):
-            failures.append(str(part))
-        else:
-            answers += part
-    return answers, failures
+    parts = list(tqdm(found, desc="recordings", unit="recording", total=len(recordings), file=sys.stderr, disable=None))
+    failures = [str(part) for part in parts if isinstance(part, AudioError)]
+    return [answer for part in parts if not isinstance(part, AudioError) for answer in part], failures
 
 
 def _curve_text(curve: BetaCurve, verifier: str) -> str:
@@ -312,80 +281,69 @@ def _curve_object(curve: BetaCurve, verifier: str, num_unverified: int) -> dict[
     }
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What keeps the weight: a checkpoint, one for each verifier, or a system file of the user's own, that of its own verifier.
+class _Target(NamedTuple):
+    """The file that keeps the weight: a checkpoint's, one for each verifier, or a system of the user's own, that of its own verifier.
 
-    `path` is the file; `changes` names the options that make other answers than the file alone would, with which nothing is written.
+    `changes` names the options that make other answers than the file alone would; the weight is written only where it `fits` the file.
     """
 
     path: Path
     is_system: bool
-    is_own: bool
-    changes: str
-    name: str
     verifier: str
     top_k: int
-
-    def place(self, verifier: str) -> Path | None:
-        """Return the file that gets the weight of a verifier; None where it would not fit what is in it."""
-        return self.path if self.is_own and not self.changes and (not self.is_system or verifier == self.verifier) else None
-
-    def check_writable(self, verifier: str) -> None:
-        """Refuse now what `store` could not write after the work."""
-        path, kind = self.place(verifier), "it" if self.is_system else "the checkpoint"
-        if path is not None and not os.access(path.parent, os.W_OK):
-            raise CheckpointError(f"{path} cannot be written", f"calibrate a copy of {kind}, or give --dry-run")
-
-    def store(self, verifier: str, beta: float) -> str:
-        """Write the weight, and tell where; or tell what to write where."""
-        from qamdetr.inference.checkpoint import beta_line, store_in_checkpoint, store_in_system
-
-        line = f"`{beta_line(beta)}`" if self.is_system else f"inference.beta_by_verifier.{verifier}: {beta:g}"
-        path = self.place(verifier)
-        if path is not None:
-            if self.is_system:
-                store_in_system(path, beta)
-            else:
-                store_in_checkpoint(path.parent, verifier, beta)
-            return f"{line} is now in {path}."
-        if not self.is_system:
-            return f"nothing was written, as the weight goes with {self.changes}; put that and `{line}` into the config.yaml of a copy."
-        reason = f", as the weight goes with {self.changes}; put that," if self.changes else "; put"
-        return f"nothing was written{reason} `verify_with: {verifier}` and {line} into a system file of your own."
+    changes: str
+    fits: bool
 
 
-def _open_target(options: RetrieverOptions) -> _Target:
+def _open_target(options: CalibrateOptions) -> _Target:
     """Find the checkpoint or system that keeps the weight."""
     from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
     from qamdetr.inference.retriever import load_system
-    from qamdetr.verifiers.base import DEFAULT_VERIFIER
+    from qamdetr.verifiers import verifier_names
 
-    overrides, changes = options.overrides or (), _changes(options)
+    overrides = options.overrides or ()
+    changes = " ".join(f"--set {override}" for override in overrides if not override.startswith(HARMLESS))
+    if options.verifier_model is not None:
+        changes = f"{changes} --verifier-model {options.verifier_model}".strip()
+    none, *others = verifier_names()
     if options.system is not None:
         system, path = load_system(options.system, overrides, members=options.members or ()), Path(options.system)
-        # With other members it is another system.
+        verifier, top_k = options.verifier or system.verify_with, system.top_k
+        # With other members it is another system; those that come with the program stay as they are.
         is_own = path.is_file() and SYSTEM_DIR.resolve() not in path.resolve().parents and not options.members
-        return _Target(path, True, is_own, changes, path.stem, system.verify_with, system.top_k)
-    if options.checkpoint is None:
+        fits = is_own and verifier == system.verify_with
+    elif options.checkpoint is not None:
+        path, verifier, fits = find_checkpoint(options.checkpoint) / CONFIG_FILE, options.verifier or none, True
+        top_k = load_config(path, overrides).inference.top_k
+    else:
         raise QamDetrError("The weight is written into a checkpoint or system", "name it with --checkpoint or --system")
-    path = find_checkpoint(options.checkpoint) / CONFIG_FILE
-    return _Target(path, False, True, changes, path.parent.name, DEFAULT_VERIFIER, load_config(path, overrides).inference.top_k)
+    lacking = f"The verifier is {verifier}, which has no weight to choose"
+    refuse(verifier == none, lacking, f"give --verifier with one of {', '.join(others)}")
+    return _Target(path, options.system is not None, verifier, top_k, changes, fits and not changes)
 
 
-def _changes(options: RetrieverOptions) -> str:
-    """Name the options that make other answers than the file alone would; empty without."""
-    changes = [f"--set {override}" for override in options.overrides or () if not override.startswith(HARMLESS)]
-    if options.verifier_model is not None:
-        changes.append(f"--verifier-model {options.verifier_model}")
-    return " ".join(changes)
+def _store(target: _Target, beta: float) -> str:
+    """Write the weight, and tell where; or tell what to write where."""
+    from qamdetr.inference.checkpoint import beta_line, store_in_checkpoint, store_in_system
+
+    line = f"`{beta_line(beta)}`" if target.is_system else f"inference.beta_by_verifier.{target.verifier}: {beta:g}"
+    if target.fits:
+        if target.is_system:
+            store_in_system(target.path, beta)
+        else:
+            store_in_checkpoint(target.path.parent, target.verifier, beta)
+        return f"{line} is now in {target.path}."
+    reason = f", as the weight goes with {target.changes}; put that and" if target.changes else "; put"
+    if target.is_system:
+        return f"nothing was written{reason} `verify_with: {target.verifier}` and {line} into a system file of your own."
+    return f"nothing was written{reason} `{line}` into the config.yaml of a copy."
 
 
 @dataclass(frozen=True)
 class SubmitOptions:
     """What `submit` can be told."""
 
-    files: list[str] = argument(..., "FILE...", "the predictions file; with --check each system's .jsonl and .yaml")
+    files: list[str] = option(..., "FILE...", "the predictions file; with --check each system's .jsonl and .yaml", argument=True)
     manifest: str = option(..., "JSONL", "the evaluation set")
     check: bool = option(False, "", "check files and write nothing", "--check")
     label: str | None = option(None, "LABEL", "Last_Inst_task6_N, N from 1 to 4")
@@ -395,7 +353,6 @@ class SubmitOptions:
     dev_scores: tuple[str, str] | None = option(None, "PREDICTIONS GROUND_TRUTH", "fills in the development results")
 
 
-@with_options(SubmitOptions)
 def submit(options: SubmitOptions) -> None:
     """Write {label}.output.jsonl and {label}.meta.yaml for DCASE 2026 Task 6, or check such files and list every problem."""
     from qamdetr.data.manifest import read_manifest
@@ -452,25 +409,16 @@ def _write_submission(options: SubmitOptions, manifest: Sequence[QueryEntry]) ->
     for path, content in zip(paths, (text, submission.metadata_text(metadata)), strict=True):
         write_whole(path, content)
         print(path)
-    if left_out:
-        note(f"{left_out} windows were empty or past the end of their recording and were left out.")
+    note_left_out(left_out)
     for problem in submission.check_submission(paths[:1], paths[1:], manifest):
         note(f"not ready yet: {problem}")
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """What `data-report` reads."""
-
-    manifests: list[str] = argument(..., "JSONL...", "field JSONL files")
-
-
-@with_options(ReportOptions)
-def data_report(options: ReportOptions) -> None:
+def data_report(manifests: Annotated[list[Path], typer.Argument(metavar="JSONL...", help="field JSONL files")]) -> None:
     """Print queries, recordings, window lengths and defects of manifests."""
     from qamdetr.evaluation.data_report import data_report as report
 
-    print(report([Path(path) for path in options.manifests]))
+    print(report(manifests))
 
 
 @dataclass(frozen=True)
@@ -482,7 +430,6 @@ class SynthesizeOptions:
     backgrounds: str | None = option(None, "DIR", "long background recordings (none: quiet pink noise)")
 
 
-@with_options(SynthesizeOptions, SceneRecipe)
 def synthesize(options: SynthesizeOptions, recipe: SceneRecipe) -> None:
     """Overlay captioned clips on backgrounds: long recordings with queries and true windows."""
     from qamdetr.synthesis.synthesize import synthesize as make

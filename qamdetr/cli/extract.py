@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
-from qamdetr.cli.predict import audio_folder, encoder_option, note, option, print_error, read_encoders, refuse, with_options
+from qamdetr.cli.predict import EncoderOptions, audio_folder, note, option, print_error, refuse
 from qamdetr.config import DataConfig
 from qamdetr.errors import ConfigError, DataError, IncompleteError, QamDetrError
 
@@ -25,30 +26,26 @@ PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class ExtractOptions:
+class ExtractOptions(EncoderOptions):
     """What `extract` can be told."""
 
     manifest: str | None = option(None, "JSONL", "field JSONL whose queries and recordings are encoded")
     audio_dir: str | None = option(None, "DIR", "its recordings (default: audio/ beside it); alone: every recording in DIR")
     queries: str | None = option(None, "FILE", "text file with more queries, one on each line")
     combo: str = option(DEFAULTS.combo, "NAME", "encoders to run")
-    encoders: list[str] | None = encoder_option()
     dtype: Literal["float32", "bfloat16"] = option(DEFAULTS.encoder_dtype, "", "of the encoders")
-    device: str | None = option(None, "DEVICE", "where they run, such as cpu or cuda:1 (default: a GPU where there is one)")
     feature_dir: str = option(DEFAULTS.feature_dir, "DIR", "the cache")
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is to be encoded: recordings by vid, their lengths as a manifest states them, queries, and recordings that are not there."""
+class _Work(NamedTuple):
+    """What is to be encoded: recordings by vid, queries, lengths as a manifest states them, and recordings that are not there."""
 
     recordings: Mapping[str, Path]
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    queries: tuple[str, ...] = ()
-    absent: tuple[tuple[str, str], ...] = ()
+    queries: tuple[str, ...]
+    seconds: Mapping[str, float]
+    absent: tuple[tuple[str, str], ...]
 
 
-@with_options(ExtractOptions)
 def extract(options: ExtractOptions) -> None:
     """Run a combo's encoders over the recordings and queries of a manifest, or over a folder of recordings, for training.
 
@@ -58,20 +55,19 @@ def extract(options: ExtractOptions) -> None:
     """
     from qamdetr.features.base import get_combo
 
-    combo, models = get_combo(options.combo), read_encoders(options.encoders)
+    combo, models = get_combo(options.combo), options.models()
     streams = list(dict.fromkeys((*combo.audio_streams, *combo.text_streams)))
     for stream in models:
         refuse(stream not in streams, f"--encoder: combo {options.combo!r} has no stream {stream!r}, only {', '.join(streams)}.")
     work = _find_work(options)
-    share = _join_processes()
-    outcome: ExtractionReport | QamDetrError
-    try:
-        outcome = _encode(options, work, models, share)
-    except QamDetrError as error:
-        outcome = error
-        if share.count > 1:
-            note(f"process {share.index + 1} of {share.count} stops: {error}")
-    try:
+    with _joined() as share:
+        outcome: ExtractionReport | QamDetrError
+        try:
+            outcome = _encode(options, work, models, share)
+        except QamDetrError as error:
+            outcome = error
+            if share.count > 1:
+                note(f"process {share.index + 1} of {share.count} stops: {error}")
         outcomes = _gather(outcome, share)
         try:
             _conclude(outcomes, work, options.feature_dir, quiet=share.index > 0)
@@ -83,44 +79,46 @@ def extract(options: ExtractOptions) -> None:
             # A launcher ends all processes when the first one fails, so nobody leaves before the result is told.
             _gather(None, share)
             raise typer.Exit(error.exit_status) from None
-    finally:
-        if share.count > 1:
-            from torch import distributed
-
-            distributed.destroy_process_group()  # else gloo may abort a process that has ended well
 
 
-def _join_processes() -> Share:
+@contextlib.contextmanager
+def _joined() -> Iterator[Share]:
     """Connect the processes that `accelerate launch` or `torchrun` started; over gloo, as they exchange a few words at the end only."""
     from qamdetr.features.extract import Share
 
     count = os.environ.get("WORLD_SIZE", "1")
     if count == "1":
-        return Share()
+        yield Share()
+        return
     from torch import distributed
+
+    from qamdetr.features.hub import one_line
 
     try:
         distributed.init_process_group("gloo", timeout=PATIENCE)
-        return Share(distributed.get_rank(), distributed.get_world_size())
+        share = Share(distributed.get_rank(), distributed.get_world_size())
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(
-            f"The {count} processes cannot be connected ({reason})", "start them with `accelerate launch` or `torchrun`"
-        ) from error
+        what = f"The {count} processes cannot be connected ({one_line(error)})"
+        raise ConfigError(what, "start them with `accelerate launch` or `torchrun`") from error
+    try:
+        yield share
+    finally:
+        distributed.destroy_process_group()  # else gloo may abort a process that has ended well
 
 
 def _gather(item: Any, share: Share) -> list[Any]:  # noqa: ANN401 - any item
     """Give every process the items of all, in their order; all must call it."""
-    if share.count == 1:
-        return [item]
-    from torch import distributed
+    items = [item] * share.count
+    if share.count > 1:
+        from torch import distributed
 
-    items = [None] * share.count
-    try:
-        distributed.all_gather_object(items, item)
-    except (RuntimeError, ConnectionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise QamDetrError(f"Another of the {share.count} processes cannot be reached ({reason})", "run the same command again") from error
+        from qamdetr.features.hub import one_line
+
+        try:
+            distributed.all_gather_object(items, item)
+        except (RuntimeError, ConnectionError) as error:
+            what = f"Another of the {share.count} processes cannot be reached ({one_line(error)})"
+            raise QamDetrError(what, "run the same command again") from error
     return items
 
 
@@ -147,9 +145,8 @@ def _encode(options: ExtractOptions, work: _Work, models: Mapping[str, str], sha
 
     device = _device(options.device, share)
     combo = open_streams(*get_combo(options.combo), name=options.combo, models=models, dtype=options.dtype, device=device)
-    if share.index == 0:
-        for _, reason in work.absent:
-            tell(reason)
+    for _, reason in work.absent if share.index == 0 else ():
+        tell(reason)
     files, feature_dir = work.recordings.items(), Path(options.feature_dir)
     return encode(files, work.queries, feature_dir, combo, share=share, seconds=work.seconds, on_skip=tell)
 
@@ -170,10 +167,8 @@ def _conclude(outcomes: Sequence[ExtractionReport | QamDetrError], work: _Work, 
             note(f"skipped: {reason}")
     if total.skipped:
         asked = len(work.recordings) + len(work.absent) + len(set(work.queries))
-        raise IncompleteError(
-            f"{len(total.skipped)} of {asked} recordings and queries were skipped (listed above), all others are in the cache",
-            "mend them and run the same command again, or go on without them",
-        )
+        what = f"{len(total.skipped)} of {asked} recordings and queries were skipped (listed above), all others are in the cache"
+        raise IncompleteError(what, "mend them and run the same command again, or go on without them")
 
 
 def _find_work(options: ExtractOptions) -> _Work:
@@ -188,22 +183,17 @@ def _find_work(options: ExtractOptions) -> _Work:
         found = find_recordings(options.audio_dir)
         if not found:
             raise DataError(f"{options.audio_dir} holds no recordings", f"give a folder of files that end in {', '.join(AUDIO_SUFFIXES)}")
-        return _Work(found, queries=more)
+        return _Work(found, more, {}, ())
     entries = read_manifest(options.manifest, clamp=False)
     folder = audio_folder(options.manifest, options.audio_dir)
     found = find_recordings(folder)
     seconds = {entry.vid: entry.duration_seconds for entry in entries}
     absent = sorted(set(seconds) - set(found))
     if len(absent) == len(seconds):
-        raise DataError(
-            f"None of the {len(seconds)} recordings of {options.manifest} is in {folder}, such as {absent[0]!r}", "give their folder"
-        )
-    return _Work(
-        {vid: found[vid] for vid in seconds if vid in found},
-        seconds,
-        (*(entry.query for entry in entries), *more),
-        tuple((vid, f"{vid!r} of {options.manifest} is not in {folder}") for vid in absent),
-    )
+        what = f"None of the {len(seconds)} recordings of {options.manifest} is in {folder}, such as {absent[0]!r}"
+        raise DataError(what, "give their folder")
+    told = tuple((vid, f"{vid!r} of {options.manifest} is not in {folder}") for vid in absent)
+    return _Work({vid: found[vid] for vid in seconds if vid in found}, (*(entry.query for entry in entries), *more), seconds, told)
 
 
 def _read_queries(path: str | None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -47,59 +47,61 @@ class SpreadingCommand(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-def option(default: Any, metavar: str, help_text: str, *names: str) -> Any:  # noqa: ANN401 - a field of any type
-    """Make a field of a dataclass an option; `...` as its default where it must be given."""
-    return field(default=MISSING if default is ... else default, metadata={"help": help_text, "metavar": metavar, "names": names})
+def option(default: Any, metavar: str, help_text: str, *names: str, argument: bool = False) -> Any:  # noqa: ANN401 - a field of any type
+    """Make a field of a dataclass an option, or a word of the command without a name; `...` as its default where it must be given."""
+    told = {"help": help_text, "metavar": metavar, "names": names, "argument": argument}
+    return field(default=MISSING if default is ... else default, metadata=told)
 
 
-def argument(default: Any, metavar: str, help_text: str) -> Any:  # noqa: ANN401 - likewise
-    """Make a field a word of the command without a name."""
-    return field(default=MISSING if default is ... else default, metadata={"help": help_text, "metavar": metavar, "argument": True})
-
-
-def with_options(*kinds: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:  # noqa: ANN401 - dataclasses
-    """Make a command of a function that takes one object of each dataclass: their fields, and the fields' metadata, are its options."""
-
-    def parameter(item: Field[Any], hint: Any) -> inspect.Parameter:  # noqa: ANN401 - a type
-        known = item.metadata
-        shown = {
-            "help": known["help"],
-            "metavar": known.get("metavar", "X") or None,
-            "show_default": item.default not in (MISSING, None, False),
-        }
+def command(run: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function that takes objects of dataclasses: their fields, and the fields' metadata, are its options."""
+    kinds = [kind for kind in get_type_hints(run).values() if kind is not type(None)]
+    parameters = []
+    for item, hint in ((item, get_type_hints(kind)[item.name]) for kind in kinds for item in fields(kind)):
+        known, required = item.metadata, item.default is MISSING
+        shown = {"help": known["help"], "metavar": known.get("metavar", "X") or None, "show_default": item.default not in (None, False)}
         told = typer.Argument(**shown) if known.get("argument") else typer.Option(*known.get("names", ()), **shown)
-        default = inspect.Parameter.empty if item.default is MISSING else item.default
-        return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, told])
+        default = inspect.Parameter.empty if required else item.default
+        one = inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, told])
+        parameters.append(one)
 
-    def decorate(run: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(run)
-        def command(**values: Any) -> None:  # noqa: ANN401 - whatever the fields hold
-            run(*(kind(**{item.name: values[item.name] for item in fields(kind)}) for kind in kinds))
+    @functools.wraps(run)
+    def call(**values: Any) -> None:  # noqa: ANN401 - whatever the fields hold
+        run(*(kind(**{item.name: values[item.name] for item in fields(kind)}) for kind in kinds))
 
-        parameters = [parameter(item, get_type_hints(kind)[item.name]) for kind in kinds for item in fields(kind)]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
-        return command
-
-    return decorate
-
-
-def encoder_option() -> Any:  # noqa: ANN401 - a field
-    """Make the field of `--encoder`, which `read_encoders` reads."""
-    told = "hub id or folder of a stream's encoder, in the place of its default; repeatable"
-    return option(None, "STREAM=ID_OR_FOLDER", told, "--encoder")
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieverOptions:
+class EncoderOptions:
+    """What encodes."""
+
+    encoders: list[str] | None = option(
+        None, "STREAM=ID_OR_FOLDER", "hub id or folder of a stream's encoder, in the place of its default; repeatable", "--encoder"
+    )
+    device: str | None = option(None, "NAME", "where the models run, such as cpu or cuda:0 (default: a GPU for big encoders)")
+
+    def models(self) -> dict[str, str]:
+        """Read `encoders`: stream -> hub id or folder."""
+        models = {}
+        for item in self.encoders or ():
+            stream, _, model = item.partition("=")
+            if not stream or not model:
+                raise ConfigError(f"--encoder {item!r} is not of the form STREAM=ID_OR_FOLDER, such as wavlm_base=microsoft/wavlm-base.")
+            models[stream] = model
+        return models
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverOptions(EncoderOptions):
     """What is to answer: a checkpoint or a system, its settings, and a verifier."""
 
     checkpoint: str | None = option(None, "NAME_OR_DIR", "a shipped checkpoint or a folder (default: qam-detr-pocket)")
     system: str | None = option(None, "NAME_OR_FILE", "several checkpoints as one: submit1 to submit4 of the report, or a YAML file")
     members: list[str] | None = option(None, "NAME_OR_DIR ...", "with --system: checkpoints in the place of its own")
     overrides: list[str] | None = option(None, "a.b=c", "change a setting of the checkpoint or system; repeatable", "--set")
-    encoders: list[str] | None = encoder_option()
-    device: str | None = option(None, "NAME", "where the models run, such as cpu or cuda:0 (default: a GPU for big encoders)")
     verifier: str | None = option(None, "NAME", "none, pocket, qwen2.5-omni or server (default: none, or the system's own)")
     verifier_model: str | None = option(None, "ID_OR_FOLDER", "the verifier's model: hub id or folder, or the server's name of it")
     verifier_url: str | None = option(None, "URL", "of the server, such as http://localhost:8000/v1")
@@ -111,7 +113,7 @@ class RetrieverOptions:
 class PredictOptions(RetrieverOptions):
     """What `predict` can be told."""
 
-    audio: list[str] | None = argument(None, "[AUDIO]...", "recordings, - for stdin; each is searched for every query")
+    audio: list[str] | None = option(None, "[AUDIO]...", "recordings, - for stdin; each is searched for every query", argument=True)
     query: list[str] | None = option(None, "TEXT", "what to find; may be given several times")
     manifest: str | None = option(None, "JSONL", "field JSONL with queries, in the place of AUDIO and --query")
     start_seconds: float | None = option(None, "SECONDS", "search from here on", "--from")
@@ -127,7 +129,6 @@ class PredictOptions(RetrieverOptions):
     output: str | None = option(None, "PATH", "write there; a name such as Last_Inst_task6_1.output.jsonl gives the challenge's format")
 
 
-@with_options(PredictOptions)
 def predict(options: PredictOptions) -> None:
     """Find the moments that match each query."""
     _check(options)
@@ -157,15 +158,6 @@ def _check(options: PredictOptions) -> None:
     refuse(is_folder, f"--output {options.output} is a folder", "give the path of a file")
     refuse(options.top_k < 1, f"--top-k is {options.top_k}", "it must be at least 1")
     refuse(not 0 <= (options.min_score or 0) <= 1, f"--min-score is {options.min_score}", "it must be from 0 to 1")
-    _check_format(options)
-    check_options(options)
-    if options.beta is not None:
-        check_beta(options.beta)
-    for query in options.query or ():
-        check_query(query)
-
-
-def _check_format(options: PredictOptions) -> None:
     name = options.format or "table"
     refuse(name not in EXPORTS, f"Unknown format {name!r}", f"choose one of {', '.join(EXPORTS)}")
     to_nowhere = EXPORTS[name].to_file and options.output is None
@@ -174,6 +166,11 @@ def _check_format(options: PredictOptions) -> None:
         from qamdetr.export.figure import check_figure
 
         check_figure(len(set(options.audio or ())), len(options.query or ()))
+    check_options(options)
+    if options.beta is not None:
+        check_beta(options.beta)
+    for query in options.query or ():
+        check_query(query)
 
 
 def _predict_files(options: PredictOptions) -> None:
@@ -250,8 +247,6 @@ def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> No
     counts = Counter(text for result in answers.values() for text in result.notes)
     for text, count in counts.most_common(MAX_NOTES_SHOWN):
         note(f"{count} of {len(answers)} queries: {text}")
-    if len(counts) > MAX_NOTES_SHOWN:
-        note(f"and {len(counts) - MAX_NOTES_SHOWN} more notes.")
     predictions = []
     for entry in entries:
         if entry.qid in answers:
@@ -268,15 +263,14 @@ def _is_submission(output: str) -> bool:
     """Say whether the name of the output is one of the challenge's; one that nearly is is a mistake."""
     from qamdetr.evaluation.submission import LABEL_FORM, OUTPUT_SUFFIX, is_label
 
-    name = Path(output).name
-    if not name.endswith(OUTPUT_SUFFIX):
-        return False
-    if not is_label(name.removesuffix(OUTPUT_SUFFIX)):
-        raise QamDetrError(
-            f"--output {output} ends in {OUTPUT_SUFFIX}, as the challenge's files do; before that it must say {LABEL_FORM}, with a number "
-            "from 1 to 4. For ordinary predictions choose another ending."
-        )
-    return True
+    label = Path(output).name.removesuffix(OUTPUT_SUFFIX)
+    is_submission = label != Path(output).name
+    refuse(
+        is_submission and not is_label(label),
+        f"--output {output} ends in {OUTPUT_SUFFIX}, as the challenge's files do; before that it must say {LABEL_FORM}, with a number "
+        "from 1 to 4. For ordinary predictions choose another ending.",
+    )
+    return is_submission
 
 
 def _write_submission(path: Path, predictions: Sequence[PredictionEntry], entries: Sequence[QueryEntry], failures: Sequence[str]) -> None:
@@ -291,8 +285,7 @@ def _write_submission(path: Path, predictions: Sequence[PredictionEntry], entrie
         return
     text, left_out = output_text(predictions, entries)
     write_whole(path, text)
-    if left_out:
-        note(f"{left_out} windows were empty or past the end of their recording and were left out.")
+    note_left_out(left_out)
 
 
 # What the commands that find moments share.
@@ -308,7 +301,7 @@ def check_options(options: RetrieverOptions) -> None:
     refuse(options.from_features and options.encoders, "--encoder goes with audio; --from-features runs no encoder.")
     if options.verifier is not None:
         check_verifier(options.verifier)
-    read_encoders(options.encoders)
+    options.models()
 
 
 def refuse(wrong: object, what: str, remedy: str = "") -> None:
@@ -317,23 +310,12 @@ def refuse(wrong: object, what: str, remedy: str = "") -> None:
         raise QamDetrError(what, remedy)
 
 
-def read_encoders(given: Sequence[str] | None) -> dict[str, str]:
-    """Read `--encoder`: stream -> hub id or folder."""
-    models = {}
-    for item in given or ():
-        stream, _, model = item.partition("=")
-        if not stream or not model:
-            raise ConfigError(f"--encoder {item!r} is not of the form STREAM=ID_OR_FOLDER, such as wavlm_base=microsoft/wavlm-base.")
-        models[stream] = model
-    return models
-
-
 def open_retriever(options: RetrieverOptions, manifest: str = "", entries: Sequence[QueryEntry] = ()) -> MomentRetriever:
     """Open the checkpoint or system: for recordings, or, with `--from-features`, for the stored features of a manifest."""
     from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
     from qamdetr.inference.retriever import MomentRetriever, load_system
 
-    name, overrides, models = options.checkpoint or DEFAULT_CHECKPOINT, options.overrides or (), read_encoders(options.encoders)
+    name, overrides, models = options.checkpoint or DEFAULT_CHECKPOINT, options.overrides or (), options.models()
     system = None if options.system is None else load_system(options.system, overrides, members=options.members or ())
     if options.from_features:
         source, overrides = (name, overrides) if system is None else (system, ())
@@ -363,7 +345,11 @@ def open_for_manifest(
     verifier = open_verifier(options, retriever)
     if not isinstance(verifier, str):
         if options.from_features and verifier.needs_audio:
-            _check_sounds(verifier.name, entries, manifest, options.audio_dir)
+            try:
+                find_audio(entries, manifest, options.audio_dir)
+            except QamDetrError as error:
+                what = f"Verifier {verifier.name} listens to the recordings, and --from-features does not bring them. {error}"
+                raise DataError(f"{what} Or take --verifier pocket, which does with the features.") from error
         if must_verify:
             verifier.check()
     entry = entries[0]
@@ -407,17 +393,6 @@ def find_audio(entries: Sequence[QueryEntry], manifest: str, audio_dir: str | No
     return {vid: found[vid] for vid in vids}
 
 
-def _check_sounds(verifier: str, entries: Sequence[QueryEntry], manifest: str, audio_dir: str | None) -> None:
-    """Refuse a verifier that listens where there is nothing to listen to."""
-    try:
-        find_audio(entries, manifest, audio_dir)
-    except (AudioError, DataError) as error:
-        raise DataError(
-            f"Verifier {verifier} listens to the recordings, and --from-features does not bring them. {error} "
-            "Or take --verifier pocket, which does with the features."
-        ) from error
-
-
 def raise_failures(failures: Sequence[str], total: int) -> None:
     """Tell the recordings that could not be used, if there are any, as one error."""
     if failures:
@@ -433,3 +408,9 @@ def print_error(error: str) -> None:
 def note(text: str) -> None:
     """Tell the user something beside the results."""
     print(f"qamdetr: {text}", file=sys.stderr)
+
+
+def note_left_out(windows: int) -> None:
+    """Tell of windows that the challenge does not take."""
+    if windows:
+        note(f"{windows} windows were empty or past the end of their recording and were left out.")

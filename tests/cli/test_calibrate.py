@@ -240,7 +240,7 @@ def test_a_system_of_one_s_own_gets_its_weight_and_keeps_the_rest(world):
     for options, told in {
         "--verifier pocket": "nothing was written; put `verify_with: pocket` and `beta: ",
         f"--members {world.checkpoint}": "nothing was written; put `verify_with: oracle`",
-        "--set merge=pool": "nothing was written, as the weight goes with --set merge=pool; put that, `verify_with: oracle`",
+        "--set merge=pool": "nothing was written, as the weight goes with --set merge=pool; put that and `verify_with: oracle`",
     }.items():
         status, _, err = world.run(*options.split(), source=own)
         assert (status, path.read_text(encoding="utf-8")) == (0, text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,42 +19,40 @@ from qamdetr.errors import AudioError, ConfigError
 from qamdetr.features.base import LISTEN, Step, finish
 from qamdetr.inference.rerank import mark_likely, rerank
 from qamdetr.types import Candidate, Recording, Result
+from qamdetr.ui.train import jobs
 
-DECODER_SCORES = (0.82, 0.64, 0.21, 0.08)
-VERIFIER_SCORES = (0.10, 0.95, 0.40, 0.05)
-STARTS_SHARES = (0.10, 0.45, 0.70, 0.90)
-LENGTHS_SECONDS = (2.5, 1.2, 4.0, 0.7)
+CANDIDATES = ((0.10, 2.5, 0.82, 0.10), (0.45, 1.2, 0.64, 0.95), (0.70, 4.0, 0.21, 0.40), (0.90, 0.7, 0.08, 0.05))
+"""Start as a share of the recording, seconds, decoder's and verifier's score."""
 
 
 class FakeRetriever:
     """Counts what it is asked for; a query with "nothing" in it is not found, one with "explode" fails as only a bug can."""
 
-    def __init__(self, fingerprint="fake", found_threshold=0.1):
-        self.config = replace(Config(), inference=replace(Config().inference, found_threshold=found_threshold))
+    def __init__(self, fingerprint="fake"):
+        self.config = replace(Config(), inference=replace(Config().inference, found_threshold=0.1))
         self.encoder = SimpleNamespace(fingerprint=fingerprint)
         self.encoded: list[str] = []
         self.queries: list[str] = []
         self.bypassed: list[tuple[str, ...]] = []
 
-    def encode(self, source, **choice):
-        return finish(self.encoding(source, **choice))
+    def encode(self, source):
+        return finish(self.encoding(source))
 
     def encoding(self, source, *, max_seconds=0.0):
         if isinstance(source, tuple):
-            samples, rate_hz, name, path = source[0][:, None], source[1], "memory", ""
+            samples, rate_hz, name, path = source[0], source[1], "memory", ""
         else:
             name, path = Path(source).name, str(source)
             try:
-                samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+                samples, rate_hz = soundfile.read(path, dtype="float32")
             except soundfile.LibsndfileError as error:
                 raise AudioError("is not audio that can be read", "use WAV, FLAC, OGG or MP3", path) from error
         self.encoded.append(name)
         for stream, share in ((LISTEN, 0.25), ("pocket", 0.75)):
             yield Step(stream, share)
-        mono = samples.mean(axis=1)
-        duration = len(mono) / rate_hz
-        starts = np.linspace(0, len(mono), 2000, endpoint=False).astype(int)
-        peaks = np.stack([np.minimum.reduceat(mono, starts), np.maximum.reduceat(mono, starts)])
+        duration = len(samples) / rate_hz
+        starts = np.linspace(0, len(samples), 2000, endpoint=False).astype(int)
+        peaks = np.stack([np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)])
         return Recording(name, path, duration, {"pocket": torch.zeros(int(np.ceil(duration)), 4)}, peaks)
 
     def retrieve_many(self, recording, queries, *, top_k=10, verifier="none", beta=None, bypass=()):
@@ -65,24 +65,16 @@ class FakeRetriever:
         if "explode" in query:
             raise RuntimeError("a fault of the program")
         self.queries.append(query)
-        found, verified = "nothing" not in query, verifier != "none"
-        candidates = []
-        for index, full_score in enumerate(DECODER_SCORES):
-            score = full_score * (0.5 if bypass else 1.0)
-            start = STARTS_SHARES[index] * recording.duration_seconds
-            end = min(start + LENGTHS_SECONDS[index], recording.duration_seconds)
-            quality = 0.9 - 0.1 * index
-            candidates.append(Candidate(start, end, score / quality, quality, score))
-        moments = mark_likely(
-            rerank(candidates, VERIFIER_SCORES if verified else None, beta),
-            found=found,
-            threshold=self.config.inference.found_threshold,
-        )[:top_k]
+        found, duration, candidates = "nothing" not in query, recording.duration_seconds, []
+        for index, (share, seconds, full_score, _) in enumerate(CANDIDATES):
+            score, quality = full_score * (0.5 if bypass else 1.0), 0.9 - 0.1 * index
+            start = share * duration
+            candidates.append(Candidate(start, min(start + seconds, duration), score / quality, quality, score))
+        ranked = rerank(candidates, None if verifier == "none" else [row[-1] for row in CANDIDATES], beta)
+        moments = mark_likely(ranked, found=found, threshold=self.config.inference.found_threshold)[:top_k]
+        weight = 0.0 if verifier == "none" else beta
         saliency = (0.5,) * recording.num_clips
-        weight = beta if verified else 0.0
-        return Result(
-            recording.path, recording.duration_seconds, query, found, "pocket", verifier, weight, moments, saliency, recording.notes
-        )
+        return Result(recording.path, duration, query, found, "pocket", verifier, weight, moments, saliency, recording.notes)
 
 
 class HeldRetriever(FakeRetriever):
@@ -119,11 +111,11 @@ def write_noise(path, seconds, rate_hz=8000):
 
 def make_clips(folder: Path, sounds: dict[str, float], per_sound: int = 5) -> Path:
     """Write `per_sound` clips of each sound (a name and its pitch in Hz) into a subfolder of its own."""
-    time = np.arange(24_000) / 16_000
+    at = np.arange(24_000) / 16_000
     for name, pitch_hz in sounds.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(per_sound):
-            tone = 0.5 * np.hanning(time.size) * np.sin(2 * np.pi * pitch_hz * (1 + 0.02 * number) * time)
+            tone = 0.5 * np.hanning(at.size) * np.sin(2 * np.pi * pitch_hz * (1 + 0.02 * number) * at)
             soundfile.write(folder / name / f"{number}.wav", tone.astype(np.float32), 16_000)
     return folder
 
@@ -148,8 +140,31 @@ def write_run(
     (folder / "run.json").write_text(json.dumps(facts))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     if checkpoint:
-        best = folder / "best"
-        best.mkdir()
+        (folder / "best").mkdir()
         for name in ("model.safetensors", "config.yaml", "run.json"):
-            (best / name).write_text("{}")
+            (folder / "best" / name).write_text("{}")
     return folder
+
+
+def python(code: str, **more) -> jobs.Step:
+    """A step of a job that runs some code."""
+    return jobs.Step("running", (sys.executable, "-c", code), **more)
+
+
+SLEEPER = python("import time; print('asleep', flush=True); time.sleep(60)")
+
+
+def until(known: jobs.Jobs, name: str, state: str = "running", said: str = "", seconds: float = 20.0) -> jobs.Job:
+    """Wait until a job is in a state and its log holds what is to be said; gives the job."""
+    end = time.monotonic() + seconds
+    while (job := known.read(known.folder / name)).state != state or said not in "\n".join(job.log_tail()):
+        assert time.monotonic() < end, f"{name} is {job.state} ({job.reason}), not {state}: {job.log_tail()}"
+        time.sleep(0.05)
+    return job
+
+
+def end_all(known: jobs.Jobs) -> None:
+    """Stop what still runs."""
+    if (running := known.running()) is not None:
+        known.stop(running.name)
+        until(known, running.name, "stopped")

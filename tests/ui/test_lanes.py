@@ -10,21 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from qamdetr.inference.rerank import mark_likely, rerank
-from qamdetr.types import Candidate, Moment, Recording, Result
+from qamdetr.types import Candidate, Moment, Result
 from qamdetr.ui import lanes as lanes_module
 from qamdetr.ui.lanes import (
     NEVER_REFUSES,
     LaneResult,
     answer_message,
     best_ious,
-    busy_view,
     checked_choice,
     default_choice,
     display_peaks,
-    recording_view,
     reranked,
     result_view,
     shared_how,
@@ -32,7 +29,6 @@ from qamdetr.ui.lanes import (
 
 UI_DIR = Path(lanes_module.__file__).parent
 BETAS = (0.0, 0.05, 0.3, 0.35, 0.5, 0.95, 1.0)
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node (Debian: apt-get install nodejs)")
 
 
 def run_js(expression, given):
@@ -43,12 +39,12 @@ def run_js(expression, given):
     return json.loads(done.stdout)
 
 
-def moment(start, end, score, verifier_score=None, *, likely=True):
-    return Moment(start, end, score, 1.0, score, verifier_score, score, likely)
+def moment(start, end, score, *, likely=True):
+    return Moment(start, end, score, 1.0, score, None, score, likely)
 
 
-def result(*moments, found=True, query="a dog barks", verifier="none"):
-    return Result("yard.wav", 60.0, query, found, "pocket", verifier, 0.35 if verifier != "none" else 0.0, moments, (0.25,) * 60)
+def result(*moments, found=True, verifier="none"):
+    return Result("yard.wav", 60.0, "a dog barks", found, "pocket", verifier, 0.35 if verifier != "none" else 0.0, moments, (0.25,) * 60)
 
 
 def random_lane(rng, number):
@@ -64,14 +60,10 @@ def random_lane(rng, number):
     return LaneResult("a dog", "", answer, None, threshold)
 
 
-@pytest.fixture(scope="module")
-def random_lanes():
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node (Debian: apt-get install nodejs)")
+def test_the_browser_ranks_and_calls_likely_exactly_as_the_server():
     rng = np.random.default_rng(0)
-    return [random_lane(rng, number) for number in range(60)]
-
-
-@needs_node
-def test_the_browser_ranks_and_calls_likely_exactly_as_the_server(random_lanes):
+    random_lanes = [random_lane(rng, number) for number in range(60)]
     given = {"betas": BETAS, "lanes": result_view({}, random_lanes)["lanes"]}
     shown = run_js("given.betas.map((beta) => given.lanes.map((lane) => ranked(lane, beta)))", given)
     titles = run_js("given.betas.map((beta) => given.lanes.map((lane) => answerTitle(lane, ranked(lane, beta))))", given)
@@ -92,54 +84,42 @@ def test_the_browser_ranks_and_calls_likely_exactly_as_the_server(random_lanes):
         assert default_choice(random_lanes, beta) == chosen
 
 
-def test_messages_count_what_is_likely_and_say_what_is_not_sure():
-    one, likely = result(moment(1, 2, 0.8)), result(moment(1, 2, 0.8), moment(3, 4, 0.5), moment(5, 6, 0.4, likely=False))
-    absent = replace(one, found=False)
-    for answer, truth, kind, title, detail in (
-        (likely, None, "found", "2 likely moments", ""),
-        (one, None, "found", "1 likely moment", ""),
-        (one, [], "found", "1 likely moment", "mistake"),
-        (absent, None, "absent", "Not in this recording", "“a dog barks”. The best guess"),
-        (absent, [], "absent", "Not in this recording", "And indeed"),
+ONE, LIKELY = result(moment(1, 2, 0.8)), result(moment(1, 2, 0.8), moment(3, 4, 0.5), moment(5, 6, 0.4, likely=False))
+ABSENT = replace(ONE, found=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "kind", "title", "detail"),
+    [
+        (LIKELY, None, "found", "2 likely moments", ""),
+        (ONE, [], "found", "1 likely moment", "mistake"),
+        (ABSENT, None, "absent", "Not in this recording", "“a dog barks”. The best guess"),
+        (ABSENT, [], "absent", "Not in this recording", "And indeed"),
         (result(found=False), None, "none", "", ""),
-    ):
-        told = answer_message(answer, truth)
-        assert told["kind"] == kind
-        assert title in told["title"]
-        assert detail in told["detail"]
+    ],
+)
+def test_messages_count_what_is_likely_and_say_what_is_not_sure(answer, truth, kind, title, detail):
+    told = answer_message(answer, truth)
+    assert told["kind"] == kind
+    assert title in told["title"]
+    assert detail in told["detail"]
     for threshold in (0.0, 0.1):
-        (lane,) = result_view({}, [LaneResult("a dog", "", likely, None, threshold)])["lanes"]
+        (lane,) = result_view({}, [LaneResult("a dog", "", LIKELY, None, threshold)])["lanes"]
         assert (NEVER_REFUSES in lane["message"]["detail"]) == (threshold == 0)
 
 
-def test_views_are_json_and_carry_words_and_notes_unchanged():
-    hostile = "<img src=x onerror=alert(1)> ${7*7} {{value}}"
-    recording = Recording("yard.wav", "/tmp/yard.wav", 60.0, {"pocket": torch.zeros(60, 2)}, np.zeros((2, 10)))
-    base = recording_view(recording, {"path": "/tmp/yard.wav"}, hostile)
-    answer = replace(result(moment(1.23456, 2, 0.8), query=hostile), notes=("the file ends after 0:45 of 1:30",))
-    view = result_view(base, [LaneResult(hostile, "", answer, [(1.0, 2.0)])])
-    assert json.loads(json.dumps(view)) == view
-    (shown,) = view["lanes"]
-    assert view["title"] == shown["label"] == shown["query"] == hostile
-    assert (shown["moments"][0]["start"], shown["truth"], shown["notes"]) == (1.235, [[1.0, 2.0]], list(answer.notes))
-    assert (base["state"], view["state"]) == ("ready", "result")
-    assert busy_view("Listening …", 1.2, cancel=True) == {"state": "busy", "busy": "Listening …", "share": 1.0, "cancel": True}
-
-
 def test_a_view_takes_the_weight_of_the_first_verified_lane_and_says_once_what_all_would():
-    lanes = [
-        LaneResult("Baseline", "trained this way: BiMamba", result(moment(1, 2, 0.8)), None),
-        LaneResult("Full", "trained this way: BiMamba", result(verifier="pocket"), None),
-    ]
+    how, other, bypassed = "trained this way: BiMamba", "trained this way: Transformer", "bypassed in the full model: quality"
+    noted = replace(ONE, notes=("the file ends after 0:45 of 1:30",))
+    lanes = [LaneResult("Baseline", how, noted, None), LaneResult("Full", how, result(verifier="pocket"), None)]
     view = result_view({}, lanes)
-    assert [(lane["label"], lane["how"]) for lane in view["lanes"]] == [("Baseline", ""), ("Full", "")]
+    assert [(lane["label"], lane["how"], lane["notes"]) for lane in view["lanes"]] == [("Baseline", "", [*noted.notes]), ("Full", "", [])]
     assert (view["verifier"], view["beta"]) == ("pocket", 0.35)
     assert view["shared_how"].count("BiMamba") == 1
     assert result_view({}, lanes[:1])["verifier"] == "none"
-    one, other, bypassed = "trained this way: BiMamba", "trained this way: Transformer", "bypassed in the full model: quality"
-    for hows in ([one], [one, bypassed], ["", ""]):
+    for hows in ([how], [how, bypassed], ["", ""]):
         assert shared_how(hows) == ("", hows)
-    assert shared_how([one, other])[1] == ["BiMamba", "Transformer"]
+    assert shared_how([how, other])[1] == ["BiMamba", "Transformer"]
 
 
 def test_quality_is_shown_only_where_it_ranks_and_iou_is_against_the_best_true_window():

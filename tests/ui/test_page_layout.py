@@ -23,19 +23,10 @@ UI_DIR = Path(page_module.__file__).parent
 SETTINGS = AppSettings(queue_length=7, upload_mb=30)
 
 
-def build(folder, settings):
-    audio = folder / "yard.wav"
-    audio.touch()
-    examples = [Example(audio, "A yard", {"a dog barks": ((1.0, 2.0),)})]
-    return build_demo(SharedRetriever(lambda _: FakeRetriever(), settings), settings, examples)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("assets"), SETTINGS)
-
-
-def test_no_session_is_sent_with_the_page_and_its_lanes_do_not_wait_for_one_another(page):
+def test_no_session_is_sent_with_the_page_and_its_lanes_do_not_wait_for_one_another(tmp_path):
+    example = Example(tmp_path / "yard.wav", "A yard", {"a dog barks": ((1.0, 2.0),)})
+    example.path.touch()
+    page = build_demo(SharedRetriever(lambda _: FakeRetriever(), SETTINGS), SETTINGS, [example])
     states = [component for component in page.config["components"] if component["type"] == "state"]
     assert states
     assert all("value" not in component["props"] for component in states)
@@ -72,26 +63,18 @@ def test_the_card_is_quoted_by_its_section():
     assert "everyday sounds" in hearing_note([])
 
 
-def write(folder, file="yard.ogg", **changed):
-    entry = {
-        "file": file,
-        "title": "A yard, quiet",
-        "queries": [{"query": "A dog barks ", "windows": [[1, 2.5]]}, {"query": "rain", "windows": []}],
-    }
-    entry.update(changed)
-    (folder / "examples.json").write_text(json.dumps([{key: value for key, value in entry.items() if value is not None}]), encoding="utf-8")
-
-
 def test_examples_are_read_with_their_truth_and_mistakes_are_named(tmp_path):
     assert load_examples(tmp_path) == []
     (tmp_path / "yard.ogg").touch()
-    write(tmp_path)
+    queries = [{"query": "A dog barks ", "windows": [[1, 2.5]]}, {"query": "rain", "windows": []}]
+    entry = {"file": "yard.ogg", "title": "A yard, quiet", "queries": queries}
+    (tmp_path / "examples.json").write_text(json.dumps([entry]))
     (example,) = load_examples(tmp_path)
     assert (example.name, example.description, list(example.truth)) == ("A yard", "Quiet.", ["A dog barks", "rain"])
     assert [example.windows_of(query) for query in (" a DOG barks", "rain", "a cat")] == [((1.0, 2.5),), (), None]
     assert Example(tmp_path, "A yard", {}).description == ""
-    for changed, told in (({"file": "gone.ogg"}, r"gone\.ogg"), ({"title": None}, "title")):
-        write(tmp_path, **changed)
+    for wrong, told in (({**entry, "file": "gone.ogg"}, r"gone\.ogg"), ({"file": "yard.ogg", "queries": queries}, "title")):
+        (tmp_path / "examples.json").write_text(json.dumps([wrong]))
         with pytest.raises(DataError, match=told):
             load_examples(tmp_path)
 

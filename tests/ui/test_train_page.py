@@ -1,4 +1,4 @@
-"""What somebody does on the training page: without starting anything where it can be told beforehand, and once for real."""
+"""What somebody does on the training page, as far as it can be told beforehand; for real it trains in `tests/e2e/test_training.py`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import csv
 import json
 import os
 import shutil
-import sys
 import time
 from dataclasses import replace
 
 import gradio as gr
 import psutil
 import pytest
-from doubles import make_clips, row, write_run
+from doubles import SLEEPER, end_all, make_clips, row, write_run
 
 from qamdetr.config import Config, load_config, save_config
 from qamdetr.errors import QamDetrError
@@ -22,37 +21,21 @@ from qamdetr.ui.settings import AppSettings
 from qamdetr.ui.train import runs, tab
 from qamdetr.ui.train.clips import SceneOrder, divide, plan_scenes, read_clips, write_clips
 from qamdetr.ui.train.evaluation import ablation_table
-from qamdetr.ui.train.jobs import Step
 from qamdetr.ui.train.plans import CONFIGS, TrainOrder, build_config, choices_of, plan_training
 from qamdetr.ui.train.runs import find_runs
 from qamdetr.ui.train.tab import TrainHandlers
 
-SLEEPER = Step("sleeping", (sys.executable, "-c", "import time; time.sleep(60)"))
-
 
 @pytest.fixture
 def handlers(tmp_path):
-    offered = []
-    handlers = TrainHandlers(tmp_path / "runs", lambda name, folder: offered.append((name, folder)))
-    handlers.offered = offered
+    handlers = TrainHandlers(tmp_path / "runs", lambda name, folder: None)
     yield handlers
-    running = handlers.jobs.running()
-    if running is not None:
-        handlers.jobs.stop(running.name)
-        wait_for(handlers, running.name, "stopped")
+    end_all(handlers.jobs)
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     return make_clips(tmp_path_factory.mktemp("clips"), {"low tone": 220, "high tone": 1800})
-
-
-def wait_for(handlers, name, state, seconds=240):
-    end = time.monotonic() + seconds
-    while (job := handlers.jobs.read(handlers.jobs.folder / name)).state != state:
-        assert job.state == "running", f"{job.state}: {job.reason} {job.log_tail()}"
-        assert time.monotonic() < end, job.log_tail()
-        time.sleep(0.2)
 
 
 def scenes_folder(root, name="mine"):
@@ -66,11 +49,11 @@ def scenes_folder(root, name="mine"):
 
 
 SCENE_MISTAKES = [
-    ({"name": "../x"}, "becomes a folder"), ({"clips": "/no/such/folder"}, "no folder"), ({"num_scenes": 0}, "from 1 to"),
-    ({"num_validation": 10**6}, "from 1 to"), ({"shortest_seconds": 3.0}, "min_scene_seconds"), ({"seed": -1}, "seed"),
-    ({"shortest_seconds": 90.0, "longest_seconds": 50.0}, "over"), ({"longest_seconds": float("nan")}, "max_scene_seconds"),
-    ({"backgrounds": "/no/such/folder"}, "backgrounds"), ({"validation_clips": "/no/such/folder"}, "no folder"),
-    ({"num_scenes": 20000, "longest_seconds": 86400.0}, "GB are free"),
+    ({"name": "../x"}, "becomes a folder"), ({"clips": "/no/such/folder"}, "no folder"), ({"clips": ""}, "no folder"),
+    ({"num_scenes": 0}, "from 1 to"), ({"num_validation": 10**6}, "from 1 to"), ({"seed": -1}, "seed"),
+    ({"shortest_seconds": 3.0}, "min_scene_seconds"), ({"longest_seconds": float("nan")}, "max_scene_seconds"),
+    ({"shortest_seconds": 90.0, "longest_seconds": 50.0}, "over"), ({"backgrounds": "/no/such/folder"}, "backgrounds"),
+    ({"validation_clips": "/no/such/folder"}, "no folder"), ({"num_scenes": 20000, "longest_seconds": 86400.0}, "GB are free"),
 ]  # fmt: skip
 TRAIN_MISTAKES = [
     ({"name": "a b"}, "becomes a folder"), ({"name": "scenes-x"}, "kept for sets of scenes"), ({"name": "taken"}, "taken"),
@@ -80,21 +63,20 @@ TRAIN_MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "told"), SCENE_MISTAKES)
-def test_mistakes_in_an_order_for_scenes_are_told_before_anything_is_written(change, told, handlers, clips):
+@pytest.mark.parametrize(
+    ("order", "change", "told"), [("scenes", *case) for case in SCENE_MISTAKES] + [("train", *case) for case in TRAIN_MISTAKES]
+)
+def test_a_mistake_in_an_order_is_one_line_before_anything_is_written_or_starts(order, change, told, handlers, clips):
+    if order == "train":
+        scenes_folder(handlers.root)
+        (handlers.root / "taken").mkdir()
     with pytest.raises(QamDetrError, match=told) as caught:
-        handlers.make_scenes(replace(SceneOrder("mine", str(clips)), **change))
+        if order == "scenes":
+            handlers.make_scenes(replace(SceneOrder("mine", str(clips)), **change))
+        else:
+            handlers.train(replace(TrainOrder("new", "mine"), **change))
     assert "\n" not in str(caught.value)
-    assert not handlers.root.exists()
-
-
-@pytest.mark.parametrize(("change", "told"), TRAIN_MISTAKES)
-def test_mistakes_in_an_order_for_training_are_told_before_anything_starts(change, told, handlers):
-    scenes_folder(handlers.root)
-    (handlers.root / "taken").mkdir()
-    with pytest.raises(QamDetrError, match=told) as caught:
-        handlers.train(replace(TrainOrder("new", "mine"), **change))
-    assert "\n" not in str(caught.value)
+    assert handlers.root.exists() == (order == "train")
     assert handlers.jobs.all() == []
 
 
@@ -127,23 +109,22 @@ def test_every_offered_configuration_is_built_as_it_stands(config, tmp_path):
 
 
 def test_switches_and_streams_reach_the_configuration_and_encoded_scenes_are_not_encoded_again(tmp_path):
-    scenes = scenes_folder(tmp_path)
+    scenes, made = scenes_folder(tmp_path), tmp_path / ".jobs" / "new"
     order = TrainOrder("new", "mine", encoder="transformer", components=("quality",), streams=(), seed=7, epochs=2)
-    target, steps = plan_training(order, tmp_path, tmp_path / ".jobs" / "new")
-    config = load_config(tmp_path / ".jobs" / "new" / "config.yaml")
-    assert (config.model.encoder, config.model.fusion, config.model.global_token) == ("transformer", "text_to_audio", True)
-    assert (config.model.multiscale, config.model.quality) == (False, True)
-    assert dict(config.model.audio_streams) == {"pocket": 256}
-    assert (config.train.seed, config.train.epochs, config.train.output_dir) == (7, 2, str(tmp_path.resolve()))
-    assert (config.train.save_every_steps > 0, config.data.feature_dir) == (True, str(scenes / "features"))
+    target, steps = plan_training(order, tmp_path, made)
+    config = load_config(made / "config.yaml")
+    model, train = config.model, config.train
+    assert (model.encoder, model.fusion, model.global_token) == ("transformer", "text_to_audio", True)
+    assert (model.multiscale, model.quality, dict(model.audio_streams)) == (False, True, {"pocket": 256})
+    assert (train.seed, train.epochs, train.output_dir, train.save_every_steps > 0) == (7, 2, str(tmp_path.resolve()), True)
+    assert (config.data.feature_dir, target) == (str(scenes / "features"), tmp_path / "new")
     assert [step.arguments[3] for step in steps[:2]] == ["extract", "extract"]
-    assert steps[-1].arguments[2:] == ("--config", str(tmp_path / ".jobs" / "new" / "config.yaml"), "--name", "new")
-    assert target == tmp_path / "new"
+    assert steps[-1].arguments[2:] == ("--config", str(made / "config.yaml"), "--name", "new")
     features = scenes / "features" / "pocket-0123456789abcdef"
     features.mkdir(parents=True)
     for vid in ("train_1", "val_1"):
         (features / f"{vid}.0123.npz").touch()
-    assert [step.label for step in plan_training(TrainOrder("new", "mine"), tmp_path, tmp_path / ".jobs" / "new")[1]] == ["Training"]
+    assert [step.label for step in plan_training(TrainOrder("new", "mine"), tmp_path, made)[1]] == ["Training"]
 
 
 def test_the_page_lists_runs_that_it_did_not_start(handlers):
@@ -155,36 +136,30 @@ def test_the_page_lists_runs_that_it_did_not_start(handlers):
     assert items["done"]["brief"] == "3 of 3 epochs, R1@0.7 30.0"
     loss, validation = view["detail"]["charts"]
     assert loss["series"][0]["points"] == [[1, 5.0], [2, 5.0], [3, 5.0]]
-    assert validation["best"] == 2
-    assert view["detail"]["actions"] == ["use"]
+    assert (validation["best"], view["detail"]["actions"]) == (2, ["use"])
     assert handlers.view("ladder/half")["detail"]["actions"] == ["resume", "use"]
     json.dumps(view, allow_nan=False)
 
 
-def progress(folder, **changed):
-    told = {"stage": "training", "epoch": 2, "epochs": 3, "batch": 5, "batches": 10, "step": 15, "losses": {"total": 2.5}}
-    told |= {"seconds_per_batch": 0.2, "time": time.time(), **changed}
-    (folder / "progress.json").write_text(json.dumps(told))
-
-
 def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stopped_here(handlers, monkeypatch):
     folder = write_run(handlers.root / "elsewhere", [row(1, 5.0)])
-    progress(folder)
+    now, begun = time.time(), psutil.Process().create_time()
+    told = {"stage": "training", "epoch": 2, "epochs": 3, "batch": 5, "batches": 10, "step": 15, "losses": {"total": 2.5}}
+    told |= {"seconds_per_batch": 0.2, "time": now}
+    (folder / "progress.json").write_text(json.dumps(told))
     detail = handlers.view("elsewhere")["detail"]
     assert (detail["state"], detail["actions"], detail["share"]) == ("running", [], 0.5)
     assert (detail["stage"], detail["seconds_left"]) == ("Training: epoch 2 of 3", 3.0)
     assert detail["charts"][0]["series"][0]["live"] == [1.5, 2.5]
     with pytest.raises(QamDetrError, match="outside this page"):
         handlers.stop("elsewhere")
-    now, begun = time.time(), psutil.Process().create_time()
+    monkeypatch.setattr(runs, "ALIVE_SECONDS", 0.0)
     for changed, state in (
         ({"time": now - 3600}, "stopped"), ({"time": None}, "stopped"), ({"time": begun - 3600, "pid": os.getpid()}, "stopped"),
         ({"time": max(begun + 1, now - 3600), "pid": os.getpid()}, "running"),  # a validation that takes an hour
     ):  # fmt: skip
-        progress(folder, **changed)
-        with monkeypatch.context() as later:
-            later.setattr(runs, "ALIVE_SECONDS", 0.0)
-            assert handlers.view("elsewhere")["detail"]["state"] == state
+        (folder / "progress.json").write_text(json.dumps({**told, **changed}))
+        assert handlers.view("elsewhere")["detail"]["state"] == state
     (folder / "progress.json").write_text("{")
     assert handlers.view("elsewhere")["detail"]["state"] == "stopped"
 
@@ -205,25 +180,28 @@ def test_a_second_job_is_refused_before_it_writes_anything(handlers, clips):
     with pytest.raises(QamDetrError, match="“busy” is still running"):
         handlers.make_scenes(SceneOrder("mine", str(clips)))
     assert not (handlers.root / "scenes").exists()
-    assert "Stopping" in handlers.act({"action": "stop", "selected": "busy"})["message"]
-    wait_for(handlers, "busy", "stopped")
 
 
 def test_a_table_of_clips_counts_and_its_captions_and_licences_come_along(tmp_path):
-    make_clips(tmp_path / "in", {"low": 200, "high": 900}, per_sound=2)
+    make_clips(tmp_path, {"low": 200, "high": 900}, per_sound=2)
     rows = [[f"{sound}/{n}.wav", f"tone/{sound}", f"a {sound} tone"] for sound in ("low", "high") for n in range(2)]
-    with (tmp_path / "in" / "clips.csv").open("w", newline="") as file:
+    with (tmp_path / "clips.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["File_Name", "group", "caption_1"], *rows])
-    (tmp_path / "in" / "groups.csv").write_text("group,caption\ntone,any tone\ntone/low,a deep tone\n")
-    (tmp_path / "in" / "attribution.csv").write_text("file,licence\nlow/0.wav,CC0\n")
-    clips = read_clips(str(tmp_path / "in"))
+    (tmp_path / "groups.csv").write_text("group,caption\ntone,any tone\ntone/low,a deep tone\n")
+    (tmp_path / "attribution.csv").write_text("file,licence\nlow/0.wav,CC0\n")
+    clips = read_clips(str(tmp_path))
     write_clips(clips.groups["tone/low"], clips.folder, tmp_path / "out")
     library = read_library(tmp_path / "out", None)
     assert (library.captions["tone"], library.captions["tone/low"]) == (("any tone",), ("a deep tone", "a low tone"))
     assert [clip.source.get("license") for clip in library.clips] == ["CC0", None]
+    (tmp_path / "clips.csv").write_text("name,caption\nx.wav,a dog\n")
+    with pytest.raises(QamDetrError, match="file_name"):
+        read_clips(str(tmp_path))
 
 
 def test_each_sound_keeps_one_clip_in_five_back_and_names_say_what_is_heard(tmp_path):
+    with pytest.raises(QamDetrError, match="0 clips"):
+        read_clips(str(tmp_path))
     make_clips(tmp_path, {"A low_tone": 200, "high": 900}, per_sound=10)
     make_clips(tmp_path, {"only": 500}, per_sound=1)
     clips = read_clips(f" {tmp_path} ")
@@ -234,30 +212,17 @@ def test_each_sound_keeps_one_clip_in_five_back_and_names_say_what_is_heard(tmp_
     assert [sum(row["group"] == "high" for row in part) for part in (learnt, kept)] == [8, 2]
 
 
-def test_what_is_no_folder_of_clips_is_one_line(tmp_path):
-    for folder, told in ((tmp_path / "no", "no folder"), (tmp_path, "0 clips"), ("", "no folder")):
-        with pytest.raises(QamDetrError, match=told):
-            read_clips(str(folder))
-    (tmp_path / "clips.csv").write_text("name,caption\nx.wav,a dog\n")
-    with pytest.raises(QamDetrError, match="file_name"):
-        read_clips(str(tmp_path))
-
-
-def cells(table, line):
-    return dict(zip([column["name"] for column in table["columns"]], table["rows"][line]["cells"], strict=True))
-
-
 def test_runs_stand_side_by_side_and_those_that_differ_in_the_seed_alone_are_summed_up(tmp_path):
     for seed, score in ((0, 40.0), (1, 44.0)):
         write_run(tmp_path / f"run-s{seed}", [row(1, score)], finished=True, seed=seed)
     write_run(tmp_path / "plain", [row(1, 20.0)], finished=True, fusion="text_to_audio", multiscale=False, quality=False)
-    runs = sorted(find_runs(tmp_path), key=lambda run: run.folder.name, reverse=True)
-    table = ablation_table(runs, tmp_path)
-    made_of = {cells(table, line)["Run"]: cells(table, line)["Components"] for line in range(len(table["rows"]))}
-    assert made_of["run-s0"] == made_of["run-s1"] == "3-way fusion, multi-scale fusion, quality in the ranking"
-    assert made_of["plain"] == "none"
-    (summary,) = [line for line, values in enumerate(table["rows"]) if values["summary"]]
-    assert (cells(table, summary)["Run"], cells(table, summary)["R1@0.7"]) == ("2 seeds", "42.00 ± 2.83")
+    table = ablation_table(find_runs(tmp_path), tmp_path)
+    names = [column["name"] for column in table["columns"]]
+    lines = {line["Run"]: line for line in (dict(zip(names, row["cells"], strict=True)) for row in table["rows"])}
+    whole = "3-way fusion, multi-scale fusion, quality in the ranking"
+    assert [lines[name]["Components"] for name in ("run-s0", "run-s1", "plain")] == [whole, whole, "none"]
+    assert [row["cells"][0] for row in table["rows"] if row["summary"]] == ["2 seeds"]
+    assert lines["2 seeds"]["R1@0.7"] == "42.00 ± 2.83"
     assert "cannot be compared" not in table["note"]
     facts = json.loads((tmp_path / "plain" / "run.json").read_text())
     (tmp_path / "plain" / "run.json").write_text(json.dumps({**facts, "val_manifest": "bbbb"}))
@@ -265,30 +230,17 @@ def test_runs_stand_side_by_side_and_those_that_differ_in_the_seed_alone_are_sum
     json.dumps(table, allow_nan=False)
 
 
-@pytest.fixture
-def page(tmp_path):
-    with gr.Blocks() as blocks:
+def test_what_cannot_be_evaluated_is_said_where_the_table_would_be(tmp_path):
+    with gr.Blocks() as page:
         tab.build_train_tab(AppSettings(), print, tmp_path)
-    return blocks
-
-
-def press(page, label, values=()):
-    """Call what a button of the page does."""
-    (button,) = (block for block in page.blocks.values() if isinstance(block, gr.Button) and block.value == label)
-    (event,) = (fn for fn in page.fns.values() if (button._id, "click") in fn.targets)
-    return event.fn(*values)
-
-
-def test_what_cannot_be_evaluated_is_said_where_the_table_would_be(page, tmp_path):
+    press = {fn.name: fn.fn for fn in page.fns.values()}
     write_run(tmp_path / "done", [row(1, 1.0)])
     for button, given, told in (
-        ("Table of ablations", [], "No run is chosen"),
-        ("Table of ablations", ["gone"], "'gone' is no longer there"),
-        ("Metrics by window length", "done", "no checkpoint yet"),
-    ):
-        assert told in press(page, button, (given,))["empty"]
+        ("compare", [], "No run is chosen"), ("compare", ["gone"], "'gone' is no longer there"), ("lengths", "done", "no checkpoint yet"),
+    ):  # fmt: skip
+        assert told in press[button](given)["empty"]
     shutil.rmtree(tmp_path / "done")
-    assert press(page, "Metrics by window length", (None,)) == {"empty": "There are no runs yet; train one."}
+    assert press["lengths"](None) == {"empty": "There are no runs yet; train one."}
 
 
 def test_where_training_is_off_the_page_says_how_to_switch_it_on(tmp_path):

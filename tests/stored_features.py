@@ -45,11 +45,11 @@ class OwnFeatures:
 
     def write_audio(self, vid: str, streams: Mapping[str, Tensor]) -> None:
         for name, rows in streams.items():
-            self.files(name, "audio").write_audio(vid, rows)
+            self.files(name, "audio").write(vid, rows)
 
     def write_text(self, query: str, streams: Mapping[str, TextFeatures]) -> None:
         for name, features in streams.items():
-            self.files(name, "text").write_text(query, features)
+            self.files(name, "text").write(query, features)
 
     def audio(self, vid: str) -> dict[str, Tensor]:
         """Return every stream that has features of a recording."""

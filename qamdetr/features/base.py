@@ -1,8 +1,4 @@
-"""What an encoder of recordings or queries is, how one joins the program (`@stream`), and how a set of them is opened and run.
-
-An encoder is one file: a class with `@stream` above it. Importing the file is enough; from then on its stream can be opened, extracted, and
-named in a configuration.
-"""
+"""What an encoder of recordings or queries is, how one joins the program (`@stream`), and how a set of them is opened and run."""
 
 from __future__ import annotations
 
@@ -26,17 +22,16 @@ from qamdetr.types import Recording, TextFeatures
 PEAK_COLUMNS = 4000  # of the waveform overview: some four per pixel of a wide screen, to look closer at
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LISTEN = "listen"  # stage of `Streams.encoding` in which the encoders take the file in; the others are named after streams
-_CUDA_BATCH_CLIPS = 64
 
 _T = TypeVar("_T")
 _Class = TypeVar("_Class", bound="type[Stream]")
 
 
 class Step(NamedTuple):
-    """How far long work is: what is being done, and the share of it that is done, in [0, 1]; None where that cannot be known."""
+    """How far long work is."""
 
     stage: str
-    share: float | None
+    share: float | None  # that is done, in [0, 1]; None where that cannot be known
 
 
 class FeatureListener(Listener, Protocol):
@@ -51,35 +46,22 @@ class EncoderOptions:
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    batch_clips: int = 16
-    """Clips that run through the network at once; bounds memory for long recordings."""
+    batch_clips: int = 16  # that run through the network at once; bounds memory for long recordings
 
 
 class Stream:
-    """An encoder, opened from the folder of its model and read-only from then on: threads share it.
-
-    Attributes:
-        name, label: In configurations, and on the page.
-        dim, text_dim: Width of its audio and of its text features; 0 where it has none. Other models than the default may differ.
-        rate_hz: Samples per second that the audio encoder wants.
-        hub: The default model; None where nothing has to be fetched.
-        raw_scale: The size of its vectors carries meaning (loudness); those of other streams are scaled to unit length.
-        fingerprint: Changes with its weights, its code, and whatever else decides the features; see `weights_fingerprint`.
-        source, dtype: What it was opened with: hub id or folder (empty = the default), and type; both empty where there is no choice.
-    """
+    """An encoder, opened from the folder of its model and read-only from then on: threads share it."""
 
     name: str
-    label: str
-    dim: int
+    label: str  # on the page
+    dim: int  # of its audio features; 0 where it has none. Other models than the default may differ
     text_dim: int = 0
-    rate_hz: int = 0
-    hub: Hub | None = None
-    raw_scale = False
-    has_audio = False
-    has_text = False
-    fingerprint: str
-    source = ""
-    dtype = ""
+    rate_hz: int = 0  # that the audio encoder wants
+    hub: Hub | None = None  # the default model; None where nothing has to be fetched
+    raw_scale = False  # the size of its vectors carries meaning (loudness); those of other streams are scaled to unit length
+    has_audio = has_text = False
+    fingerprint: str  # changes with all that decides the features; see `weights_fingerprint`
+    source = dtype = ""  # hub id or folder (empty = the default) and type it was opened with; both empty where there is no choice
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         """Open the encoder from the folder of its model, in the hub's layout; that of a stream without `hub` is empty."""
@@ -87,7 +69,7 @@ class Stream:
 
 
 class AudioStream(Stream):
-    """Turns a recording into one vector per clip: each second by itself, by `encode_windows`, or with its own `listener` and `features`."""
+    """One vector per clip: of each second by itself, by `encode_windows`, or with its own `listener` and `features`."""
 
     has_audio = True
 
@@ -121,7 +103,10 @@ STREAMS: dict[str, type[Stream]] = {}
 def stream(
     name: str, *, dim: int, text_dim: int = 0, rate_hz: int = 0, hub: Hub | None = None, label: str = "", raw_scale: bool = False
 ) -> Callable[[_Class], _Class]:
-    """Register an encoder class under a stream's name; the rest as in `Stream`, with `text_dim` = `dim` unless said otherwise."""
+    """Register an encoder class; importing its file is enough to open, extract and configure its stream.
+
+    The rest is as in `Stream`, with `text_dim` = `dim` unless said otherwise.
+    """
 
     def register(encoder: _Class) -> _Class:
         encoder.name, encoder.label, encoder.hub, encoder.raw_scale = name, label or name, hub, raw_scale
@@ -136,41 +121,36 @@ class WindowListener:
     """Runs an encoder clip by clip over a recording while it is read, in batches that bound memory."""
 
     def __init__(self, encoder: AudioStream) -> None:
-        self._encoder = encoder
-        self.rate_hz = encoder.rate_hz
+        self._encoder, self.rate_hz = encoder, encoder.rate_hz
+        self._batch_samples = encoder.options.batch_clips * encoder.rate_hz
         self.begin()
 
     def begin(self) -> None:
         """Forget what was heard."""
         self._held: list[np.ndarray] = []
-        self._held_samples = 0
         self._rows: list[Tensor] = []
 
     def feed(self, samples: np.ndarray) -> None:
         """Take the next samples `(n,)`; whole batches run at once."""
         self._held.append(samples)
-        self._held_samples += len(samples)
-        batch_samples = self._encoder.options.batch_clips * self.rate_hz
-        if self._held_samples >= batch_samples:
-            held = np.concatenate(self._held)
-            whole = len(held) // batch_samples * batch_samples
-            for begin in range(0, whole, batch_samples):
-                self._encode(held[begin : begin + batch_samples])
-            self._held, self._held_samples = [held[whole:].copy()], len(held) - whole
+        if sum(map(len, self._held)) >= self._batch_samples:
+            self._encode(self._batch_samples)
 
     def finish(self) -> Tensor:
         """Return `(clips, dim)` float32 on the CPU; a last second that is not full is encoded at its true length."""
-        held = np.concatenate(self._held)
-        whole = len(held) // self.rate_hz * self.rate_hz
-        for part in (held[:whole], held[whole:]):
-            if len(part):
-                self._encode(part)
+        self._encode(self.rate_hz)
+        self._encode(len(self._held[0]) or 1)
         return torch.cat(self._rows)
 
     @torch.inference_mode()
-    def _encode(self, samples: np.ndarray) -> None:
-        windows = torch.from_numpy(samples).reshape(max(len(samples) // self.rate_hz, 1), -1)
-        self._rows.append(self._encoder.encode_windows(windows.to(self._encoder.options.device)).float().cpu())
+    def _encode(self, unit: int) -> None:
+        """Encode as many whole units of samples as are held, and keep the rest."""
+        held = np.concatenate(self._held)
+        whole = len(held) // unit * unit
+        for begin in range(0, whole, self._batch_samples):
+            part = torch.from_numpy(held[begin : min(begin + self._batch_samples, whole)]).to(self._encoder.options.device)
+            self._rows.append(self._encoder.encode_windows(part.reshape(-1, min(unit, self.rate_hz))).float().cpu())
+        self._held = [held[whole:].copy()]
 
 
 class Streams:
@@ -235,16 +215,14 @@ def open_streams(
 ) -> Streams:
     """Open the encoders of streams. Each is opened once in a process and shared by all that ask for it.
 
-    `audio` and `text` name streams of recordings and of queries, main stream first; `name` is what results call this set. `models` (stream
-    -> hub id or folder) take the place of defaults, see `hub.locate`; `dtype` (`float32` or `bfloat16`) and `device` are of the big
-    encoders: the pocket encoders stay in float32 on the CPU. Without `download`, missing weights are not fetched from the hub.
+    `audio` and `text` name streams, main stream first; `name` is what results call this set. `models` (stream -> hub id or folder) take the
+    place of defaults, see `hub.locate`; `dtype` and `device` are of the big encoders: the pocket encoders stay in float32 on the CPU.
 
     Raises:
         ConfigError: Unknown stream, type or device, or a stream that has no encoder for its modality.
         CheckpointError: The weights of an encoder are missing (all that are, are told at once) or damaged.
     """
-    models = dict(models or {})
-    wanted = sorted({*audio, *text})
+    models, wanted = dict(models or {}), sorted({*audio, *text})
     for kind, names in (("audio", audio), ("text", text)):
         for each in names:
             if each not in STREAMS:
@@ -269,7 +247,7 @@ def _open(name: str, model: str = "", dtype: str = "", device: str = "cpu") -> S
     hub = STREAMS[name].hub
     if hub is None:
         return STREAMS[name](Path(), EncoderOptions())
-    batch_clips = _CUDA_BATCH_CLIPS if device.startswith("cuda") else EncoderOptions.batch_clips
+    batch_clips = 64 if device.startswith("cuda") else EncoderOptions.batch_clips
     encoder = STREAMS[name](locate(name, hub, model), EncoderOptions(device, DTYPES[dtype], batch_clips))
     encoder.source, encoder.dtype = model, dtype
     return encoder
@@ -296,14 +274,15 @@ def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
 
 def _locate_all(names: Sequence[str], models: Mapping[str, str], *, download: bool) -> None:
     """Find the models of all streams before the first is read, so that all that are missing are told at once."""
-    missing: list[MissingModelError] = []
+    missing: list[tuple[str, Hub]] = []
+    reason = ""
     for stream, wanted in [(name, hub) for name in names for hub in hub_models(name, models.get(name, ""))]:
         try:  # where one cannot be reached, nobody should wait for the others' time-outs
             locate(stream, wanted, models.get(stream, ""), download=download and not missing)
         except MissingModelError as error:  # noqa: PERF203 - each may be missing
-            missing.append(error)
+            missing, reason = [*missing, *error.missing], reason or error.reason
     if missing:
-        raise MissingModelError([each for error in missing for each in error.missing], missing[0].reason)
+        raise MissingModelError(missing, reason)
 
 
 def hub_models(name: str, model: str = "") -> list[Hub]:
@@ -327,11 +306,9 @@ def join_fingerprints(versions: Mapping[str, str]) -> str:
 
 
 def weights_fingerprint(code: str, state: Mapping[str, Tensor], *settings: object) -> str:
-    """Return 16 hex digits that change with the weights of an encoder, the code that uses them, or its settings.
+    """Return 16 hex digits that change with any value of an encoder's weights, its code, or its settings, but not with file or device.
 
-    Hashes names, shapes, 16 values spread over each tensor and the sum of the bit patterns of all its values, so that the same weights
-    give the same digits whatever file they came from, on whatever device, and a changed value shows wherever it is. `code` is the name and
-    version of the code, such as `wavlm-1`; raise the number when features change.
+    `code` is the name and version of the code, such as `wavlm-1`; raise the number when features change.
     """
     digest = hashlib.blake2b(repr((code, *settings)).encode(), digest_size=8)
     for name in sorted(name for name, value in state.items() if value.is_floating_point()):

@@ -6,18 +6,18 @@ Also what it shares with MS-CLAP: the log-mel front end, the audio network HTSAT
 from __future__ import annotations
 
 import functools
-import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize, pad
+from torch.nn.functional import normalize, pad
 
 from qamdetr.errors import CheckpointError
 from qamdetr.features.base import AudioStream, EncoderOptions, TextStream, stream, weights_fingerprint
@@ -52,52 +52,25 @@ ROBERTA_TOKENIZER = Hub(
 )
 
 
-class LogMel:
-    """Turns samples into mel power in dB, always in float32; the window is Hann (periodic), frames are centred, edges are reflected.
+def mel_db(samples: Tensor, filters: Tensor, hop_samples: int) -> Tensor:
+    """Return `(batch, n // hop + 1, mels)` dB of `samples` `(batch, n)` in float32, `n > fft / 2`, `filters` `(fft / 2 + 1, mels)`.
 
-    Source: `torchlibrosa.stft` (both packages' front end) and Transformers' `ClapFeatureExtractor`, which agree on all of it. Theirs work
-    clip by clip or on every repetition; this one does not.
+    The window is Hann (periodic), frames are centred, edges are reflected.
+    Source: `torchlibrosa.stft` (both packages' front end) and Transformers' `ClapFeatureExtractor`, which runs on the CPU alone.
     """
-
-    def __init__(self, filters: Tensor, *, hop_samples: int, device: str = "cpu") -> None:
-        """Build the front end for `filters` `(fft_samples / 2 + 1, mels)`."""
-        self.hop_samples = hop_samples
-        self.fft_samples = 2 * (filters.shape[0] - 1)
-        # Bins above the highest filter need no power.
-        self._used_bins = int(filters.abs().sum(dim=1).nonzero().max()) + 1
-        self._filters = filters[: self._used_bins].float().to(device)
-        self._window = torch.hann_window(self.fft_samples, device=device)
-
-    def __call__(self, samples: Tensor) -> Tensor:
-        """Return `(batch, n // hop + 1, mels)` dB of `samples` `(batch, n)`, `n > fft / 2`."""
-        spectrum = torch.stft(
-            samples, self.fft_samples, self.hop_samples, window=self._window, center=True, pad_mode="reflect", return_complex=True
-        )[:, : self._used_bins]
-        power = spectrum.real.square() + spectrum.imag.square()
-        return 10.0 * torch.log10((power.transpose(1, 2) @ self._filters).clamp(min=POWER_FLOOR))
-
-    def repeated(self, samples: Tensor, repeats: int) -> Tensor:
-        """Return the dB of `samples` `(batch, n)` played `repeats` times over, `(batch, repeats * n // hop + 1, mels)`.
-
-        Where the hop divides `n`, frames repeat too, but for those that touch an edge: two repetitions hold every frame there is, and the
-        rest is copied.
-        """
-        step, rest = divmod(samples.shape[1], self.hop_samples)
-        edge = -(-self.fft_samples // 2 // self.hop_samples)
-        if rest or step < 2 * edge or repeats < 3:
-            return self(samples.repeat(1, repeats))
-        frames = self(samples.repeat(1, 2))
-        middle = torch.cat([frames[:, step : step + edge], frames[:, edge:step]], dim=1)
-        return torch.cat([frames[:, :step], middle.repeat(1, repeats - 2, 1), frames[:, step:]], dim=1)
+    fft_samples = 2 * (len(filters) - 1)
+    window = torch.hann_window(fft_samples, device=samples.device)
+    spectrum = torch.stft(samples, fft_samples, hop_samples, window=window, pad_mode="reflect", return_complex=True)
+    power = spectrum.real.square() + spectrum.imag.square()
+    return 10.0 * torch.log10((power.transpose(1, 2) @ filters).clamp(min=POWER_FLOOR))
 
 
-def mel_filters(*, sample_rate_hz: int, mels: int, htk: bool = False) -> Tensor:
-    """Return `(513, mels)` filters from 50 Hz to 14 kHz: Slaney's of unit area (`torchlibrosa`), or HTK's of unit height (`torchaudio`)."""
+def mel_filters(sample_rate_hz: int, *, htk: bool = False) -> Tensor:
+    """Return `(513, 64)` filters from 50 Hz to 14 kHz: Slaney's of unit area (`torchlibrosa`), or HTK's of unit height (`torchaudio`)."""
     import librosa
 
-    norm: Literal["slaney"] | None = None if htk else "slaney"
-    filters = librosa.filters.mel(sr=sample_rate_hz, n_fft=1024, n_mels=mels, fmin=50, fmax=14_000, htk=htk, norm=norm)
-    return torch.from_numpy(filters).T.float()
+    options: dict[str, Any] = {"htk": htk, "norm": None if htk else "slaney"}
+    return torch.from_numpy(librosa.filters.mel(sr=sample_rate_hz, n_fft=1024, n_mels=64, fmin=50, fmax=14_000, **options)).T.float()
 
 
 class Htsat(nn.Module):
@@ -107,24 +80,17 @@ class Htsat(nn.Module):
     """
 
     def __init__(self, model: Any, options: EncoderOptions) -> None:  # noqa: ANN401 - Transformers has no types
-        """Take over `model` (it is changed: its batch norm moves here)."""
         super().__init__()
-        encoder = model.audio_encoder
-        self.norm: nn.Module = encoder.batch_norm.float().to(options.device)
-        encoder.batch_norm = nn.Identity()
-        self.model = model.to(options.device, options.dtype)
-        self._dtype = options.dtype
-        self._frames = encoder.spec_size * encoder.freq_ratio
-        self.dim = int(encoder.num_features)
-        self.eval()
+        self.model = model.to(options.device, options.dtype).eval()
+        model.audio_encoder.batch_norm.float()
+        model.audio_encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(options.dtype), *inputs[1:]))
+        self.dim = int(model.audio_encoder.num_features)
 
     def forward(self, log_mels: Tensor) -> Tensor:
         """Encode `(batch, frames, mels)` dB to `(batch, dim)`, the mean over the last stage's patches, in the options' type."""
-        x = self.norm(log_mels.transpose(1, 2).unsqueeze(-1)).permute(0, 3, 2, 1)
-        x = interpolate(x, (self._frames, x.shape[-1]), mode="bicubic", align_corners=True).to(self._dtype)
         # A clip is never longer than the network's ten seconds, so that a fused checkpoint takes the path of the whole spectrogram alone.
-        is_longer = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
-        pooled: Tensor = self.model(input_features=x, is_longer=is_longer).pooler_output
+        is_longer = torch.zeros(len(log_mels), 1, dtype=torch.bool, device=log_mels.device)
+        pooled: Tensor = self.model(input_features=log_mels.unsqueeze(1), is_longer=is_longer).pooler_output
         return pooled
 
 
@@ -132,31 +98,26 @@ class Htsat(nn.Module):
 class LaionClap(AudioStream, TextStream):
     """LAION-CLAP: `(clips, 512)` vectors in the joint space, not yet of unit length; `(tokens, 768)` RoBERTa states and the joint vector.
 
-    Opens a folder with a `ClapModel` in the hub's layout, such as `laion/clap-htsat-unfused`; or a `.pt` checkpoint of the package
-    `laion-clap`, whose tokeniser (`tokenizer.json`) lies beside it or else is RoBERTa's from the hub.
+    Opens a folder with a `ClapModel` in the hub's layout, or a `.pt` checkpoint of the package `laion-clap`.
 
-    Source: Transformers' `ClapModel` and `ClapFeatureExtractor`; `laion_clap.hook.CLAP_Module`. Deliberate differences: a `.pt` is read
-    without the package; samples are not rounded to 16 bits first (the package does so, Transformers does not), so that quiet sounds of
-    24-bit recordings stay what they are; a fused checkpoint is never told that a clip is longer than ten seconds, whereas Transformers'
-    processor picks one of each batch at random to call so; vectors are not scaled to unit length here, the feature pipeline does it.
+    Source: Transformers' `ClapModel` and `ClapFeatureExtractor`; `laion_clap.hook.CLAP_Module`. Deliberate differences: samples are not
+    rounded to 16 bits first, as the package does, so that quiet sounds of 24-bit recordings stay what they are; a fused checkpoint is
+    never told that a clip is longer than ten seconds, whereas Transformers' processor calls one of each batch so, at random.
     """
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         super().__init__(folder, options)
         is_package = folder.suffix in {".pt", ".pth"}
-        model, filters, hop_samples = _read_package_checkpoint(folder) if is_package else _read_folder(folder)
-        if is_package:
-            folder = folder.parent if (folder.parent / "tokenizer.json").is_file() else locate(self.name, ROBERTA_TOKENIZER)
+        model, filters = _read_package_checkpoint(folder) if is_package else _read_folder(folder)
+        folder = tokenizer_beside(folder, self.name, ROBERTA_TOKENIZER) if is_package else folder
         config = model.config.text_config
         # Positions count from behind the padding's, as in every RoBERTa.
         max_tokens = config.max_position_embeddings - config.pad_token_id - 1
-        self._tokenizer = HubTokenizer(folder, stream=self.name, max_tokens=max_tokens, vocab_size=config.vocab_size)
-        weights, settings = (
-            {**model.state_dict(), "filters": filters},
-            (network_settings(model.config.audio_config), network_settings(config)),
-        )
-        self.fingerprint = weights_fingerprint("laion_clap-1", weights, str(options.dtype), hop_samples, self._tokenizer.probe, *settings)
-        self.front_end = LogMel(filters, hop_samples=hop_samples, device=options.device)
+        self._tokenizer = HubTokenizer(folder, self.name, max_tokens=max_tokens, vocab_size=config.vocab_size)
+        weights = {**model.state_dict(), "filters": filters}
+        settings = network_settings(model.config.audio_config), network_settings(config)
+        self.fingerprint = weights_fingerprint("laion_clap-1", weights, str(options.dtype), HOP_SAMPLES, self._tokenizer.probe, *settings)
+        self._filters = filters.to(options.device)
         self.htsat = Htsat(model.audio_model, options)
         self._text = model.text_model.to(options.device, options.dtype).eval()
         self._audio_projection = model.audio_projection.to(options.device, options.dtype).eval()
@@ -174,9 +135,7 @@ class LaionClap(AudioStream, TextStream):
         That is "repeatpad": as many whole repetitions as fit, then silence.
         """
         repeats, rest = divmod(PADDED_SAMPLES, windows.shape[1])
-        if rest:
-            return self.front_end(pad(windows.repeat(1, repeats), (0, rest)))
-        return self.front_end.repeated(windows, repeats)
+        return mel_db(pad(windows.repeat(1, repeats), (0, rest)), self._filters, HOP_SAMPLES)
 
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
@@ -185,8 +144,8 @@ class LaionClap(AudioStream, TextStream):
         return replace(features, pooled=normalize(self._text_projection(output.pooler_output)[0].float(), dim=-1).cpu().clone())
 
 
-def _read_folder(folder: Path) -> tuple[Any, Tensor, int]:
-    """Return the model in float32, its mel filters and its hop."""
+def _read_folder(folder: Path) -> tuple[Any, Tensor]:
+    """Return the model in float32 and its mel filters."""
     lacking = [names[0] for names in _HUB.groups[:-1] if not any((folder / name).is_file() for name in names)]
     if lacking:
         raise CheckpointError(f"The encoder laion_clap in {folder} lacks {', '.join(lacking)}; download the whole model again.")
@@ -196,19 +155,19 @@ def _read_folder(folder: Path) -> tuple[Any, Tensor, int]:
         settings = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
     constants = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")
     model = load_network("laion_clap", ClapModel, folder, unused=constants)
-    if (settings.sampling_rate, settings.nb_max_samples, settings.padding) != (SAMPLE_RATE_HZ, PADDED_SAMPLES, "repeatpad"):
+    found = (settings.sampling_rate, settings.nb_max_samples, settings.hop_length, settings.padding)
+    if found != (SAMPLE_RATE_HZ, PADDED_SAMPLES, HOP_SAMPLES, "repeatpad"):
         raise CheckpointError(
-            f"The encoder laion_clap in {folder} is made for audio at {settings.sampling_rate} Hz, {settings.max_length_s} s, filled by "
-            f"{settings.padding!r}; only {SAMPLE_RATE_HZ} Hz, 10 s and 'repeatpad' are supported. Choose another checkpoint."
+            f"The encoder laion_clap in {folder} is made for audio at {settings.sampling_rate} Hz, {settings.max_length_s} s, a hop of "
+            f"{settings.hop_length}, filled by {settings.padding!r}; only {SAMPLE_RATE_HZ} Hz, 10 s, {HOP_SAMPLES} and 'repeatpad' are "
+            "supported. Choose another checkpoint."
         )
     filters = settings.mel_filters if settings.truncation == "fusion" else settings.mel_filters_slaney
-    return model, torch.from_numpy(filters).float(), settings.hop_length
+    return model, torch.from_numpy(filters).float()
 
 
-def _read_package_checkpoint(path: Path) -> tuple[Any, Tensor, int]:
-    """Return the model in float32, its mel filters and its hop."""
-    if not path.is_file():
-        raise CheckpointError(f"The encoder laion_clap has no file {path}; correct the path.")
+def _read_package_checkpoint(path: Path) -> tuple[Any, Tensor]:
+    """Return the model in float32 and its mel filters."""
     with reading("laion_clap", path):
         from transformers import ClapModel
 
@@ -216,24 +175,27 @@ def _read_package_checkpoint(path: Path) -> tuple[Any, Tensor, int]:
         config, converted = convert_laion_clap(state)
         model = ClapModel(config)
         fill(model, converted)
-    audio = part(state, "audio_branch.")
-    if "logmel_extractor.melW" in audio and not is_fused(audio):
-        return model, audio["logmel_extractor.melW"].float(), HOP_SAMPLES
-    return model, mel_filters(sample_rate_hz=SAMPLE_RATE_HZ, mels=len(audio["bn0.weight"]), htk=is_fused(audio)), HOP_SAMPLES
+        audio = part(state, "audio_branch.")
+    stored = None if is_fused(audio) else audio.get("logmel_extractor.melW")
+    return model, mel_filters(SAMPLE_RATE_HZ, htk=is_fused(audio)) if stored is None else stored.float()
+
+
+def tokenizer_beside(checkpoint: Path, stream: str, default: Hub) -> Path:
+    """Folder of the tokeniser that goes with a package's checkpoint: beside it, or else the hub's."""
+    return checkpoint.parent if (checkpoint.parent / "tokenizer.json").is_file() else locate(stream, default)
 
 
 # The checkpoints of the packages `laion-clap` and `msclap`, whose weights get the names that Transformers' models have. The packages
 # themselves are not needed: sizes are told from the weights' shapes, and names are translated by rule.
 # Source: names of `laion_clap.clap_module` 1.1.7 and `msclap.models` 1.3.4 on one side, `transformers.models.clap` on the other.
 
+# Weights without a part in a clip's features: front end, classifier, constants, and the fusion of recordings over ten seconds.
 _NOT_USED = re.compile(
     r"(spectrogram_extractor|logmel_extractor|spec_augmenter|tscam_conv|head|fusion_model|mel_conv2d)\.|"
     r"patch_embed\.(fusion_model|mel_conv2d)\.|.*\.(attn_mask|relative_position_index)$"
 )
-"""Weights without a part in a clip's features: front end, classifier, constants, and the fusion of recordings over ten seconds."""
-
+# Buffers that models compute themselves, and numbers that no feature passes through.
 _CONSTANTS = re.compile(r".*(position_ids|token_type_ids|relative_position_index|num_batches_tracked)$|logit_scale_[at]$")
-"""Buffers that models compute themselves, and numbers that no feature passes through."""
 
 _HTSAT_NAMES = (
     ("bn0.", "batch_norm."),
@@ -269,29 +231,20 @@ def part(state: Mapping[str, Tensor], prefix: str) -> State:
 
 
 def htsat_config(state: Mapping[str, Tensor], **others: Any) -> Any:  # noqa: ANN401 - Transformers has no types
-    """Tell the `ClapAudioConfig` of an original HTSAT from its weights; 256 x 256 patches of stride 4, as both packages have it."""
+    """Tell the `ClapAudioConfig` of an original HTSAT from its weights; mels, patches and windows are those of both packages."""
     from transformers import ClapAudioConfig
 
-    try:
-        blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight", name) for name in state]
-        places = [(int(match[1]), int(match[2])) for match in blocks if match]
-        stages = 1 + max(stage for stage, _ in places)
-        tables = [state[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)]
-        patches = state["patch_embed.proj.weight"]
-        return ClapAudioConfig(
-            num_mel_bins=len(state["bn0.weight"]),
-            patch_size=patches.shape[-1],
-            patch_embeds_hidden_size=patches.shape[0],
-            depths=[1 + max(block for stage, block in places if stage == wanted) for wanted in range(stages)],
-            num_attention_heads=[table.shape[1] for table in tables],
-            window_size=(math.isqrt(tables[0].shape[0]) + 1) // 2,
-            hidden_size=len(state["norm.weight"]),
-            mlp_ratio=state["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / patches.shape[0],
-            **others,
-        )
-    except (KeyError, ValueError) as error:
-        what = f"The checkpoint has no HTSAT audio network ({error})"
-        raise CheckpointError(what, "choose a checkpoint whose audio model is HTSAT") from error
+    depths = Counter(match[1] for name in state if (match := re.match(r"layers\.(\d)\.blocks\.\d+\.norm1\.weight", name)))
+    if not depths:
+        raise CheckpointError("The checkpoint has no HTSAT audio network", "choose a checkpoint whose audio model is HTSAT")
+    stages = sorted(depths)
+    return ClapAudioConfig(
+        patch_embeds_hidden_size=len(state["patch_embed.proj.weight"]),
+        depths=[depths[stage] for stage in stages],
+        num_attention_heads=[state[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape[1] for stage in stages],
+        hidden_size=len(state["norm.weight"]),
+        **others,
+    )
 
 
 def convert_htsat(state: Mapping[str, Tensor]) -> State:
@@ -299,12 +252,10 @@ def convert_htsat(state: Mapping[str, Tensor]) -> State:
     converted: State = {}
     for original, value in state.items():
         name = functools.reduce(lambda name, pair: name.replace(*pair), _HTSAT_NAMES, original)
-        if _NOT_USED.match(original):
-            continue
         if ".qkv." in name:
             thirds = zip(("query", "key", "value"), value.chunk(3), strict=True)
             converted |= {name.replace(".qkv.", f".{key}."): third for key, third in thirds}
-        else:
+        elif not _NOT_USED.match(original):
             converted[name] = value
     return converted
 
@@ -320,8 +271,7 @@ def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
 
     audio, text = part(state, "audio_branch."), part(state, "text_branch.")
     if "embeddings.word_embeddings.weight" not in text or "text_projection.0.weight" not in state:
-        what = "The checkpoint has no RoBERTa text network"
-        raise CheckpointError(what, "choose one of the package's checkpoints with `tmodel='roberta'`")
+        raise CheckpointError("The checkpoint has no RoBERTa text network", "choose one that the package opens with `tmodel='roberta'`")
     words, hidden = text["embeddings.word_embeddings.weight"].shape
     joint = state["text_projection.2.weight"].shape[0]
     text_config = ClapTextConfig(
@@ -339,10 +289,9 @@ def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
     config = ClapConfig(text_config=text_config.to_dict(), audio_config=audio_config.to_dict(), projection_dim=joint)
     converted = {f"audio_model.audio_encoder.{name}": value for name, value in convert_htsat(audio).items()}
     converted |= {f"text_model.{name}": value for name, value in text.items() if not name.endswith(("position_ids", "token_type_ids"))}
-    for modality in ("audio", "text"):
-        for number, layer in ((0, "linear1"), (2, "linear2")):
-            projection = part(state, f"{modality}_projection.{number}.")
-            converted |= {f"{modality}_projection.{layer}.{name}": value for name, value in projection.items()}
+    for name, value in state.items():
+        if match := re.match(r"((?:audio|text)_projection)\.([02])\.(.*)", name):
+            converted[f"{match[1]}.linear{1 + int(match[2]) // 2}.{match[3]}"] = value
     return config, converted
 
 
@@ -353,5 +302,4 @@ def fill(model: Any, state: Mapping[str, Tensor]) -> None:  # noqa: ANN401
     lacking = [name for name in lacking if not _CONSTANTS.match(name)]
     if lacking or surplus:
         counts = f"{len(lacking)} weights missing, {len(surplus)} unknown, such as {[*lacking, *surplus][0]}"
-        what = f"The checkpoint does not fit its network ({counts})"
-        raise CheckpointError(what, "it is another model's, or incomplete. Download it again")
+        raise CheckpointError(f"The checkpoint does not fit its network ({counts})", "download it again, or name another")

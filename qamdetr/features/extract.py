@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from qamdetr.audio import MAX_SECONDS, Sound, stated_seconds
+from qamdetr.audio import Sound, stated_seconds
 from qamdetr.errors import AudioError, DataError, FeatureValuesError, QamDetrError
 from qamdetr.features.base import Streams
 from qamdetr.features.store import AudioKeys, StreamFiles, StreamVersion
 
-_GUESSED_BYTES_PER_SECOND = 16_000.0  # 128 kbit/s, usual where the length does not stand at the beginning of the file
 _LOG_SECONDS = 10.0
 _Item = TypeVar("_Item")
 _log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def extract(
     """Encode what the store does not hold yet of every recording (`vid`, audio file) and query; what cannot be encoded is skipped.
 
     `share` is cut from the whole lists, so that processes cannot meet in an item. `seconds` are lengths of recordings where they are known,
-    for the progress bars (on stderr, with the time left) alone. `on_skip` is told at once what is skipped and why.
+    for the progress bar's time left alone. `on_skip` is told at once what is skipped and why.
     """
     share = share or Share()
     paths = dict(share.of(sorted(dict(recordings).items())))
@@ -79,7 +78,7 @@ def extract(
 
     def encode_query(query: str, names: Sequence[str]) -> None:
         for name, features in {name: streams.text[name].encode_text(query) for name in names}.items():
-            text[name].write_text(query, features)
+            text[name].write(query, features)
 
     def encode_recording(vid: str, names: Sequence[str]) -> None:
         stamp = keys.stamp(vid)
@@ -89,7 +88,7 @@ def extract(
         for note in recording.notes:
             _log.warning("%s: %s", paths[vid], note)
         for name, rows in recording.streams.items():
-            audio[name].write_audio(vid, rows)
+            audio[name].write(vid, rows)
 
     def done(encode: Callable[[str, Sequence[str]], None], name: str, names: Sequence[str], told: str = "") -> bool:
         """Encode and store an item; False where it had to be skipped. A store that cannot be written to stops all."""
@@ -110,19 +109,16 @@ def extract(
     report = ExtractionReport(queries=new_queries, cached_queries=len(wanted) - len(lacking))
 
     lacking = _lacking(audio, paths)
-    lengths = {} if hidden else _lengths({vid: paths[vid] for vid in lacking}, seconds or {})
+    known = seconds or {}
+    lengths = {} if hidden else {vid: known.get(vid) or stated_seconds(paths[vid]) or 0.0 for vid in lacking}
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
     new = 0
     with tqdm(total=sum(lengths.values()), bar_format=bar_format, smoothing=0.1, disable=hidden or not lacking, **bars) as bar:
         for number, (vid, names) in enumerate(lacking.items()):
             bar.set_description_str(f"recordings{of} {number}/{len(lacking)}", refresh=number == 0)
-            is_new = done(encode_recording, vid, names)
-            new += is_new
+            new += done(encode_recording, vid, names)
             bar.set_description_str(f"recordings{of} {number + 1}/{len(lacking)}", refresh=False)
-            if is_new:
-                bar.update(lengths.get(vid, 0.0))
-            else:
-                bar.total = (bar.total or 0.0) - lengths.get(vid, 0.0)  # it cost no time: counting it would tell too short a time left
+            bar.update(lengths.get(vid, 0.0))
     return report + ExtractionReport(new, 0, len(paths) - len(lacking), 0, tuple(skipped))
 
 
@@ -131,10 +127,3 @@ def _lacking(files: Mapping[str, StreamFiles], names: Iterable[str]) -> dict[str
     missing = {stream: set(each.missing(names)) for stream, each in files.items()}
     lacking = {name: [stream for stream in files if name in missing[stream]] for name in names}
     return {name: streams for name, streams in lacking.items() if streams}
-
-
-def _lengths(paths: Mapping[str, Path], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Length of each recording in seconds, by its size where neither the caller nor the file's header says it."""
-    sizes = {vid: path.stat().st_size if path.is_file() else 0 for vid, path in paths.items()}
-    guessed = {vid: size / _GUESSED_BYTES_PER_SECOND for vid, size in sizes.items()}
-    return {vid: min(seconds.get(vid) or stated_seconds(path) or guessed[vid], MAX_SECONDS) for vid, path in paths.items()}

@@ -20,14 +20,14 @@ from qamdetr.types import TextFeatures
 
 _log = logging.getLogger(__name__)
 
-REACH_SECONDS = 8.0
-"""How long the hub may take to answer at all, so that a machine whose network swallows everything does not hang."""
+REACH_SECONDS = 8.0  # for the hub to answer at all, so that a machine whose network swallows everything does not hang
 
 TOKENIZER = ("tokenizer.json", "vocab.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Small files that are downloaded too, from hub ids that are not the default, where these have them.
 _TAKEN_ALONG = ("preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-"""Small files that are downloaded too, from hub ids that are not the default, where these have them."""
 
+# A list of names, as the whole configuration differs from one version of Transformers to the next.
 _DECISIVE = (
     *("hidden_act", "activation_function", "projection_hidden_act", "layer_norm_eps", "layer_norm_epsilon", "position_embedding_type"),
     *("num_attention_heads", "n_head", "pad_token_id", "depths", "window_size", "spec_size", "patch_stride", "enable_fusion"),
@@ -47,7 +47,7 @@ class Hub:
     needed: tuple[tuple[str, ...], ...] = ()  # groups of files, of each of which one must be there; empty = every one of `files`
     beside: Hub | None = None  # another model that the default needs beside it, such as a tokeniser
     patterns: tuple[str, ...] = ()  # what to download of a repository whose files are not known; empty = one file of each group
-    called: str = ""  # as messages call it; empty = the encoder of its stream
+    called: str = ""  # see `name_for`
     otherwise: str = "name a local folder with `--encoder {stream}=FOLDER`"  # what to do where there is a copy already
     instead: str = "the pocket encoders (combo 'pocket', checkpoint qam-detr-pocket), which need no download"
 
@@ -60,6 +60,10 @@ class Hub:
         """Groups of files, of each of which one must be there."""
         return self.needed or tuple((name,) for name in self.files)
 
+    def name_for(self, stream: str) -> str:
+        """Say what messages call it."""
+        return self.called or f"the encoder {stream}"
+
     @property
     def command(self) -> str:
         """The shell command that puts the model where `locate` finds it; without known files, all of the repository."""
@@ -71,7 +75,7 @@ class MissingModelError(CheckpointError):
 
     def __init__(self, missing: Sequence[tuple[str, Hub]], reason: str) -> None:
         self.missing, self.reason = missing, reason
-        names = " and ".join(f"{wanted.called or f'the encoder {stream}'} ({wanted})" for stream, wanted in missing)
+        names = " and ".join(f"{wanted.name_for(stream)} ({wanted})" for stream, wanted in missing)
         commands = " && ".join(wanted.command for _, wanted in missing)
         (stream, first), verb = missing[0], "is" if len(missing) == 1 else "are"
         super().__init__(
@@ -93,17 +97,14 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
             return local
         repo, _, revision = override.partition("@")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
-            called = wanted.called or f"the encoder {stream}"
-            raise CheckpointError(
-                f"{called[0].upper()}{called[1:]} is to come from {override}, which does not exist; name a folder or a hub id."
-            )
+            what = f"{wanted.name_for(stream)} is to come from {override}, which does not exist"
+            raise CheckpointError(what[0].upper() + what[1:], "name a folder or a hub id")
         otherwise = wanted.otherwise.replace("local folder", f"local folder that exists (there is none called {override})")
-        needed = wanted.groups
-        wanted = replace(wanted, repo=repo, revision=revision or "main", megabytes=0, files=(), needed=needed, otherwise=otherwise)
+        wanted = replace(wanted, repo=repo, revision=revision or "main", megabytes=0, files=(), needed=wanted.groups, otherwise=otherwise)
     folder = _cached(wanted)
     if folder is None and not download:
         raise MissingModelError([(stream, wanted)], "no download was asked for")
-    return folder or _download(stream, wanted, default)
+    return folder or _download(stream, wanted, default.repo)
 
 
 def _cached(wanted: Hub) -> Path | None:
@@ -120,7 +121,8 @@ def _cached(wanted: Hub) -> Path | None:
     return folder if all((folder / shard).is_file() for shard in shards) else None
 
 
-def _download(stream: str, wanted: Hub, default: Hub) -> Path:
+def _download(stream: str, wanted: Hub, kind: str) -> Path:
+    """Fetch what is needed; of a repository whose files are not known, the first of each group and the small ones beside them."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
@@ -128,14 +130,17 @@ def _download(stream: str, wanted: Hub, default: Hub) -> Path:
     try:
         # Asked first because snapshot_download itself knows no limit of time.
         info = HfApi().model_info(wanted.repo, revision=wanted.revision, timeout=REACH_SECONDS)
-        files = (
-            wanted.files
-            or wanted.patterns
-            or _choose_files(stream, wanted, default, {sibling.rfilename for sibling in info.siblings or ()})
-        )
-        purpose = wanted.called or f"the encoder {stream}"
-        _log.warning("Downloading %s for %s to %s; this happens once.", wanted, purpose, constants.HF_HUB_CACHE)
-        snapshot_download(wanted.repo, revision=wanted.revision, allow_patterns=list(files), etag_timeout=REACH_SECONDS)
+        files = [*(wanted.files or wanted.patterns)]
+        if not files:
+            there = {sibling.rfilename for sibling in info.siblings or ()}
+            for group in wanted.groups:
+                if not there.intersection(group):
+                    what = f"{wanted.repo} at revision {wanted.revision} has no {' or '.join(group)}"
+                    raise CheckpointError(what, f"name a model of the same kind as {kind} for the encoder {stream}")
+                files.append(next(name for name in group if name in there))
+            files += _TAKEN_ALONG
+        _log.warning("Downloading %s for %s to %s; this happens once.", wanted, wanted.name_for(stream), constants.HF_HUB_CACHE)
+        snapshot_download(wanted.repo, revision=wanted.revision, allow_patterns=files, etag_timeout=REACH_SECONDS)
     except QamDetrError:
         raise
     except Exception as error:  # the hub's client and the HTTP library beneath it raise classes of their own
@@ -144,18 +149,6 @@ def _download(stream: str, wanted: Hub, default: Hub) -> Path:
     if folder is None:
         raise MissingModelError([(stream, wanted)], "the download is not complete")
     return folder
-
-
-def _choose_files(stream: str, wanted: Hub, default: Hub, there: Collection[str]) -> tuple[str, ...]:
-    """Pick, of the files of another hub id, the first of each needed group and the small ones beside them."""
-    chosen = []
-    for group in wanted.groups:
-        found = [name for name in group if name in there]
-        if not found:
-            what = f"{wanted.repo} at revision {wanted.revision} has no {' or '.join(group)}"
-            raise CheckpointError(what, f"name a model of the same kind as {default.repo} for the encoder {stream}")
-        chosen.append(found[0])
-    return (*chosen, *(name for name in _TAKEN_ALONG if name in there and name not in chosen))
 
 
 @contextlib.contextmanager
@@ -188,43 +181,33 @@ def load_network(stream: str, network_class: Any, source: Path, *, unused: Colle
         network, report = network_class.from_pretrained(
             source, local_files_only=True, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
-    # Each is a name, in some versions with the two shapes behind it.
-    unfit = sorted(item if isinstance(item, str) else str(item[0]) for item in report["mismatched_keys"])
-    if unfit:
-        what = f"{source}: {len(unfit)} weights of the encoder {stream}, such as {unfit[0]}, have other sizes than its config.json says"
-        raise CheckpointError(what, "the files do not belong together: download it again, or name another")
-    lacking = sorted(set(report["missing_keys"]) - set(unused))
+    # Those of other sizes are names, in some versions with the two shapes behind.
+    unfit = {item if isinstance(item, str) else str(item[0]) for item in report["mismatched_keys"]}
+    lacking = sorted(unfit | (set(report["missing_keys"]) - set(unused)))
     if lacking:
-        what = f"{source} lacks {len(lacking)} weights of the encoder {stream}, such as {lacking[0]}"
+        what = f"{source} lacks {len(lacking)} weights of the encoder {stream} in the sizes of its config.json, such as {lacking[0]}"
         raise CheckpointError(what, "it holds another kind of model, or a part of one: download it again, or name another")
     return network.eval().requires_grad_(False)
 
 
 def network_settings(config: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401 - Transformers has no types
-    """Pick of a Transformers configuration what decides a network's outputs beside its weights, for `weights_fingerprint`.
-
-    A list of names, as the whole configuration differs from one version of Transformers to the next.
-    """
-    found = {name: getattr(config, name) for name in _DECISIVE if getattr(config, name, None) is not None}
-    return tuple((name, str(list(value) if isinstance(value, (list, tuple)) else value)) for name, value in sorted(found.items()))
+    """Pick of a Transformers configuration what decides a network's outputs beside its weights, for `weights_fingerprint`."""
+    found = [(name, value) for name in sorted(_DECISIVE) if (value := getattr(config, name, None)) is not None]
+    return tuple((name, str(list(value) if isinstance(value, (list, tuple)) else value)) for name, value in found)
 
 
-Offsets = tuple[tuple[int, int], ...]
-"""Per token, the character range `[begin, end)` in the query; `(0, 0)` for tokens that stand for no letters of it."""
-
+Offsets = tuple[tuple[int, int], ...]  # per token, see `TextFeatures`
 _PROBE = "Zwölf Boxkämpfer jagen a quick dog, 42 times, it barks: 🐶!!"
 
 
 class HubTokenizer:
     """A fast tokeniser from a folder in the hub's layout, with `tokenizer.json` or what Transformers makes a fast tokeniser of."""
 
-    def __init__(
-        self, folder: Path, *, stream: str, max_tokens: int, suffix: str = "", apart: Sequence[str] = (), vocab_size: int | None = None
-    ) -> None:
-        """Read the tokeniser of a stream.
+    def __init__(self, folder: Path, stream: str, *, max_tokens: int, vocab_size: int, suffix: str = "", apart: Sequence[str] = ()) -> None:
+        """Read the tokeniser of a stream whose word table has `vocab_size` rows.
 
         `suffix` is text that the encoder expects behind every query, and counts to `max_tokens` as special tokens do; tokens that stand
-        `apart` are never joined to their neighbours; `vocab_size` is the number of rows of the encoder's word table, where it is known.
+        `apart` are never joined to their neighbours.
         """
         self._stream, self._suffix, self._max_tokens = stream, suffix, max_tokens
         with reading(stream, folder):
@@ -241,7 +224,7 @@ class HubTokenizer:
             self._tokenizer.no_padding()
             self._tokenizer.add_special_tokens(list(apart))
         known = self._tokenizer.get_vocab_size()
-        if vocab_size is not None and known > vocab_size:
+        if known > vocab_size:
             what = f"{folder}: the tokeniser knows {known} tokens, the encoder {stream} {vocab_size}"
             raise CheckpointError(what, "they do not belong together")
 
@@ -252,9 +235,9 @@ class HubTokenizer:
         """
         encoding = self._tokenizer.encode(query + self._suffix)
         if len(encoding.ids) > self._max_tokens:
-            what = f"The query has {len(encoding.ids)} tokens; the text encoder {self._stream} reads at most {self._max_tokens}."
+            what = f"The query has {len(encoding.ids)} tokens; the {self._stream} text encoder reads at most {self._max_tokens}."
             raise QamDetrError(f"{what} Use a shorter sentence.")
-        return list(encoding.ids), tuple(_letters(query, begin, end) for begin, end in encoding.offsets)
+        return encoding.ids, tuple(_letters(query, begin, end) for begin, end in encoding.offsets)
 
     def states(self, network: Any, query: str) -> tuple[TextFeatures, Any]:  # noqa: ANN401 - Transformers has no types
         """Run a network on one query; returns the states of its tokens, float32 on the CPU, and all that the network gave."""
@@ -266,7 +249,7 @@ class HubTokenizer:
     def probe(self) -> tuple[list[int], Offsets]:
         """What the tokeniser makes of a fixed sentence: differs between vocabularies, whatever files they come from."""
         encoding = self._tokenizer.encode(_PROBE + self._suffix)
-        return list(encoding.ids), tuple((begin, end) for begin, end in encoding.offsets)
+        return encoding.ids, tuple(encoding.offsets)
 
 
 def _letters(query: str, begin: int, end: int) -> tuple[int, int]:

@@ -11,21 +11,17 @@ import torch
 from torch import Tensor
 
 from qamdetr.errors import CheckpointError
+from qamdetr.features import clap
 from qamdetr.features.base import AudioStream, EncoderOptions, TextStream, stream, weights_fingerprint
-from qamdetr.features.clap import HEAD_DIM, Htsat, LogMel, State, convert_htsat, fill, htsat_config, mel_filters, part, read_checkpoint
-from qamdetr.features.hub import TOKENIZER, Hub, HubTokenizer, locate, network_settings, reading
+from qamdetr.features.hub import TOKENIZER, Hub, HubTokenizer, network_settings, reading
 from qamdetr.types import TextFeatures
 
 WEIGHTS_FILE = "CLAP_weights_2023.pth"
 SAMPLE_RATE_HZ = 44_100
-FILTERS_RATE_HZ = 32_000
-"""Rate that the filters believe in: the network's settings override the package's, so that "50 Hz" lies at 69 Hz, and so on."""
-
 HOP_SAMPLES = 320
 MAX_TOKENS = 77
 QUERY_END = " <|endoftext|>"
-PADDING = "!"
-"""What the package pads with; as a special token it is cut off by itself wherever a query has it."""
+PADDING = "!"  # what the package pads with; as a special token it is cut off by itself wherever a query has it
 
 GPT2_TOKENIZER = Hub(
     "openai-community/gpt2",
@@ -43,14 +39,13 @@ _HUB = Hub("microsoft/msclap", "c47d441165daa21986ead0850660917636a81775", 690, 
 class MsClap(AudioStream, TextStream):
     """MS-CLAP 2023: `(clips, 768)` outputs of HTSAT before the projection; `(tokens, 768)` GPT-2 states, the end token's included.
 
-    Opens the published `CLAP_weights_2023.pth`, or the folder that holds it; the tokeniser (`tokenizer.json`) lies beside it or else is
-    GPT-2's from the hub.
+    Opens the published `CLAP_weights_2023.pth`, or the folder that holds it.
 
-    Source: `msclap` 1.3.4, none of which is imported (it needs torchaudio and old versions of NumPy and Transformers), and how the public
-    files were made (https://github.com/line/lighthouse, `feature_extractor/audio_encoders/clap_a.py` and `text_encoders/clap_t.py`):
-    one-second windows that are not repeated to the network's seven seconds, the output before projection, the token states of GPT-2.
-    Deliberate differences: a last second that is not full is kept, filled with its own repetition as the package fills short audio (the
-    public files drop it); queries are not padded to 77 tokens, which changes nothing, as GPT-2 looks back only.
+    Source: `msclap` 1.3.4, and how the public files were made (https://github.com/line/lighthouse,
+    `feature_extractor/audio_encoders/clap_a.py` and `text_encoders/clap_t.py`): one-second windows that are not repeated to the network's
+    seven seconds, the output before projection, the token states of GPT-2. Deliberate differences: a last second that is not full is kept,
+    filled with its own repetition as the package fills short audio (the public files drop it); queries are not padded to 77 tokens,
+    which changes nothing, as GPT-2 looks back only.
     """
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
@@ -61,35 +56,36 @@ class MsClap(AudioStream, TextStream):
         with reading(self.name, path):
             from transformers import ClapAudioModel, GPT2Model
 
-            state = read_checkpoint(path, "model")
-            htsat = part(state, "audio_encoder.base.htsat.")
-            audio: Any = ClapAudioModel(htsat_config(htsat))
-            fill(audio.audio_encoder, convert_htsat(htsat))
-            config, weights = convert_gpt2(part(state, "caption_encoder.base."))
+            state = clap.read_checkpoint(path, "model")
+            htsat = clap.part(state, "audio_encoder.base.htsat.")
+            audio: Any = ClapAudioModel(clap.htsat_config(htsat))
+            clap.fill(audio.audio_encoder, clap.convert_htsat(htsat))
+            config, weights = convert_gpt2(clap.part(state, "caption_encoder.base."))
             text: Any = GPT2Model(config)
-            fill(text, weights)
+            clap.fill(text, weights)
             stored = htsat.get("logmel_extractor.melW")
-            mels = len(htsat["bn0.weight"])
-            filters = mel_filters(sample_rate_hz=FILTERS_RATE_HZ, mels=mels) if stored is None else stored.float()
-        folder = path.parent if (path.parent / "tokenizer.json").is_file() else locate(self.name, GPT2_TOKENIZER)
-        self._tokenizer = HubTokenizer(
-            folder, stream=self.name, max_tokens=MAX_TOKENS, suffix=QUERY_END, apart=(PADDING,), vocab_size=text.config.vocab_size
-        )
+            # The network's settings override the package's rate, so that "50 Hz" lies at 69 Hz, and so on.
+            filters = clap.mel_filters(32_000) if stored is None else stored.float()
+        folder, words = clap.tokenizer_beside(path, self.name, GPT2_TOKENIZER), text.config.vocab_size
+        self._tokenizer = HubTokenizer(folder, self.name, max_tokens=MAX_TOKENS, suffix=QUERY_END, apart=(PADDING,), vocab_size=words)
         weights = {f"{side}.{name}": value for side, net in (("audio", audio), ("text", text)) for name, value in net.state_dict().items()}
         weights["filters"] = filters
         settings = (network_settings(audio.config), network_settings(text.config))
         self.fingerprint = weights_fingerprint("ms_clap-1", weights, str(options.dtype), HOP_SAMPLES, self._tokenizer.probe, *settings)
-        self.front_end = LogMel(filters, hop_samples=HOP_SAMPLES, device=options.device)
-        self.htsat = Htsat(audio, options)
+        self._filters = filters.to(options.device)
+        self.htsat = clap.Htsat(audio, options)
         self._text = text.to(options.device, options.dtype).eval()
         self.dim = self.htsat.dim
 
     def encode_windows(self, windows: Tensor) -> Tensor:
-        """Encode `(batch, n <= 44100)` to `(batch, 768)`; short windows are repeated."""
-        if windows.shape[1] < SAMPLE_RATE_HZ:
-            windows = windows.repeat(1, -(-SAMPLE_RATE_HZ // windows.shape[1]))[:, :SAMPLE_RATE_HZ]
-        vectors: Tensor = self.htsat(self.front_end(windows))
+        """Encode `(batch, n <= 44100)` to `(batch, 768)`."""
+        vectors: Tensor = self.htsat(self.log_mels(windows))
         return vectors
+
+    def log_mels(self, windows: Tensor) -> Tensor:
+        """Return `(batch, 138, 64)` dB of `windows` `(batch, n <= 44100)`, repeated to a whole second."""
+        whole = windows.repeat(1, -(-SAMPLE_RATE_HZ // windows.shape[1]))[:, :SAMPLE_RATE_HZ]
+        return clap.mel_db(whole, self._filters, HOP_SAMPLES)
 
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
@@ -97,7 +93,7 @@ class MsClap(AudioStream, TextStream):
         return self._tokenizer.states(self._text, query)[0]
 
 
-def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, State]:
+def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, clap.State]:
     """Tell `GPT2Config` and the weights of `GPT2Model` from a GPT-2 whose names need no change, but whose mask buffers are dropped."""
     from transformers import GPT2Config
 
@@ -105,16 +101,8 @@ def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, State]:
     if not layers or "wte.weight" not in state or "wpe.weight" not in state:
         raise CheckpointError("The checkpoint has no GPT-2 text network; use CLAP_weights_2023.pth of microsoft/msclap.")
     words, width = state["wte.weight"].shape
-    config = GPT2Config(
-        vocab_size=words,
-        n_positions=state["wpe.weight"].shape[0],
-        n_embd=width,
-        n_layer=1 + max(layers),
-        n_head=max(width // HEAD_DIM, 1),
-        n_inner=state["h.0.mlp.c_fc.weight"].shape[1],
-        # Nothing is generated, and small vocabularies do not have GPT-2's numbers.
-        bos_token_id=None,
-        eos_token_id=None,
-        use_cache=False,
-    )
+    # Nothing is generated, and small vocabularies do not have GPT-2's numbers.
+    others: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "use_cache": False}
+    positions, depth, heads = len(state["wpe.weight"]), 1 + max(layers), width // clap.HEAD_DIM
+    config = GPT2Config(vocab_size=words, n_positions=positions, n_embd=width, n_layer=depth, n_head=heads, **others)
     return config, {name: value for name, value in state.items() if not re.search(r"\.attn\.(bias|masked_bias)$", name)}

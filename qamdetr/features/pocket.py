@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, normalize
 
 from qamdetr.config import CHECKPOINT_DIR
-from qamdetr.errors import CheckpointError, QamDetrError
+from qamdetr.errors import CheckpointError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, TextStream, stream
-from qamdetr.features.hub import one_line
+from qamdetr.features.hub import HubTokenizer, one_line
 from qamdetr.types import TextFeatures
 
 POCKET_CHECKPOINT = "pocket-encoder"
@@ -79,33 +79,30 @@ class MelFrontEnd:
     def begin(self) -> None:
         """Forget what was heard."""
         # One array that grows in place, frames first: small ones among the spectra that come and go would scatter the memory.
-        self._power = np.empty((0, NUM_MELS), dtype=np.float32)
-        self._frames = 0
+        self._power, self._frames = np.empty((0, NUM_MELS), dtype=np.float32), 0
         # Frames are centred: the first reaches half a window before the recording.
         self._held = [np.zeros(FFT_SAMPLES // 2, dtype=np.float32)]
-        self._held_samples = FFT_SAMPLES // 2
 
     def feed(self, samples: np.ndarray) -> None:
         """Take the next samples `(n,)` float32."""
         self._held.append(samples)
-        self._held_samples += len(samples)
-        if self._held_samples >= _FRONT_END_CLIPS * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES:
-            self._take(self._held_samples)
+        if sum(map(len, self._held)) >= _FRONT_END_CLIPS * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES:
+            self._take()
 
     def finish(self) -> Tensor:
         """Return mel power `(mels, 64 * ceil(n / 24000))` of all `n` samples, and let go of it."""
-        clips = -(-(self._held_samples - FFT_SAMPLES // 2) // SAMPLE_RATE_HZ)
-        end = clips * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES
-        self._held.append(np.zeros(end - self._held_samples, dtype=np.float32))
-        self._take(end)
+        held_samples = sum(map(len, self._held))
+        clips = -(-(held_samples - FFT_SAMPLES // 2) // SAMPLE_RATE_HZ)
+        self._held.append(np.zeros(clips * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES - held_samples, dtype=np.float32))
+        self._take()
         power = torch.from_numpy(self._power[: self._frames]).T.contiguous()
-        self._power = np.empty((0, NUM_MELS), dtype=np.float32)
+        self.begin()
         return power
 
-    def _take(self, num_samples: int) -> None:
-        """Turn the whole clips within the first samples held into power, and go on behind them."""
+    def _take(self) -> None:
+        """Turn the whole clips that are held into power, and go on behind them."""
         held, window = torch.from_numpy(np.concatenate(self._held)), torch.hann_window(FFT_SAMPLES)
-        clips = (num_samples - _OVERLAP_SAMPLES) // SAMPLE_RATE_HZ
+        clips = (len(held) - _OVERLAP_SAMPLES) // SAMPLE_RATE_HZ
         for begin in range(0, clips, _FRONT_END_CLIPS):
             end = min(begin + _FRONT_END_CLIPS, clips)
             part = held[begin * SAMPLE_RATE_HZ : end * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES]
@@ -117,7 +114,6 @@ class MelFrontEnd:
             self._power[self._frames : filled] = power.T.numpy()
             self._frames = filled
         self._held = [held[clips * SAMPLE_RATE_HZ :].numpy().copy()]
-        self._held_samples = len(self._held[0])
 
 
 def log_mel(power: Tensor) -> Tensor:
@@ -126,11 +122,7 @@ def log_mel(power: Tensor) -> Tensor:
 
 
 class PocketAudioModel(nn.Module):
-    """Log-mel frames to one unit vector per clip.
-
-    Four convolution stages (time and frequency halved three times), mean and maximum over frequency, a depth-wise look at neighbouring
-    frames, mean and maximum over each clip's frames, and a light mix with neighbouring clips that starts as the identity.
-    """
+    """Log-mel frames to one unit vector per clip; the light mix with neighbouring clips starts as the identity."""
 
     def __init__(self, config: PocketAudioConfig) -> None:
         super().__init__()
@@ -168,9 +160,7 @@ class PocketAudioModel(nn.Module):
         x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
         x = self.frame(x)
         x = x + self.smooth(x)
-        batch, dim, frames = x.shape
-        clips = x.reshape(batch, dim, log_mels.shape[-1] // FRAMES_PER_CLIP, -1)
-        assert clips.shape[-1] * clips.shape[2] == frames
+        clips = x.unflatten(2, (log_mels.shape[-1] // FRAMES_PER_CLIP, -1))
         hidden: Tensor = self.head(torch.cat([clips.mean(dim=-1), clips.amax(dim=-1)], dim=1).transpose(1, 2))
         mixed: Tensor = hidden + self.context(hidden.transpose(1, 2)).transpose(1, 2)
         return mixed
@@ -268,7 +258,6 @@ class Pocket(AudioStream, TextStream):
         """Open the shipped weights; neither argument matters."""
         super().__init__(folder, options)
         from safetensors.torch import load_file
-        from tokenizers import Tokenizer
 
         folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
         files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
@@ -279,8 +268,8 @@ class Pocket(AudioStream, TextStream):
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
             text.load_state_dict(unpack_state(load_file(files[1])))
-            self.tokenizer = Tokenizer.from_file(str(files[2]))
-        except Exception as error:  # safetensors and tokenizers raise classes of their own, torch RuntimeError
+            self._tokenizer = HubTokenizer(folder, self.name, max_tokens=MAX_TOKENS, vocab_size=text.config.vocab_size)
+        except Exception as error:  # safetensors raises classes of its own, torch RuntimeError
             what = f"{folder} cannot be read ({one_line(error)})"
             raise CheckpointError(what, "restore it from the repository (with Git LFS: `git lfs pull`)") from error
         self.audio_model = audio.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -289,10 +278,7 @@ class Pocket(AudioStream, TextStream):
         self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
-        """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams.
-
-        Silent seconds get the zero vector: they point nowhere, and do not pull the mean of a recording anywhere.
-        """
+        """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams."""
         num_clips = kept.shape[-1] // FRAMES_PER_CLIP
         rows = []
         for begin in range(0, num_clips, _SECTION_CLIPS):
@@ -307,13 +293,9 @@ class Pocket(AudioStream, TextStream):
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
         """Encode one query; see `TextStream`."""
-        encoding = self.tokenizer.encode(query)
-        if len(encoding.ids) > MAX_TOKENS:
-            what = f"The query has {len(encoding.ids)} tokens; the pocket text encoder reads at most {MAX_TOKENS}."
-            raise QamDetrError(f"{what} Use a shorter sentence.")
-        ids = torch.tensor([encoding.ids])
-        tokens, sentence = self.text_model(ids, torch.ones_like(ids, dtype=torch.bool))
-        offsets = tuple((int(begin), int(end)) for begin, end in encoding.offsets)
+        ids, offsets = self._tokenizer.encode(query)
+        batch = torch.tensor([ids])
+        tokens, sentence = self.text_model(batch, torch.ones_like(batch, dtype=torch.bool))
         return TextFeatures(tokens[0].float().clone(), offsets, self.text_model.to_joint(sentence)[0].float().clone())
 
 

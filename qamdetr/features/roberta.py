@@ -31,7 +31,7 @@ class Roberta(TextStream):
         config = model.config
         # Positions count from behind the padding's.
         max_tokens = config.max_position_embeddings - config.pad_token_id - 1
-        self._tokenizer = HubTokenizer(folder, stream=self.name, max_tokens=max_tokens, vocab_size=config.vocab_size)
+        self._tokenizer = HubTokenizer(folder, self.name, max_tokens=max_tokens, vocab_size=config.vocab_size)
         self.fingerprint = weights_fingerprint(
             "roberta-1", model.state_dict(), self._tokenizer.probe, str(options.dtype), network_settings(config)
         )

@@ -1,9 +1,9 @@
 """Features on disk, so that training never runs an encoder: what the project's encoders gave, and the files that the field publishes.
 
 Both are folders of one stream with one `.npz` for each recording or query, which holds one array `(rows, dim)`: `features` of a recording,
-`last_hidden_state` of a query. Zip keeps a CRC of each. Own folders are `{feature_dir}/{stream}-{version of the encoder}`, so that versions
-cannot mix and combos share streams; a file there is `{vid}.{key of the audio's content}.npz`, or `text/{hash of the query}.npz` with the
-offsets and the pooled vector beside the states. Public ones are `{vid}.npz` and `qid{qid}.npz`.
+`last_hidden_state` of a query. Own folders are `{feature_dir}/{stream}-{version of the encoder}`, so that versions cannot mix and combos
+share streams; a file there is `{vid}.{key of the audio's content}.npz`, or `text/{hash of the query}.npz` with the offsets and the pooled
+vector beside the states. Public ones are `{vid}.npz` and `qid{qid}.npz`.
 Source: Zenodo records 18358706 (CASTELLA), 17129257 (Clotho-Moment) and 20450254 (DCASE 2026 evaluation).
 """
 
@@ -13,7 +13,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import re
 import shlex
 import zipfile
@@ -21,12 +20,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from qamdetr.config import DataConfig, ModelConfig
@@ -44,14 +44,14 @@ _NO_AUDIO = "0" * 16
 _NAMES_SHOWN = 10
 _STEM_LETTERS = 120
 _SAMPLE_BYTES = 1 << 16
-_READ_BYTES = 1 << 20
+_NOUNS = {"audio": ("recording", "recordings"), "text": ("query", "queries")}
 
 
 def content_key(path: Path) -> str:
     """Return 16 hex digits that change with any byte of a file (BLAKE2b; about a second per GB)."""
     digest = blake2b(digest_size=8)
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -71,7 +71,7 @@ class AudioKeys:
     """Content keys of recordings, whose files are not hashed again as long as they look the same.
 
     What a file shows at a glance (size, times, a sample) stands with its key in `audio-keys.txt`. An edit moves the times, and what sets
-    them back (`cp -p`, `rsync -a`, `touch -r`) moves the one that the file system alone sets. Copied audio is hashed once more.
+    them back (`cp -p`, `rsync -a`, `touch -r`) moves the one that the file system alone sets.
     """
 
     def __init__(self, feature_dir: Path, recordings: Mapping[str, Path]) -> None:
@@ -87,8 +87,7 @@ class AudioKeys:
         path = self.recordings[vid]
         try:
             status = path.stat()
-            # On Windows, st_ctime is when the file was made.
-            return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns if os.name == 'posix' else 0} {quick_key(path)}"
+            return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {quick_key(path)}"
         except OSError as error:
             raise AudioError(f"Cannot read {path}: {error.strerror or error}", "check the path") from error
 
@@ -122,30 +121,24 @@ class StreamVersion:
 
 def versions_of(feature_dir: Path, stream: str) -> list[StreamVersion]:
     """List the versions of a stream whose features lie in a folder."""
-    found = (_read_version(path) for path in sorted(feature_dir.glob(f"{stream}-*/{_RECORD_FILE}")))
+    found = []
+    for path in sorted(feature_dir.glob(f"{stream}-*/{_RECORD_FILE}")):
+        try:
+            found.append(StreamVersion(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError) as error:  # noqa: PERF203 - a few folders
+            raise DataError(f"{path} cannot be read ({error})", f"delete the folder {path.parent} and extract again") from error
     return [version for version in found if version.stream == stream]
-
-
-def _read_version(path: Path) -> StreamVersion:
-    try:
-        return StreamVersion(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error})", f"delete the folder {path.parent} and extract again") from error
 
 
 class StreamFiles:
     """The files of one stream and modality in one folder.
 
-    Attributes:
-        folder, kind: Where, and of what.
-        is_own: Made by the project's encoders, not published: recordings go by `vid` and audio (where it is not at hand: by `vid`), queries
-            by their wording; those of public files by `qid`.
-        dim: Columns that the arrays must have; 0 = any.
-        remedy: What mends a file that is not there or damaged.
+    Those that the project's encoders made (`is_own`) are found by `vid` and the recording's audio, where that is at hand, and by a query's
+    wording; published ones by `vid` and `qid`.
     """
 
     def __init__(self, folder: Path, kind: Kind, dim: int = 0, *, keys: AudioKeys | None = None, remedy: str = "extract again") -> None:
-        """Name a folder; one of own files with the `keys` of their recordings."""
+        """Name a folder, of own files with the `keys` of their recordings; arrays must have `dim` columns (0 = any)."""
         self.folder, self.kind, self.dim, self.is_own, self._keys = folder, kind, dim, keys is not None, keys
         self.remedy = remedy if self.is_own else "download it, or correct the folder in the configuration"
         self._key = "features" if kind == "audio" else "last_hidden_state"
@@ -187,7 +180,7 @@ class StreamFiles:
 
     def num_rows(self, name: str) -> int:
         """Clips or tokens of a file, read from the array's header alone."""
-        with self._archive(name) as (path, archive), archive.open(f"{self._key}.npy") as member:
+        with self._archive(name) as (path, archive), archive.zip.open(f"{self._key}.npy") as member:
             version = npy.read_magic(member)
             shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(member)
             self._check(path, shape, dtype)
@@ -196,7 +189,7 @@ class StreamFiles:
     def checksum(self, name: str) -> str:
         """CRC-32 of the arrays, read from the archive's directory alone."""
         with self._archive(name) as (_, archive):
-            return " ".join(f"{member.filename} {member.CRC:08x}" for member in archive.infolist())
+            return " ".join(f"{member.filename} {member.CRC:08x}" for member in archive.zip.infolist())
 
     def audio(self, vid: str) -> Tensor:
         """Return the features of a recording, `(clips, dim)` float32."""
@@ -205,55 +198,49 @@ class StreamFiles:
     def text(self, name: str) -> TextFeatures:
         """Return the features of a query; public files have neither offsets nor a pooled vector."""
         arrays = self._read(name)
-        offsets = arrays["offsets"].tolist() if "offsets" in arrays else []
-        return TextFeatures(arrays[self._key], tuple((int(begin), int(end)) for begin, end in offsets), arrays.get("pooled"))
+        offsets = arrays["offsets"].int().tolist() if "offsets" in arrays else []
+        return TextFeatures(arrays[self._key], tuple((begin, end) for begin, end in offsets), arrays.get("pooled"))
 
-    def write_audio(self, vid: str, features: Tensor) -> None:
-        """Store the features of a recording, in half precision: its rounding (2^-11) is far below the noise of the encoders."""
-        self._store(vid, {self._key: features})
-
-    def write_text(self, query: str, features: TextFeatures) -> None:
-        """Store the features of a query; see `write_audio`."""
-        arrays = {self._key: features.tokens, "offsets": torch.tensor(features.offsets, dtype=torch.int32).reshape(-1, 2)}
-        self._store(query, arrays if features.pooled is None else {**arrays, "pooled": features.pooled})
-
-    def _store(self, name: str, arrays: Mapping[str, Tensor]) -> None:
+    def write(self, name: str, features: Tensor | TextFeatures) -> None:
+        """Store features of a recording or query, in half precision: its rounding (2^-11) is far below the noise of the encoders."""
+        arrays: dict[str, Tensor | None] = {}
+        if isinstance(features, TextFeatures):
+            arrays = {"offsets": torch.tensor(features.offsets, dtype=torch.int32).reshape(-1, 2), "pooled": features.pooled}
+            features = features.tokens
+        arrays[self._key] = features
         path = self.path_of(name) or self.folder / f"{_spell(name)}.{_NO_AUDIO}.npz"
-        stored = {name: value.detach().cpu().half() if value.is_floating_point() else value for name, value in arrays.items()}
-        if not all(bool(torch.isfinite(value).all()) for value in stored.values()):
+        held = {key: value.detach().cpu() for key, value in arrays.items() if value is not None}
+        stored: dict[str, Any] = {key: (value.half() if value.is_floating_point() else value).numpy() for key, value in held.items()}
+        if not all(np.isfinite(value).all() for value in stored.values()):
             where = f"{path.parent.name}/{path.name}"
             raise FeatureValuesError(f"Features for {where} hold values that are not finite in float16", "look at the encoder's output")
         packed = io.BytesIO()
-        np.savez(packed, **{name: value.numpy() for name, value in stored.items()})  # type: ignore[arg-type]
+        np.savez(packed, **stored)
         _write(path, packed.getvalue())
 
     def _read(self, name: str) -> dict[str, Tensor]:
         rows = {}
         with self._archive(name) as (path, archive):
-            for key in {self._key, "offsets", "pooled"} & {member.removesuffix(".npy") for member in archive.namelist()}:
-                with archive.open(f"{key}.npy") as member:
-                    array = npy.read_array(member, allow_pickle=False)
+            for key in {self._key, "offsets", "pooled"} & {*archive.files}:
+                array = archive[key]
                 if key == self._key:
                     self._check(path, array.shape, array.dtype)
-                kind = np.int64 if key == "offsets" else np.float32
-                with np.errstate(over="ignore"):  # a double too large becomes infinite, which the next line refuses
-                    rows[key] = torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+                with np.errstate(over="ignore"):  # a double too large becomes infinite, which the last line refuses
+                    rows[key] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64 if key == "offsets" else np.float32))
             if not all(bool(torch.isfinite(value).all()) for value in rows.values()):
                 raise DataError(f"{path}: `{self._key}` holds NaN or infinite values", self.remedy)
         return rows
 
     @contextlib.contextmanager
-    def _archive(self, name: str) -> Iterator[tuple[Path, zipfile.ZipFile]]:
+    def _archive(self, name: str) -> Iterator[tuple[Path, NpzFile]]:
         """Open a file that holds the array; whatever goes wrong while it is open becomes one line."""
         path = self.path_of(name)
         if path is None or not path.exists():
-            noun = "recording" if self.kind == "audio" else "query"
-            raise DataError(f"No features of the {noun} {name!r} in {self.folder}", self.remedy)
+            raise DataError(f"No features of the {_NOUNS[self.kind][0]} {name!r} in {self.folder}", self.remedy)
         try:
-            with zipfile.ZipFile(path) as archive:
-                held = [member.removesuffix(".npy") for member in archive.namelist()]
-                if self._key not in held:
-                    what = f"{path} has no array `{self._key}`, only {', '.join(held) or 'nothing'}"
+            with np.load(path) as archive:
+                if self._key not in archive.files:
+                    what = f"{path} has no array `{self._key}`, only {', '.join(archive.files) or 'nothing'}"
                     raise DataError(what, "name the folder that holds this stream's own files")
                 yield path, archive
         except DataError:
@@ -274,8 +261,7 @@ class FeatureStore:
     """Features of recordings and queries, streams by name, in the model's order (main stream first).
 
     Streams named in `data.audio_features` and `data.text_features` come from folders of public files, all others from `data.feature_dir`.
-    With public files alone, neither own features nor audio are needed. Public text has neither character offsets nor a pooled vector, so an
-    auxiliary stream beside it is averaged over the whole query, and `model.similarity` cannot be used with it.
+    Public text has neither character offsets nor a pooled vector, so an auxiliary stream beside it is averaged over the whole query.
 
     Recordings are given by `vid`, queries as `qid` -> wording. Reading raises `DataError` for missing or damaged files, other widths than
     the model's, values that are not finite, streams of different lengths.
@@ -283,25 +269,22 @@ class FeatureStore:
 
     def __init__(self, model: ModelConfig, data: DataConfig, recordings: Mapping[str, Path] | None = None) -> None:
         """Find out where each stream lies; no features are read yet. `recordings` (`vid` -> audio file) tell those of one name apart."""
-        self._data = data
-        self._own: dict[str, StreamVersion] = {}
+        self.data = data
         self._num_clips: dict[str, int] = {}
+        sides = (("audio", model.audio_streams, data.audio_features), ("text", model.text_streams, data.text_features))
+        for kind, widths, public in sides:
+            if unknown := sorted(set(public) - set(widths)):
+                raise ConfigError(f"data.{kind}_features names {unknown[0]!r}; model.{kind}_streams has only {', '.join(widths)}.")
+        self._own = {name: _choose(name, data) for _, widths, public in sides for name in widths if name not in public}
         keys = AudioKeys(Path(data.feature_dir), recordings or {})
-        self._audio = self._open("audio", model.audio_streams, data.audio_features, keys)
-        self._text = self._open("text", model.text_streams, data.text_features, keys)
 
-    def _open(self, kind: Kind, widths: Mapping[str, int], public: Mapping[str, str], keys: AudioKeys) -> dict[str, StreamFiles]:
-        unknown = sorted(set(public) - set(widths))
-        if unknown:
-            raise ConfigError(f"data.{kind}_features names {unknown[0]!r}; model.{kind}_streams has only {', '.join(widths)}.")
-        self._own.update((name, _choose(name, self._data)) for name in widths if name not in public)
-        folder = Path(self._data.feature_dir)
-        return {
-            name: StreamFiles(Path(public[name]), kind, dim)
-            if name in public
-            else StreamFiles(folder / self._own[name].folder, kind, dim, keys=keys, remedy=self.remedy)
-            for name, dim in widths.items()
-        }
+        def files(kind: Kind, name: str, dim: int, public: Mapping[str, str]) -> StreamFiles:
+            if name in public:
+                return StreamFiles(Path(public[name]), kind, dim)
+            return StreamFiles(Path(data.feature_dir) / self._own[name].folder, kind, dim, keys=keys, remedy=self.remedy)
+
+        self._audio = {name: files("audio", name, dim, data.audio_features) for name, dim in model.audio_streams.items()}
+        self._text = {name: files("text", name, dim, data.text_features) for name, dim in model.text_streams.items()}
 
     def num_clips(self, vid: str) -> int:
         """Clips of a recording, read from headers alone and remembered."""
@@ -326,29 +309,17 @@ class FeatureStore:
         for qid, query in queries.items():
             self.text(query, qid)
 
-    def _wanted(self, vids: Iterable[str], queries: Mapping[str, str]) -> Iterator[tuple[str, StreamFiles, list[str]]]:
-        """Yield each stream with its files and the names that recordings or queries have there."""
-        vids = list(vids)
-        for name, files in self._audio.items():
-            yield name, files, vids
-        for name, files in self._text.items():
-            yield name, files, [*(queries.values() if files.is_own else queries)]
-
-    def missing(self, vids: Iterable[str], queries: Mapping[str, str]) -> Iterator[tuple[tuple[str, str], str, list[str]]]:
-        """Yield `(place, remedy)`, "recording" or "query", and the names of those that are not there."""
-        for name, files, wanted in self._wanted(vids, queries):
-            where = f"{files.folder}" if files.folder.is_dir() else f"{files.folder}, which is no folder"
-            place = (f"data.{files.kind}_features.{name} ({where})", "download them or correct the folder")
-            lacking = files.missing(wanted)
-            if lacking:
-                own = (self._data.feature_dir, self.remedy)
-                yield own if files.is_own else place, "recording" if files.kind == "audio" else "query", lacking
+    def wanted(self, vids: Iterable[str], queries: Mapping[str, str]) -> list[tuple[str, StreamFiles, list[str]]]:
+        """List each stream with its files and the names that recordings or queries have there, sorted."""
+        audio = [(name, files, sorted(set(vids))) for name, files in sorted(self._audio.items())]
+        texts = sorted(self._text.items())
+        return [*audio, *((name, files, sorted(set(queries.values() if files.is_own else queries))) for name, files in texts)]
 
     def content(self, vids: Iterable[str], queries: Mapping[str, str]) -> str:
         """Return 16 hex digits that change with the content of any file that these need, wherever the files lie."""
         digest = blake2b(digest_size=8)
-        for name, files, wanted in sorted(self._wanted(vids, queries), key=lambda each: (each[1].kind, each[0])):
-            for each in sorted(set(wanted)):
+        for name, files, wanted in self.wanted(vids, queries):
+            for each in wanted:
                 digest.update(f"{name} {files.checksum(each)} ".encode())
         return digest.hexdigest()
 
@@ -359,15 +330,15 @@ class FeatureStore:
         dtypes = {version.dtype for version in made.values()}
         if len(dtypes) > 1:
             told = ", ".join(f"{name} {version.dtype}" for name, version in made.items())
-            raise DataError(f"The features in {self._data.feature_dir} are of different types ({told})", "extract all with one --dtype")
+            raise DataError(f"The features in {self.data.feature_dir} are of different types ({told})", "extract all with one --dtype")
         return {name: version.source for name, version in made.items()}, next(iter(dtypes), "")
 
     @property
     def remedy(self) -> str:
         """Say which command fills the own folders, with the settings that filled them so far."""
-        data = self._data
-        dtype = next((version.dtype for version in self._own.values() if version.dtype), data.encoder_dtype)
-        models = {**{name: version.source for name, version in self._own.items()}, **data.encoder_models}
+        data, own = self.data, self._own
+        dtype = next((version.dtype for version in own.values() if version.dtype), data.encoder_dtype)
+        models = {**{name: version.source for name, version in own.items()}, **data.encoder_models}
         options = ["--combo", data.combo, "--manifest", "JSONL", "--feature-dir", data.feature_dir]
         options += ["--dtype", dtype] if dtype != "float32" else []
         for name, source in sorted(models.items()):
@@ -378,20 +349,18 @@ class FeatureStore:
         """Name what made the features: the version of the combo's encoders, `public-` and 16 hex digits, or both joined by `+`.
 
         A combo whose other streams are not here is told by those that are read. Public files do not say which encoder made them: their
-        digits are a hash of streams and of the values of three recordings and three queries (first, middle and last by name), the same
-        wherever the files lie and however they are compressed, another one for features that were made otherwise, or another data set.
+        digits are a hash of streams and of the values of three recordings and three queries (first, middle and last by name).
         """
         parts = []
         made = {name: version.fingerprint for name, version in self._own.items() if version.fingerprint}
         if made:
-            streams = {name for names in COMBOS.get(self._data.combo, ()) for name in names}
-            whole = {name: _choose(name, self._data).fingerprint for name in streams}
+            streams = {name for names in COMBOS.get(self.data.combo, ()) for name in names}
+            whole = {name: _choose(name, self.data).fingerprint for name in streams}
             parts.append(join_fingerprints(whole if whole and all(whole.values()) else made))
-        public = [each for each in self._wanted(vids, queries) if not each[1].is_own]
+        public = [each for each in self.wanted(vids, queries) if not each[1].is_own]
         digest = blake2b(digest_size=8)
-        for stream, files, names in sorted(public, key=lambda each: (each[1].kind, each[0])):
-            known = sorted(set(names))
-            for name in (known[0], known[len(known) // 2], known[-1]):
+        for stream, files, names in public:
+            for name in (names[0], names[len(names) // 2], names[-1]):
                 rows = files.audio(name)
                 digest.update(f"{stream} {tuple(rows.shape)} ".encode() + rows.numpy().tobytes())
         return "+".join([*parts, f"public-{digest.hexdigest()}"] if public else parts)
@@ -399,16 +368,25 @@ class FeatureStore:
 
 def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[str, str]]]) -> None:
     """Check before training that every feature of every set (store, recordings, queries) is there; all that is not is one `DataError`."""
-    gaps: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
+    gaps: dict[tuple[str, str], dict[Kind, set[str]]] = {}
     for store, vids, queries in sets:
-        for place, noun, names in store.missing(vids, queries):
-            gaps.setdefault(place, {}).setdefault(noun, {}).update(dict.fromkeys(names))
+        for stream, files, wanted in store.wanted(vids, queries):
+            where = f"{files.folder}" if files.folder.is_dir() else f"{files.folder}, which is no folder"
+            public = (f"data.{files.kind}_features.{stream} ({where})", "download them or correct the folder")
+            if lacking := files.missing(wanted):
+                place = (store.data.feature_dir, store.remedy) if files.is_own else public
+                gaps.setdefault(place, {}).setdefault(files.kind, set()).update(lacking)
     lines = []
-    for (where, remedy), lacking in gaps.items():
-        counts = " and ".join(count_names([*names], noun) for noun, names in lacking.items())
+    for (where, remedy), gap in gaps.items():
+        counts = " and ".join(_count_names(sorted(names), kind) for kind, names in gap.items())
         lines.append(f"{where} lacks features of {counts}: {remedy}")
     if lines:
         raise DataError("; ".join(lines) + ".")
+
+
+def _count_names(names: Sequence[str], kind: Kind) -> str:
+    shown = ", ".join(map(repr, names[:_NAMES_SHOWN]))
+    return f"{len(names)} {_NOUNS[kind][len(names) != 1]} ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"
 
 
 def _choose(stream: str, data: DataConfig) -> StreamVersion:
@@ -448,10 +426,3 @@ def _shortest(vid: str, lengths: Mapping[str, int]) -> int:
 def describe_settings(models: Mapping[str, str], dtype: str) -> str:
     """Say them in words: `bfloat16, laion_clap=/models/clap, ms_clap=default`."""
     return ", ".join([dtype, *(f"{stream}={model or 'default'}" for stream, model in sorted(models.items()))])
-
-
-def count_names(names: Sequence[str], noun: str) -> str:
-    """Say how many there are and name the first, for a message: `2 queries ('a dog', 'rain')`."""
-    plural = noun if len(names) == 1 else {"query": "queries"}.get(noun, noun + "s")
-    shown = ", ".join(map(repr, names[:_NAMES_SHOWN]))
-    return f"{len(names)} {plural} ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"

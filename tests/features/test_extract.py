@@ -19,7 +19,7 @@ from stored_features import OwnFeatures
 from qamdetr.audio import Sound, find_recordings
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams, TextStream
-from qamdetr.features.extract import ExtractionReport, Share, _lengths, extract
+from qamdetr.features.extract import ExtractionReport, Share, extract
 from qamdetr.types import Recording, TextFeatures
 
 
@@ -128,24 +128,21 @@ def test_a_share_does_not_depend_on_what_is_there(tmp_path: Path) -> None:
 
 
 def test_time_left_goes_by_seconds_of_audio(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    paths = {name: tmp_path / f"{name}.wav" for name in ("short", "long", "gone")}
     for name, seconds in (("short", 2), ("long", 90)):
-        soundfile.write(tmp_path / f"{name}.wav", np.zeros(8000 * seconds, dtype=np.int16), 8000)
-    (tmp_path / "video.m4a").write_bytes(bytes(16_000 * 10))
-    paths = {path.stem: path for path in (*tmp_path.iterdir(), tmp_path / "gone.wav")}
-    lengths = _lengths(paths, {"short": 2.5})
-    assert (lengths["short"], lengths["long"], lengths["gone"]) == (2.5, 90.0, 0.0)
-    assert lengths["video"] == 10.0, "by its size"
-    pair = [(name, paths[name]) for name in ("short", "long")]
+        soundfile.write(paths[name], np.zeros(8000 * seconds, dtype=np.int16), 8000)
     streams = Counting()
     streams.encode = lambda sound, only: Recording("", "", 2.0, {"size": torch.ones(2, 1)}, np.zeros((2, 1)))  # type: ignore[method-assign]
-    extract(pair, [], tmp_path / "features", streams)
+    extract(paths.items(), [], tmp_path / "features", streams, seconds={"short": 2.5}, on_skip=lambda _: None)
     told = capsys.readouterr().err
-    for part in ("recordings 0/2:   0%", "recordings 2/2: 100%", "92/92 s of audio"):
+    for part in ("recordings 0/3:   0%", "recordings 3/3: 100%", "92/92 s of audio"):
         assert part in told
-    assert extract(pair, [], tmp_path / "other", streams, share=Share(1, 2)).recordings == 1
-    assert capsys.readouterr().err == ""
-    assert extract(pair, [], tmp_path / "other", streams, share=Share(0, 2)).recordings == 1
-    assert "recordings (process 1 of 2) 1/1: 100%" in capsys.readouterr().err
+    del paths["gone"]
+    for index, bar in enumerate(("recordings (process 1 of 2) 1/1: 100%", "")):
+        assert extract(paths.items(), [], tmp_path / "other", streams, share=Share(index, 2)).recordings == 1
+        told = capsys.readouterr().err
+        assert bar in told
+        assert bool(told) == bool(bar)
 
 
 NAMES = [f"r{number}" for number in range(2)]

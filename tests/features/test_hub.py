@@ -186,8 +186,8 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HubTokeniz
     save_tiny_roberta_tokenizer(roberta)
     save_tiny_gpt2_tokenizer(gpt2)
     return {
-        "roberta": HubTokenizer(roberta, stream="roberta", max_tokens=60),
-        "gpt2": HubTokenizer(gpt2, stream="ms_clap", max_tokens=60, suffix=" <|endoftext|>"),
+        "roberta": HubTokenizer(roberta, "roberta", max_tokens=60, vocab_size=500),
+        "gpt2": HubTokenizer(gpt2, "ms_clap", max_tokens=60, vocab_size=500, suffix=" <|endoftext|>"),
     }
 
 
@@ -219,19 +219,19 @@ def test_files_of_any_kind_give_the_stock_ids_and_nothing_is_cut(tmp_path: Path,
     tokenizer = save_tiny_roberta_tokenizer(tmp_path / "full")
     bare = shutil.copytree(tmp_path / "full", tmp_path / "bare")
     (bare / "tokenizer.json").unlink()
-    stock, rebuilt = AutoTokenizer.from_pretrained(tmp_path / "full"), HubTokenizer(bare, stream="roberta", max_tokens=60)
+    stock, rebuilt = AutoTokenizer.from_pretrained(tmp_path / "full"), HubTokenizer(bare, "roberta", max_tokens=60, vocab_size=500)
     tokenizer.enable_truncation(4)  # stored settings of somebody's last call are not obeyed
     tokenizer.enable_padding(length=12)
     tokenizer.save(str(tmp_path / "full" / "tokenizer.json"))
-    mine = HubTokenizer(tmp_path / "full", stream="roberta", max_tokens=60)
+    mine = HubTokenizer(tmp_path / "full", "roberta", max_tokens=60, vocab_size=500)
     for query in ("a dog barks twice", " Ein Hund bellt!", "🐶", "rain  on a roof"):
         assert mine.encode(query)[0] == rebuilt.encode(query)[0] == stock(query)["input_ids"]
     assert mine.probe == rebuilt.probe != tokenizers["gpt2"].probe
-    with pytest.raises(QamDetrError, match="The query has 63 tokens; the text encoder roberta reads at most 60"):
+    with pytest.raises(QamDetrError, match="The query has 63 tokens; the roberta text encoder reads at most 60"):
         mine.encode(" ".join(["a"] * 61))
     (bare / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=f"{bare} cannot be read as the encoder roberta"):
-        HubTokenizer(bare, stream="roberta", max_tokens=60)
+        HubTokenizer(bare, "roberta", max_tokens=60, vocab_size=500)
 
 
 def test_tokens_that_stand_apart_are_never_joined(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_tokens_that_stand_apart_are_never_joined(tmp_path: Path) -> None:
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
     plain.save(str(tmp_path / "tokenizer.json"))
-    joined = HubTokenizer(tmp_path, stream="ms_clap", max_tokens=60)
-    apart = HubTokenizer(tmp_path, stream="ms_clap", max_tokens=60, apart=("!",))
+    joined = HubTokenizer(tmp_path, "ms_clap", max_tokens=60, vocab_size=500)
+    apart = HubTokenizer(tmp_path, "ms_clap", max_tokens=60, vocab_size=500, apart=("!",))
     assert joined.encode("a?!!")[0] == [2, 4, 0]
     assert apart.encode("a?!!") == ([2, 1, 0, 0], ((0, 1), (1, 2), (2, 3), (3, 4)))

@@ -19,7 +19,7 @@ from qamdetr.config import DataConfig, ModelConfig
 from qamdetr.errors import ConfigError, DataError
 from qamdetr.features import store
 from qamdetr.features.base import join_fingerprints
-from qamdetr.features.store import FeatureStore, StreamFiles, count_names, require_features
+from qamdetr.features.store import FeatureStore, StreamFiles, require_features
 from qamdetr.types import TextFeatures
 
 half_values = st.floats(-60000, 60000, width=16)
@@ -212,7 +212,7 @@ def test_each_stream_comes_from_its_own_place_in_the_model_s_order(tmp_path: Pat
         text_features={"clap": str(tmp_path / "clap_text")},
     )
     features = FeatureStore(model({"clap": 6, "loud": 2}, {"words": 4, "clap": 6}), data)
-    assert not [*features.missing(VIDS, TEXTS)]
+    require_features([(features, VIDS, TEXTS)])
     assert features.num_clips("walk") == 13, "cut to the shortest"
     assert list(features.audio("walk")) == ["clap", "loud"]
     assert torch.equal(features.audio("walk")["clap"], public)
@@ -274,8 +274,3 @@ def test_versions_never_mix(tmp_path: Path) -> None:
     OwnFeatures(tmp_path / "mixed", models={"words": ""}, dtype="bfloat16")
     with pytest.raises(DataError, match=r"of different types \(clap float32, words bfloat16\); extract all with one --dtype"):
         _ = FeatureStore(model({"clap": 3}, {"words": 3}), DataConfig(feature_dir=str(tmp_path / "mixed"))).settings
-
-
-def test_names_are_counted_whole_and_shown_in_part() -> None:
-    assert count_names(["a"], "recording") == "1 recording ('a')"
-    assert count_names([str(i) for i in range(12)], "query") == "12 queries ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9', …)"

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
-from qamdetr.kernels.scan import differentiable_once, wants_gradient
+from qamdetr.kernels.scan import differentiable_once
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -89,10 +89,8 @@ class _Scan(torch.autograd.Function):
         arrays = [tensor.detach().contiguous() for tensor in (u, delta, A.t() / math.log(2.0), B, C, D, z, delta_bias)]
         chunks = cpu_kernels.num_blocks(steps, cpu_kernels.CHUNK_STEPS) if keep_states else 0
         out, checkpoints = torch.empty_like(arrays[0]), u.new_empty(batch, chunks, A.shape[1], channels)
-        tasks, scratch = (
-            batch * cpu_kernels.num_blocks(channels),
-            [(2, cpu_kernels.flat_states(A.shape[1])), (3, cpu_kernels.BLOCK_CHANNELS)],
-        )
+        scratch = (2, cpu_kernels.flat_states(A.shape[1])), (3, cpu_kernels.BLOCK_CHANNELS)
+        tasks = batch * cpu_kernels.num_blocks(channels)
         run_kernel(cpu_kernels.scan_forward, tasks, [lengths, reverse, *arrays], [out, checkpoints], *scratch)
         ctx.reverse = reverse
         ctx.save_for_backward(lengths, *arrays, checkpoints)
@@ -178,16 +176,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not has_faster_product()
     ):
         return F.linear(x, weight, bias)
-    if wants_gradient(factors):
-        return cast("Tensor", _Product.apply(x, weight, bias))  # type: ignore[no-untyped-call]
-    return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    return cast("Tensor", _Product.apply(x, weight, bias))  # type: ignore[no-untyped-call]
 
 
 @functools.cache
 def has_faster_product() -> bool:
     """Whether this is a processor with AVX-512 that MKL does not use it on, and a PyTorch that lets oneDNN be asked."""
+    from llvmlite import binding  # type: ignore[import-untyped]  # Numba's compiler, which knows every processor by name
+
     with_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not with_onednn or not _is_amd():
+    is_amd = str(binding.get_host_cpu_name()).startswith("znver")
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not with_onednn or not is_amd:
         return False
     # The operator is PyTorch's own business and may change with any version.
     rows, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.arange(8.0)[::2]
@@ -195,12 +194,6 @@ def has_faster_product() -> bool:
         return torch.allclose(_product(rows, weight, bias), F.linear(rows, weight, bias))
     except (AttributeError, RuntimeError, TypeError):
         return False
-
-
-def _is_amd() -> bool:
-    from llvmlite import binding  # type: ignore[import-untyped]  # Numba's compiler, which knows every processor by name
-
-    return str(binding.get_host_cpu_name()).startswith("znver")
 
 
 class _Product(torch.autograd.Function):
@@ -243,35 +236,24 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """`(..., dim)` -> the same."""
         widen, bend, dropout, narrow = self
-        hidden = widen(x)
-        if dropout.training and dropout.p:
-            hidden = prelu_drop(hidden, cast("Tensor", bend.weight), cast("float", dropout.p))
-        else:
-            hidden = bend(hidden)
-        out: Tensor = narrow(hidden)
+        hidden, p = widen(x), cast("float", dropout.p)
+        out: Tensor = narrow(drop(hidden, p, cast("Tensor", bend.weight)) if dropout.training and p else bend(hidden))
         return out
 
 
-def drop(x: Tensor, p: float) -> Tensor:
-    """Zero the share `p` of the values of `x` and scale up the rest.
+def drop(x: Tensor, p: float, slope: Tensor | None = None) -> Tensor:
+    """Zero the share `p` of the values of `x` and scale up the rest; with a `slope` `(1,)`, of what a PReLU makes of `x`.
 
     On a CPU the decision takes 16 random bits per value, four values to one draw of the generator, where `nn.Dropout` takes a draw and a
     logarithm each: that alone was a quarter of a training step. The share is therefore a multiple of 2^-16, and the scale fits it exactly.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        return cast("Tensor", _Drop.apply(x, _random_draws(x.numel()), p))  # type: ignore[no-untyped-call]
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    # The same draws in other types, so that half precision can be compared with single.
-    limit, scale = _limit_and_scale(p)
-    return x * (_random_draws(x.numel()) >= limit).view(x.shape).to(x.dtype).mul_(scale)
-
-
-def prelu_drop(x: Tensor, slope: Tensor, p: float) -> Tensor:
-    """Apply a PReLU with one `slope` `(1,)` for negative values, then `drop`."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return drop(F.prelu(x, slope), p)
-    return cast("Tensor", _PreluDrop.apply(x, slope, _random_draws(x.numel()), p))  # type: ignore[no-untyped-call]
+    on_cpu = x.device.type == "cpu"
+    if on_cpu and x.dtype == torch.float32:
+        return cast("Tensor", _Drop.apply(x, slope, _random_draws(x.numel()), p))  # type: ignore[no-untyped-call]
+    x = x if slope is None else F.prelu(x, slope)
+    # In other types the same draws, so that half precision can be compared with single.
+    least, scale = _limit_and_scale(p)
+    return x * (_random_draws(x.numel()) >= least).view(x.shape).to(x.dtype).mul_(scale) if on_cpu else F.dropout(x, p)
 
 
 def _random_draws(values: int) -> Tensor:
@@ -288,44 +270,27 @@ def _limit_and_scale(p: float) -> tuple[int, float]:
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, draws: Tensor, p: float) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, slope: Tensor | None, draws: Tensor, p: float) -> Tensor:  # noqa: ANN401
         ctx.p = p
-        ctx.save_for_backward(draws)
-        return _keep(x, draws, p)
+        ctx.save_for_backward(None if slope is None else x.reshape(-1), slope, draws)
+        return _keep(x, slope, draws, p)
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        return _keep(grad_out, ctx.saved_tensors[0], ctx.p), None, None
-
-
-def _keep(x: Tensor, draws: Tensor, p: float) -> Tensor:
-    cpu_kernels = _kernels()
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
-    run_kernel(cpu_kernels.drop, tasks, [x.detach().reshape(-1), draws, *_limit_and_scale(p)], [out.view(-1)])
-    return out
-
-
-class _PreluDrop(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor, draws: Tensor, p: float) -> Tensor:  # noqa: ANN401
-        cpu_kernels = _kernels()
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        inputs = [x.detach().reshape(-1), slope.detach(), draws]
-        tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
-        run_kernel(cpu_kernels.prelu_drop, tasks, [*inputs, *_limit_and_scale(p)], [out.view(-1)])
-        ctx.p = p
-        ctx.save_for_backward(*inputs)
-        return out
-
-    @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
-        cpu_kernels = _kernels()
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # noqa: ANN401
         x, slope, draws = ctx.saved_tensors
-        tasks = cpu_kernels.num_blocks(x.numel(), cpu_kernels.BLOCK_VALUES)
+        if slope is None:
+            return _keep(grad_out, None, draws, ctx.p), None, None, None
+        tasks = _kernels().num_blocks(x.numel(), _kernels().BLOCK_VALUES)
         grad_x, grad_slope = torch.empty_like(x), x.new_empty(tasks)
         inputs = [x, slope, draws, *_limit_and_scale(ctx.p), grad_out.reshape(-1)]
-        run_kernel(cpu_kernels.prelu_drop_backward, tasks, inputs, [grad_x, grad_slope])
+        run_kernel(_kernels().drop_backward, tasks, inputs, [grad_x, grad_slope])
         return grad_x.view(grad_out.shape), grad_slope.sum(dim=0, keepdim=True), None, None
+
+
+def _keep(x: Tensor, slope: Tensor | None, draws: Tensor, p: float) -> Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    tasks = _kernels().num_blocks(x.numel(), _kernels().BLOCK_VALUES)
+    slope = x.new_ones(1) if slope is None else slope  # which leaves every value as it is
+    run_kernel(_kernels().drop, tasks, [x.reshape(-1), slope, draws, *_limit_and_scale(p)], [out.view(-1)])
+    return out

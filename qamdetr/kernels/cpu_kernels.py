@@ -384,20 +384,12 @@ def conv_backward(first, last, lengths, reverse, x, weight, bias, grad_out, grad
 
 
 @kernel
-def drop(first, last, x, draws, limit, scale, out):
-    """Run `out = x * scale` where a value is kept, else 0; also the gradient, with `x` the gradient of the output. All flat.
+def drop(first, last, x, slope, draws, limit, scale, out):
+    """Run dropout behind a PReLU: `bent * scale` where a value is kept, else 0; `bent` is `slope[0] * x` where x is negative, else x.
 
-    What PyTorch does in four passes (decide, convert, scale, multiply) is one here. One task is `BLOCK_VALUES` neighbouring values;
-    `draws` holds 16 random bits for each, and a value is kept where they are at least `limit`.
+    What PyTorch does in passes of its own (bend, decide, convert, scale, multiply) is one here. All are flat, but slope `(1,)`; one task is
+    `BLOCK_VALUES` neighbouring values. `draws` holds 16 random bits for each, and a value is kept where they are at least `limit`.
     """
-    limit, scale = np.int16(limit), _f(scale)
-    for i in range(first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])):
-        out[i] = x[i] * scale if draws[i] >= limit else _f(0.0)
-
-
-@kernel
-def prelu_drop(first, last, x, slope, draws, limit, scale, out):
-    """Run `drop` behind a PReLU: `x`, or `slope[0] * x` where x is negative. All flat but slope `(1,)`."""
     limit, scale, negative = np.int16(limit), _f(scale), slope[0]
     for i in range(first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])):
         bent = x[i] if x[i] > _f(0.0) else negative * x[i]
@@ -405,7 +397,7 @@ def prelu_drop(first, last, x, slope, draws, limit, scale, out):
 
 
 @kernel
-def prelu_drop_backward(first, last, x, slope, draws, limit, scale, grad_out, grad_x, grad_slope):
+def drop_backward(first, last, x, slope, draws, limit, scale, grad_out, grad_x, grad_slope):
     """Run its gradient: grad_x as x; to be summed over tasks, grad_slope `(tasks,)`.
 
     The sum has a loop of its own. In one that also writes, the compiler looks where the arrays lie before it sums several values at

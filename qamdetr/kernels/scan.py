@@ -67,10 +67,7 @@ def choose_backend(backend: Backend | None, tensors: Sequence[Tensor]) -> Backen
     """Return `backend`, else what `use_backend` says, else the fastest that can take these tensors.
 
     That is `cpu` on the CPU; on a GPU `mamba_ssm` where it is installed, else `triton`; `reference` wherever these cannot run, as for
-    float64.
-
-    Raises:
-        ConfigError: The wanted backend does not exist, is not installed or cannot take these tensors.
+    float64. A backend that is asked for and does not exist, is not installed or cannot take the tensors is a `ConfigError`.
     """
     wanted = _forced_backend.get() if backend is None else backend
     if wanted is None:
@@ -129,28 +126,30 @@ def selective_scan(
 ) -> Tensor:  # fmt: skip
     """Scan tensors of the shapes above; `out` is of u's type.
 
-    `lengths` are `(batch,)` whole numbers, None for all clips; `backend` overrides the automatic choice. Half precision is computed in
-    float32, as in mamba-ssm: GPU kernels convert as they read, for the others the tensors are cast.
-
-    Raises:
-        ValueError: Shapes that do not fit together, or lengths that are not within the steps.
-        ConfigError: A backend that does not exist or cannot take these tensors.
+    `lengths` are `(batch,)` whole numbers, None for all clips; `backend` as in `choose_backend`. Half precision is computed in float32, as
+    in mamba-ssm: GPU kernels convert as they read, for the others the tensors are cast. Shapes that do not fit together, and lengths that
+    are not within the steps, are `ValueError`s.
     """
     tensors = [u, delta, A, B, C, D, z, delta_bias]
     _check_shapes(*tensors)
     chosen = choose_backend(backend, tensors)
     if chosen not in _GPU_BACKENDS and any(tensor.dtype in HALF_TYPES for tensor in tensors):
         tensors = [tensor.float() for tensor in tensors]
+    walk = lengths is not None or reverse
+    lengths = checked_lengths(lengths, u)
     if chosen == "cpu":
         from qamdetr.kernels import cpu
 
-        return cpu.scan(checked_lengths(lengths, u), reverse, wants_gradient(tensors), *tensors).to(u.dtype)
-    scan = _SCANS[chosen]
-    if lengths is None and not reverse:
-        return scan(*tensors).to(u.dtype)
-    lengths = checked_lengths(lengths, u)
-    tensors = [in_walking_order(tensor, lengths, reverse=reverse) if tensor.dim() == 3 else tensor for tensor in tensors]
-    return in_walking_order(scan(*tensors), lengths, reverse=reverse).to(u.dtype)
+        return cpu.scan(lengths, reverse, wants_gradient(tensors), *tensors).to(u.dtype)
+    if walk:
+        tensors = [in_walking_order(tensor, lengths, reverse=reverse) if tensor.dim() == 3 else tensor for tensor in tensors]
+    if chosen == "triton":
+        from qamdetr.kernels import triton  # which may not be installed
+
+        out = triton.scan(wants_gradient(tensors), *tensors)
+    else:
+        out = (_scan_reference if chosen == "reference" else _scan_mamba_ssm)(*tensors)
+    return (in_walking_order(out, lengths, reverse=reverse) if walk else out).to(u.dtype)
 
 
 def causal_conv_silu(
@@ -161,10 +160,6 @@ def causal_conv_silu(
     `out_t = silu(bias + sum_k weight_k * x_{t - taps + 1 + k})` for each channel by itself, with zeros before the first step; `lengths`
     and `reverse` as in `selective_scan`. PyTorch's own convolution with one group per channel takes a third of the block's training time
     on a CPU, hence the kernel.
-
-    Raises:
-        ValueError: Shapes that do not fit together, or lengths that are not within the steps.
-        ConfigError: A backend that does not exist or cannot take these tensors.
 
     Source: the operation of the `causal-conv1d` package that mamba-ssm uses; weight and bias are those of its `nn.Conv1d`.
     """
@@ -197,12 +192,6 @@ def _scan_reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D
     return (torch.stack(outputs, dim=1) + D * u) * functional.silu(z)
 
 
-def _scan_triton(*tensors: Tensor) -> Tensor:
-    from qamdetr.kernels import triton  # which may not be installed
-
-    return triton.scan(wants_gradient(tensors), *tensors)
-
-
 def _scan_mamba_ssm(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor) -> Tensor:
     """Scan by the package's kernel, which wants channels first, A, D and delta_bias in float32, and all others in one type.
 
@@ -213,9 +202,6 @@ def _scan_mamba_ssm(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D
     u, delta, B, C, z = (tensor.to(u.dtype).transpose(1, 2).contiguous() for tensor in (u, delta, B, C, z))
     out: Tensor = selective_scan_fn(u, delta, A.float(), B, C, D.float(), z, delta_bias.float(), delta_softplus=True)
     return out.transpose(1, 2)
-
-
-_SCANS: dict[Backend, Callable[..., Tensor]] = {"reference": _scan_reference, "triton": _scan_triton, "mamba_ssm": _scan_mamba_ssm}
 
 
 def reverse_valid(x: Tensor, mask: Tensor) -> Tensor:
@@ -236,11 +222,7 @@ def in_walking_order(x: Tensor, lengths: Tensor, *, reverse: bool) -> Tensor:
 
 
 def checked_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
-    """Return `lengths` as `(batch,)` int64 beside `x` `(batch, clips, dim)`; None means that every clip is valid.
-
-    Raises:
-        ValueError: Another shape, no whole numbers, or a length outside [0, clips]; compiled code does not check its bounds.
-    """
+    """Return `lengths` as `(batch,)` int64 beside `x` `(batch, clips, dim)`, None for all clips; compiled code checks no bounds."""
     batch, clips, _ = x.shape
     if lengths is None:
         return torch.full((batch,), clips, device=x.device)
@@ -264,10 +246,10 @@ def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark the backward of an operation whose gradient has none: as torch's own mark, but a second gradient is refused, never left out.
+    """Mark the backward of an operation whose gradient has none: a second gradient is refused.
 
-    Torch's attaches its refusal to the gradient that comes in, where that wants one; a loss made of an output and a gradient of it then
-    loses the second part without a word.
+    Torch's own mark refuses only where the gradient that comes in wants one; a loss made of an output and a gradient of it then loses the
+    second part without a word.
     """
 
     @functools.wraps(backward)

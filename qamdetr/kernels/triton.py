@@ -80,11 +80,6 @@ def _row(base, columns, width):
 
 
 @triton.jit
-def _step_size(raw, within):
-    return tl.where(within, _softplus(raw), 0.0)
-
-
-@triton.jit
 def _place(channels, BLOCK: tl.constexpr):
     """Return which recording and block this program is."""
     blocks = tl.cdiv(channels, BLOCK)
@@ -125,7 +120,7 @@ def scan_forward(
         if SAVE:
             tl.store(checkpoints + (b * chunks + t // CHUNK) * state * channels + cells, h, mask=cells_exist)
         for i in tl.static_range(CHUNK):
-            dt = _step_size(delta_rows[i] + bias_row, t + i < steps)
+            dt = tl.where(t + i < steps, _softplus(delta_rows[i] + bias_row), 0.0)
             h = tl.exp2(dt[None, :] * A_log2) * h + (dt * u_rows[i])[None, :] * B_rows[i][:, None]
             y = tl.sum(h * C_rows[i][:, None], axis=0) + D_row * u_rows[i]
             y *= z_rows[i] * _sigmoid(z_rows[i])
@@ -137,7 +132,7 @@ def _recompute(h, A_log2, u_rows, delta_rows, bias_row, B_rows, t, stop, CHUNK: 
     """Run a chunk's steps again from the state `h` before it: their dt, their decay, and the states before and after each."""
     dt_rows, decays, states = (), (), (h,)
     for i in tl.static_range(CHUNK):
-        dt = _step_size(delta_rows[i] + bias_row, t + i < stop)
+        dt = tl.where(t + i < stop, _softplus(delta_rows[i] + bias_row), 0.0)
         decay = tl.exp2(dt[None, :] * A_log2)
         h = decay * h + (dt * u_rows[i])[None, :] * B_rows[i][:, None]
         dt_rows, decays, states = dt_rows + (dt,), decays + (decay,), states + (h,)  # type: ignore[assignment]  # noqa: RUF005

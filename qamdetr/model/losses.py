@@ -55,18 +55,15 @@ def compute_losses(
     """
     auxiliary = output.auxiliary if config.auxiliary else ()
     *early, last = match_layers([*auxiliary, output.decoder], targets, config)
-    parts: dict[str, Tensor] = {}
     pairs = _flatten(last, targets)
-    parts["label"] = _label_part(output.decoder, pairs, targets, config, normaliser)
-    parts["span"], parts["giou"] = span_losses(output.decoder, pairs, targets, normaliser)
+    parts = _layer_parts(output.decoder, pairs, targets, config, normaliser)
     if output.decoder.quality_logits is not None:
         to_all = config.quality_targets == "all"
         parts["quality"] = quality_loss(output.decoder, pairs, targets, normaliser, all_moment_queries=to_all)
     parts["saliency"] = saliency_loss(output, batch.audio_mask, targets, config, normaliser)
     for index, (layer, assignment) in enumerate(zip(auxiliary, early, strict=True)):
-        aux_pairs = _flatten(assignment, targets)
-        parts[f"label_aux{index}"] = _label_part(layer, aux_pairs, targets, config, normaliser)
-        parts[f"span_aux{index}"], parts[f"giou_aux{index}"] = span_losses(layer, aux_pairs, targets, normaliser)
+        of_layer = _layer_parts(layer, _flatten(assignment, targets), targets, config, normaliser)
+        parts |= {f"{name}_aux{index}": part for name, part in of_layer.items()}
     total = torch.stack([getattr(config, name.split("_aux")[0]) * part for name, part in parts.items()]).sum()
     return {**parts, "total": total, "class_error": _class_error(output.decoder, pairs, normaliser)}
 
@@ -91,8 +88,8 @@ def varifocal_loss(
     A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The mean
     is over all moment queries, as in `label_loss`, so that the two have the same scale.
 
-    Source: Zhang et al., VarifocalNet, CVPR 2021, Eq. 2, whose values of alpha and gamma these are. Here `p_fg` is the softmax over
-        foreground and background, which is the sigmoid of the difference of the two logits; the paper divides by the matched ones.
+    Source: Zhang et al., VarifocalNet, CVPR 2021, Eq. 2, with its alpha and gamma. Here `p_fg` is the softmax over foreground and
+        background, which is the sigmoid of the difference of the two logits; the paper divides by the matched ones.
     """
     predicted, truth = _matched(layer, pairs, targets)
     logits = layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
@@ -137,26 +134,15 @@ def quality_loss(
     return F.binary_cross_entropy_with_logits(logits[pairs.item, pairs.moment_query], target) * share
 
 
-def saliency_loss(
-    output: ModelOutput,
-    mask: Tensor,
-    targets: Targets,
-    config: LossConfig,
-    normaliser: Normaliser = own_count,
-    *,
-    sampled: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
+def saliency_loss(output: ModelOutput, mask: Tensor, targets: Targets, config: LossConfig, normaliser: Normaliser = own_count) -> Tensor:
     """Sum of the saliency terms: hinge, rank-contrastive, and "the query is absent"; plus a cross-entropy per clip where switched on.
 
     A clip is positive when windows cover at least half as much of it as of the item's best-covered clip, so a window much shorter than
     a clip still has one. Items without any window have no pairs; all their clips count as clips without the query.
-
-    `sampled` are clip indices `(batch, pairs)` of positives and of negatives for the hinge, as the baseline samples them; by default it
-    takes all pairs, whose mean is what sampling estimates.
     """
     labels = targets.saliency
     positive = mask & (labels > 0) & (labels >= 0.5 * labels.amax(dim=1, keepdim=True))
-    hinge = saliency_hinge(output.saliency, positive, mask & ~positive, config.saliency_margin, sampled, normaliser)
+    hinge = saliency_hinge(output.saliency, positive, mask & ~positive, config.saliency_margin, normaliser)
     contrast = saliency_contrast(output, positive, mask, targets, config.saliency_temperature, normaliser)
     loss = hinge + config.saliency_contrast * contrast + _absence(output, mask, targets, config, normaliser)
     if config.saliency_clip > 0:
@@ -166,21 +152,11 @@ def saliency_loss(
     return loss
 
 
-def saliency_hinge(
-    scores: Tensor,
-    positive: Tensor,
-    negative: Tensor,
-    margin: float,
-    sampled: tuple[Tensor, Tensor] | None = None,
-    normaliser: Normaliser = own_count,
-) -> Tensor:
+def saliency_hinge(scores: Tensor, positive: Tensor, negative: Tensor, margin: float, normaliser: Normaliser = own_count) -> Tensor:
     """Positive clips should score `margin` above negative ones: twice the mean hinge over pairs (the baseline's scale).
 
-    `scores`, `positive` and `negative` are `(batch, clips)`; `sampled` is explained in `saliency_loss`.
+    `scores`, `positive` and `negative` are `(batch, clips)`. The baseline samples pairs; here are all of them, whose mean that estimates.
     """
-    if sampled is not None:
-        high, low = (scores.gather(1, index) for index in sampled)
-        return 2.0 * (margin + low - high).clamp(min=0.0).mean() * _share(high.numel(), normaliser)
     has_pairs = positive.any(dim=1) & negative.any(dim=1)
     num_items = int(has_pairs.sum())
     share = _share(num_items, normaliser)
@@ -237,10 +213,13 @@ def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossCo
     return per_item.mean() * share
 
 
-def _label_part(layer: DecoderOutput, pairs: Pairs, targets: Targets, config: LossConfig, normaliser: Normaliser) -> Tensor:
+def _layer_parts(layer: DecoderOutput, pairs: Pairs, targets: Targets, config: LossConfig, normaliser: Normaliser) -> dict[str, Tensor]:
     if config.label_loss == "varifocal":
-        return varifocal_loss(layer, pairs, targets, normaliser)
-    return label_loss(layer, pairs, config.background_weight, normaliser)
+        label = varifocal_loss(layer, pairs, targets, normaliser)
+    else:
+        label = label_loss(layer, pairs, config.background_weight, normaliser)
+    span, overlap = span_losses(layer, pairs, targets, normaliser)
+    return {"label": label, "span": span, "giou": overlap}
 
 
 def _share(count: int, normaliser: Normaliser) -> float | Tensor:

@@ -17,20 +17,12 @@ Assignment = list[tuple[Tensor, Tensor]]
 """Per item: matched moment queries and, in the same order, the item's own spans; both `(min(moment_queries, spans),)` int64 on the CPU."""
 
 
-def match(output: DecoderOutput, targets: Targets, config: LossConfig) -> Assignment:
-    """Match one decoder layer; see `match_layers`."""
-    return match_layers([output], targets, config)[0]
-
-
 @torch.no_grad()
 def match_layers(layers: Sequence[DecoderOutput], targets: Targets, config: LossConfig) -> list[Assignment]:
     """Assign to each ground-truth span its own moment query so that the summed cost is least, per layer and item.
 
     The cost is `match_span * L1 - match_giou * gIoU - match_label * p_fg`, on (centre, width). An item without spans gets empty
     indices; one with more spans than moment queries leaves its dearest spans unmatched.
-
-    Raises:
-        QamDetrError: A cost that is not a number, so the model has diverged or a feature is broken.
 
     Source: the official baseline's matcher; here all layers and items cross to the host together, once.
     """

@@ -159,11 +159,12 @@ class Training:
             is_due = accelerator.sync_gradients and settings.save_every_steps and progress.step % settings.save_every_steps == 0
             # The end of an epoch saves by itself, after validation.
             if is_due and progress.batches < len(self.train_loader):
-                sums |= self.join(sums)
+                sums |= accelerator.reduce(dict(sums), reduction="mean")  # each is weighed already by its share of the batch
                 progress.sums, progress.seconds = self.check_finite(sums), time.perf_counter() - started
                 self.run.save_state(accelerator, progress)
         self.check_finite(sums)
-        return {name: round(value.item() / len(self.train_loader), 5) for name, value in self.join(sums).items()}
+        joined = accelerator.reduce(dict(sums), reduction="mean")
+        return {name: round(value.item() / len(self.train_loader), 5) for name, value in joined.items()}
 
     def take_step(self, batch: LabelledBatch) -> dict[str, Tensor]:
         """Learn from one batch; every `accumulate_batches` of them the weights move. Returns the parts of the loss."""
@@ -184,10 +185,6 @@ class Training:
                 update_average(self.average, accelerator.unwrap_model(self.model), config.train.ema_decay, self.progress.step)
         return losses
 
-    def join(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean of the processes' sums; each is weighed already by its share of the batch."""
-        return {name: self.accelerator.reduce(value, reduction="mean") for name, value in sums.items()}
-
     def check_finite(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Read the sums back, once for all; a loss that is not finite ends the run."""
         values = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
@@ -199,11 +196,12 @@ class Training:
     def show(self, stage: str, losses: Mapping[str, float], started: float) -> None:
         """Tell whoever looks at the run's folder how far it is."""
         if self.accelerator.is_main_process:
-            done, batches, epochs = self.progress, len(self.train_loader), self.config.train.epochs
-            seconds = round((time.perf_counter() - started) / done.batches, 4) if done.batches else None
-            means = {name: round(value, 5) for name, value in losses.items()}
-            place = (done.epoch + 1, epochs, done.batches, batches, done.step)
-            self.run.show_progress(stage, *place, losses=means, seconds_per_batch=seconds)
+            done = self.progress
+            row = {"stage": stage, "epoch": done.epoch + 1, "epochs": self.config.train.epochs}
+            row |= {"batch": done.batches, "batches": len(self.train_loader), "step": done.step}
+            row["losses"] = {name: round(value, 5) for name, value in losses.items()}
+            row["seconds_per_batch"] = round((time.perf_counter() - started) / done.batches, 4) if done.batches else None
+            self.run.show_progress(row)
 
     def metrics_row(self, losses: Mapping[str, float], validation: Validation, seconds: float) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
@@ -267,8 +265,6 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     decay = min(decay, (1 + step) / (10 + step))
     for kept, new in zip(average.parameters(), model.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)
-    for kept_buffer, new_buffer in zip(average.buffers(), model.buffers(), strict=True):
-        kept_buffer.copy_(new_buffer)
 
 
 def make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:

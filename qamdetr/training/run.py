@@ -184,7 +184,7 @@ class Run:
             facts["git_revision"] += f", then {revision}"
             replace_text(self.directory / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
 
-    def show_progress(self, stage: str, epoch: int, epochs: int, batch: int, batches: int, step: int, **others: object) -> None:
+    def show_progress(self, row: Mapping[str, object]) -> None:
         """Replace `progress.json`, for whoever wants to show how far the run is: the page's training tab reads it.
 
         `{"stage", "epoch", "epochs", "batch", "batches", "step", "losses", "seconds_per_batch", "pid", "time"}`: `stage` is "training" or
@@ -192,7 +192,6 @@ class Run:
         steps in all; `losses` are the means of the parts of the loss over the epoch so far, "total" among them, empty while nothing is
         known; `seconds_per_batch` is null likewise; `pid` is the process, `time` (seconds since 1970) when it was written.
         """
-        row = {"stage": stage, "epoch": epoch, "epochs": epochs, "batch": batch, "batches": batches, "step": step, **others}
         with contextlib.suppress(OSError):  # a full disk ends a run where something would be lost, not here
             write_whole(self.directory / PROGRESS_FILE, json.dumps({**row, "pid": os.getpid(), "time": round(time.time(), 1)}) + "\n")
 

@@ -48,14 +48,11 @@ def validate(
             windows = tuple((found.start_seconds, found.end_seconds, found.decoder_score) for found in answer.candidates)
             rows.append(PredictionEntry(entry.qid, entry.query, entry.vid, windows))
     # Several processes repeat a few items to even out their shares; the last of equal rows stays.
-    predictions = {row.qid: row for row in gather_object(rows)}
-    return summarise(predictions, list(truth))
-
-
-def summarise(predictions: dict[str, PredictionEntry], truth: list[QueryEntry]) -> Validation:
-    """Score predictions by `qid` against the truth, where an empty tuple of windows means that the query's sound is absent."""
-    present = [entry for entry in truth if entry.relevant_windows]
-    absent = [entry for entry in truth if not entry.relevant_windows]
+    predictions: dict[str, PredictionEntry] = {row.qid: row for row in gather_object(rows)}
+    present: list[QueryEntry] = []
+    absent: list[QueryEntry] = []
+    for entry in truth:
+        (present if entry.relevant_windows else absent).append(entry)
     metrics = evaluate([predictions[entry.qid] for entry in present], present)
     metrics.pop("num_queries")
     best = {qid: max((score for _, _, score in row.pred_relevant_windows), default=0.0) for qid, row in predictions.items()}

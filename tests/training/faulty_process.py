@@ -27,9 +27,7 @@ _context.set_forkserver_preload(["train"])
 def run_train(arguments: Sequence[str], directory: Path, *, fault: Fault = "", moment: int = -1) -> tuple[int, str, list[str]]:
     """Run `train.py` with `arguments` and let `fault` strike at a moment of the run's folder `directory`.
 
-    Returns:
-        Exit status (negative: killed by that signal), what it wrote to stderr, and the moments that it came to, each as
-        `event path-inside-the-run`.
+    Returns its exit status (negative: killed by that signal), what it wrote to stderr, and its moments, `event path-inside-the-run`.
     """
     log = directory.with_name(f"{directory.name}.moments")
     log.unlink(missing_ok=True)
@@ -52,14 +50,11 @@ def _child(arguments: list[str], directory: Path, fault: Fault, moment: int, log
 class _Hook:
     def __init__(self, directory: Path, fault: Fault, moment: int, note: Callable[[str], object]) -> None:
         self._places = (f"{directory}/", f"{directory.parent}/.{directory.name}.")
-        self._fault, self._moment, self._note = fault, moment, note
-        self._seen = 0
-        self._noting = False
+        self._fault, self._moment, self._note, self._seen, self._noting = fault, moment, note, 0, False
 
     def __call__(self, event: str, arguments: tuple) -> None:
         path = str(arguments[0]) if event in _EVENTS and arguments else ""
-        place = next((place for place in self._places if path.startswith(place)), None)
-        if place is None or self._noting or (event == "open" and not arguments[2] & _WRITES):
+        if not path.startswith(self._places) or self._noting or (event == "open" and not arguments[2] & _WRITES):
             return
         self._noting = True
         self._note(f"{event} {path.removeprefix(self._places[0])}")

@@ -66,7 +66,6 @@ def test_public_files_alone_make_batches(public_config: Config, tmp_path: Path) 
     assert {entry.vid for entry in batch.entries} == set(TRAIN_WINDOWS)
     assert batch.batch.audio["ms_clap"].shape == (4, DURATION_SECONDS, 6 + 2)
     assert batch.batch.text["ms_clap"].shape == (4, 3, 6)
-    assert batch.batch.text_pooled is None
     assert not (tmp_path / "no cache").exists()
     assert data.section.encoder.startswith("public-")
 

@@ -38,16 +38,9 @@ from qamdetr.types import ModelOutput, TextFeatures
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PROCESSES = 2
 
-needs_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU does")
-
 
 def metrics_of(run: Run) -> list[dict]:
     return [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights_of(run: Run) -> dict[str, Tensor]:
-    (state,) = (run.directory / "last").iterdir()
-    return load_file(state / "model.safetensors")
 
 
 @pytest.mark.slow
@@ -65,13 +58,6 @@ def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(toy_config: ToyConfig
     card = (run.best_dir / "README.md").read_text()
     assert "python train.py --config toy" in card
     assert f"R1@0.7 | {best:g}" in card
-
-
-def test_a_seed_decides_everything(small_toy_config: ToyConfig, tmp_path: Path) -> None:
-    configs = [small_toy_config(model={"encoder": "bimamba"}, epochs=1, seed=seed) for seed in (0, 0, 1)]
-    first, again, other = (train(config, tmp_path / f"run{number}") for number, config in enumerate(configs))
-    assert all(torch.equal(a, b) for a, b in zip(weights_of(first).values(), weights_of(again).values(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(weights_of(first).values(), weights_of(other).values(), strict=True))
 
 
 @pytest.mark.parametrize("quality", [True, False])
@@ -97,8 +83,8 @@ def test_progress_is_told_while_it_goes_on_and_to_the_tracker(
     seen: list[dict] = []
     show = Run.show_progress
 
-    def look(self: Run, *place: object, **others: object) -> None:
-        show(self, *place, **others)  # type: ignore[arg-type]
+    def look(self: Run, row: dict) -> None:
+        show(self, row)
         seen.append(json.loads((self.directory / "progress.json").read_text()))
 
     monkeypatch.setattr(Run, "show_progress", look)
@@ -122,23 +108,20 @@ def test_accumulated_batches_weigh_the_same_and_so_does_a_group_that_is_not_full
     small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradient of a step is the sum of the gradients of its batches' means, divided by `accumulate_batches`."""
-    steps: list[list[torch.Tensor]] = []
+    steps: list[Tensor] = []
     step = AdamW.step
 
     def keep(self: AdamW, *arguments: object, **options: object) -> object:
-        steps.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+        steps.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
         return step(self, *arguments, **options)
 
     monkeypatch.setattr(AdamW, "step", keep)
     still = {"model": {"dropout": 0.0, "input_dropout": 0.0}, "epochs": 1, "batch_size": 5, "learning_rate": 0.0, "clip_norm": 1e9}
     train(small_toy_config(**still), tmp_path / "single")
-    single, steps[:] = list(steps), []
     train(small_toy_config(**still, accumulate_batches=2), tmp_path / "pairs")
-    assert (len(single), len(steps)) == (3, 2)
-    for first, second, pair in zip(single[0], single[1], steps[0], strict=True):
-        torch.testing.assert_close(pair, (first + second) / 2, rtol=1e-4, atol=1e-6)
-    for alone, found in zip(single[2], steps[1], strict=True):
-        torch.testing.assert_close(found, alone / 2, rtol=1e-4, atol=1e-6)
+    first, second, third, pair, half = steps
+    torch.testing.assert_close(pair, (first + second) / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(half, third / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_stops_when_validation_no_longer_rises(small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,17 +150,11 @@ def test_fine_tuning_begins_with_the_weights_of_another_checkpoint(small_toy_con
     assert not (tmp_path / "second").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tracker": "tensorbord"}, r"train\.tracker is 'tensorbord'; choose one of those whose packages are installed \(.*tensorboard"),
-        pytest.param({"mixed_precision": "fp16"}, "'fp16', which this cpu device lacks", marks=needs_cpu),
-    ],
-)
-def test_settings_that_cannot_work_are_one_line(settings: dict, message: str, small_toy_config: ToyConfig, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without GPU does")
+def test_a_precision_that_is_not_there_is_refused(small_toy_config: ToyConfig, tmp_path: Path) -> None:
     forget_accelerate()
-    with pytest.raises(ConfigError, match=message):
-        train(small_toy_config(**settings), tmp_path / "run")
+    with pytest.raises(ConfigError, match="'fp16', which this cpu device lacks"):
+        train(small_toy_config(mixed_precision="fp16"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -97,7 +97,7 @@ class Training:
         set_seed(config.train.seed)
         self.data = data = load_data(config)
         model = speed_up(QamDetr(config.model))
-        if config.train.init_from and not (resume and Run(directory).has_state):
+        if config.train.init_from and not (resume and Run(directory).states):
             initialise(model, config.train.init_from)
 
         def enter() -> Run:

@@ -160,7 +160,7 @@ class Run:
     def check_unchanged(self, config: Config, data_fingerprint: str, num_processes: int) -> None:
         """Refuse to continue a run under other conditions, which would end with other weights."""
         facts, now = self.facts(), config_to_dict(config)
-        for folder in (self.directory, *self._states()[-1:]):
+        for folder in (self.directory, *self.states[-1:]):
             before = config_to_dict(load_config(folder / CONFIG_FILE))
             changed = [
                 f"{section}.{key} was {before[section][key]!r}, is {value!r}"
@@ -240,22 +240,22 @@ class Run:
                     shutil.copyfile(self.directory / name, fresh / name)
                 sums = {str(path.relative_to(fresh)): _digest(path) for path in fresh.rglob("*") if path.is_file()}
                 (fresh / SUMS_FILE).write_text(json.dumps(sums), encoding="utf-8")
-                earlier = self._states()
+                earlier = self.states
                 swap_directory(fresh, final)
                 for state in earlier:
                     if state != final:
                         shutil.rmtree(state, ignore_errors=True)
 
     @property
-    def has_state(self) -> bool:
-        """Whether a state was saved; a run that was killed before simply begins again."""
-        return bool(self._states())
+    def states(self) -> list[Path]:
+        """Folders of the states that were saved, the last one last."""
+        return sorted((self.directory / "last").glob("step-????????"))
 
     def load_state(self, accelerator: Accelerator) -> None:
         """Restore model, optimiser, schedule, random generators and all that was registered; a flipped bit is found, too."""
-        if not self.has_state:
+        if not self.states:  # a run that was killed before simply begins again
             return
-        state = self._states()[-1]
+        state = self.states[-1]
         try:
             sums = json.loads((state / SUMS_FILE).read_text(encoding="utf-8"))
             damaged = [name for name, digest in sums.items() if _digest(state / name) != digest]
@@ -265,9 +265,6 @@ class Run:
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             what = f"{state} cannot be resumed from ({' '.join(str(error).split())[:200]})"
             raise CheckpointError(what, f"start a new run, from {self.best_dir} if you like (--init-from)") from error
-
-    def _states(self) -> list[Path]:
-        return sorted((self.directory / "last").glob("step-????????"))
 
 
 @contextlib.contextmanager

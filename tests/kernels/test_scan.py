@@ -181,21 +181,35 @@ def install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mamba_ssm", "triton", "device", "dtype", "expected"),
+    ("packages", "asked", "device", "dtype", "expected"),
     [
-        (True, True, "cuda", torch.float32, "mamba_ssm"),
-        (True, False, "cuda", torch.bfloat16, "mamba_ssm"),
-        (False, True, "cuda", torch.float16, "triton"),
-        (True, True, "cuda", torch.float64, "reference"),
-        (True, True, "cpu", torch.float32, "cpu"),
-        (True, True, "cpu", torch.bfloat16, "cpu"),
-        (True, True, "cpu", torch.float64, "reference"),
-        (True, True, "meta", torch.float32, "reference"),
+        ("mamba_ssm triton", None, "cuda", torch.float32, "mamba_ssm"),
+        ("mamba_ssm", None, "cuda", torch.bfloat16, "mamba_ssm"),
+        ("triton", None, "cuda", torch.float16, "triton"),
+        ("mamba_ssm triton", None, "cuda", torch.float64, "reference"),
+        *(("mamba_ssm triton", None, "cpu", dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)),
+        ("mamba_ssm triton", None, "cpu", torch.float64, "reference"),
+        ("mamba_ssm triton", None, "meta", torch.float32, "reference"),
+        *(("mamba_ssm triton", name, "cuda", torch.float32, name) for name in ("triton", "mamba_ssm", "reference")),
+        ("triton", "cpu", "cpu", torch.float32, "cpu"),
+        ("triton", "gpu", "cpu", torch.float32, "'gpu' does not exist; use one of reference, cpu"),
+        ("triton", "cpu", "cpu", torch.float64, "'cpu' takes float32, bfloat16 and float16 tensors only; .*'reference'"),
+        ("triton", "cpu", "cuda", torch.float32, "'cpu' takes tensors on 'cpu' only, not on 'cuda'"),
+        ("triton", "triton", "cpu", torch.float32, "'triton' takes tensors on 'cuda' only, not on 'cpu'"),
+        ("mamba_ssm", "mamba_ssm", "cpu", torch.float32, "'mamba_ssm' takes tensors on 'cuda' only, not on 'cpu'"),
     ],
 )
-def test_the_fastest_backend_is_chosen(install, mamba_ssm, triton, device, dtype, expected):
-    install(mamba_ssm=mamba_ssm, triton=triton)
-    assert choose_backend(None, [tensor_on(device, dtype), tensor_on(device)]) == expected
+def test_the_fastest_backend_is_chosen_or_one_is_forced_or_refused(install, packages, asked, device, dtype, expected):
+    install(mamba_ssm="mamba_ssm" in packages, triton="triton" in packages)
+    tensors = [tensor_on(device, dtype), tensor_on(device)]
+    if " " in expected:
+        with pytest.raises(ConfigError, match=f"^Backend {expected}"):
+            choose_backend(asked, tensors)
+        return
+    assert choose_backend(asked, tensors) == expected
+    with use_backend(expected):
+        assert choose_backend(None, tensors) == expected
+        assert choose_backend("reference", tensors) == "reference"
 
 
 def test_a_package_that_does_not_start_is_passed_over(install, monkeypatch):
@@ -211,32 +225,6 @@ def test_a_package_that_does_not_start_is_passed_over(install, monkeypatch):
         assert choose_backend(None, [tensor_on("cuda")]) == "triton"
     with pytest.raises(ConfigError, match=r"'mamba_ssm' does not start \(undefined symbol\)"):
         choose_backend("mamba_ssm", [tensor_on("cuda")])
-
-
-def test_the_choice_can_be_forced_for_a_call_or_a_block(install):
-    install(mamba_ssm=True, triton=True)
-    for backend in ("cpu", "triton", "mamba_ssm", "reference"):
-        tensors = [tensor_on("cpu" if backend == "cpu" else "cuda")]
-        assert choose_backend(backend, tensors) == backend
-        with use_backend(backend):
-            assert choose_backend(None, tensors) == backend
-            assert choose_backend("reference", tensors) == "reference"
-
-
-@pytest.mark.parametrize(
-    ("backend", "tensor", "message"),
-    [
-        ("gpu", tensor_on("cpu"), "'gpu' does not exist; use one of reference, cpu"),
-        ("cpu", tensor_on("cpu", torch.float64), "'cpu' takes float32, bfloat16 and float16 tensors only; .*'reference'"),
-        ("cpu", tensor_on("cuda"), "'cpu' takes tensors on 'cpu' only, not on 'cuda'"),
-        ("triton", tensor_on("cpu"), "'triton' takes tensors on 'cuda' only, not on 'cpu'"),
-        ("mamba_ssm", tensor_on("cpu"), "'mamba_ssm' takes tensors on 'cuda' only, not on 'cpu'"),
-    ],
-)
-def test_an_unfit_backend_is_refused(install, backend, tensor, message):
-    install(mamba_ssm=True, triton=True)
-    with pytest.raises(ConfigError, match=f"^Backend {message}"):
-        choose_backend(backend, [tensor])
 
 
 def test_the_mamba_ssm_backend_calls_the_package_as_it_wants_to_be_called(install, monkeypatch):

@@ -143,15 +143,13 @@ def test_the_cache_alone_keeps_its_version_and_the_fingerprint_changes_with_its_
     assert load_data(config).fingerprint != data.fingerprint
 
 
-@pytest.fixture
-def noted_config(small_toy_config: ToyConfig, small_toy_folder: Path, tmp_path: Path) -> Config:
-    """The toy set, whose cache notes encoders: `toy` from `clap` in bfloat16, `level` its default."""
+def test_a_checkpoint_takes_over_the_encoders_of_the_cache_and_no_others(
+    small_toy_config: ToyConfig, small_toy_folder: Path, tmp_path: Path
+) -> None:
+    """The cache notes encoders: `toy` from `clap` in bfloat16, `level` its default."""
     shutil.copytree(small_toy_folder / "features", tmp_path / "features")
     OwnFeatures(tmp_path / "features", models={"toy": "clap", "level": ""}, dtype="bfloat16")
-    return with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
-
-
-def test_a_checkpoint_takes_over_the_encoders_of_the_cache_and_no_others(noted_config: Config) -> None:
+    noted_config = with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
     same_folder = {"toy": f"../{Path.cwd().name}/clap"}
     taken = {"encoder": join_fingerprints({"toy": "v1", "level": "v1"}), "encoder_dtype": "bfloat16"}
     for settings, models in (

@@ -309,7 +309,14 @@ def _digest(path: Path) -> str:
     return blake2b(path.read_bytes()).hexdigest()
 
 
-_CARD = """---
+def model_card(
+    name: str, model: QamDetr, config: Config, facts: Mapping[str, Any], metrics: Mapping[str, float], data: TrainingData, epoch: int
+) -> str:
+    """Write the README.md of a checkpoint: what it is, what it was trained on (`Run.facts`), how good it is, how to get it again."""
+    streams = [f"audio `{name}`" for name in config.model.audio_streams] + [f"text `{name}`" for name in config.model.text_streams]
+    rows = "\n".join(f"| {key} | {value:g} |" for key, value in metrics.items())
+    decay, encoder = config.train.ema_decay, data.section.encoder or "unknown"
+    return f"""---
 license: apache-2.0
 library_name: qamdetr
 tags: [audio, audio-moment-retrieval]
@@ -318,38 +325,19 @@ tags: [audio, audio-moment-retrieval]
 # {name}
 
 QAM-DETR for audio moment retrieval: finds the seconds of a recording that match a sentence.
-It reads features of the combo `{data.combo}` (encoder version `{encoder}`) and works with that encoder only.
+It reads features of the combo `{config.data.combo}` (encoder version `{encoder}`) and works with that encoder only.
 What the encoder was trained on, under which licences, and what it cannot hear is on its own card.
 
-| validation (`{data.val_manifest}`, {num_queries[1]} queries) | |
+| validation (`{config.data.val_manifest}`, {len(data.val)} queries) | |
 |---|---|
 {rows}
 
-- **Data**: trained on `{data.train_manifest}` ({num_queries[0]} queries, content `{facts[train_manifest]}`); \
-validated on content `{facts[val_manifest]}`.
-- **Model**: {parameters:,} trainable parameters; streams {streams}; all settings in `config.yaml`.
-- **Chosen**: epoch {epoch} of {train.epochs}, by validation R1@0.7, ties by mAP{average}. Such numbers flatter a little.
-- **"Not in this recording"**: said below a decoder score of {threshold:.3f}, calibrated on the same validation set.
-- **Made by**: `{facts[command]}`, seed {train.seed}, git revision `{facts[git_revision]}`.
+- **Data**: trained on `{config.data.train_manifest}` ({len(data.train)} queries, content `{facts["train_manifest"]}`); \
+validated on content `{facts["val_manifest"]}`.
+- **Model**: {sum(p.numel() for p in model.parameters()):,} trainable parameters; streams {", ".join(streams)}; \
+all settings in `config.yaml`.
+- **Chosen**: epoch {epoch} of {config.train.epochs}, by validation R1@0.7, ties by mAP\
+{f"; weights averaged with decay {decay:g}" if decay else ""}. Such numbers flatter a little.
+- **"Not in this recording"**: said below a decoder score of {config.inference.found_threshold:.3f}, calibrated on the same validation set.
+- **Made by**: `{facts["command"]}`, seed {config.train.seed}, git revision `{facts["git_revision"]}`.
 """
-
-
-def model_card(
-    name: str, model: QamDetr, config: Config, facts: Mapping[str, Any], metrics: Mapping[str, float], data: TrainingData, epoch: int
-) -> str:
-    """Write the README.md of a checkpoint: what it is, what it was trained on (`Run.facts`), how good it is, how to get it again."""
-    streams = [f"audio `{name}`" for name in config.model.audio_streams] + [f"text `{name}`" for name in config.model.text_streams]
-    return _CARD.format(
-        name=name,
-        data=config.data,
-        train=config.train,
-        facts=facts,
-        encoder=data.section.encoder or "unknown",
-        num_queries=(len(data.train), len(data.val)),
-        rows="\n".join(f"| {key} | {value:g} |" for key, value in metrics.items()),
-        parameters=sum(p.numel() for p in model.parameters()),
-        streams=", ".join(streams),
-        epoch=epoch,
-        average=f"; weights averaged with decay {config.train.ema_decay:g}" if config.train.ema_decay else "",
-        threshold=config.inference.found_threshold,
-    )

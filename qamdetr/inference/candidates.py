@@ -1,8 +1,8 @@
 """From model output to candidates: decoder scores (report, Eq. 2), windows in seconds, segments of the saliency, overlap suppression.
 
 A saliency trained as a posterior (`loss.saliency_clip`) says of each clip which share of it the query covers. So the clips at a segment's
-ends tell where inside of them it begins and ends, finer than the one-second grid; and the curve as a whole says how much of a segment is
-likely to be right, which is its quality. Such segments join the decoder's candidates where `inference.segment_threshold` asks for it.
+ends tell where inside of them it begins and ends, finer than the one-second grid, and the curve as a whole says how much of it is likely
+to be right, which is its quality.
 
 Source: report section 2.3; segments are ours, the idea of pooling them is the field's (see docs/decisions/0005-segments.md).
 """
@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
 
     @property
     def best_score(self) -> float:
-        """The highest decoder score; 0 without candidates."""
+        """0 without candidates."""
         return max((candidate.decoder_score for candidate in self.candidates), default=0.0)
 
 
@@ -53,19 +53,29 @@ def answers(
     *,
     protocol: DecodeProtocol = "exact",
 ) -> list[Decoded]:
-    """Read the answer to each item of a batch off the model's output; serving and validation both do it here.
+    """Read the answer to each item of a batch off the last decoder layer; serving and validation both do it here.
 
     `durations_seconds` are the true length of each item, to which windows are clamped; `num_clips` its valid clips, to which spans are
-    relative. The protocol `official` keeps doubles, as the field does; nothing is rounded yet.
+    relative. Equal scores keep the order of the moment queries. The protocol `official` keeps doubles, as the field does; nothing is
+    rounded yet.
     """
     max_iou = overlap_limit(settings, protocol)
-    by_quality = output.decoder.quality_logits is not None
-    curves = [row[:clips].detach().float().sigmoid().cpu() for row, clips in zip(output.saliency, num_clips, strict=True)]
-    decoded = decode(output, durations_seconds, num_clips, nms_iou=max_iou)
-    return [
-        Decoded(pool_segments(found, curve.numpy(), duration, settings, nms_iou=max_iou, by_quality=by_quality), curve)
-        for found, curve, duration in zip(decoded, curves, durations_seconds, strict=True)
-    ]
+    foreground = output.decoder.logits.detach().float().softmax(dim=-1)[..., 0]
+    logits = output.decoder.quality_logits
+    quality = torch.ones_like(foreground) if logits is None else logits.detach().float().sigmoid()
+    # In float64, so that clamping to the duration is exact.
+    spans_of = output.decoder.spans_cxw.detach().double().cpu()
+    curves = output.saliency.detach().float().sigmoid().cpu()
+    items = zip(spans_of, foreground.cpu(), quality.cpu(), curves, durations_seconds, num_clips, strict=True)
+    decoded = []
+    for spans_cxw, p, q, row, duration_seconds, clips in items:
+        windows = spans.spans_cxw_to_windows(spans_cxw, clips, duration_seconds).tolist()
+        rows = zip(windows, p.tolist(), q.tolist(), strict=True)
+        found = suppress([Candidate(start, end, p, q, decoder_score=p * q) for (start, end), p, q in rows], max_iou)
+        curve = row[:clips]
+        pooled = pool_segments(found, curve.numpy(), duration_seconds, settings, nms_iou=max_iou, by_quality=logits is not None)
+        decoded.append(Decoded(pooled, curve))
+    return decoded
 
 
 def overlap_limit(settings: InferenceConfig, protocol: DecodeProtocol) -> float:
@@ -74,27 +84,6 @@ def overlap_limit(settings: InferenceConfig, protocol: DecodeProtocol) -> float:
     The field keeps doubles; but segments of the saliency repeat what the decoder found, so with them doubles are always dropped.
     """
     return 1.0 if protocol == "official" and settings.segment_threshold <= 0 else settings.nms_iou
-
-
-def decode(
-    output: ModelOutput, durations_seconds: Sequence[float], num_clips: Sequence[int], *, nms_iou: float = 1.0
-) -> list[list[Candidate]]:
-    """Read the candidates off the last decoder layer, best decoder score first; equal scores keep the order of the moment queries.
-
-    The batch is that of `answers`; a candidate that overlaps a better one by more than `nms_iou` is dropped.
-    """
-    foreground = output.decoder.logits.detach().float().softmax(dim=-1)[..., 0]
-    quality_logits = output.decoder.quality_logits
-    quality = torch.ones_like(foreground) if quality_logits is None else quality_logits.detach().float().sigmoid()
-    # In float64, so that clamping to the duration is exact.
-    spans_of = output.decoder.spans_cxw.detach().double().cpu()
-    items = zip(spans_of, foreground.cpu(), quality.cpu(), durations_seconds, num_clips, strict=True)
-    found = []
-    for spans_cxw, p, q, duration_seconds, clips in items:
-        windows = spans.spans_cxw_to_windows(spans_cxw, clips, duration_seconds).tolist()
-        rows = zip(windows, p.tolist(), q.tolist(), strict=True)
-        found.append(suppress([Candidate(start, end, p, q, decoder_score=p * q) for (start, end), p, q in rows], nms_iou))
-    return found
 
 
 def suppress(candidates: Sequence[Candidate], nms_iou: float) -> list[Candidate]:

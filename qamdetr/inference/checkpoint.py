@@ -47,11 +47,9 @@ def load_checkpoint(name_or_dir: str | Path = DEFAULT_CHECKPOINT, overrides: Seq
     except ConfigError as error:
         raise CheckpointError(error.what, error.remedy, folder) from error
     model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()})
-    if overrides:
-        trained, config = config, load_config(folder / CONFIG_FILE, overrides)
-        if config.model != trained.model:
-            raise ConfigError("--set changes the model section; the weights fit the network that they were trained in: leave it out.")
-    return model.eval(), config
+    if any(override.partition("=")[0].partition(".")[0] == "model" for override in overrides):
+        raise ConfigError("--set changes the model section; the weights fit the network that they were trained in: leave it out.")
+    return model.eval(), load_config(folder / CONFIG_FILE, overrides)
 
 
 def _read_weights(folder: Path, sha256: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

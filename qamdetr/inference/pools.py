@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 
 from qamdetr import spans
@@ -27,17 +28,15 @@ def merge_pools(
       the window that it overlaps most, if by `iou` at least and if its member has no candidate there yet, else it opens a new one. The
       window is the mean of its candidates' starts and of their ends, weighed by score times weight.
 
-    `pool` and `nms` leave windows as they are. There, `foreground` and with it `decoder_score` are scaled by the member's weight over the
-    largest weight, so equal weights change nothing; `quality` stays what the member said. After `fusion`, `decoder_score` is the sum of
-    weight times score over the window's members, divided by the weights of all members: the mean score of those that found it, times the
-    share of the weights that did. `foreground` is the same sum of the members' foregrounds, and `quality` the mean of their qualities,
-    weighed by weight times foreground, so that `decoder_score = foreground * quality` (report, Eq. 2) still holds. All stay in [0, 1].
-
-    An `iou` of 1 lets `nms` keep all, and `fusion` join equal windows alone; `weights` are above 0, None = equal.
+    `pool` and `nms` leave windows and qualities as they are, and scale `foreground` and `decoder_score` by the member's weight over the
+    largest weight. After `fusion`, `decoder_score` is the sum of weight times score over the window's members, divided by the weights of
+    all members: the mean score of those that found it, times the share of the weights that did. `foreground` is the same sum of the
+    members' foregrounds, and `quality` the mean of their qualities, weighed by weight times foreground, so that
+    `decoder_score = foreground * quality` (report, Eq. 2) still holds. `weights` are above 0, None = equal.
 
     Source: R. Solovyev, W. Wang, T. Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object detection models", Image
-    and Vision Computing 107, 2021, in one dimension. Differences: a member counts once per window (there, a member that repeats itself
-    counts as several); the best overlap wins, not the first; the share of the members is by weight; there are no classes.
+    and Vision Computing 107, 2021, in one dimension. Differences: a member counts once per window; the best overlap wins, not the first;
+    the share of the members is by weight; there are no classes.
     """
     weights = [1.0] * len(pools) if weights is None else list(weights)
     check_merge(how, iou)
@@ -47,9 +46,9 @@ def merge_pools(
         return _fuse(pools, iou, weights)
     shares = [weight / max(weights) for weight in weights]
     scaled = [
-        replace(candidate, foreground=candidate.foreground * share, decoder_score=candidate.decoder_score * share)
+        replace(each, foreground=each.foreground * share, decoder_score=each.decoder_score * share)
         for pool, share in zip(pools, shares, strict=True)
-        for candidate in pool
+        for each in pool
     ]
     return suppress(scaled, iou if how == "nms" else 1.0)
 
@@ -108,5 +107,4 @@ def _best_overlap(window: Window, others: Sequence[Window], least_iou: float) ->
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """Weighted mean that never leaves the values' range, whatever the rounding."""
-    mean = sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
-    return min(max(mean, min(values)), max(values))
+    return float(np.clip(np.average(values, weights=weights), min(values), max(values)))

@@ -46,8 +46,7 @@ class Ranking:
 def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], decoded: Decoded, ranking: Ranking, *, found: bool) -> Result:
     """Make the answer to one query.
 
-    Whatever a verifier does, the decoder's answer survives: when it fails, or gives something else than a score in [0, 1] for each
-    candidate, the decoder's ranking stands and a note says so.
+    Where a verifier fails, or gives no score in [0, 1] for each candidate, the decoder's ranking stands and a note says so.
     """
     candidates, verifier = decoded.candidates, ranking.verifier
     scores: list[float] | None = None
@@ -55,7 +54,7 @@ def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], dec
     if verifier is not None:
         candidates = candidates[: max(ranking.top_k, ranking.verified_k)]
         try:
-            scores = _verify(verifier, recording, query, text, candidates)
+            scores = _checked(verifier.verify(recording, query, text, candidates), len(candidates))
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             notes = (*notes, f"Verifier {verifier.name} failed ({reason}); the moments are ranked by the decoder alone.")
@@ -106,9 +105,6 @@ def mark_likely(moments: Sequence[Moment], *, found: bool, threshold: float) -> 
       the best moment need not, since the recording was found by it;
     - it is no double: no better likely moment shares more than `LIKELY_OVERLAP` of the shorter of the two.
 
-    On the shipped examples (28 queries, 32 true moments) the default checkpoint's likely moments are all right, and lack one: two horns
-    that it took for one. The number of moments is right for 27 queries of 28, with the verifier `pocket` too.
-
     Moments come best score first; `threshold` is the decoder score from which a sound counts as found.
     """
     marked: list[Moment] = []
@@ -131,16 +127,12 @@ def _is_double(one: Moment, other: Moment) -> bool:
     return shared > LIKELY_OVERLAP * min(one.end_seconds - one.start_seconds, other.end_seconds - other.start_seconds)
 
 
-def _verify(
-    verifier: Verifier, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]
-) -> list[float]:
-    scores = [float(score) for score in verifier.verify(recording, query, text, candidates)]
-    if len(scores) != len(candidates):
-        raise QamDetrError(f"it gave {len(scores)} scores for {len(candidates)} candidates")
-    for score in scores:
-        if not 0 <= score <= 1:
-            raise QamDetrError(f"it gave a score of {score:g}, which is not in [0, 1]")
-    return scores
+def _checked(scores: Sequence[float], count: int) -> list[float]:
+    if len(scores) != count:
+        raise QamDetrError(f"it gave {len(scores)} scores for {count} candidates")
+    if wrong := [score for score in scores if not 0 <= score <= 1]:
+        raise QamDetrError(f"it gave a score of {wrong[0]:g}, which is not in [0, 1]")
+    return [float(score) for score in scores]
 
 
 def round_officially(moment: Moment, duration_seconds: float) -> Moment:

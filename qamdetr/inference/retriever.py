@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeAlias, TypeVar
 import numpy as np
 import torch
 from pydantic import BeforeValidator
-from torch import Tensor
 
 from qamdetr.audio import Sound, find_recordings
 from qamdetr.config import (
@@ -219,8 +218,6 @@ class MomentRetriever:
 
     def __init__(self, members: Sequence[Member], encoder: Streams | StoredFeatures, system: SystemConfig | None = None) -> None:
         """Put members together; `system` says how several answer as one, and None is one checkpoint by its own settings."""
-        if not members:
-            raise ConfigError("A system needs at least one member; name checkpoints.")
         self.members = tuple(members)
         self.encoder = encoder
         self.config = self.members[0].config
@@ -336,17 +333,15 @@ class MomentRetriever:
         """Answer several queries on one recording, in their order.
 
         With several members, the sound counts as found when their best decoder scores, in the weighted mean, reach the weighted mean of
-        their calibrated thresholds: each is compared with its own threshold, and the best of many, which the merged list begins with, is
-        not taken for the opinion of all.
+        their calibrated thresholds: each is compared with its own, and the best of many is not taken for the opinion of all.
 
         Args:
             recording: From `encode`, or any that holds the streams of every member.
             queries: Sentences.
             top_k: Most moments to return for each.
-            verifier: A verifier or its name (`qamdetr.verifiers`); a named one is made once and kept. It looks at the best candidates
-                (`top_k` of the settings, or `top_k` if that is more). When it fails, the decoder's ranking stands and a note in the
-                result says so. One that compares features gets those of the first member that has a joint space. None takes the
-                system's, `none` for one checkpoint.
+            verifier: A verifier or its name; None takes the system's, `none` for one checkpoint. It looks at the best candidates (`top_k`
+                of the settings, or `top_k` if that is more). When it fails, the decoder's ranking stands and a note in the result says
+                so. One that compares features gets those of the first member that has a joint space.
             beta: Weight of the verifier's score, in [0, 1]; None takes the settings' for this verifier. Without verifier, results say 0.
             protocol: `official` rounds windows as the field's evaluation does; see `rerank.round_officially`.
             bypass: Components to leave out of the networks; see `QamDetr.forward`.
@@ -356,14 +351,14 @@ class MomentRetriever:
         if beta is None:
             own = self._system or self.config.inference
             beta = own.beta if self._system or checker is None else self.config.inference.beta_by_verifier.get(checker.name, own.beta)
-        thresholds = torch.tensor([member.config.inference.found_threshold for member in self.members], dtype=torch.float64)
+        thresholds = np.array([member.config.inference.found_threshold for member in self.members])
         verified_k = self._system.top_k if self._system else self.config.inference.top_k
         ranking = Ranking(checker, beta, top_k, verified_k, float(self._mean(thresholds)), self.encoder.name, protocol)
         texts = [self.encoder.encode_query(check_query(query)) for query in queries]
         by_member = [member.decode(recording, texts, protocol=protocol, bypass=bypass) for member in self.members]
         results = []
         for query, text, decoded in zip(queries, texts, zip(*by_member, strict=True), strict=True):
-            best = torch.tensor([answer.best_score for answer in decoded], dtype=torch.float64)
+            best = np.array([answer.best_score for answer in decoded])
             found = any(answer.candidates for answer in decoded) and bool(self._mean(best - thresholds) >= 0)
             views = [(member.heard(recording), member.read(text)) for member in self.members]
             heard, read = next((view for view in views if next(iter(view[1].values())).pooled is not None), views[0])
@@ -377,20 +372,15 @@ class MomentRetriever:
         merged = merge_pools(pools, self._system.merge, iou=self._system.merge_iou, weights=weights)
         # Public features of two sources may differ by a clip at the end.
         clips = min(len(answer.saliency) for answer in decoded)
-        return Decoded(merged, self._mean(torch.stack([answer.saliency[:clips] for answer in decoded])))
+        return Decoded(merged, torch.from_numpy(self._mean([answer.saliency[:clips].numpy() for answer in decoded])))
 
-    def _mean(self, values: Tensor) -> Tensor:
+    def _mean(self, values: np.ndarray | list[np.ndarray]) -> np.ndarray:
         """Weighted mean over the members, `(members, ...)` to `(...)`."""
-        weights = torch.tensor([member.weight for member in self.members], dtype=values.dtype)
-        mean: Tensor = torch.tensordot(weights / weights.sum(), values, dims=1)
-        return mean
+        return np.asarray(np.average(values, axis=0, weights=[member.weight for member in self.members]))
 
 
 class StoredFeatures:
-    """Stands where encoders stand, and gives what they gave when the features of a manifest were stored.
-
-    Recordings go by their `vid`, queries by their wording: two queries of a manifest in the same words have the same features.
-    """
+    """Stands where encoders stand, and gives what they gave when the features of a manifest were stored: by `vid`, and by wording."""
 
     def __init__(self, entries: Sequence[QueryEntry], audio: Mapping[str, Path]) -> None:
         """Bind a manifest to its recordings, `vid` -> file, where they are at hand, for verifiers that listen."""
@@ -402,10 +392,7 @@ class StoredFeatures:
         self.name = ""
 
     def add(self, checkpoint: str, config: Config) -> tuple[dict[str, str], dict[str, str]]:
-        """Read the features that a checkpoint needs, too; returns what its audio and its text streams are called here, see `Member`.
-
-        Checkpoints that differ in their weights alone read the same ones.
-        """
+        """Read the features that a checkpoint needs, too; returns what its audio and its text streams are called here, see `Member`."""
         data, model = config.data, config.model
         key = repr((data.feature_dir, data.combo, data.audio_features, data.text_features, model.audio_streams, model.text_streams))
         if key not in self._stores:
@@ -418,10 +405,10 @@ class StoredFeatures:
         found, wanted = _own_versions(store.encoder_version(*names_in(self._entries))), _own_versions(data.encoder)
         if found and wanted and found != wanted:
             models, dtype = store.settings
-            settings = describe_settings(models, dtype) if dtype else ""
-            theirs = f" ({describe_settings(data.encoder_models, data.encoder_dtype)})" if settings else ""
+            ours = f" ({describe_settings(models, dtype)})" if dtype else ""
+            theirs = f" ({describe_settings(data.encoder_models, data.encoder_dtype)})" if dtype else ""
             raise DataError(
-                f"{data.feature_dir} holds features of encoder version {', '.join(found)}{f' ({settings})' if settings else ''}, "
+                f"{data.feature_dir} holds features of encoder version {', '.join(found)}{ours}, "
                 f"{checkpoint} was trained on version {', '.join(wanted)}{theirs}; extract with those encoders, or train again on these."
             )
         self.name = "+".join(dict.fromkeys([*filter(None, self.name.split("+")), data.combo]))
@@ -440,11 +427,9 @@ class StoredFeatures:
 
 
 def open_encoder(config: Config, checkpoint: str | Path, *, device: str | None = None, models: Mapping[str, str] | None = None) -> Streams:
-    """Open the encoders that a checkpoint was trained on, and compare their version where it is known.
+    """Open the encoders of the streams that a checkpoint reads; `device` and `models` are those of `MomentRetriever.from_pretrained`.
 
-    Public features do not say which version of an encoder made them. A checkpoint that was trained on them alone gets the encoders of the
-    streams that it reads, unchecked; one that was trained on public and own features gets those too, and what made its own is compared.
-    `device` and `models` are those of `MomentRetriever.from_pretrained`.
+    The encoders that made its own features must have the version that it was trained on; public features do not say theirs.
     """
     given = dict(models or {})
     _check_streams(given, {str(checkpoint): config})
@@ -506,24 +491,23 @@ def _check_streams(models: Mapping[str, str], configs: Mapping[str, Config]) -> 
 
 def _check_members(system: SystemConfig) -> None:
     """Look whether every member is there, before anything is loaded; names all that are not, and the commands that train them."""
-    missing: dict[str, str] = {}
+    missing: list[str] = []
     seeds: dict[str, list[str]] = {}
     remedy = ""
-    for name, place in ((name, member.checkpoint) for name, member in system.members.items()):
+    for name, member in system.members.items():
         try:
-            find_checkpoint(place)
+            find_checkpoint(member.checkpoint)
         except CheckpointError as error:  # noqa: PERF203 - a few members
-            missing[name] = name if name == place else f"{name} ({place})"
+            missing.append(name if name == member.checkpoint else f"{name} ({member.checkpoint})")
             remedy = remedy or str(error)
-            run = _OF_A_RUN.fullmatch(place)
+            run = _OF_A_RUN.fullmatch(member.checkpoint)
             if run and (CONFIG_DIR / f"{run['config']}.yaml").is_file():
                 seeds.setdefault(run["config"], []).append(run["seed"])
     if seeds:
         commands = [f"`python train.py --config {config} --seeds {' '.join(of_config)}`" for config, of_config in seeds.items()]
         remedy = f"make them with {' and '.join(commands)}, or name others with --members"
     if missing:
-        what = f"{len(missing)} of the system's {len(system.members)} members are missing: {', '.join(missing.values())}"
-        raise CheckpointError(what, remedy)
+        raise CheckpointError(f"{len(missing)} of the system's {len(system.members)} members are missing: {', '.join(missing)}", remedy)
 
 
 def _join(union: dict[str, _Encoder], encoders: Mapping[str, _Encoder], wanted: Collection[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_system import candidate
 
 from qamdetr.config import InferenceConfig
-from qamdetr.inference.candidates import answers, decode, pool_segments, runs_above, segment_candidates, suppress
+from qamdetr.inference.candidates import answers, pool_segments, runs_above, segment_candidates, suppress
 from qamdetr.types import Candidate, DecoderOutput, ModelOutput
 
 SEGMENTS = InferenceConfig(segment_threshold=0.3)
@@ -23,6 +23,10 @@ def make_output(spans, foreground, quality=None, saliency=None):
     quality_logits = None if quality is None else torch.logit(torch.tensor([quality]))
     curve = torch.zeros(1, 10) if saliency is None else torch.logit(torch.tensor([saliency]), eps=1e-6)
     return ModelOutput(DecoderOutput(logits, torch.tensor([spans]), quality_logits), (), curve)
+
+
+def decode(output, durations, num_clips, *, nms_iou=1.0):
+    return [answer.candidates for answer in answers(output, durations, num_clips, InferenceConfig(nms_iou=nms_iou))]
 
 
 def test_scores_follow_equation_2_and_the_best_comes_first():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import itertools
+import io
 import math
 import os
 import shutil
@@ -27,6 +27,7 @@ import av
 import numpy as np
 import soundfile
 import soxr
+from av.audio.frame import format_dtypes
 from av.container import InputContainer
 from av.stream import Disposition
 
@@ -70,13 +71,7 @@ _MAX_LEVEL = 1e5
 _SILENT_POWER = 1e-7
 _LOST_IN_MEAN = 0.1
 _MAX_FAILURES = 200
-_TYPES = {
-    "u8": ("PCM_U8", np.uint8),
-    "s16": ("PCM_16", np.int16),
-    "s32": ("PCM_32", np.int32),
-    "flt": ("FLOAT", np.float32),
-    "dbl": ("DOUBLE", np.float64),
-}
+_SUBTYPES = {"u8": "PCM_U8", "s16": "PCM_16", "s32": "PCM_24", "flt": "FLOAT", "dbl": "DOUBLE"}  # FFmpeg holds 24 bits as 32
 _MAX_GROUPS = 1 << 21
 _FFT_SECONDS = 0.04
 _MAX_FRAMES_PER_COLUMN = 8  # spectra that are averaged; an hour has hundreds that would fit, and they would not change the picture
@@ -100,17 +95,11 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Overview:
-    """What a picture of a recording needs.
+    """What a picture of a recording needs."""
 
-    Attributes:
-        peaks: `(2, columns)` lowest and highest sample per column, full scale at [-1, 1].
-        levels_db: `(BANDS, columns)` mean power per band, lowest band first.
-        top_hz: Upper end of the bands; they are equally wide on the mel scale from 0 Hz on.
-    """
-
-    peaks: np.ndarray
-    levels_db: np.ndarray
-    top_hz: float
+    peaks: np.ndarray  # `(2, columns)` lowest and highest sample per column, full scale at [-1, 1]
+    levels_db: np.ndarray  # `(BANDS, columns)` mean power per band, lowest band first
+    top_hz: float  # upper end of the bands; they are equally wide on the mel scale from 0 Hz on
 
 
 def num_clips(duration_seconds: float) -> int:
@@ -118,19 +107,12 @@ def num_clips(duration_seconds: float) -> int:
     return max(1, math.ceil(round(duration_seconds, 6)))
 
 
-def resampled_length(num_samples: int, from_hz: int, to_hz: int) -> int:
-    """Count the samples that `resample` gives: `ceil(samples * ratio)`, so that `num_clips` is the same before and after."""
-    return -(-num_samples * to_hz // from_hz)
-
-
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Change the rate of `(n,)` or `(n, channels)` float32 samples (soxr, high quality)."""
+    """Change the rate of `(n,)` or `(n, channels)` float32 samples (soxr, high quality), as `StreamResampler` does."""
     if from_hz == to_hz:
         return samples
-    length = resampled_length(len(samples), from_hz, to_hz)
-    changed = soxr.resample(samples, from_hz, to_hz, quality="HQ")[:length]
-    missing = [(0, length - len(changed)), *[(0, 0)] * (samples.ndim - 1)]
-    return np.ascontiguousarray(np.pad(changed, missing), dtype=np.float32)
+    resampler = StreamResampler(from_hz, to_hz, samples.shape[1:])
+    return np.concatenate([resampler.add(samples), resampler.finish()])
 
 
 def find_recordings(folder: str | Path) -> dict[str, Path]:
@@ -167,14 +149,9 @@ class Sound:
         source: A path; `-` or another pipe; an open binary file; or `(samples, rate_hz)` with samples `(n,)` or `(n, channels)`.
         channel: The one that is heard, counted from 1; None for the mean of all, or the loudest where the mean would lose it.
         track: Of several audio tracks the one that is heard, counted from 1; None for the file's default, or the next if that is silent.
-        start_seconds: Where `reading`, `blocks` and `samples` begin, on the file's own clock.
+        start_seconds: Where `reading` and `samples` begin, on the file's own clock.
         end_seconds: Where they end; None for the end of the file.
         max_seconds: Whatever is longer is refused.
-
-    Attributes:
-        name: File name without its folder.
-        path: Where the file lies; empty when it came from memory.
-        peaks: `(2, columns)` float32 minima and maxima of the waveform in [-1, 1], after `reading(peak_columns=...)`.
 
     Raises:
         AudioError: By everything that reads: the file is missing, a folder, empty, no audio, shorter than `MIN_SECONDS` or longer than
@@ -193,14 +170,14 @@ class Sound:
     ) -> None:
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "the recording"))
         self.name = "stdin" if label == "-" else Path(label).name
-        self.path = label if isinstance(source, (str, Path)) else ""
+        self.path = label if isinstance(source, (str, Path)) else ""  # where the file lies; empty when it came from memory
         self.start_seconds, self.end_seconds = start_seconds, math.inf if end_seconds is None else end_seconds
         if not 0 <= start_seconds < self.end_seconds:
             raise AudioError(f"cannot be read from {start_seconds:g} s to {self.end_seconds:g} s", "let it end after it starts", label)
-        self.peaks = np.zeros((2, 0), dtype=np.float32)
+        self.peaks = np.zeros((2, 0), dtype=np.float32)  # `(2, columns)` minima and maxima in [-1, 1], after `reading(peak_columns=...)`
         self._source, self._label, self._file = source, label, ""
         self._channel, self._track, self._max_seconds = channel, track, max_seconds
-        self._facts: _Facts | None = None
+        self._facts: _Run | None = None
 
     @property
     def rate_hz(self) -> int:
@@ -220,46 +197,39 @@ class Sound:
     @property
     def notes(self) -> tuple[str, ...]:
         """Whatever was decided on the way: where the file ends early, which channel or track is heard, what was silenced or filled."""
-        return self._known().notes
+        return (*self._known().losses(), *self._known().notes)
 
     def reading(self, listeners: Sequence[Listener] = (), peak_columns: int = 0) -> Iterator[float | None]:
         """Read the recording once and feed all listeners; yields the share that is done, in [0, 1], or None where that is unknown.
 
         Where the mean of the channels turns out to lose the sound, or the track to be silent, all begins anew with a better choice.
         """
-        peaks = PeakEnvelope()
-        resamplers: dict[int, StreamResampler] = {}
+
+        def hand_out(samples: dict[int, np.ndarray]) -> None:
+            for listener in listeners:
+                listener.feed(samples[listener.rate_hz])
+
         with contextlib.closing(self._listening()) as blocks:
-            for block in blocks:
-                if block.begins:
+            for run, mono, begins in blocks:
+                if begins:
                     peaks = PeakEnvelope()
-                    resamplers = {rate: StreamResampler(block.rate_hz, rate) for rate in {listener.rate_hz for listener in listeners}}
+                    resamplers = {listener.rate_hz: StreamResampler(run.rate_hz, listener.rate_hz) for listener in listeners}
                     for listener in listeners:
                         listener.begin()
                 if peak_columns:
-                    peaks.add(block.samples)
-                _hand_out({rate: resampler.add(block.samples) for rate, resampler in resamplers.items()}, listeners)
-                yield block.share
-        _hand_out({rate: resampler.finish() for rate, resampler in resamplers.items()}, listeners)
+                    peaks.add(mono)
+                hand_out({rate: resampler.add(mono) for rate, resampler in resamplers.items()})
+                yield run.share
+        hand_out({rate: resampler.finish() for rate, resampler in resamplers.items()})
         if peak_columns:
             self.peaks = peaks.columns(peak_columns)
 
-    def blocks(self, rate_hz: int | None = None) -> Iterator[np.ndarray]:
-        """Yield mono float32 samples `(n,)` in blocks; put together they are `samples`."""
-        resampler = StreamResampler(self.rate_hz, rate_hz or self.rate_hz)
-        with contextlib.closing(self._listening()) as blocks:
-            for block in blocks:
-                yield resampler.add(block.samples)
-        yield resampler.finish()
-
     def samples(self, rate_hz: int | None = None) -> np.ndarray:
         """Return all mono float32 samples, `(ceil(n * rate_hz / own rate),)`."""
-        parts: list[np.ndarray] = []
-        resampler = StreamResampler(1, 1)
-        for block in self._listening():
-            if block.begins:
-                parts, resampler = [], StreamResampler(block.rate_hz, rate_hz or block.rate_hz)
-            parts.append(resampler.add(block.samples))
+        for run, mono, begins in self._listening():
+            if begins:
+                parts, resampler = list[np.ndarray](), StreamResampler(run.rate_hz, rate_hz or run.rate_hz)
+            parts.append(resampler.add(mono))
         return np.concatenate([*parts, resampler.finish()])
 
     def part(self, start_seconds: float, end_seconds: float, *, rate_hz: int | None = None, mono: bool = True) -> np.ndarray:
@@ -289,7 +259,7 @@ class Sound:
             try:
                 for native in run.between(start_seconds, end_seconds, facts.origin if seek else None):
                     yield run.mono(native)[1] if mono else native[self._channel - 1 : self._channel].T if self._channel else native.T
-            except _SeekError:
+            except io.UnsupportedOperation:  # then from the begin
                 continue
             return
 
@@ -305,45 +275,64 @@ class Sound:
         for block in self.part_blocks(start_seconds, end_seconds, rough=True):
             peaks.add(block)
             missing -= len(block)
-        for begin in range(0, missing, _BLOCK_FRAMES):
-            peaks.add(np.zeros(min(missing - begin, _BLOCK_FRAMES), dtype=np.float32))
+        peaks.add(np.zeros(max(missing, 0), dtype=np.float32))
         return peaks.columns(columns)
 
     def overview(self, columns: int) -> Overview:
         """Draw the recording, with little memory whatever its length; fewer columns come back where there are fewer samples."""
         facts = self._known()
-        return _overview(self.blocks(), facts.num_samples, facts.rate_hz, min(columns, facts.num_samples))
+        columns = min(columns, facts.num_samples)
+        fft_samples = max(64, 2 ** round(math.log2(_FFT_SECONDS * facts.rate_hz)))  # fewer than the shortest recording has
+        window, bands = np.hanning(fft_samples).astype(np.float32), _bands(facts.rate_hz, fft_samples)
+        # Some spectra, evenly spread, are averaged in each column.
+        frames = min(_MAX_FRAMES_PER_COLUMN, math.ceil(facts.num_samples / columns / fft_samples)) * columns
+        starts = (np.arange(frames) + 0.5) * facts.num_samples / frames - fft_samples / 2
+        starts = starts.clip(0, facts.num_samples - fft_samples).astype(np.int64)
+        peaks, power = PeakEnvelope(), list[np.ndarray]()
+        held, begin = np.empty(0, dtype=np.float32), 0
+        for _, block, _ in self._listening():
+            peaks.add(block)
+            held = np.concatenate([held, block])
+            passed = max(0, len(held) - fft_samples + 1)
+            if passed:
+                here = starts[np.searchsorted(starts, begin) : np.searchsorted(starts, begin + passed)] - begin
+                spectra = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(held, fft_samples)[here] * window)
+                power.append(np.square(np.abs(spectra)) @ bands.T)
+            held, begin = held[passed:], begin + passed
+        levels = np.concatenate(power).reshape(columns, -1, BANDS).mean(axis=1).T
+        return Overview(peaks.columns(columns), 10.0 * np.log10(np.maximum(levels, _POWER_FLOOR)), facts.rate_hz / 2)
 
-    def _known(self) -> _Facts:
-        """Tell what is known of the recording; the first time, that takes reading it."""
+    def _known(self) -> _Run:
+        """Give a whole reading of the chosen range, which is the first one if there was none yet."""
+        self._facts = self._facts or next(iter(self._kept()), None)
         if self._facts is None:
-            self._facts = next(iter(self._kept()), None)
-        if self._facts is None:
-            for _ in self._listening():
-                pass
+            deque(self._listening(), maxlen=0)
         assert self._facts is not None
         return self._facts
 
-    def _listening(self) -> Generator[_Block]:
-        """Yield the mono blocks of the chosen range; where a better choice of track or channel shows at the end, all of them once more."""
+    def _listening(self) -> Generator[tuple[_Run, np.ndarray, bool]]:
+        """Yield the reading, mono blocks `(n,)` of the chosen range, and whether all before are to be forgotten.
+
+        Where a better choice of track or channel shows at the end, all of them come once more.
+        """
         kept = self._kept()
         known = self._facts or next(iter(kept), None)
         track, channel = (known.track, known.channel) if known else (self._track, self._channel)
         silent: list[int] = []
         while True:
-            run, levels, taken = _Run(self._file, self._label, track, channel), _Levels(), 0
+            run, levels = _Run(self._file, self._label, track, channel), _Levels()
             for native in run.between(self.start_seconds, self.end_seconds):
                 samples, mono = run.mono(native)
                 if known is None:
                     levels.add(samples, mono)
-                begins, taken = taken == 0, taken + len(mono)
-                if taken > self._max_seconds * run.rate_hz:
+                begins, run.num_samples = run.num_samples == 0, run.num_samples + len(mono)
+                if run.num_samples > self._max_seconds * run.rate_hz:
                     limit = f"{self._max_seconds / 60:.4g} minutes"
                     raise AudioError(f"lasts more than {limit}; the longest that can be used is {limit}", "cut it into parts", self._label)
-                yield _Block(mono, run.rate_hz, run.share, begins)
-            self._check(run, taken)
+                yield run, mono, begins
+            self._check(run)
             if known is not None:
-                if taken != known.num_samples:
+                if run.num_samples != known.num_samples:
                     raise AudioError("was changed while it was read", "open it again", self._label)
                 self._facts = known
                 return
@@ -351,36 +340,31 @@ class Sound:
             if self._track is None and levels.loudest_block < _SILENT_POWER and others:
                 silent.append(run.track)
                 track = others[0]
-            elif channel is None and levels.lost_in_mean:
-                channel = levels.loudest
-            else:
+            elif channel is not None or not (channel := levels.loudest_where_the_mean_loses_it()):
                 break
-        notes = [*run.notes()]
         if self._track is None and run.tracks > 1:
             why = f", since track {', '.join(map(str, silent))} is silent" if silent else ""
-            notes.append(f"audio track {run.track} of {run.tracks} is heard{why}")
+            run.notes.append(f"audio track {run.track} of {run.tracks} is heard{why}")
         if self._channel is None and channel is not None:
-            notes.append(f"channel {channel} of {run.channels} is heard alone: in the mean of all its sound would be lost")
-        self._facts = _Facts(run.rate_hz, run.subtype, taken, tuple(notes), run.track, channel, run.origin, run.steady, run.exact)
-        kept.append(self._facts)
+            run.notes.append(f"channel {channel} of {run.channels} is heard alone: in the mean of all its sound would be lost")
+        self._facts = run
+        kept.append(run)
 
-    def _check(self, run: _Run, taken: int) -> None:
+    def _check(self, run: _Run) -> None:
         """Refuse what holds no sound, or less than can be used."""
         if not run.rate_hz:
             raise AudioError("holds no samples (length 0 s)", "record or export it again", self._label)
-        if not taken:
-            where = f"lasts {run.seconds:.1f} s; it cannot be read from {self.start_seconds:g} s on"
-            raise AudioError(where, "start earlier", self._label)
-        seconds = taken / run.rate_hz
-        if seconds < MIN_SECONDS:
-            shown = f"{seconds:.3f}" if seconds < MIN_SECONDS - 0.0005 else f"{seconds:.6f}"
-            raise AudioError(f"lasts {shown} s; the shortest that can be used is {MIN_SECONDS} s.", subject=self._label)
+        if not run.num_samples:
+            lasts = f"lasts {run.seconds:.1f} s; it cannot be read from {self.start_seconds:g} s on"
+            raise AudioError(lasts, "start earlier", self._label)
+        if (seconds := run.num_samples / run.rate_hz) < MIN_SECONDS:
+            raise AudioError(f"lasts {seconds:.5g} s; the shortest that can be used is {MIN_SECONDS} s.", subject=self._label)
 
-    def _kept(self) -> list[_Facts]:
-        """Find the place for what is known of the file as it is now and of this choice; empty until it was read."""
+    def _kept(self) -> list[_Run]:
+        """Find the place for the reading of this choice of the file as it is now; empty until it was read."""
         file = self._opened()
         state = Path(file).stat()
-        return _facts_of(file, state.st_size, state.st_mtime_ns, self._channel, self._track, self.start_seconds, self.end_seconds)
+        return _readings(file, state.st_size, state.st_mtime_ns, self._channel, self._track, self.start_seconds, self.end_seconds)
 
     def _opened(self) -> str:
         """Give the path of a plain file to read; pipes, open files and arrays are first written to one."""
@@ -416,9 +400,7 @@ class Sound:
             weakref.finalize(self, Path(file).unlink, missing_ok=True)
         with os.fdopen(handle, "wb") as copy:
             if isinstance(source, tuple):
-                samples, rate = np.asarray(source[0]), int(source[1])
-                subtype = next((name for name, dtype in _TYPES.values() if dtype == samples.dtype and dtype != np.uint8), "FLOAT")
-                soundfile.write(copy, samples if subtype != "FLOAT" else samples.astype(np.float32), rate, subtype, format="W64")
+                soundfile.write(copy, _to_float(np.asarray(source[0])), int(source[1]), "FLOAT", format="W64")
             elif isinstance(source, (str, Path)):
                 with contextlib.nullcontext(sys.stdin.buffer) if self._label == "-" else Path(source).open("rb") as pipe:
                     shutil.copyfileobj(pipe, copy)
@@ -427,64 +409,31 @@ class Sound:
         return file
 
 
-class _Block(NamedTuple):
-    """Mono samples `(n,)` float32, the share that is read with them, and whether all before them are to be forgotten."""
-
-    samples: np.ndarray
-    rate_hz: int
-    share: float | None
-    begins: bool
-
-
-class _Facts(NamedTuple):
-    """What is known of a recording that was read.
-
-    Attributes:
-        channel: The one that is heard; None for the mean of all.
-        origin: The container's time, in seconds, of the first sample.
-        steady: The container's clock runs through, so that it can be sought by.
-        exact: And it counts samples, or finer.
-    """
-
-    rate_hz: int
-    subtype: str
-    num_samples: int
-    notes: tuple[str, ...]
-    track: int
-    channel: int | None
-    origin: float
-    steady: bool
-    exact: bool
-
-
 @functools.lru_cache(maxsize=256)
-def _facts_of(*key: object) -> list[_Facts]:
-    """Keep what was found out of a file as it is now, so that only the first to ask reads it; a list for the caller to fill."""
+def _readings(*key: object) -> list[_Run]:
+    """Keep the reading of a file as it is now, so that only the first to ask reads it; a list for the caller to fill."""
     return []
 
 
-class _SeekError(Exception):
-    """The container cannot be sought in; it can be read from its begin."""
-
-
 class _Run:
-    """One reading of one audio track, with what is found on the way: tracks, their order, rate, channels, share read, what is amiss."""
+    """One reading of one audio track, with what is found on the way; a whole one is what is known of the recording."""
 
     def __init__(self, file: str, label: str, track: int | None, channel: int | None) -> None:
-        self._file, self._label, self._track, self._channel = file, label, track, channel
+        self._file, self._label, self._track, self.channel = file, label, track, channel
+        # The track that is heard, of how many, and which to try in turn.
         self.track, self.tracks, self.order = 1, 0, [1]
-        self.rate_hz = self.channels = 0
+        self.rate_hz = self.channels = self.num_samples = 0
         self.subtype = ""
-        self.origin, self.steady, self.exact = 0.0, True, False
+        self.origin = 0.0  # the container's time, in seconds, of the first sample
+        self.steady, self.exact = True, False  # its clock runs through, so that it can be sought by; and it counts samples, or finer
+        self.notes: list[str] = []
         self._converters: dict[tuple[object, ...], av.AudioResampler] = {}
-        self._form, self._layout = ("", 0, 0), ""  # sample type, channels and rate of the first frame
-        self._block = _BLOCK_FRAMES
+        self._form, self._layout, self._block = ("", 0, 0), "", 0  # sample type, channels and rate of the first frame; samples of a block
         self._placed = self._given = 0  # samples that have arrived, with the silence between them; samples that went out
-        self._at, self._piece = 0, _Piece("", 1, 0, 1)
+        self._at, self._first_at, self._piece = 0, 0, _Piece("", 1, 0, 1)
         self._sizes = deque[int](maxlen=8)  # of the last packets
         self._failures, self._failed_at, self._odd, self._missing = 0, -1, 0, 0
         self._others_end = 0.0  # of pictures and other tracks, in seconds of the container's clock
-        self._notes: list[str] = []
 
     @property
     def share(self) -> float | None:
@@ -500,20 +449,19 @@ class _Run:
         """Yield the samples `(channels, n)` of a part, in their own type; with `origin`, from the facts, without reading all before it.
 
         Raises:
-            _SeekError: With `origin`, if that cannot be done; before any samples.
+            io.UnsupportedOperation: With `origin`, if that cannot be done; before any samples.
         """
         seek_seconds = start_seconds if origin is not None and start_seconds > 2 * _SEEK_AHEAD_SECONDS else 0.0
         self.origin = origin or 0.0
         for piece in _pieces(self._file):
             with _open(piece, self._label) as container:
-                self._piece, self._at = piece, 0
+                self._at, self._first_at, self._piece = 0, 0, piece
                 self._sizes.clear()
-                for samples in self._decoded(container, piece, seek_seconds):
+                for samples in self._decoded(container, seek_seconds):
                     begin, self._given = self._given, self._given + samples.shape[1]
-                    first = max(0, round(start_seconds * self.rate_hz) - begin)
-                    last = math.inf if math.isinf(end_seconds) else round(end_seconds * self.rate_hz) - begin
-                    if first < min(last, samples.shape[1]):
-                        yield samples[:, first : int(min(last, samples.shape[1]))]
+                    first, last = (round(min(at, 1e9) * self.rate_hz) - begin for at in (start_seconds, end_seconds))
+                    if last > 0 and first < samples.shape[1]:
+                        yield samples[:, max(0, first) : last]
                     if last <= samples.shape[1]:
                         return
         if self._failures and not self.rate_hz:
@@ -522,41 +470,38 @@ class _Run:
     def mono(self, native: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `(channels, n)` float32, full scale at [-1, 1], and what is heard of them; what can be no sound is 0."""
         samples = _to_float(native)
-        if self.subtype == "PCM_24" and (native & 255).any():  # FFmpeg holds 24 bits as 32
+        if self.subtype == "PCM_24" and (native & 255).any():
             self.subtype = "PCM_32"
         if native.dtype.kind == "f" and not -_MAX_LEVEL <= samples.min() <= samples.max() <= _MAX_LEVEL:
             odd = ~(np.abs(samples) <= _MAX_LEVEL)
             self._odd += int(odd.sum())
             samples = np.where(odd, np.float32(0), samples)
-        if self._channel is not None or len(samples) == 1:
-            return samples, np.ascontiguousarray(samples[(self._channel or 1) - 1])
+        if self.channel is not None or len(samples) == 1:
+            return samples, np.ascontiguousarray(samples[(self.channel or 1) - 1])
         # Of two channels, the same bits as the mean's in a fraction of its time.
         return samples, (samples[0] + samples[1]) / np.float32(2) if len(samples) == 2 else samples.mean(axis=0, dtype=np.float32)
 
-    def notes(self) -> list[str]:
-        """Tell what was lost or filled on the way."""
-        notes = [*self._notes]
-        if self._missing:
-            notes.insert(0, f"{self._missing / self.rate_hz:.1f} s of sound are missing within the file; they are taken for silence")
-        if self._failures > 2:
-            notes.insert(0, f"{self._failures} pieces of the file could not be decoded")
-        if self._odd:
-            notes.insert(0, f"{_count(self._odd, 'sample')} that can be no sound (not finite, or far beyond full scale) were silenced")
-        return notes
+    def losses(self) -> list[str]:
+        """Tell what was silenced, skipped or filled on the way."""
+        told = {
+            f"{_count(self._odd, 'sample')} that can be no sound (not finite, or far beyond full scale) were silenced": self._odd > 0,
+            f"{self._failures} pieces of the file could not be decoded": self._failures > 2,
+            f"{self._missing / self.rate_hz:.1f} s of sound are missing within the file; they are taken for silence": self._missing > 0,
+        }
+        return [note for note, so in told.items() if so]
 
-    def _decoded(self, container: InputContainer, piece: _Piece, seek_seconds: float) -> Iterator[np.ndarray]:
+    def _decoded(self, container: InputContainer, seek_seconds: float) -> Iterator[np.ndarray]:
         """Yield blocks of `(channels, n)`; silence where the file's clock has a gap."""
-        stream = self._chosen(container)
+        stream, form = self._chosen(container), container.format.name
         tick = float(stream.time_base or 0)
-        base = (container.start_time or 0) / av.time_base if container.format.name in _ANY_ORIGIN else 0.0
-        clockless = container.format.name in _CLOCKLESS
-        fifo = av.AudioFifo()
-        began, first = self._placed, True
+        fifo, began, first = av.AudioFifo(), self._placed, True
         if seek_seconds:
             try:
                 container.seek(max(0, int((self.origin + seek_seconds - _SEEK_AHEAD_SECONDS) / tick)), stream=stream)
             except av.FFmpegError as error:
-                raise _SeekError from error
+                raise io.UnsupportedOperation from error
+        elif not began:
+            self.origin = (container.start_time or 0) / av.time_base if form in _ANY_ORIGIN else 0.0
         for frame in self._frames(container, stream):
             if not self.rate_hz:
                 self._describe(frame, lossy=stream.codec_context.codec.lossy)
@@ -564,43 +509,37 @@ class _Run:
             if first and seek_seconds:
                 self._placed = self._given = -1 if time is None else round((time - self.origin) * self.rate_hz)
                 if not 0 <= self._placed <= seek_seconds * self.rate_hz:
-                    raise _SeekError
-            elif first and not began:
-                self.origin = base
-            if time is not None:
-                late = self._late(time, first=first, clockless=clockless)
-                if late:
-                    yield from _drained(fifo)
-                    yield from self._silence(late)
-                    self._placed += late
-                frame.pts = None
-            first = False
+                    raise io.UnsupportedOperation
+            if time is not None and (late := self._late(time, first=first, clockless=form in _CLOCKLESS)):
+                yield from _drained(fifo)
+                yield from self._silence(late)
+                self._placed += late
+            first, frame.pts = False, None
             self._placed += frame.samples
             for part in self._alike(frame):
                 fifo.write(part)
             if fifo.samples >= self._block:
                 yield from _drained(fifo)
         yield from _drained(fifo)
-        fine = tick * self.rate_hz <= 1.0 and not (container.format.name == "ogg" and stream.codec_context.name == "flac")
-        self.exact = self.steady and fine and not self._failures and container.format.name not in _ANY_ORIGIN
-        self._notes += self._ending(container, piece, began)
+        fine = tick * self.rate_hz <= 1.0 and not (form == "ogg" and stream.codec_context.name == "flac")
+        self.exact = self.steady and fine and not self._failures and form not in _ANY_ORIGIN
+        self.notes += self._ending(container, began)
 
     def _alike(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
         """Bring a frame to the first one's form, which joined files may not share."""
         form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
         if form == self._form:
             return [frame]
-        key = (*form, frame.layout.name)
-        self._converters[key] = self._converters.get(key) or av.AudioResampler(self._form[0], self._layout, self.rate_hz)
-        parts = self._converters[key].resample(frame)
+        converter = av.AudioResampler(self._form[0], self._layout, self.rate_hz)
+        parts = self._converters.setdefault((*form, frame.layout.name), converter).resample(frame)
         for part in parts:
             part.time_base = frame.time_base
         return parts
 
     def _silence(self, samples: int) -> Iterator[np.ndarray]:
-        name, dtype = _TYPES[self._form[0].rstrip("p")]
+        dtype = np.dtype(format_dtypes[self._form[0]])
         for begin in range(0, samples, _BLOCK_FRAMES):
-            yield np.full((self.channels, min(_BLOCK_FRAMES, samples - begin)), 128 if name == "PCM_U8" else 0, dtype=dtype)
+            yield np.full((self.channels, min(_BLOCK_FRAMES, samples - begin)), 128 if dtype == np.uint8 else 0, dtype)
 
     def _chosen(self, container: InputContainer) -> av.AudioStream:
         """Choose the audio track that is wanted, by default the container's own; those without a decoder do not count."""
@@ -619,17 +558,16 @@ class _Run:
 
     def _frames(self, container: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
         """Decode packet by packet; what is damaged is skipped, and counted."""
-        ticks = {other.index: float(other.time_base or 0) for other in container.streams}
-        wanted = stream.index
         while self._failures <= _MAX_FAILURES:
             packets = container.demux()
             try:
                 for packet in packets:
-                    if packet.stream_index != wanted:
-                        end = ((packet.pts or 0) + (packet.duration or 0)) * ticks[packet.stream_index]
+                    if packet.stream_index != stream.index:
+                        end = ((packet.pts or 0) + (packet.duration or 0)) * float(packet.time_base or 0)
                         self._others_end = max(self._others_end, end)
                     elif size := packet.size:  # an empty one would tell the decoder that this is the end
                         self._at = packet.pos or self._at
+                        self._first_at = self._first_at or self._at
                         self._sizes.append(size)
                         yield from stream.decode(packet)
             except av.FFmpegError:
@@ -643,13 +581,13 @@ class _Run:
         self.rate_hz, self.channels = frame.sample_rate, frame.layout.nb_channels
         self._form, self._layout = (frame.format.name, self.channels, self.rate_hz), frame.layout.name
         self._block = min(_BLOCK_FRAMES, max(1, _BLOCK_BYTES // (frame.format.bytes * self.channels)))
-        self.subtype = "PCM_16" if lossy else _TYPES[frame.format.name.rstrip("p")][0].replace("32", "24")
+        self.subtype = "PCM_16" if lossy else _SUBTYPES[frame.format.name.rstrip("p")]
         if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
             remedy = "give the recording at its original rate" if self.rate_hz < MIN_RATE_HZ else _CONVERT
             stated = f"states a sample rate of {self.rate_hz} Hz; {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz can be used"
             raise AudioError(stated, remedy, self._label)
-        if self._channel is not None and not 1 <= self._channel <= self.channels:
-            raise AudioError(f"has {_count(self.channels, 'channel')}; there is no channel {self._channel}", "count from 1", self._label)
+        if self.channel is not None and not 1 <= self.channel <= self.channels:
+            raise AudioError(f"has {_count(self.channels, 'channel')}; there is no channel {self.channel}", "count from 1", self._label)
 
     def _late(self, time: float, *, first: bool, clockless: bool) -> int:
         """Count the samples that are missing before a frame by the file's clock, or find out that the clock has changed.
@@ -660,30 +598,29 @@ class _Run:
         lag = time - self.origin - self._placed / self.rate_hz
         if not first and abs(lag) < _STEADY_SECONDS:
             return 0
-        joined = first and self._placed > 0
-        if not (clockless or joined) and _CLOCK_SLACK_SECONDS < lag <= _MAX_GAP_SECONDS:
+        goes_on = clockless or (first and self._placed > 0)  # where the part before it ended, whatever it says
+        if not goes_on and _CLOCK_SLACK_SECONDS < lag <= _MAX_GAP_SECONDS:
             late = round(lag * self.rate_hz)
             self._missing += 0 if first else late
             return late
-        if clockless or joined or first or abs(lag) > _CLOCK_SLACK_SECONDS:
+        if goes_on or first or abs(lag) > _CLOCK_SLACK_SECONDS:
             self.origin += lag
-            self.steady &= (first and not joined) or abs(lag) < _STEADY_SECONDS
-            if lag > _MAX_GAP_SECONDS and not joined:
-                self._notes.append(f"the file's clock leaps from {_clock(self.seconds)} to {_clock(time)}; times count on without the leap")
+            self.steady &= (first and not self._placed) or abs(lag) < _STEADY_SECONDS
+            if lag > _MAX_GAP_SECONDS and not goes_on:
+                self.notes.append(f"the file's clock leaps from {_clock(self.seconds)} to {_clock(time)}; times count on without the leap")
         return 0
 
-    def _ending(self, container: InputContainer, piece: _Piece, began: int) -> list[str]:
+    def _ending(self, container: InputContainer, began: int) -> list[str]:
         """Compare what was decoded with what the file states, or with how such files end."""
-        form = container.format.name
-        ends = max(self.origin + self.seconds, self._others_end)
+        form, piece = container.format.name, self._piece
         stated = (container.duration or 0) / av.time_base
         if piece.stated_share:
             stated = self.origin + (began + (self._placed - began) * piece.stated_share) / max(self.rate_hz, 1)
-        elif form in _GUESSED or (form == "mp3" and not _has_xing(piece)):
+        elif form in _GUESSED or (form == "mp3" and not _states_end(piece, form, self._first_at)):
             stated = 0.0
         elif not form.startswith("matroska"):  # where it is the end, not the length
             stated += (container.start_time or 0) / av.time_base
-        if stated - ends > max(0.25, 0.005 * stated) and stated <= _MAX_STATED_SECONDS:
+        if stated - max(self.origin + self.seconds, self._others_end) > max(0.25, 0.005 * stated) and stated <= _MAX_STATED_SECONDS:
             short, long = self.seconds, stated - self.origin
             shown = (_clock(short), _clock(long)) if _clock(short) != _clock(long) else (f"{short:.1f} s", f"{long:.1f} s")
             return [f"the file ends after {shown[0]} of {shown[1]}"]
@@ -691,36 +628,29 @@ class _Run:
         cut_packet = len(before) > 2 and max(before) - min(before) <= 2 and abs(last - before[-1]) > 2
         cut_block = form == "mpegts" and all(piece.file_bytes % block for block in (188, 192, 204))
         undone = self._failed_at == self._placed or cut_packet or cut_block
-        breaks_off = (not stated and undone) or (form == "ogg" and not _has_last_page(piece))
+        breaks_off = (not stated and undone) or (form == "ogg" and not _states_end(piece, form, 0))
         return [f"the file breaks off after {_clock(self.seconds)}"] if breaks_off and self.rate_hz else []
 
 
 class _Piece(NamedTuple):
-    """A file, or one of several that were joined to it, with a header that states what is there.
-
-    Attributes:
-        path, file_bytes: The file, and its size.
-        begin, end: Bytes of the piece in it.
-        patches: Places in the file, and the bytes that belong there.
-        stated_share: Bytes of sound that the header stated, over those that are there; 0 where it states nothing.
-    """
+    """A file, or one of several that were joined to it, with a header that states what is there."""
 
     path: str
-    file_bytes: int
-    begin: int
+    file_bytes: int  # of the whole file
+    begin: int  # of the piece in it, in bytes
     end: int
-    patches: tuple[tuple[int, bytes], ...] = ()
-    stated_share: float = 0.0
+    patches: tuple[tuple[int, bytes], ...] = ()  # places in the file, and the bytes that belong there
+    stated_share: float = 0.0  # bytes of sound that the header stated, over those that are there; 0 where it states nothing
 
 
 class _Chunks(NamedTuple):
-    """How a container of chunks is built: bytes before the first, of a name, of a size; whether sizes count name and size; alignment."""
+    """How a container of chunks is built."""
 
-    head: int
-    name: int
-    size: int
+    head: int  # bytes before the first chunk
+    name: int  # bytes of a chunk's name
+    size: int  # bytes of its size
     order: Literal["little", "big"]
-    whole: bool
+    whole: bool  # sizes count name and size
     align: int
 
 
@@ -738,10 +668,10 @@ def _pieces(path: str) -> Iterator[_Piece]:
     """Find the files that were joined to one, as far as their chunks tell; mostly it is one, nothing of which needs mending."""
     size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
-        piece = _piece(file, path, 0, size)
-        yield piece or _Piece(path, size, 0, size)
-        while piece and (piece := _piece(file, path, piece.end, size)):
+        piece: _Piece | None = _piece(file, path, 0, size) or _Piece(path, size, 0, size)
+        while piece:
             yield piece
+            piece = _piece(file, path, piece.end, size)
 
 
 def _piece(file: BinaryIO, path: str, begin: int, size: int) -> _Piece | None:
@@ -753,105 +683,97 @@ def _piece(file: BinaryIO, path: str, begin: int, size: int) -> _Piece | None:
     while at + chunks.name + chunks.size <= size:
         name, stated, body = _chunk(file, at, chunks)
         if name == b"ds64":
-            file.seek(body + 8)
-            long_size = int.from_bytes(file.read(8), "little"), body + 8
-        if name == b"COMM":
-            file.seek(body + 2)
-            if file.read(1) >= b"\x80":  # as many frames as FFmpeg takes for less than none
-                patches.append((body + 2, b"\x7f"))
+            long_size = int.from_bytes(_bytes(file, body + 8, 8), "little"), body + 8
+        if name == b"COMM" and _bytes(file, body + 2, 1) >= b"\x80":  # as many frames as FFmpeg takes for less than none
+            patches.append((body + 2, b"\x7f"))
         if name[:4] in {b"data", b"SSND"}:
             long = stated == 0xFFFFFFFF and long_size[1] > 0
             stated, field, width = (*long_size, 8) if long else (stated, at + chunks.name, chunks.size)
             end, share = _samples_end(file, body, stated, size, chunks)
-            # A size of 0 means all the rest in WAV files, whose field may be too small for it.
-            there = 0 if chunks is _RIFF and not long else size - body + (chunks.name + chunks.size if chunks.whole else 0)
-            if share < 0:
+            if not share:
+                # A size of 0 means all the rest in WAV files, whose field may be too small for it.
+                there = 0 if chunks is _RIFF and not long else size - body + (chunks.name + chunks.size if chunks.whole else 0)
                 patches.append((field, min(there, 256**width - 1).to_bytes(width, chunks.order)))
-            return _Piece(path, size, begin, end, tuple(patches), max(share, 0.0))
+            return _Piece(path, size, begin, end, tuple(patches), share)
         at = body + stated + -stated % chunks.align
     return None
 
 
 def _piece_of_other_kinds(file: BinaryIO, path: str, begin: int, size: int) -> _Piece | None:
     """Find where another MP4 file was joined to one, and mend AU files that state a length of 0."""
-    file.seek(begin)
-    head = file.read(12)
-    if head[:4] == b".snd" and head[8:] == bytes(4):
+    head = _bytes(file, begin, 16)
+    if head[:4] == b".snd" and head[8:12] == bytes(4):
         return _Piece(path, size, begin, size, ((begin + 8, b"\xff" * 4),))
     if head[4:8] != b"ftyp":
         return None
-    at, length = begin, int.from_bytes(head[:4], "big")
-    while length >= 8 and at + length < size:
+    at = begin
+    while (length := int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")) >= 8 and at + length < size:
         at += length
-        file.seek(at)
-        box = file.read(16)
-        if box[4:8] == b"ftyp":
+        head = _bytes(file, at, 16)
+        if head[4:8] == b"ftyp":
             return _Piece(path, size, begin, at)
-        length = int.from_bytes(box[8:] if box[:4] == b"\0\0\0\1" else box[:4], "big")
     return _Piece(path, size, begin, size)
 
 
 def _samples_end(file: BinaryIO, body: int, stated: int, size: int, chunks: _Chunks) -> tuple[int, float]:
-    """Find where a piece ends, and the share that was stated of the sound that is there: 0 if none was, -1 if the header must be mended."""
+    """Find where a piece ends, and the share that was stated of the sound that is there: 0 if none was, or a wrong one."""
     there = size - body
     if stated > there:
         unknown = stated >= (0x7FF00000 if chunks.size == 4 else 0xFFFFFFFF << 8) or stated == 0xFFFFFFFF
-        return size, (-1.0 if chunks.size == 8 else 0.0) if unknown else stated / max(there, 1)
+        return size, 0.0 if unknown else stated / max(there, 1)
     # Of files over 4 GB the header states what is left when whole times 4 GB are taken away.
     for samples in range(stated, there + 1, 1 << 32 if chunks.size == 4 else there + 1):
         at = body + samples + -samples % chunks.align
-        while at + chunks.name + chunks.size <= size:
-            if _chunks_at(file, at):
-                break  # a joined file
+        while at + chunks.name + chunks.size <= size and not _chunks_at(file, at):  # which a joined file begins with
             name, length, inside = _chunk(file, at, chunks)
-            if name.startswith((b"TAG", b"ID3", b"APE")):
-                at = size
-            elif all(32 <= letter < 127 for letter in name[:4]):
-                at = inside + length + -length % chunks.align
-            else:
-                at = size + chunks.align + 1  # no chunk, hence sound
-        if at <= size + chunks.align:
-            joined = at + chunks.name + chunks.size <= size
-            return at if joined else size, 1.0 if samples == stated else -1.0
-    return size, -1.0
+            tag = name.startswith((b"TAG", b"ID3", b"APE"))
+            if not (tag or all(32 <= letter < 127 for letter in name[:4])):
+                break  # no chunk, hence sound
+            at = size if tag else inside + length + -length % chunks.align
+        else:
+            if at <= size + chunks.align:
+                return min(at, size), 1.0 if samples == stated else 0.0
+    return size, 0.0
+
+
+def _bytes(file: BinaryIO, at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
 
 
 def _chunks_at(file: BinaryIO, at: int) -> _Chunks | None:
-    file.seek(at)
-    head = file.read(12)
+    head = _bytes(file, at, 12)
     return _CONTAINERS.get((head[:4], head[8:]))
 
 
 def _chunk(file: BinaryIO, at: int, chunks: _Chunks) -> tuple[bytes, int, int]:
     """Read the name of a chunk, the bytes that it states for its body, and where that begins."""
-    file.seek(at)
-    head = file.read(chunks.name + chunks.size)
+    head = _bytes(file, at, chunks.name + chunks.size)
     stated = int.from_bytes(head[chunks.name :], chunks.order)
     return head[: chunks.name], max(0, stated - len(head)) if chunks.whole else stated, at + len(head)
 
 
 class _Mended:
-    """A piece of a file, with its patch, for FFmpeg to read."""
+    """A piece of a file, with its patches, for FFmpeg to read."""
 
     def __init__(self, file: BinaryIO, piece: _Piece) -> None:
-        self._file, self._piece, self._at = file, piece, 0
+        self._file, self._piece = file, piece
+        file.seek(piece.begin)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = max(0, offset + (0, self._at, self._piece.end - self._piece.begin)[whence])
-        return self._at
+        self._file.seek(max(self._piece.begin, offset + (self._piece.begin, self._file.tell(), self._piece.end)[whence]))
+        return self.tell()
 
     def tell(self) -> int:
-        return self._at
+        return self._file.tell() - self._piece.begin
 
-    def read(self, size: int = -1) -> bytes:
-        begin = self._piece.begin + self._at
-        self._file.seek(begin)
+    def read(self, size: int) -> bytes:
+        begin = self._file.tell()
         data = bytearray(self._file.read(min(size, max(0, self._piece.end - begin))))
         for at, patch in self._piece.patches:
             for place, byte in enumerate(patch, at - begin):
                 if 0 <= place < len(data):
                     data[place] = byte
-        self._at += len(data)
         return bytes(data)
 
 
@@ -859,40 +781,30 @@ class _Mended:
 def _open(piece: _Piece, label: str) -> Iterator[InputContainer]:
     """Open a container; nothing but this file is read, whatever it says."""
     options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
-    with contextlib.ExitStack() as stack:
-        source: str | _Mended = f"file:{piece.path}"
-        if piece.patches or piece.begin or piece.end < piece.file_bytes:
-            source = _Mended(stack.enter_context(Path(piece.path).open("rb")), piece)
+    with Path(piece.path).open("rb") as file:
+        mended = piece.patches or piece.begin or piece.end < piece.file_bytes
+        source = _Mended(file, piece) if mended else f"file:{piece.path}"
         try:
             container = av.open(source, "r", container_options=options, metadata_errors="replace", buffer_size=1 << 18)
         except (av.FFmpegError, OSError, ValueError) as error:
-            with Path(piece.path).open("rb") as file:
-                if file.read(8)[4:] == b"ftyp":
-                    cut = "breaks off before its index, which MP4 files have at the end"
-                    raise AudioError(cut, "copy or export it again", label) from error
+            if _bytes(file, 4, 4) == b"ftyp":
+                cut = "breaks off before its index, which MP4 files have at the end"
+                raise AudioError(cut, "copy or export it again", label) from error
             raise _undecodable(label) from error
-        yield stack.enter_context(container)
+        with container:
+            yield container
 
 
 def _undecodable(label: str) -> AudioError:
     return AudioError("cannot be decoded as audio: it is damaged, or something else", f"check that it plays, or {_CONVERT}", label)
 
 
-def _has_xing(piece: _Piece) -> bool:
-    """Whether an MP3 file states its length."""
+def _states_end(piece: _Piece, form: str, first_at: int) -> bool:
+    """Whether a file says where it ends: an MP3 in a frame before the first one with sound, an Ogg file on its last page."""
     with Path(piece.path).open("rb") as file:
-        head = file.read(10)
-        tag = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)) + 10 if head[:3] == b"ID3" else 0
-        file.seek(tag)
-        frame = file.read(4096)
-    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
-
-
-def _has_last_page(piece: _Piece) -> bool:
-    """Whether the last page of an Ogg file says that it is the last."""
-    with Path(piece.path).open("rb") as file:
-        file.seek(max(0, piece.end - (1 << 17)))
-        tail = file.read()
+        if form == "mp3":
+            return any(name in _bytes(file, max(0, first_at - 4096), min(first_at, 4096)) for name in (b"Xing", b"Info", b"VBRI"))
+        tail = _bytes(file, max(0, piece.end - (1 << 17)), 1 << 17)
     page = tail.rfind(b"OggS\0")
     return page < 0 or bool(tail[page + 5] & 4)
 
@@ -900,12 +812,8 @@ def _has_last_page(piece: _Piece) -> bool:
 def _drained(fifo: av.AudioFifo) -> Iterator[np.ndarray]:
     frame = fifo.read()
     if frame is not None:
-        if frame.format.is_planar:
-            yield frame.to_ndarray()
-        else:  # without the copy that it would make
-            dtype, count = _TYPES[frame.format.name][1], frame.samples * frame.layout.nb_channels
-            packed = np.frombuffer(frame.planes[0], dtype, count)  # type: ignore[call-overload]
-            yield packed.reshape(frame.samples, -1).T
+        samples = frame.to_ndarray()
+        yield samples if frame.format.is_planar else samples.reshape(frame.samples, -1).T
 
 
 def _to_float(samples: np.ndarray) -> np.ndarray:
@@ -936,18 +844,10 @@ class _Levels:
         self._squares = self._squares + squares
         self._sums = self._sums + rows.sum(axis=1)
 
-    def _powers(self) -> np.ndarray:
-        return np.asarray(self._squares / self._count - np.square(self._sums / self._count))
-
-    @property
-    def loudest(self) -> int:
-        """The channel with the most power, counted from 1."""
-        return int(self._powers()[:-1].argmax()) + 1
-
-    @property
-    def lost_in_mean(self) -> bool:
-        """Whether the mean has less than a tenth of the loudest channel's power: opposite phases, or one live channel of many."""
-        return bool(self._powers()[-1] < _LOST_IN_MEAN * self._powers()[:-1].max())
+    def loudest_where_the_mean_loses_it(self) -> int | None:
+        """Find the channel with the most power, from 1, if the mean has less than a tenth of it: opposite phases, or one live of many."""
+        *channels, mean = self._squares / self._count - np.square(self._sums / self._count)
+        return int(np.argmax(channels)) + 1 if mean < _LOST_IN_MEAN * max(channels) else None
 
 
 def _clock(seconds: float) -> str:
@@ -959,21 +859,20 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _hand_out(samples: dict[int, np.ndarray], listeners: Sequence[Listener]) -> None:
-    for listener in listeners:
-        listener.feed(samples[listener.rate_hz])
-
-
 class StreamResampler:
-    """`audio.resample` block by block: all that it returns, put together, is the same samples bit by bit."""
+    """Changes the rate of `(n,)` float32 samples, or `(n, channels)`, block by block.
 
-    def __init__(self, from_hz: int, to_hz: int) -> None:
+    All that it returns is `ceil(samples * ratio)` long, so that `num_clips` is the same before and after.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int, channels: tuple[int, ...] = ()) -> None:
         self._from_hz, self._to_hz = from_hz, to_hz
-        self._soxr = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+        self._soxr = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, *(channels or (1,)), dtype="float32", quality="HQ")
         self._taken, self._given = 0, 0
+        self._nothing = np.empty((0, *channels), dtype=np.float32)
 
     def add(self, samples: np.ndarray) -> np.ndarray:
-        """Take the next samples `(n,)` float32; returns what can be told by now, less at first."""
+        """Take the next samples; returns what can be told by now, less at first."""
         if self._soxr is None:
             return samples
         self._taken += len(samples)
@@ -983,12 +882,11 @@ class StreamResampler:
 
     def finish(self) -> np.ndarray:
         """Return the rest; nothing may be added after it."""
-        rest = np.empty(0, dtype=np.float32)
         if self._soxr is None:
-            return rest
-        rest = self._soxr.resample_chunk(rest, last=True)
-        wanted = resampled_length(self._taken, self._from_hz, self._to_hz) - self._given
-        return np.pad(rest[:wanted], (0, max(wanted - len(rest), 0)))
+            return self._nothing
+        wanted = -(-self._taken * self._to_hz // self._from_hz) - self._given
+        rest: np.ndarray = self._soxr.resample_chunk(self._nothing, last=True)[:wanted]
+        return np.concatenate([rest, np.zeros((wanted - len(rest), *rest.shape[1:]), dtype=np.float32)])
 
 
 class PeakEnvelope:
@@ -999,78 +897,39 @@ class PeakEnvelope:
     """
 
     def __init__(self) -> None:
-        self._lowest: list[np.ndarray] = []
-        self._highest: list[np.ndarray] = []
-        self._groups, self._group_samples = 0, 1
+        self._groups = np.empty((2, _MAX_GROUPS), dtype=np.float32)
+        self._count, self._group_samples = 0, 1
         self._rest = np.empty(0, dtype=np.float32)
 
     def add(self, samples: np.ndarray) -> None:
         """Take the next samples `(n,)`, float32."""
-        samples = np.concatenate([self._rest, samples]) if len(self._rest) else samples
-        whole = len(samples) // self._group_samples * self._group_samples
-        self._rest = samples[whole:].copy()
-        groups = samples[:whole].reshape(-1, self._group_samples)
-        self._lowest.append(groups.min(axis=1))
-        self._highest.append(groups.max(axis=1))
-        self._groups += len(groups)
-        while self._groups > _MAX_GROUPS:
-            self._halve()
+        samples = np.concatenate([self._rest, samples])
+        while count := min(len(samples) // self._group_samples, _MAX_GROUPS - self._count):
+            groups, samples = np.split(samples, [count * self._group_samples])
+            rows = groups.reshape(count, self._group_samples)
+            self._groups[:, self._count : self._count + count] = rows.min(axis=1), rows.max(axis=1)
+            self._count += count
+            if self._count == _MAX_GROUPS:
+                self._count, self._group_samples = _MAX_GROUPS // 2, 2 * self._group_samples
+                lowest, highest = self._groups.reshape(2, self._count, 2)
+                self._groups[:, : self._count] = lowest.min(axis=1), highest.max(axis=1)
+        self._rest = samples.copy()
 
     def columns(self, columns: int) -> np.ndarray:
         """Return `(2, columns)` float32 in [-1, 1]: minima, then maxima; stretches repeat samples where there are fewer samples."""
-        samples = self._groups * self._group_samples + len(self._rest)
+        samples = self._count * self._group_samples + len(self._rest)
         if samples == 0:
             return np.zeros((2, columns), dtype=np.float32)
-        ends = [self._rest] if len(self._rest) else []
-        lowest = np.concatenate([*self._lowest, *([end.min()] for end in ends)])
-        highest = np.concatenate([*self._highest, *([end.max()] for end in ends)])
+        ends = [[self._rest.min()], [self._rest.max()]] if len(self._rest) else np.empty((2, 0))
+        lowest, highest = np.concatenate([self._groups[:, : self._count], ends], axis=1, dtype=np.float32)
         starts = np.arange(columns, dtype=np.int64) * samples // columns // self._group_samples
         envelope = np.stack([np.minimum.reduceat(lowest, starts), np.maximum.reduceat(highest, starts)])
-        return envelope.clip(-1, 1).astype(np.float32)
-
-    def _halve(self) -> None:
-        """Join groups by pairs; one that is left over waits for more samples."""
-        lowest, highest = np.concatenate(self._lowest), np.concatenate(self._highest)
-        if len(lowest) % 2:
-            # Any samples with these two extremes do: only the extremes of a group are ever asked for.
-            pair = np.full(self._group_samples, lowest[-1], dtype=np.float32)
-            pair[-1] = highest[-1]
-            self._rest = np.concatenate([pair, self._rest])
-        pairs = len(lowest) // 2
-        self._lowest = [lowest[: 2 * pairs].reshape(pairs, 2).min(axis=1)]
-        self._highest = [highest[: 2 * pairs].reshape(pairs, 2).max(axis=1)]
-        self._groups, self._group_samples = pairs, 2 * self._group_samples
+        return envelope.clip(-1, 1)
 
 
 def hz_to_mel(frequency_hz: float | np.ndarray) -> float | np.ndarray:
     """Mel (HTK formula) of a frequency in Hz, at least 0."""
     return 2595.0 * np.log10(1.0 + np.asarray(frequency_hz) / 700.0)
-
-
-def _overview(blocks: Iterator[np.ndarray], num_samples: int, rate_hz: int, columns: int) -> Overview:
-    """Draw a stream of samples; some spectra, evenly spread, are averaged in each column."""
-    fft_samples = max(64, 2 ** round(math.log2(_FFT_SECONDS * rate_hz)))
-    window, bands = np.hanning(fft_samples).astype(np.float32), _bands(rate_hz, fft_samples)
-    frames = min(_MAX_FRAMES_PER_COLUMN, math.ceil(num_samples / columns / fft_samples)) * columns
-    centres = (np.arange(frames) + 0.5) * num_samples / frames
-    peaks, power = PeakEnvelope(), np.zeros((frames, BANDS), dtype=np.float32)
-    # Half a window of silence in front and behind, so that a frame around sample n begins at sample n.
-    margin = [np.zeros(fft_samples // 2, dtype=np.float32)]
-    held, begin, done = np.empty(0, dtype=np.float32), 0, 0
-    for block in itertools.chain(margin, blocks, margin):
-        if block is not margin[0]:
-            peaks.add(block)
-        held = np.concatenate([held, block])
-        last = int(np.searchsorted(centres, begin + len(held) - fft_samples, side="right"))
-        if last > done:
-            starts = centres[done:last].astype(np.int64) - begin
-            spectra = np.fft.rfft(np.lib.stride_tricks.sliding_window_view(held, fft_samples)[starts] * window)
-            power[done:last] = np.square(np.abs(spectra)) @ bands.T
-            done = last
-        passed = max(0, len(held) - fft_samples)
-        held, begin = held[passed:], begin + passed
-    levels = power.reshape(columns, -1, BANDS).mean(axis=1).T
-    return Overview(peaks.columns(columns), 10.0 * np.log10(np.maximum(levels, _POWER_FLOOR)), rate_hz / 2)
 
 
 def _bands(rate_hz: int, fft_samples: int) -> np.ndarray:

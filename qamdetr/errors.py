@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
 
 class QamDetrError(Exception):
@@ -29,7 +28,7 @@ class QamDetrError(Exception):
         told = f"{self._beginning.format(self.subject)} {self.what}" if self.subject else self.what
         return f"{told.rstrip('.;')}; {self.remedy.rstrip('.')}." if self.remedy else told
 
-    def about(self, subject: str) -> Self:
+    def about(self, subject: str) -> QamDetrError:
         """Return the same error for somebody who calls the file or folder by another name."""
         return type(self)(self.what, self.remedy, self.subject and subject)
 

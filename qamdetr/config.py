@@ -232,8 +232,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
     """Read a YAML file (or a name in `qamdetr/configs`), follow its `extends:`, apply `a.b=c` overrides."""
     name = str(name_or_path)
     if not Path(name).is_file() and (SYSTEM_DIR / f"{name}.yaml").is_file():
-        what = f"{name!r} is a system of several checkpoints, not an experiment"
-        raise ConfigError(what, f"run it with `python -m qamdetr predict --system {name}`")
+        remedy = f"run it with `python -m qamdetr predict --system {name}`"
+        raise ConfigError(f"{name!r} is a system of several checkpoints, not an experiment", remedy)
     values = read_yaml(name, CONFIG_DIR)
     apply_overrides(values, overrides)
     return build(Config, values)
@@ -257,7 +257,7 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for name, line in ((str(key.value), key.start_mark.line + 1) for key, _ in node.value):
             if name in lines:
-                raise ConfigError(f"the key {name!r} stands twice, in lines {lines[name]} and {line}; remove one.")
+                raise yaml.YAMLError(f"the key {name!r} stands twice, in lines {lines[name]} and {line}; remove one.")
             lines[name] = line
         return node
 
@@ -275,8 +275,6 @@ def read_yaml(name: str, folder: Path, kind: str = "config", seen: tuple[Path, .
         raise ConfigError(f"{path}: `extends` goes round in a circle; remove one of {[file.name for file in seen]}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -287,10 +285,9 @@ def read_yaml(name: str, folder: Path, kind: str = "config", seen: tuple[Path, .
         beside = path.parent / f"{parent}.yaml"
         layers.append(read_yaml(str(beside if beside.is_file() else parent), folder, kind, (*seen, path.resolve())))
     merged: dict[str, Any] = {}
-    for layer in (*layers, values):
-        for key, entries in layer.items():
-            both = isinstance(entries, dict) and isinstance(merged.get(key), dict)
-            merged[key] = {**merged[key], **entries} if both else entries
+    for key, entries in (item for layer in (*layers, values) for item in layer.items()):
+        both = isinstance(entries, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **entries} if both else entries
     return merged
 
 
@@ -308,7 +305,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
                 raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section; use section.key=value.")
         try:
             target[leaf] = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ConfigError, RecursionError):
+        except (yaml.YAMLError, RecursionError):
             raise ConfigError(f"--set {override!r}: the value is not valid YAML; write numbers, words or [lists].") from None
 
 

@@ -173,7 +173,7 @@ def test_lossless_files_give_their_very_samples(tmp_path, suffix, subtype, rate,
     path = write(tmp_path / f"犬 é #%{suffix}", noise(rate // 2, channels), rate, subtype=subtype, format=how)
     stored = soundfile.read(path, dtype="float32", always_2d=True)[0]
     sound = Sound(path)
-    np.testing.assert_allclose(sound.samples(), stored.mean(axis=1, dtype=np.float32), atol=1e-7)
+    np.testing.assert_allclose(sound.samples(), stored.mean(axis=1, dtype=np.float32), atol=0 if channels < 3 else 1e-7)
     assert (sound.rate_hz, sound.notes) == (rate, ())
     native = sound.part(0.1, 0.3, mono=False)
     np.testing.assert_allclose(audio._to_float(native), stored[round(0.1 * rate) : round(0.3 * rate)], atol=1e-7)
@@ -254,14 +254,6 @@ def test_files_over_four_gigabytes_are_read_to_the_end(tmp_path, kind):
     assert len(found) == 2 * rate
     assert (found[:rate] == 0).all()
     assert (found[rate:] == 0.25).all()
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 6])
-def test_channels_are_averaged_to_the_bit(channels):
-    samples = noise(50_001, channels)
-    sound = Sound((samples, 44100))
-    np.testing.assert_allclose(sound.samples(), samples.mean(axis=1, dtype=np.float32), atol=0 if channels < 3 else 1e-7)
-    assert sound.notes == ()
 
 
 def test_where_the_mean_would_lose_the_sound_the_loudest_channel_is_heard():
@@ -484,9 +476,8 @@ def test_resampling_in_blocks_gives_the_same_bits(from_hz, to_hz, seconds):
     assert num_clips(len(whole) / to_hz) == num_clips(len(samples) / from_hz)
 
 
-@pytest.mark.parametrize(("seconds", "clips"), [(0.1, 1), (1.0, 1), (1.00001, 2), (59.2, 60), (300.0, 300), (3 * 0.1 / 0.1, 3)])
-def test_num_clips_is_the_ceiling(seconds, clips):
-    assert num_clips(seconds) == clips
+def test_num_clips_is_the_ceiling():
+    assert [num_clips(seconds) for seconds in (0.1, 1.0, 1.00001, 59.2, 3 * 0.1 / 0.1)] == [1, 1, 2, 60, 3]
 
 
 def envelope(samples: np.ndarray, columns: int, block: int = 1 << 18) -> np.ndarray:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qamdetr import spans
 from qamdetr.errors import DataError
-
-# A first call loads kernels and a busy machine pauses; the time of one example says nothing.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
 
 share = st.floats(0.0, 1.0, width=32)
 span_lists = st.lists(st.tuples(share, share).map(sorted), min_size=1, max_size=8).map(lambda rows: torch.tensor(rows, dtype=torch.float32))

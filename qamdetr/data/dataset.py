@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -110,51 +109,40 @@ class MomentDataset(Dataset[MomentItem]):
 
     def _stretch(self, index: int, rng: np.random.Generator) -> tuple[int, int]:
         num_clips = self._num_clips[index]
-        cropped = rng.random() < self.crop_probability
-        if not cropped and num_clips <= self._max_clips:
-            return 0, num_clips
         longest = min(num_clips, self._max_clips)
+        cropped = rng.random() < self.crop_probability
+        if not cropped and longest == num_clips:
+            return 0, num_clips
         length = int(rng.integers(min(MIN_STRETCH_CLIPS, longest), longest + 1)) if cropped else longest
         return place_stretch(self._windows[index], num_clips, length, rng)
 
 
 def place_stretch(windows: Sequence[Window], num_clips: int, length_clips: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Choose `[begin, end)` in clips, of `length_clips`, around one window taken at random.
+    """Choose `[begin, end)` in clips, of `length_clips`, around one window taken at random, whole where it fits.
 
-    A query that has windows keeps one in sight (whole where it fits), so that a crop never turns it into a query of an absent sound.
+    So a crop never turns a query that has windows into a query of an absent sound.
     """
-    last_begin = num_clips - length_clips
-    low, high = 0, last_begin
+    bounds = [0, num_clips - length_clips]
     if windows:
         start, end = windows[int(rng.integers(len(windows)))]
-        # A window longer than the stretch turns the two bounds round: any place inside it will do.
-        low, high = sorted((math.ceil(end) - length_clips, math.floor(start)))
-        low, high = min(max(low, 0), last_begin), min(max(high, 0), last_begin)
-    begin = int(rng.integers(low, high + 1))
+        # A window longer than the stretch turns the two round: any place inside it will do.
+        bounds = sorted(min(max(begin, 0), bounds[1]) for begin in (math.ceil(end) - length_clips, math.floor(start)))
+    begin = int(rng.integers(bounds[0], bounds[1] + 1))
     return begin, begin + length_clips
 
 
 def covered_windows(entry: QueryEntry, num_clips: int) -> tuple[Window, ...]:
-    """Cut the windows of `entry` to what `num_clips` clips of features cover.
-
-    Features may end up to `MAX_DISAGREEMENT_SECONDS` before the recording, and with them a window at its very end. An entry that
-    loses all its windows so must not be trained on: its sound would count as absent.
-    """
+    """Cut the windows of `entry` to what its features cover; one that loses all must not be trained on: its sound would count as absent."""
     return cut_windows(entry.relevant_windows or (), 0.0, min(entry.duration_seconds, float(num_clips)))
 
 
 def cut_windows(windows: Sequence[Window], begin_seconds: float, end_seconds: float) -> tuple[Window, ...]:
-    """Cut windows to a stretch and count their seconds from its start.
-
-    What is heard is what is asked for: a window cut by the stretch stays, as the part inside, when at least one second or half of
-    it is inside. Smaller rests, too short to be recognised, are dropped. A window that lies wholly inside always stays.
-    """
+    """Cut windows to a stretch and count their seconds from its start; what is left of one is dropped if too short to be recognised."""
     kept: list[Window] = []
     for start, end in windows:
-        inside_start, inside_end = max(start, begin_seconds), min(end, end_seconds)
-        inside = inside_end - inside_start
-        if inside > 0 and inside >= min(MIN_VISIBLE_SECONDS, 0.5 * (end - start)):
-            kept.append((inside_start - begin_seconds, inside_end - begin_seconds))
+        first, last = max(start, begin_seconds), min(end, end_seconds)
+        if last > first and last - first >= min(MIN_VISIBLE_SECONDS, 0.5 * (end - start)):
+            kept.append((first - begin_seconds, last - begin_seconds))
     return tuple(kept)
 
 
@@ -171,10 +159,7 @@ def add_noise(features: TextFeatures, amount: float, rng: np.random.Generator) -
 
 
 class LengthBucketSampler(Sampler[list[int]]):
-    """Shuffles all items, sorts by length inside chunks of 16 batches, cuts batches and shuffles those.
-
-    The order is a function of `(seed, epoch)`: every process and every resumed run draws the same.
-    """
+    """Shuffles all items, sorts by length inside chunks of 16 batches, cuts batches and shuffles those, by `(seed, epoch)` alone."""
 
     drop_last = False
 
@@ -194,15 +179,13 @@ class LengthBucketSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         lengths = np.asarray(self._lengths_clips())
         if not self._shuffle:
-            yield from self._cut(np.argsort(lengths, kind="stable"))
-            return
+            return iter(self._cut(np.argsort(lengths, kind="stable")))
         rng = np.random.default_rng((self._seed, self.epoch))
         order = rng.permutation(self._num_items)
         chunk_items = _CHUNK_BATCHES * self.batch_size
         chunks = [order[begin : begin + chunk_items] for begin in range(0, len(order), chunk_items)]
         batches = [batch for chunk in chunks for batch in self._cut(chunk[np.argsort(lengths[chunk], kind="stable")])]
-        for position in rng.permutation(len(batches)):
-            yield batches[position]
+        return iter([batches[position] for position in rng.permutation(len(batches))])
 
     def _cut(self, order: np.ndarray) -> list[list[int]]:
         return [order[begin : begin + self.batch_size].tolist() for begin in range(0, len(order), self.batch_size)]
@@ -232,10 +215,7 @@ class Collator:
         `saliency_windows` make a clip salient; `first` is the official loop's reading, in which other true windows are negatives.
         """
         self._most_windows = 1 if saliency_windows == "first" else None
-        self._true_of: dict[str, set[str]] = defaultdict(set)
-        for entry in entries:
-            if entry.relevant_windows:
-                self._true_of[entry.vid].add(_wording(entry.query))
+        self._true = {(entry.vid, _wording(entry.query)) for entry in entries if entry.relevant_windows}
 
     def __call__(self, items: Sequence[MomentItem]) -> LabelledBatch:
         """Prepare features, spans, saliency and negative pairs of `items`."""
@@ -251,15 +231,14 @@ class Collator:
         return LabelledBatch(batch, targets, entries, seconds, clips)
 
     def _negative_of(self, item: MomentItem, items: Sequence[MomentItem]) -> int:
-        """Pick an item whose query is not known to be true of this item's audio, or -1.
-
-        It comes from another recording, is worded differently, and is no query of this recording anywhere in the data set.
+        """Pick an item of another recording, worded differently, whose query is not known to be true of this item's audio; or -1.
 
         Source: QD-DETR rolls the batch by one; that pairs queries with their own recording whenever two items share it.
         """
-        barred = {_wording(item.entry.query), *self._true_of.get(item.entry.vid, ())}
-        others = (position for position, other in enumerate(items) if other.entry.vid != item.entry.vid)
-        eligible = [position for position in others if _wording(items[position].entry.query) not in barred]
+        own, wordings = item.entry, [_wording(other.entry.query) for other in items]
+        others = (position for position, other in enumerate(items) if other.entry.vid != own.vid)
+        barred = {_wording(own.query), *(wording for wording in wordings if (own.vid, wording) in self._true)}
+        eligible = [position for position in others if wordings[position] not in barred]
         return eligible[item.draw % len(eligible)] if eligible else -1
 
 

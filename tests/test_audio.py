@@ -26,6 +26,12 @@ from qamdetr.errors import AudioError
 PCM = {"wav": ("wav", "pcm_s16le"), "aiff": ("aiff", "pcm_s16be"), "w64": ("w64", "pcm_s16le"), "caf": ("caf", "pcm_s16be")}
 FORMATS = {**PCM, "flac": ("flac", "flac"), "mp3": ("mp3", "libmp3lame")}
 STATED = {"short": 0.25, "right": 1.0, "long": 2.0, "zero": 0.0, "unknown": None}
+FIELDS = {
+    "wav": (b"data", 4, 4, "little"),
+    "aiff": (b"SSND", 4, 4, "big"),
+    "w64": (b"data", 16, 8, "little"),
+    "caf": (b"data", 4, 8, "big"),
+}
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -49,8 +55,8 @@ def restate(data: bytes, kind: str, stated: float | None) -> bytes:
         new[at + 8 : at + 12] = round(frames * (stated or 0)).to_bytes(4, "big")
         new[at : at + 4] = b"\0\0\0\0" if stated is None else new[at : at + 4]
     else:
-        field, width, order = {"wav": (4, 4, "little"), "aiff": (4, 4, "big"), "w64": (16, 8, "little"), "caf": (4, 8, "big")}[kind]
-        at = data.find(b"SSND" if kind == "aiff" else b"data") + field
+        name, field, width, order = FIELDS[kind]
+        at = data.find(name) + field
         size = int.from_bytes(data[at : at + width], order)
         new[at : at + width] = (256**width - 1 if stated is None else round(size * stated)).to_bytes(width, order)
     return bytes(new)
@@ -156,11 +162,10 @@ def test_cut_off_files_are_heard_as_far_as_they_go_and_told(tmp_path, kind, code
 
 
 def test_damage_in_the_middle_is_passed_over_with_the_clock_kept(tmp_path):
-    path = encode(tmp_path / "x.flac", bursts(), codec="flac")
-    data = bytearray(path.read_bytes())
+    data = bytearray(encode(tmp_path / "x.flac", bursts(), codec="flac").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
-    path.write_bytes(data)
-    assert heard(Sound(path).samples(), RATE)[-1] == pytest.approx(3.4, abs=0.06)
+    (tmp_path / "x.flac").write_bytes(data)
+    assert heard(Sound(tmp_path / "x.flac").samples(), RATE)[-1] == pytest.approx(3.4, abs=0.06)
 
 
 @pytest.mark.parametrize(("suffix", "subtype", "rate", "channels"), [
@@ -210,14 +215,10 @@ def test_chunks_and_tags_around_the_samples_are_not_heard(tmp_path):
         (b"LIST", b"INFOICMT" + struct.pack("<I", 6) + b"hello\0"),
         (b"id3 ", noise(40_000).tobytes()),
     ]
-    for name, content in {
-        "behind": riff(form, (b"data", samples), *more),
-        "before": riff((b"JUNK", bytes(501)), (b"bext", bytes(602)), form, *more, (b"data", samples)),
-        "tag": riff(form, (b"data", samples)) + b"TAG" + noise(31).tobytes(),
-    }.items():
-        path = tmp_path / f"{name}.wav"
-        path.write_bytes(content)
-        assert len(Sound(path).samples()) == len(samples) // 2, name
+    behind = riff(form, (b"data", samples), *more)
+    before = riff((b"JUNK", bytes(501)), (b"bext", bytes(602)), form, *more, (b"data", samples))
+    for content in (behind, before, riff(form, (b"data", samples)) + b"TAG" + noise(31).tobytes()):
+        assert len(Sound(io.BytesIO(content)).samples()) == len(samples) // 2
     mp3 = encode(tmp_path / "x.mp3", bursts(), codec="libmp3lame").read_bytes()
     tag = mp3.find(b"\xff\xfb")
     picture = b"APIC" + struct.pack(">I", 3_000_000 - 20) + b"\0\0" + noise(750_000).tobytes()[: 3_000_000 - 20]

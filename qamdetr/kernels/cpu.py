@@ -291,6 +291,6 @@ class _Drop(torch.autograd.Function):
 def _keep(x: Tensor, slope: Tensor | None, draws: Tensor, p: float) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     tasks = _kernels().num_blocks(x.numel(), _kernels().BLOCK_VALUES)
-    slope = x.new_ones(1) if slope is None else slope  # which leaves every value as it is
+    slope = x.new_empty(0) if slope is None else slope
     run_kernel(_kernels().drop, tasks, [x.reshape(-1), slope, draws, *_limit_and_scale(p)], [out.view(-1)])
     return out

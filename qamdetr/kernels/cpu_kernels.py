@@ -385,13 +385,19 @@ def conv_backward(first, last, lengths, reverse, x, weight, bias, grad_out, grad
 
 @kernel
 def drop(first, last, x, slope, draws, limit, scale, out):
-    """Run dropout behind a PReLU: `bent * scale` where a value is kept, else 0; `bent` is `slope[0] * x` where x is negative, else x.
+    """Run dropout, `x * scale` where a value is kept, else 0; behind a PReLU where slope is `(1,)`, of x as it is where it is `(0,)`.
 
-    What PyTorch does in passes of its own (bend, decide, convert, scale, multiply) is one here. All are flat, but slope `(1,)`; one task is
-    `BLOCK_VALUES` neighbouring values. `draws` holds 16 random bits for each, and a value is kept where they are at least `limit`.
+    What PyTorch does in passes of its own (bend, decide, convert, scale, multiply) is one here. All else is flat; a task is `BLOCK_VALUES`
+    neighbouring values. `draws` holds 16 random bits for each, and a value is kept where they are at least `limit`.
     """
-    limit, scale, negative = np.int16(limit), _f(scale), slope[0]
-    for i in range(first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])):
+    limit, scale = np.int16(limit), _f(scale)
+    start, stop = first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])
+    if slope.shape[0] == 0:
+        for i in range(start, stop):
+            out[i] = x[i] * scale if draws[i] >= limit else _f(0.0)
+        return
+    negative = slope[0]
+    for i in range(start, stop):
         bent = x[i] if x[i] > _f(0.0) else negative * x[i]
         out[i] = bent * scale if draws[i] >= limit else _f(0.0)
 

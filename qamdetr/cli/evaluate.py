@@ -20,12 +20,10 @@ from qamdetr.synthesis import SceneRecipe
 
 if TYPE_CHECKING:
     from qamdetr.data.manifest import QueryEntry
-    from qamdetr.evaluation.calibration import BetaCurve, VerifiedAnswer
+    from qamdetr.evaluation.calibration import BetaCurve
     from qamdetr.evaluation.compare import Difference
     from qamdetr.evaluation.figures import FigureSystem
 
-PRIMARY_METRIC = "R1@0.7"
-"""Ranks the challenge."""
 HARMLESS = ("data.", *(f"verifier.{key}=" for key in ("batch_size", "cache_dir", "retries", "timeout_seconds", "url")))
 """What `--set` may say where a weight is written: beginnings of overrides that change no answer."""
 
@@ -151,7 +149,7 @@ def _difference_table(options: EvaluateOptions, system: FigureSystem, other: Fig
         interval = difference.difference
         span = f"{interval.low:+.2f} to {interval.high:+.2f}"
         lines.append(f"{name:<12}{one:>8.2f}{two:>8.2f}{interval.value:>+9.2f}   {span:<18}{difference.p_value:>8.4f}")
-    first = sorted(differences, key=lambda name: name != PRIMARY_METRIC)
+    first = sorted(differences, key=lambda name: name != "R1@0.7")  # which ranks the challenge
     return "\n".join([*lines, "", *(_sentence(name, differences[name]) for name in first)])
 
 
@@ -176,9 +174,12 @@ class CalibrateOptions(RetrieverOptions):
 
 def calibrate(options: CalibrateOptions) -> None:
     """Choose beta, the weight of the verifier, on validation by R1@0.7, then mAP; write it into the checkpoint or system."""
+    from tqdm import tqdm
+
     from qamdetr.data.manifest import read_manifest
-    from qamdetr.evaluation.calibration import FINE_GRID, calibrate_beta
+    from qamdetr.evaluation.calibration import FINE_GRID, calibrate_beta, verify_manifest
     from qamdetr.evaluation.figures import check_figure_path, save_beta_figure
+    from qamdetr.evaluation.metrics import MAX_PREDICTIONS
     from qamdetr.inference.rerank import check_beta
 
     check_options(options)
@@ -195,7 +196,11 @@ def calibrate(options: CalibrateOptions) -> None:
     counted = [entry for entry in entries if entry.relevant_windows]
     untrue = f"{options.manifest}: none of the {len(entries)} queries has `relevant_windows`"
     refuse(not counted, untrue, "give a validation manifest")
-    answers, failures = _ask(target, counted, options)
+    retriever, recordings, verifier = open_for_manifest(options, options.manifest, counted, must_verify=True)
+    found = verify_manifest(retriever, recordings, counted, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
+    parts = list(tqdm(found, desc="recordings", unit="recording", total=len(recordings), file=sys.stderr, disable=None))
+    failures = [str(part) for part in parts if isinstance(part, AudioError)]
+    answers = [answer for part in parts if not isinstance(part, AudioError) for answer in part]
     problems = [answer.problem for answer in answers if answer.verifier_scores is None]
     if answers and len(problems) == len(answers):
         raise QamDetrError(f"No query of {len(answers)} was verified, so nothing was written: {problems[0]}")
@@ -218,20 +223,6 @@ def calibrate(options: CalibrateOptions) -> None:
         elif not options.dry_run:
             note(_store(target, curve.chosen.beta))
     raise_failures(failures, len({entry.vid for entry in counted}))
-
-
-def _ask(target: _Target, entries: Sequence[QueryEntry], options: CalibrateOptions) -> tuple[list[VerifiedAnswer], list[str]]:
-    """Return the answers, and why recordings could not be read."""
-    from tqdm import tqdm
-
-    from qamdetr.evaluation.calibration import verify_manifest
-    from qamdetr.evaluation.metrics import MAX_PREDICTIONS
-
-    retriever, recordings, verifier = open_for_manifest(options, options.manifest, entries, must_verify=True)
-    found = verify_manifest(retriever, recordings, entries, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
-    parts = list(tqdm(found, desc="recordings", unit="recording", total=len(recordings), file=sys.stderr, disable=None))
-    failures = [str(part) for part in parts if isinstance(part, AudioError)]
-    return [answer for part in parts if not isinstance(part, AudioError) for answer in part], failures
 
 
 def _curve_text(curve: BetaCurve, verifier: str) -> str:
@@ -357,11 +348,7 @@ def submit(options: SubmitOptions) -> None:
     """Write {label}.output.jsonl and {label}.meta.yaml for DCASE 2026 Task 6, or check such files and list every problem."""
     from qamdetr.data.manifest import read_manifest
 
-    manifest = read_manifest(options.manifest, clamp=False)
-    if options.check:
-        _check_submission(options, manifest)
-    else:
-        _write_submission(options, manifest)
+    (_check_submission if options.check else _write_submission)(options, read_manifest(options.manifest, clamp=False))
 
 
 def _check_submission(options: SubmitOptions, manifest: Sequence[QueryEntry]) -> None:

@@ -20,7 +20,7 @@ from qamdetr.export import EXPORTS
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
-    from qamdetr.data.manifest import PredictionEntry, QueryEntry
+    from qamdetr.data.manifest import QueryEntry
     from qamdetr.inference.retriever import MomentRetriever
     from qamdetr.types import Result
     from qamdetr.verifiers.base import Verifier
@@ -218,8 +218,8 @@ def _answer(
 
 def _encode_choice(options: PredictOptions) -> dict[str, Any]:
     """Return what of a recording is heard, as far as it was said."""
-    given = {name: getattr(options, name) for name in ("channel", "track", "start_seconds", "end_seconds")}
-    return {name: value for name, value in given.items() if value is not None}
+    names = ("channel", "track", "start_seconds", "end_seconds")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> None:
@@ -227,8 +227,14 @@ def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> No
     from tqdm import tqdm
 
     from qamdetr.data.manifest import PredictionEntry, read_manifest, write_predictions
+    from qamdetr.evaluation.submission import LABEL_FORM, OUTPUT_SUFFIX, is_label, output_text
 
-    for_challenge = _is_submission(output)
+    path, label = Path(output), Path(output).name.removesuffix(OUTPUT_SUFFIX)
+    for_challenge = label != path.name
+    misnamed = (
+        f"--output {output} ends in {OUTPUT_SUFFIX}, as the challenge's files do; before that it must say {LABEL_FORM}, with a number"
+    )
+    refuse(for_challenge and not is_label(label), f"{misnamed} from 1 to 4. For ordinary predictions choose another ending.")
     entries = read_manifest(manifest, clamp=False)
     retriever, recordings, verifier = open_for_manifest(options, manifest, entries)
     if not isinstance(verifier, str):
@@ -252,40 +258,16 @@ def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> No
         if entry.qid in answers:
             windows = [(round(m.start_seconds, 3), round(m.end_seconds, 3), round(m.score, 4)) for m in answers[entry.qid].moments]
             predictions.append(PredictionEntry(entry.qid, entry.query, entry.vid, tuple(windows), entry.numeric_qid))
+    if for_challenge and failures:
+        for_challenge, path = False, path.with_name(f"{label}.predictions.jsonl")
+        note(f"{output} is not written, as the challenge wants an answer to every query; what was found is in {path}.")
     if predictions and for_challenge:
-        _write_submission(Path(output), predictions, entries, failures)
+        text, left_out = output_text(predictions, entries)
+        write_whole(path, text)
+        note_left_out(left_out)
     elif predictions:
-        write_predictions(Path(output), predictions)
+        write_predictions(path, predictions)
     raise_failures(failures, len(by_vid))
-
-
-def _is_submission(output: str) -> bool:
-    """Say whether the name of the output is one of the challenge's; one that nearly is is a mistake."""
-    from qamdetr.evaluation.submission import LABEL_FORM, OUTPUT_SUFFIX, is_label
-
-    label = Path(output).name.removesuffix(OUTPUT_SUFFIX)
-    is_submission = label != Path(output).name
-    refuse(
-        is_submission and not is_label(label),
-        f"--output {output} ends in {OUTPUT_SUFFIX}, as the challenge's files do; before that it must say {LABEL_FORM}, with a number "
-        "from 1 to 4. For ordinary predictions choose another ending.",
-    )
-    return is_submission
-
-
-def _write_submission(path: Path, predictions: Sequence[PredictionEntry], entries: Sequence[QueryEntry], failures: Sequence[str]) -> None:
-    """Write the challenge's file; where recordings are missing, which the challenge refuses, predictions beside it."""
-    from qamdetr.data.manifest import write_predictions
-    from qamdetr.evaluation.submission import OUTPUT_SUFFIX, output_text
-
-    if failures:
-        beside = path.with_name(path.name.removesuffix(OUTPUT_SUFFIX) + ".predictions.jsonl")
-        write_predictions(beside, predictions)
-        note(f"{path} is not written, as the challenge wants an answer to every query; what was found is in {beside}.")
-        return
-    text, left_out = output_text(predictions, entries)
-    write_whole(path, text)
-    note_left_out(left_out)
 
 
 # What the commands that find moments share.
@@ -332,10 +314,7 @@ def open_for_manifest(
     """Open what answers a manifest, from its recordings or, with `--from-features`, from stored features.
 
     What is missing, and a query that cannot be read, is told before minutes of encoding; so is a verifier that is not there with
-    `must_verify`.
-
-    Returns:
-        The retriever; `vid` -> what its `encode` takes; the verifier.
+    `must_verify`. Returns the retriever, `vid` -> what its `encode` takes, and the verifier.
     """
     from qamdetr.inference.retriever import check_query
 

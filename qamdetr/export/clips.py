@@ -6,6 +6,7 @@ import itertools
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
@@ -63,17 +64,17 @@ def write_clips(answers: Sequence[Answer], path: Path, audio_format: str = "wav"
 def _plan(answers: Sequence[Answer], audio_format: str) -> list[_Cut]:
     """Name the files; names that differ in case alone are one to some file systems."""
     several = len({answer.result.audio for answer in answers}) > 1
-    taken, cuts = {MANIFEST_NAME}, []
+    cuts: list[_Cut] = []
+    seen: Counter[str] = Counter()
     for answer in answers:
         prefix = f"{file_name_part(Path(answer.result.audio).stem, fallback='recording')}_" if several else ""
         title = file_name_part(answer.title, fallback="moment")
         for rank, moment in answer.moments():
             start, end = (f"{clock(seconds).replace(':', 'm')}s" for seconds in moment.window)
             stem = f"{prefix}{title}_{rank:02d}_{start}-{end}"
-            endings = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
-            name = next(name for ending in endings if (name := f"{stem}{ending}.{audio_format}").casefold() not in taken)
-            taken.add(name.casefold())
-            cuts.append((name, answer, rank, moment))
+            seen[stem.casefold()] += 1
+            number = f"_{seen[stem.casefold()]}" if seen[stem.casefold()] > 1 else ""
+            cuts.append((f"{stem}{number}.{audio_format}", answer, rank, moment))
     return cuts
 
 

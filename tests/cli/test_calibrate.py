@@ -8,8 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
-from tiny_system import save_tiny, tiny_config, write_sound
+from tiny_system import save_tiny, tiny_config, tiny_model, write_sound
 
 from qamdetr import cli, files
 from qamdetr.config import load_config
@@ -18,7 +17,6 @@ from qamdetr.errors import QamDetrError
 from qamdetr.features.extract import extract
 from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.model.qam_detr import QamDetr
 from qamdetr.verifiers import base as registry
 
 QUERIES = ("a dog barks", "rain", "a bell rings", "someone speaks", "an engine", "wind")
@@ -64,13 +62,12 @@ def world(tmp_path, encoder, monkeypatch, capsys):
     monkeypatch.setitem(registry.VERIFIERS, "oracle", info)
     encoder.encoded.clear()
 
-    def run(*args, source=("--checkpoint", checkpoint, "--verifier", "oracle"), manifest="val.jsonl"):
-        status = cli.main(list(map(str, ["calibrate", *source, "--manifest", tmp_path / manifest, *args])))
+    def run(*args, source=("--checkpoint", checkpoint, "--verifier", "oracle")):
+        status = cli.main(list(map(str, ["calibrate", *source, "--manifest", tmp_path / "val.jsonl", *args])))
         return status, *capsys.readouterr()
 
-    return SimpleNamespace(
-        run=run, checkpoint=checkpoint, entries=entries, oracle=oracle, paths=paths, found=found, encoder=encoder, folder=tmp_path
-    )
+    made = {"checkpoint": checkpoint, "entries": entries, "oracle": oracle, "paths": paths, "found": found, "encoder": encoder}
+    return SimpleNamespace(run=run, folder=tmp_path, **made)
 
 
 def contents(folder):
@@ -80,13 +77,13 @@ def contents(folder):
 def test_the_weight_is_written_nothing_else_changes_and_the_retriever_uses_it(world):
     before, old = contents(world.checkpoint), load_config(world.checkpoint / "config.yaml")
     # Settings that change no answer let the weight in.
-    harmless = (
+    harmless = [
         "data.num_workers=1",
         "verifier.url=http://x/v1",
         "verifier.cache_dir=c",
         "verifier.retries=7",
         "verifier.timeout_seconds=1",
-    )
+    ]
     status, out, err = world.run("--json", *(part for change in harmless for part in ("--set", change)))
     chosen = json.loads(out)["beta"]
     assert (status, chosen > 0) == (0, True), "the oracle helps"
@@ -94,10 +91,9 @@ def test_the_weight_is_written_nothing_else_changes_and_the_retriever_uses_it(wo
     assert new.inference.beta_by_verifier == {"server": 0.45, "oracle": chosen}
     assert replace(new, inference=replace(new.inference, beta_by_verifier={"server": 0.45})) == old
     assert {**after, "config.yaml": b""} == {**before, "config.yaml": b""}
-    assert err == (
-        "qamdetr: 1 of 7 queries have no true windows and were left out.\n"
-        f"qamdetr: inference.beta_by_verifier.oracle: {chosen:g} is now in {world.checkpoint / 'config.yaml'}.\n"
-    )
+    left_out, told = err.splitlines()
+    assert left_out == "qamdetr: 1 of 7 queries have no true windows and were left out."
+    assert told == f"qamdetr: inference.beta_by_verifier.oracle: {chosen:g} is now in {world.checkpoint / 'config.yaml'}."
     assert world.oracle.settings[0].retries == 7
     assert sorted(world.oracle.asked) == sorted((f"{entry.vid}.wav", entry.query) for entry in world.entries), "each is asked once"
     assert world.encoder.encoded == list(map(str, world.paths.values())), "each is encoded once"
@@ -119,45 +115,38 @@ def test_every_point_is_what_predict_and_evaluate_give_and_zero_is_always_among_
         assert cli.main(list(map(str, ["predict", *asked, "--beta", point["beta"]]))) == 0
         assert cli.main(["evaluate", str(predictions), str(truth), "--json"]) == 0
         scores = json.loads(capsys.readouterr().out)
-        assert {name: point[name] for name in ("R1@0.5", "R1@0.7", "mAP")} == {name: scores[name] for name in ("R1@0.5", "R1@0.7", "mAP")}
+        assert [point[name] for name in ("R1@0.5", "R1@0.7", "mAP")] == [scores[name] for name in ("R1@0.5", "R1@0.7", "mAP")]
 
 
-def test_a_dry_run_shows_the_curve_and_writes_nothing_but_the_figure(world):
+def test_a_dry_run_writes_nothing_but_the_figure(world):
     before = contents(world.checkpoint)
     status, out, _ = world.run("--dry-run", "--figure", world.folder / "curve.svg")
     assert (status, contents(world.checkpoint)) == (0, before)
     assert (world.folder / "curve.svg").read_bytes().startswith(b"<?xml")
-    lines = out.splitlines()
-    assert lines[0].split() == ["beta", "R1@0.5", "R1@0.7", "mAP"]
-    assert [line.split()[0] for line in lines[1:22]] == [f"{step / 20:.2f}" for step in range(21)]
-    marks = {line.split()[0]: line.split(maxsplit=4)[4] for line in lines[1:22] if len(line.split()) > 4}
-    assert (marks["0.00"], marks["1.00"].split(",")[0]) == ("decoder alone", "verifier alone")
-    assert all(marks[beta].startswith("report") for beta in ("0.30", "0.35", "0.45"))
-    (chosen,) = [beta for beta, text in marks.items() if "chosen" in text]
-    assert lines[-1].startswith(f"Chosen: {float(chosen):g}. ")
+    (chosen,) = [line.split()[0] for line in out.splitlines() if line.endswith("chosen")]
+    assert out.splitlines()[-1].startswith(f"Chosen: {float(chosen):g}. ")
 
 
 def test_the_last_candidate_that_the_verifier_sees_may_come_first(world):
     config = tiny_config(top_k=15, nms_iou=1.0)
-    torch.manual_seed(0)
     config = replace(config, model=replace(config.model, num_moment_queries=15))
-    save_checkpoint(world.folder / "many", QamDetr(config.model), config)
+    save_checkpoint(world.folder / "many", tiny_model(config), config)
     retriever = MomentRetriever.from_pretrained(world.folder / "many")
+    entries = []
     for entry in world.entries:
-        world.oracle.truth[entry.query] = (
-            retriever.retrieve(retriever.encode(world.paths[entry.vid]), entry.query, top_k=15).moments[-1].window
-        )
-    write_manifest(
-        world.folder / "val.jsonl", [replace(entry, relevant_windows=(world.oracle.truth[entry.query],)) for entry in world.entries]
-    )
+        found = retriever.retrieve(retriever.encode(world.paths[entry.vid]), entry.query, top_k=15)
+        world.oracle.truth[entry.query] = found.moments[-1].window
+        entries.append(replace(entry, relevant_windows=(found.moments[-1].window,)))
+    write_manifest(world.folder / "val.jsonl", entries)
     _, out, _ = world.run("--checkpoint", world.folder / "many", "--json", "--grid", 1)
     decoder_alone, oracle_alone = json.loads(out)["curve"]
     assert oracle_alone["R1@0.7"] == 100 > decoder_alone["R1@0.7"]
 
 
-@pytest.mark.parametrize(
-    "change", ["--set inference.nms_iou=0.5", "--set verifier.model=m", "--set inference.beta=0.1", "--verifier-model 3B"]
-)
+CHANGES = ["--set inference.nms_iou=0.5", "--set verifier.model=m", "--set inference.beta=0.1", "--verifier-model 3B"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_may_change_answers_keeps_the_weight_out(world, change, monkeypatch):
     before = contents(world.checkpoint)
     # What is not written need not be writable.
@@ -192,6 +181,10 @@ def test_verifiers_recordings_and_disks_that_fail(world, monkeypatch):
     status, out, err = world.run()
     assert (status, out) == (2, "")
     assert "No query of 6 was verified, so nothing was written: Verifier oracle failed (it is out of order)" in err
+    world.oracle.deaf = QUERIES[:2]
+    _, out, err = world.run("--json", "--dry-run")
+    assert (json.loads(out)["num_queries"], json.loads(out)["num_unverified"]) == (6, 2)
+    assert "2 of 6 queries are ranked by the decoder alone at every beta. Verifier oracle failed (it is out of order)" in err
     world.oracle.deaf = ()
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: path != world.checkpoint)
@@ -208,15 +201,6 @@ def test_verifiers_recordings_and_disks_that_fail(world, monkeypatch):
     assert contents(world.checkpoint) == before
 
 
-def test_queries_that_a_verifier_fails_on_keep_the_decoder_s_ranking(world):
-    world.oracle.deaf = QUERIES[:2]
-    _, out, err = world.run("--json")
-    answer = json.loads(out)
-    assert (answer["num_queries"], answer["num_unverified"]) == (6, 2)
-    assert "2 of 6 queries are ranked by the decoder alone at every beta. Verifier oracle failed (it is out of order)" in err
-    assert load_config(world.checkpoint / "config.yaml").inference.beta_by_verifier["oracle"] == answer["beta"]
-
-
 def test_stored_features_need_no_audio_unless_the_verifier_listens(world):
     extract(list(world.paths.items()), QUERIES, world.folder / "features", world.encoder, show_progress=False)
     stored = ["--json", "--dry-run", "--from-features", "--set", f"data.feature_dir={world.folder / 'features'}"]
@@ -231,8 +215,7 @@ def test_stored_features_need_no_audio_unless_the_verifier_listens(world):
 
 
 def test_a_system_of_one_s_own_gets_its_weight_and_keeps_the_rest(world):
-    torch.manual_seed(1)
-    save_checkpoint(world.folder / "other", QamDetr(tiny_config().model), tiny_config())
+    save_checkpoint(world.folder / "other", tiny_model(tiny_config()), tiny_config())
     path, model = world.folder / "mine.yaml", contents(world.checkpoint)
     text = f"# mine\nmembers: [{world.checkpoint}, {world.folder / 'other'}]\nverify_with: oracle\nbeta: 0.5  # guessed\ntop_k: 7\n"
     path.write_text(text, encoding="utf-8")

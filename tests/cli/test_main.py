@@ -1,7 +1,8 @@
-"""The command line as a whole: help without waiting, terminals of every kind, values in a row. Its mistakes stand in tests/golden."""
+"""The command line as a whole: help without waiting, terminals of every kind, a format from outside. Its mistakes stand in tests/golden."""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from qamdetr import cli
-from qamdetr.cli.predict import SpreadingCommand
-from qamdetr.export import EXPORTS, export
+from qamdetr.export import EXPORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,32 +46,15 @@ def test_a_reader_that_leaves_and_a_stop_are_no_tracebacks(raised, status):
     assert (left.returncode, left.stderr) == (status, "")
 
 
-@pytest.mark.parametrize(
-    ("words", "read"),
-    [
-        (["--members", "A", "B", "--top-k", "3", "C"], ["--members", "A", "--members", "B", "--top-k", "3", "C"]),
-        (["--grid", "0.1", "-0.2", ".3", "--json"], ["--grid", "0.1", "--grid", "-0.2", "--grid", ".3", "--json"]),
-        (["--query", "a", "b.wav"], ["--query", "a", "b.wav"]),
-    ],
-)
-def test_values_in_a_row(words, read, monkeypatch):
-    seen = []
-    monkeypatch.setattr("typer.core.TyperCommand.parse_args", lambda self, ctx, args: seen.append(args) or args)
-    SpreadingCommand("x").parse_args(None, words)
-    assert seen == [read]
-
-
-def test_a_format_from_outside_is_offered_at_once(monkeypatch, capsys):
-    registered = dict(EXPORTS)
-    try:
-
-        @export("starts", label="Starts", ending=".txt")
-        def starts(answers):
-            return "\n".join(str(moment.start_seconds) for answer in answers for _, moment in answer.moments()) + "\n"
-
-        monkeypatch.chdir(ROOT)
-        assert cli.main(["predict", "assets/street.ogg", "--query", "a siren wails", "--format", "starts"]) == 0
-        assert float(capsys.readouterr().out) == pytest.approx(13.27, abs=0.5)
-    finally:
-        EXPORTS.clear()
-        EXPORTS.update(registered)
+def test_a_format_from_outside_is_offered_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(EXPORTS, "starts", None)  # taken away again at the end
+    lines = [
+        "from qamdetr.export import export",
+        "@export('starts', label='Starts', ending='.txt')",
+        "def starts(answers): return ''.join(f'{moment.start_seconds}\\n' for answer in answers for _, moment in answer.moments())",
+    ]
+    (tmp_path / "my_format.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_format")
+    assert cli.main(["predict", str(ROOT / "assets" / "street.ogg"), "--query", "a siren wails", "--format", "starts"]) == 0
+    assert float(capsys.readouterr().out) == pytest.approx(13.27, abs=0.5)

@@ -21,7 +21,6 @@ gradio_client = pytest.importorskip("gradio_client")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 API_PAGE = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
-OWN_ADDRESS = "http://127.0.0.1:7860"
 PARAMETERS = ["audio", "query", "top_k", "verifier", "beta", "checkpoint"]
 
 
@@ -38,12 +37,11 @@ def test_retrieve_answers_with_the_json_of_the_command_line(client, recordings):
     assert 1 <= len(answer["moments"]) <= 2
     for moment in answer["moments"]:
         assert list(moment) == ["start", "end", "score", "decoder_score", "foreground", "quality", "verifier_score", "likely"]
-        assert 0 <= moment["start"] < moment["end"] <= 40.0
         assert moment["score"] == pytest.approx(0.5 * moment["decoder_score"] + 0.5 * moment["verifier_score"], abs=2e-6)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("given", "told"),
     [
         ({"audio": "broken.wav"}, "broken.wav "),
         ({"query": "  "}, "The query is empty"),
@@ -53,12 +51,12 @@ def test_retrieve_answers_with_the_json_of_the_command_line(client, recordings):
         ({"audio": gradio_client.handle_file("https://example.org/walk.wav")}, "fetches nothing from other addresses; upload the file"),
     ],
 )
-def test_mistakes_come_back_as_one_line(client, recordings, arguments, told):
-    given = {"audio": "walk.wav", "query": "a bell rings", **arguments}
-    if isinstance(given["audio"], str) and given["audio"] in recordings:
-        given["audio"] = gradio_client.handle_file(recordings[given["audio"]])
+def test_mistakes_come_back_as_one_line(client, recordings, given, told):
+    audio = given.get("audio", "walk.wav")
+    if isinstance(audio, str) and audio in recordings:
+        audio = gradio_client.handle_file(recordings[audio])
     with pytest.raises(gradio_client.exceptions.AppError) as caught:
-        client.predict(api_name="/retrieve", **given)
+        client.predict(api_name="/retrieve", **{"query": "a bell rings", **given, "audio": audio})
     assert told in str(caught.value)
     assert "\n" not in str(caught.value).strip()
 
@@ -67,43 +65,32 @@ def values(path):
     return {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "a bell rings", 3, "none", None, None]}
 
 
-def test_only_uploads_are_read(app_url):
+@pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname", "http://127.0.0.1:1/walk.wav"])
+def test_only_uploads_are_read(app_url, path):
     address = f"{app_url}/gradio_api/call/retrieve"
-    for path, told in (
-        ("/etc/hostname", "was not uploaded to this page"),
-        ("file:///etc/hostname", "was not uploaded to this page"),
-        ("http://127.0.0.1:1/walk.wav", "fetches nothing from other addresses; upload the file"),
-    ):
-        event = httpx.post(address, json=values(path)).json()["event_id"]
-        kind, data = httpx.get(f"{address}/{event}", timeout=60).text.strip().split("\n")
-        said = json.loads(data.removeprefix("data: "))["error"]
-        assert kind == "event: error"
-        assert told in said
-        assert "hostname" not in said
-
-
-def examples_of(kind):
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", API_PAGE, flags=re.MULTILINE | re.DOTALL)
-    return [block for language, block in blocks if language == kind]
-
-
-def run_example(app_url, folder, *command):
-    """Where the examples are at hand, as in the repository's folder."""
-    if not (folder / "assets").exists():
-        (folder / "assets").symlink_to(REPOSITORY / "assets")
-    command = [word.replace(OWN_ADDRESS, app_url) for word in command]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    event = httpx.post(address, json=values(path)).json()["event_id"]
+    kind, data = httpx.get(f"{address}/{event}", timeout=60).text.strip().split("\n")
+    said = json.loads(data.removeprefix("data: "))["error"]
+    assert kind == "event: error"
+    assert ("fetches nothing from other addresses" if path[:4] == "http" else "was not uploaded to this page") in said
+    assert "hostname" not in said
 
 
 def test_the_examples_of_the_documentation_run(app_url, tmp_path):
-    at_home, over_http = (run_example(app_url, tmp_path, sys.executable, "-c", block) for block in examples_of("python"))
+    def run(*command):
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        command = [word.replace("http://127.0.0.1:7860", app_url) for word in command]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    (tmp_path / "assets").symlink_to(REPOSITORY / "assets")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", API_PAGE, flags=re.MULTILINE | re.DOTALL)
+    at_home, over_http = (run(sys.executable, "-c", block) for language, block in blocks if language == "python")
     assert re.match(r"\d+\.\d-\d+\.\d s  0\.\d\d\n", at_home)
     assert re.search(r"^\d+\.\d+ \d+\.\d+ 0\.\d+$", over_http, flags=re.MULTILINE)
     if shutil.which("curl"):
-        said = run_example(app_url, tmp_path, "sh", "-c", next(block for block in examples_of("") if "curl" in block))
+        said = run("sh", "-c", next(block for language, block in blocks if not language and "curl" in block))
         assert said.startswith("event: complete\ndata: ")
         (answer,) = json.loads(said.split("data: ")[1])
         assert (answer["query"], 1 <= len(answer["moments"]) <= 3) == ("a siren wails", True)
@@ -117,9 +104,8 @@ def test_the_documentation_tells_every_argument_and_its_default(client):
     assert [parameter["parameter_name"] for parameter in parameters] == [name for name in rows if name in PARAMETERS] == PARAMETERS
     for parameter in parameters:
         default = rows[parameter["parameter_name"]].strip("` ")
-        if not parameter["parameter_has_default"]:
-            assert default == "required"
-        elif parameter["parameter_default"] is not None:
+        assert parameter["parameter_has_default"] == (default != "required")
+        if parameter.get("parameter_default") is not None:
             assert default == str(parameter["parameter_default"])
 
 
@@ -212,12 +198,9 @@ def test_the_same_function_is_the_only_tool_of_the_model_context_protocol(held, 
     assert [arguments[name].get("type") for name in arguments] == ["string", "string", "integer", "string", None, None]
     # gradio takes the first line of each description.
     assert all(argument["description"].endswith(".") for argument in arguments.values())
-
-    for answer in answers[:2]:
-        assert not answer.isError
-        told = json.loads(answer.content[0].text)
-        assert (told["duration"], len(told["moments"])) == (40.0, 2)
-    for answer, (_, told) in zip(answers[2:], MISTAKES, strict=True):
-        assert answer.isError
-        assert answer.content[0].text.startswith(told)
-        assert "\n" not in answer.content[0].text
+    assert [answer.isError for answer in answers] == [False] * 2 + [True] * len(MISTAKES)
+    texts = [answer.content[0].text for answer in answers]
+    assert [(told["duration"], len(told["moments"])) for told in map(json.loads, texts[:2])] == [(40.0, 2)] * 2
+    for text, (_, told) in zip(texts[2:], MISTAKES, strict=True):
+        assert text.startswith(told)
+        assert "\n" not in text

@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import importlib
 import io
+import itertools
 import json
 import os
 import shlex
@@ -30,54 +32,38 @@ from safetensors.numpy import load_file
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ASSETS = ROOT / "assets"
-CHECKPOINTS = sorted(
-    path.name for path in (ROOT / "checkpoints").iterdir() if (path / "config.yaml").is_file() and path.name != "pocket-encoder"
-)
-VERIFIERS, PROTOCOLS = ("none", "pocket"), ("exact", "official")
+CHECKPOINTS = sorted(path.parent.name for path in ROOT.glob("checkpoints/*/config.yaml") if path.parent.name != "pocket-encoder")
 STREAMS = ("street.flac", "street.ogg", "empty-room.ogg")
 """Recordings whose features are kept; the first is eight seconds of the second without loss, kept beside this file."""
+EXAMPLES = json.loads((ASSETS / "examples.json").read_text(encoding="utf-8"))
 
 
 def run(*words: object) -> tuple[int, str, str]:
     """Run a command line, `train.py` included; returns (exit status, stdout, stderr)."""
-    given = [str(word) for word in words]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    program = importlib.import_module("train" if words[:1] == ("train.py",) else "qamdetr.cli")
+    given = [str(word) for word in words if word != "train.py"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
-            if given[:1] == ["train.py"]:
-                from train import main
-
-                status = main(given[1:])
-            else:
-                from qamdetr.cli import main
-
-                status = main(given)
+            status = program.main(given)
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
     return status, out.getvalue(), err.getvalue()
 
 
-def examples() -> list[tuple[str, list[str]]]:
-    """The example recordings and what is asked of each."""
-    listed = json.loads((ASSETS / "examples.json").read_text(encoding="utf-8"))
-    return [(item["file"], [query["query"] for query in item["queries"]]) for item in listed]
-
-
-def answers(checkpoints: list[str] = CHECKPOINTS, recordings: dict | None = None) -> dict[str, list]:
+def answers(recordings: dict | None = None) -> dict[str, list]:
     """`checkpoint/verifier/protocol/recording` -> for each query: found, beta, moments (start, end, scores), and the saliency once."""
     from qamdetr.inference.retriever import MomentRetriever
 
     recordings, found = dict(recordings or {}), {}
-    for checkpoint in checkpoints:
+    for checkpoint in CHECKPOINTS:
         retriever = MomentRetriever.from_pretrained(checkpoint)
-        for file, queries in examples():
+        for item, verifier, protocol in itertools.product(EXAMPLES, ("none", "pocket"), ("exact", "official")):
+            file, queries = item["file"], [query["query"] for query in item["queries"]]
             if file not in recordings:  # all shipped checkpoints share their encoders
                 recordings[file] = retriever.encode(ASSETS / file)
-            for verifier in VERIFIERS:
-                for protocol in PROTOCOLS:
-                    results = retriever.retrieve_many(recordings[file], queries, verifier=verifier, protocol=protocol)
-                    rows = [_row(result, with_saliency=verifier == "none" and protocol == "exact") for result in results]
-                    found[f"{checkpoint}/{verifier}/{protocol}/{file}"] = rows
+            results = retriever.retrieve_many(recordings[file], queries, verifier=verifier, protocol=protocol)
+            rows = [_row(result, with_saliency=verifier == "none" and protocol == "exact") for result in results]
+            found[f"{checkpoint}/{verifier}/{protocol}/{file}"] = rows
     return found
 
 
@@ -98,31 +84,28 @@ def scores(folder: Path) -> dict[str, str]:
         if not (folder / f"{name}.jsonl").is_file():
             asked = ["--manifest", folder / "truth.jsonl", "--audio-dir", ASSETS, "--checkpoint", checkpoint]
             assert run("predict", *asked, "--output", folder / f"{name}.jsonl")[0] == 0
-    files = [folder / "a.jsonl", folder / "truth.jsonl"]
+    evaluate = ["evaluate", folder / "a.jsonl", folder / "truth.jsonl"]
     more = ["--thresholds", "--by-length", "--bootstrap", 2000, "--against", folder / "b.jsonl"]
-    # On two short recordings, as each call encodes them.
-    short = [line for line in files[1].read_text(encoding="utf-8").splitlines() if "street" in line or "living-room" in line]
-    (folder / "short.jsonl").write_text("\n".join(short), encoding="utf-8")
     calibrate = ["calibrate", "--manifest", folder / "short.jsonl", "--audio-dir", ASSETS, "--checkpoint", "qam-detr-pocket"]
-    calibrate += ["--verifier", "pocket", "--dry-run"]
+    commands = {"evaluate": evaluate, "evaluate all": [*evaluate, *more], "calibrate": [*calibrate, "--verifier", "pocket", "--dry-run"]}
     told = {}
-    for name, command in (("evaluate", ["evaluate", *files]), ("evaluate all", ["evaluate", *files, *more]), ("calibrate", calibrate)):
-        for kind, option in (("text", []), ("json", ["--json"])):
-            status, out, err = run(*command, *option)
-            assert status == 0, err
-            told[f"{name} {kind}"] = out.replace(str(folder), "FOLDER")
+    for (name, command), (kind, option) in itertools.product(commands.items(), (("text", []), ("json", ["--json"]))):
+        status, out, err = run(*command, *option)
+        assert status == 0, err
+        told[f"{name} {kind}"] = out.replace(str(folder), "FOLDER")
     return told
 
 
 def write_truth(folder: Path) -> None:
-    """Write the examples as a field manifest."""
-    listed = json.loads((ASSETS / "examples.json").read_text(encoding="utf-8"))
+    """Write the examples as a field manifest, and the two short recordings of them, as each call of `calibrate` encodes them."""
     lines = [
         {"qid": f"{Path(item['file']).stem}-{number}", "query": query["query"], "vid": Path(item["file"]).stem,
          "duration": soundfile.info(ASSETS / item["file"]).duration, "relevant_windows": query["windows"]}
-        for item in listed for number, query in enumerate(item["queries"])
+        for item in EXAMPLES for number, query in enumerate(item["queries"])
     ]  # fmt: skip
-    (folder / "truth.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for name, vids in (("truth", None), ("short", ("street", "living-room"))):
+        kept = [json.dumps(line) + "\n" for line in lines if vids is None or line["vid"] in vids]
+        (folder / f"{name}.jsonl").write_text("".join(kept), encoding="utf-8")
 
 
 def features() -> dict[str, np.ndarray]:
@@ -142,13 +125,10 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
         (folder / "set" / name).mkdir(parents=True)
     for number in range(20):
         clips, start = int(random.integers(20, 40)), int(random.integers(0, 10))
-        rows = {
-            "sound": random.standard_normal((clips, 8), dtype=np.float32),
-            "level": random.standard_normal((clips, 4), dtype=np.float32),
-        }
-        rows["sound"][start : start + 6, 0] += 3
-        for name, values in rows.items():
-            np.savez(folder / "set" / name / f"v{number}.npz", features=values)
+        sound, level = (random.standard_normal((clips, width), dtype=np.float32) for width in (8, 4))
+        sound[start : start + 6, 0] += 3
+        np.savez(folder / "set" / "sound" / f"v{number}.npz", features=sound)
+        np.savez(folder / "set" / "level" / f"v{number}.npz", features=level)
         np.savez(folder / "set" / "text" / f"qid{number}.npz", last_hidden_state=random.standard_normal((4, 8), dtype=np.float32))
         windows = [] if number % 5 == 4 else [[start, start + 6]]
         lines.append({"qid": number, "query": f"sound {number}", "vid": f"v{number}", "duration": clips, "relevant_windows": windows})
@@ -182,10 +162,9 @@ def make_world(folder: Path) -> None:
     for name in ("ck-config", "ck-weights", "ck-noweights", "ck-other", "ck-key"):
         shutil.copytree(ROOT / "checkpoints" / "ladder-1-baseline", folder / name)
     (folder / "ck-config" / "config.yaml").write_text("model: 3\n", encoding="utf-8")
-    for weights_file in (folder / "ck-weights").glob("*.safetensors"):
-        weights_file.write_bytes(weights_file.read_bytes()[:1000])
-    for weights_file in (folder / "ck-noweights").glob("*.safetensors"):
-        weights_file.unlink()
+    weights_file = folder / "ck-weights" / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:1000])
+    (folder / "ck-noweights" / "model.safetensors").unlink()
     for name, change in (("ck-other", {"dim": 64}), ("ck-key", {"strange": 1})):
         config = yaml.safe_load((folder / name / "config.yaml").read_text(encoding="utf-8"))
         config["model"].update(change)
@@ -212,17 +191,11 @@ def inside() -> Iterator[Path]:
     """A temporary folder as the current one."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
-        os.chdir(folder)
+        os.chdir(name)
         try:
-            yield folder
+            yield Path(name).resolve()
         finally:
             os.chdir(before)
-
-
-def save(name: str, values: object) -> None:
-    """Write JSON, compressed."""
-    (HERE / name).write_bytes(gzip.compress(json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode(), mtime=0))
 
 
 def main() -> None:
@@ -231,16 +204,14 @@ def main() -> None:
     if not (HERE / STREAMS[0]).is_file():
         sound, rate = soundfile.read(ASSETS / STREAMS[1], start=12 * 24000, frames=8 * 24000, dtype="int16")
         soundfile.write(HERE / STREAMS[0], sound, rate)
-    save("answers.json.gz", answers())
     with inside() as folder:
-        save("scores.json.gz", scores(folder))
+        for name, values in (("answers", answers()), ("scores", scores(folder))):
+            told = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+            (HERE / f"{name}.json.gz").write_bytes(gzip.compress(told.encode(), mtime=0))
         for name in "ab":
             (HERE / f"{name}.jsonl.gz").write_bytes(gzip.compress((folder / f"{name}.jsonl").read_bytes(), mtime=0))
-    kept = features()
-    np.savez_compressed(
-        HERE / "features.npz",
-        **{name: rows if name.startswith(STREAMS[0]) else rows[::7].astype(np.float16) for name, rows in kept.items()},
-    )
+    kept = {name: rows if name.startswith(STREAMS[0]) else rows[::7].astype(np.float16) for name, rows in features().items()}
+    np.savez_compressed(HERE / "features.npz", **kept)
     with inside() as folder:
         trained = weights(folder)
     np.savez_compressed(HERE / "weights.npz", **trained)

@@ -56,11 +56,7 @@ def same_moments(now: list, before: list, where: str) -> None:
 
 
 def close(now: list, before: list) -> bool:
-    if any(abs(one - other) > WINDOW_SECONDS for one, other in zip(now[:2], before[:2], strict=True)):
-        return False
-    return all(
-        (one is None) == (other is None) and abs((one or 0) - (other or 0)) <= SCORE for one, other in zip(now[2:], before[2:], strict=True)
-    )
+    return now[:2] == pytest.approx(before[:2], abs=WINDOW_SECONDS) and now[2:] == pytest.approx(before[2:], abs=SCORE)
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +71,9 @@ def test_evaluate_prints_what_it_printed(told):
     kept = read("scores.json.gz")
     assert told["evaluate text"] == kept["evaluate text"]
     assert json.loads(told["evaluate json"]) == json.loads(kept["evaluate json"])
-    now, before = json.loads(told["evaluate all json"]), json.loads(kept["evaluate all json"])
-    same_numbers(now, before, "")
-    assert [line.split()[:1] for line in told["evaluate all text"].splitlines()] == [
-        line.split()[:1] for line in kept["evaluate all text"].splitlines()
-    ]
+    same_numbers(json.loads(told["evaluate all json"]), json.loads(kept["evaluate all json"]), "")
+    first = [[line.split()[:1] for line in text["evaluate all text"].splitlines()] for text in (told, kept)]
+    assert first[0] == first[1]
 
 
 def test_calibrate_chooses_what_it_chose(told):
@@ -93,14 +87,11 @@ def test_calibrate_chooses_what_it_chose(told):
 def same_numbers(now, before, where: str) -> None:
     """Equal but for what is drawn by chance, which may move by its own noise."""
     assert type(now) is type(before), where
-    if isinstance(before, dict):
-        assert list(now) == list(before), where
-        for key, value in before.items():
-            same_numbers(now[key], value, f"{where}/{key}")
-    elif isinstance(before, list):
-        assert len(now) == len(before), where
-        for number, value in enumerate(before):
-            same_numbers(now[number], value, f"{where}/{number}")
+    if isinstance(before, (dict, list)):
+        keys = list(before) if isinstance(before, dict) else range(len(before))
+        assert (list(now) if isinstance(now, dict) else range(len(now))) == keys, where
+        for key in keys:
+            same_numbers(now[key], before[key], f"{where}/{key}")
     elif isinstance(before, float):
         drawn = any(part in where for part in ("/intervals/", "/low", "/high"))
         assert now == pytest.approx(before, abs=4.0 if drawn else 0.03 if where.endswith("p_value") else 0.02), where

@@ -67,10 +67,9 @@ def evaluate(options: EvaluateOptions) -> None:
         rows = [[f"{iou:.2f}", *(f"{values[iou]:.2f}" for values in named.values())] for iou in summary.recall_at_1]
         text.append(_columns([["IoU", *named], *rows], 10, 10))
     if options.by_length:
-        answer["by_length"] = {bucket.name: bucket.table() for bucket in system.lengths}
-        names = list(system.lengths[0].table())
-        rows = [[bucket, *(_cell(table[name]) for name in names)] for bucket, table in answer["by_length"].items()]
-        text.append(_columns([["length", *(name.removeprefix("num_") for name in names)], *rows], 10, 10))
+        tables = answer["by_length"] = {bucket.name: bucket.table() for bucket in system.lengths}
+        head = ["length", *(name.removeprefix("num_") for name in system.lengths[0].table())]
+        text.append(_columns([head, *([bucket, *map(_cell, table.values())] for bucket, table in tables.items())], 10, 10))
     if options.bootstrap is not None:
         intervals = {name: [round(system.intervals[name].low, 2), round(system.intervals[name].high, 2)] for name in METRICS}
         answer["bootstrap"] = {"resamples": options.bootstrap, "seed": options.seed, "confidence": 0.95, "intervals": intervals}

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from qamdetr.types import Result
     from qamdetr.verifiers.base import Verifier
 
-MAX_NAMES_SHOWN, MAX_NOTES_SHOWN = 20, 5
+MAX_NOTES_SHOWN = 5
 SEVERAL = ("--members", "--grid")
 """Options that take all values after them, up to the next option."""
 
@@ -49,28 +50,26 @@ class SpreadingCommand(TyperCommand):
 
 def option(default: Any, metavar: str, help_text: str, *names: str, argument: bool = False) -> Any:  # noqa: ANN401 - a field of any type
     """Make a field of a dataclass an option, or a word of the command without a name; `...` as its default where it must be given."""
-    told = {"help": help_text, "metavar": metavar, "names": names, "argument": argument}
-    return field(default=MISSING if default is ... else default, metadata=told)
+    shown: dict[str, Any] = {"help": help_text, "metavar": metavar or None, "show_default": default not in (..., None, False)}
+    told = typer.Argument(**shown) if argument else typer.Option(*names, **shown)
+    return field(default=MISSING if default is ... else default, metadata={"typer": told})
 
 
 def command(run: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of a function that takes objects of dataclasses: their fields, and the fields' metadata, are its options."""
+    """Make a command of a function that takes objects of dataclasses, whose fields are its options; others tell their `help` alone."""
     kinds = [kind for kind in get_type_hints(run).values() if kind is not type(None)]
-    parameters = []
-    for item, hint in ((item, get_type_hints(kind)[item.name]) for kind in kinds for item in fields(kind)):
-        known, required = item.metadata, item.default is MISSING
-        shown = {"help": known["help"], "metavar": known.get("metavar", "X") or None, "show_default": item.default not in (None, False)}
-        told = typer.Argument(**shown) if known.get("argument") else typer.Option(*known.get("names", ()), **shown)
-        default = inspect.Parameter.empty if required else item.default
-        one = inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, told])
-        parameters.append(one)
 
     @functools.wraps(run)
     def call(**values: Any) -> None:  # noqa: ANN401 - whatever the fields hold
         run(*(kind(**{item.name: values[item.name] for item in fields(kind)}) for kind in kinds))
 
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    hints = {
+        item.name: Annotated[get_type_hints(kind)[item.name], item.metadata.get("typer") or typer.Option(help=item.metadata["help"])]
+        for kind in kinds
+        for item in fields(kind)
+    }
+    parameters = [one.replace(annotation=hints[one.name]) for kind in kinds for one in inspect.signature(kind).parameters.values()]
+    call.__annotations__, call.__signature__ = hints, inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
 
 
@@ -367,7 +366,7 @@ def find_audio(entries: Sequence[QueryEntry], manifest: str, audio_dir: str | No
     vids = list(dict.fromkeys(entry.vid for entry in entries))
     missing = [vid for vid in vids if vid not in found]
     if missing:
-        shown = ", ".join(missing[:MAX_NAMES_SHOWN]) + (", …" if len(missing) > MAX_NAMES_SHOWN else "")
+        shown = textwrap.shorten(", ".join(missing), 400, placeholder=" …")
         raise DataError(f"{len(missing)} of {len(vids)} recordings of {manifest} are not in {folder}: {shown}", "give their folder")
     return {vid: found[vid] for vid in vids}
 

@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 
 _SCORES = ("score", "decoder_score", "foreground", "quality", "verifier_score")
 _SUBTITLE_MARKS = str.maketrans("<>{}", "[]()")  # SRT has tags and braces, and no way to escape them
-_REORDERING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))  # hides what is written by turning it round
 
 
 def one_line(text: str) -> str:
     """Make single blanks of line breaks, tabs and other control characters, which separate records and fields."""
-    shown = text.translate(_REORDERING)
-    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in shown).split())
+    shown = re.sub("[\u202a-\u202e\u2066-\u2069]", "", text)  # would hide what is written by turning it round
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", shown).strip()
 
 
 def cell(text: str) -> str:

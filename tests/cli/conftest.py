@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a tiny encoder and checkpoint."""
+"""What the tests of the commands share: a tiny encoder and checkpoint, and a verifier that says what it is told to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from tiny_system import TinyEncoder, save_tiny
 
 import qamdetr.features.base
 from qamdetr import cli
+from qamdetr.errors import QamDetrError
+from qamdetr.verifiers import base as registry
 
 
 @pytest.fixture
@@ -27,3 +29,35 @@ def predict(tmp_path, encoder, capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+class Oracle:
+    """Scores a window as `says(recording, query, window)` does; may be missing, and fails for the queries in `deaf`."""
+
+    name, needs_audio = "oracle", False
+
+    def __init__(self):
+        self.says, self.deaf, self.missing, self.asked, self.settings = None, (), False, [], []
+
+    @property
+    def identity(self):
+        return f"oracle {self.settings[-1].model} {self.deaf}"
+
+    def check(self):
+        if self.missing:
+            raise QamDetrError("The oracle has left; call it back.")
+
+    def verify(self, recording, query, text, candidates):
+        self.asked.append((recording.name, query))
+        if query in self.deaf:
+            raise RuntimeError("it is out\nof order")
+        return [self.says(recording, query, candidate.window) for candidate in candidates]
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    """A verifier `oracle`; its `settings` are those that it was opened with."""
+    oracle = Oracle()
+    info = registry.VerifierInfo("Oracle", False, lambda settings: oracle.settings.append(settings) or oracle)
+    monkeypatch.setitem(registry.VERIFIERS, "oracle", info)
+    return oracle

@@ -13,32 +13,11 @@ from tiny_system import save_tiny, tiny_config, tiny_model, write_sound
 from qamdetr import cli, files
 from qamdetr.config import load_config
 from qamdetr.data.manifest import QueryEntry, write_manifest
-from qamdetr.errors import QamDetrError
 from qamdetr.features.extract import extract
 from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.verifiers import base as registry
 
 QUERIES = ("a dog barks", "rain", "a bell rings", "someone speaks", "an engine", "wind")
-
-
-class Oracle:
-    """Knows where the true windows are; fails for the queries in `deaf`."""
-
-    name, identity, needs_audio = "oracle", "oracle", False
-
-    def __init__(self, truth):
-        self.truth, self.deaf, self.asked, self.missing, self.settings = truth, (), [], False, []
-
-    def check(self):
-        if self.missing:
-            raise QamDetrError("The oracle has left; call it back.")
-
-    def verify(self, recording, query, text, candidates):
-        self.asked.append((recording.name, query))
-        if query in self.deaf:
-            raise QamDetrError("it is out of order")
-        return [overlap(candidate.window, self.truth[query]) for candidate in candidates]
 
 
 def overlap(one, other):
@@ -47,7 +26,7 @@ def overlap(one, other):
 
 
 @pytest.fixture
-def world(tmp_path, encoder, monkeypatch, capsys):
+def world(tmp_path, encoder, oracle, capsys):
     """A checkpoint, three recordings with two queries each, and an oracle; what is true is the model's own candidate, but not its first."""
     checkpoint = save_tiny(tmp_path / "model", beta=0.2, beta_by_verifier={"server": 0.45})
     retriever = MomentRetriever.from_pretrained(checkpoint)
@@ -57,9 +36,8 @@ def world(tmp_path, encoder, monkeypatch, capsys):
     entries = [QueryEntry(f"q{n}", q, f"r{n // 2}", 20.0 + n // 2, (found[n][-1].window,)) for n, q in enumerate(QUERIES)]
     write_manifest(tmp_path / "truth.jsonl", entries)
     write_manifest(tmp_path / "val.jsonl", [*entries, QueryEntry("absent", "a whale", "no-such-recording", 30.0, ())])
-    oracle = Oracle({entry.query: entry.relevant_windows[0] for entry in entries})
-    info = registry.VerifierInfo("Oracle", False, lambda settings: oracle.settings.append(settings) or oracle)
-    monkeypatch.setitem(registry.VERIFIERS, "oracle", info)
+    oracle.truth = {entry.query: entry.relevant_windows[0] for entry in entries}
+    oracle.says = lambda recording, query, window: overlap(window, oracle.truth[query])
     encoder.encoded.clear()
 
     def run(*args, source=("--checkpoint", checkpoint, "--verifier", "oracle")):

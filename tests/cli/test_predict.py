@@ -104,31 +104,12 @@ def test_one_bad_file_among_several_keeps_the_results_of_the_others(tmp_path, pr
     assert err.count("\n") == 1
 
 
-class Listener:
-    """A verifier that listens: it opens the recording, and prefers late windows."""
-
-    name, needs_audio = "listener", True
-
-    def __init__(self, settings):
-        self.settings, self.identity = settings, f"listener {settings.model}"
-
-    def check(self):
-        """Nothing can be told beforehand."""
-
-    def verify(self, recording, query, text, candidates):
-        if self.settings.model == "broken":
-            raise RuntimeError("out of\nmemory")
-        assert Path(recording.path).is_file()
-        return [candidate.start_seconds / recording.duration_seconds for candidate in candidates]
-
-
 @pytest.fixture
-def opened(monkeypatch):
-    """Make a verifier `listener` known; returns the ones that were opened."""
-    made = []
-    info = registry.VerifierInfo("Listener", False, lambda settings: made.append(Listener(settings)) or made[-1])
-    monkeypatch.setitem(registry.VERIFIERS, "listener", info)
-    return made
+def listener(oracle):
+    """A verifier that listens: it looks for the recording, and prefers late windows."""
+    oracle.needs_audio = True
+    oracle.says = lambda recording, query, window: Path(recording.path).is_file() and window[0] / recording.duration_seconds
+    return oracle
 
 
 @pytest.fixture
@@ -204,36 +185,41 @@ def test_the_challenges_file_is_whole_or_predictions_lie_beside_it(system):
     assert [entry.qid for entry in read_predictions("Muster_UNI_task6_2.predictions.jsonl")] == ["7", "9"]
 
 
-def test_a_verifier_that_listens_gets_the_recordings_beside_features(system, opened):
-    call = [*STORED, "--output", "p.jsonl", "--verifier", "listener", "--beta", 1]
+def test_a_verifier_that_listens_gets_the_recordings_beside_features(system, listener):
+    call = [*STORED, "--output", "p.jsonl", "--verifier", "oracle", "--beta", 1]
     assert system(*call)[0] == 0
-    assert len(opened) == 1, "opened once for all recordings"
+    assert len(listener.settings) == 1, "opened once for all recordings"
     starts = [[start for start, _, _ in entry.pred_relevant_windows] for entry in read_predictions("p.jsonl")]
     assert all(row == sorted(row, reverse=True) for row in starts)
     Path("audio").rename("elsewhere")
     status, _, err, _ = system(*call)
     assert (status, err.count("\n")) == (2, 1)
-    assert "Verifier listener listens to the recordings" in err and "take --verifier pocket" in err
+    assert "Verifier oracle listens to the recordings" in err and "take --verifier pocket" in err
     assert system(*call, "--audio-dir", "elsewhere")[0] == 0
 
 
-def test_a_verifier_that_fails_leaves_the_decoders_ranking_and_notes(system, opened):
+def test_a_verifier_that_fails_leaves_the_decoders_ranking_and_notes(system, oracle):
     assert system(*STORED, "--verifier", "none", "--output", "decoder.jsonl")[0] == 0
+    oracle.deaf = [entry.query for entry in ENTRIES]
     dead = ["--verifier", "server", "--verifier-url", "http://127.0.0.1:9/v1", "--set", "verifier.retries=0"]
-    broken = ["--verifier", "listener", "--verifier-model", "broken"]
-    first = "qamdetr: 3 of 3 queries: Verifier {} failed (out of memory); the moments are ranked by the decoder alone.\n"
-    for options, told in ((broken, first.format("listener")), (dead, "qamdetr: verifier server cannot answer, so the decoder alone will")):
+    for options, told in (
+        (
+            ["--verifier", "oracle"],
+            "3 of 3 queries: Verifier oracle failed (it is out of order); the moments are ranked by the decoder alone.\n",
+        ),
+        (dead, "verifier server cannot answer, so the decoder alone will"),
+    ):
         status, _, err, _ = system(*STORED, *options, "--output", "failed.jsonl")
-        assert (status, err[: len(told)]) == (0, told)
+        assert (status, err[: len(told) + 9]) == (0, f"qamdetr: {told}")
         assert Path("failed.jsonl").read_text() == Path("decoder.jsonl").read_text()
 
 
-def test_settings_of_verifier_and_encoders_reach_them(system, opened):
-    call = ["audio/street.wav", "--query", "a dog", "--verifier", "listener", "--verifier-model", "big", "--verifier-url", "http://here/v1"]
+def test_settings_of_verifier_and_encoders_reach_them(system, listener):
+    call = ["audio/street.wav", "--query", "a dog", "--verifier", "oracle", "--verifier-model", "big", "--verifier-url", "http://here/v1"]
     call += ["--encoder", "joint=my/joint", "--device", "cpu", "--system", "mine.yaml", "--encoder", "soft=/a=b"]
     status, _, err, asked = system(*call)
     assert (status, err) == (0, "")
-    assert (opened[-1].settings.model, opened[-1].settings.url) == ("big", "http://here/v1")
+    assert (listener.settings[-1].model, listener.settings[-1].url) == ("big", "http://here/v1")
     of_x, of_y = {"joint": "my/joint"}, {"joint": "my/joint", "soft": "/a=b"}
     assert asked == [{"models": models, "dtype": "float32", "device": "cpu"} for models in (of_x, of_y, of_x)]
 

@@ -59,9 +59,8 @@ def compare(
 ) -> dict[str, Difference]:
     """Compare two systems on the same queries, query by query; a positive difference is an advantage of `scores`.
 
-    The interval is `bootstrap`'s on the differences. The test asks how often a difference as large comes about when, recording by
-    recording, a coin decides which system's answers go by which name. It is two-sided, and no correction is made for looking at
-    several metrics. The smallest p-value is `1 / (resamples + 1)`; of few recordings all coins are tried.
+    The interval is `bootstrap`'s on the differences. The two-sided test asks how often a difference as large comes about when, recording
+    by recording, a coin decides which system's answers go by which name; no correction is made for looking at several metrics.
 
     Source: paired randomisation test (Smucker, Allan and Carterette, CIKM 2007) with recordings as units.
     """

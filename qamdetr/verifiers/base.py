@@ -64,11 +64,8 @@ class Verifier:
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Return one score in [0, 1] per candidate: the normalised probability that it is the moment of the query.
 
-        `recording.path` leads to the sound; `text` is the encoded query, main stream first; the candidates are the decoder's top-K.
-
-        Raises:
-            PartialAnswersError: It failed half-way.
-            QamDetrError: It cannot do its work; the caller keeps the decoder's ranking.
+        `recording.path` leads to the sound; `text` is the encoded query, main stream first; the candidates are the decoder's top-K. Where
+        it fails, half-way with a `PartialAnswersError`, the caller keeps the decoder's ranking.
         """
         raise NotImplementedError
 
@@ -225,11 +222,10 @@ def cache_dir(settings: VerifierConfig) -> Path:
 
 
 class CachedVerifier(WrappedVerifier):
-    """Answers from `folder` what `inner` has answered before, and asks `inner` for the rest.
+    """Answers from `folder`, which processes may share, what `inner` has answered before, and asks `inner` for the rest.
 
-    An answer is known by the recording's content, the crop and the window to a millisecond, the query as it stands in the prompt, and the
-    identity of `inner`. Only a hash of these and the score are stored. Processes and threads may share the folder. A cache that cannot be
-    read or written is noted in the log and done without.
+    Stored are the score and a hash of the recording's content, the crop and the window to a millisecond, the query as it stands in the
+    prompt, and the identity of `inner`. A cache that cannot be read or written is noted in the log and done without.
     """
 
     def __init__(self, inner: Verifier, folder: Path) -> None:

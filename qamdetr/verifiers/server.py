@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import json
 import math
 import os
 import re
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ import soundfile
 
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
+from qamdetr.features.hub import one_line
 from qamdetr.types import Candidate, Recording, TextFeatures
 from qamdetr.verifiers import prompt
 from qamdetr.verifiers.base import SAMPLE_RATE_HZ, Crop, PartialAnswersError, Verifier, read_crops, verifier
@@ -33,7 +34,6 @@ TOP_LOGPROBS = 20
 
 _CHECK_SECONDS = 10.0  # that `check` waits at most; naming its models takes a server no time
 _FIRST_WAIT_SECONDS = 0.5
-_SHOWN_LETTERS = 160
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
 
 
@@ -147,17 +147,16 @@ class ServerVerifier(Verifier):
         except (httpx.ReadError, httpx.RemoteProtocolError, httpx.DecodingError):
             raise _PassingError(f"The answer of {self.url} broke off", "check the server and what lies between") from None
         except httpx.HTTPError as error:
-            reason = _shown(str(error) or type(error).__name__)
-            raise _PassingError(f"Cannot connect to {self.url} ({reason})", "check that the server runs there") from None
+            raise _PassingError(f"Cannot connect to {self.url} ({one_line(error)})", "check that the server runs there") from None
 
     def _refusal(self, answer: httpx.Response) -> QamDetrError:
         """Say what an HTTP error means, with the server's own words."""
         text, status = answer.text, answer.status_code
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            parsed = json.loads(text)
-            inner = parsed.get("error", parsed)
-            text = str(inner.get("message") or json.dumps(inner, ensure_ascii=False)) if isinstance(inner, dict) else str(inner)
-        shown = _shown(text).rstrip(".")
+            told = answer.json()
+            told = told.get("error", told)
+            text = told if isinstance(told, str) else str(told["message"])
+        shown = textwrap.shorten(text, 160, placeholder=" …").rstrip(".")
         message = f"{self.url} answers HTTP {status}{f' ({shown})' if shown else ''}."
         if status == 429 or status >= 500:
             return _PassingError(message)
@@ -172,11 +171,6 @@ class ServerVerifier(Verifier):
 
 class _PassingError(QamDetrError):
     """Something that may go better on another try."""
-
-
-def _shown(text: str) -> str:
-    """Cut a foreign text for a message."""
-    return " ".join(text.split())[:_SHOWN_LETTERS]
 
 
 def usable_url(url: str) -> str:

@@ -19,19 +19,15 @@ import soundfile
 from qamdetr.ui.process import PREFIX
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc how much a process has computed")
 
 pytestmark = pytest.mark.slow
 
 
-def environment(folder, **values):
-    return {**os.environ, "GRADIO_TEMP_DIR": str(folder), "QAMDETR_TRAINING": "0", "QAMDETR_WARM_UP": "0", **values}
-
-
-@pytest.fixture
-def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+def start(folder, **values):
+    """Run `python app.py` with its uploads under a folder; all that it says goes into `app.log` there."""
+    given = {"GRADIO_TEMP_DIR": str(folder / "uploads"), "QAMDETR_TRAINING": "0", "QAMDETR_WARM_UP": "0", **values}
+    with (folder / "app.log").open("w") as log:
+        return subprocess.Popen([sys.executable, REPOSITORY / "app.py"], env={**os.environ, **given}, stdout=log, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.parametrize(
@@ -41,31 +37,24 @@ def port():
 def test_a_setting_that_cannot_be_used_is_one_line_and_status_2(tmp_path, name, value, remedy):
     with socket.create_server(("127.0.0.1", 0)) as other:
         value = str(other.getsockname()[1]) if value == "taken" else value
-        given = environment(tmp_path / "uploads", **{name: value})
-        run = subprocess.run([sys.executable, REPOSITORY / "app.py"], env=given, capture_output=True, text=True, timeout=120, check=False)
-    assert (run.returncode, run.stdout, len(run.stderr.splitlines())) == (2, "", 1), run.stderr
-    assert run.stderr.startswith(f"app.py: {name} is {value!r}")
-    assert remedy in run.stderr
+        assert start(tmp_path, **{name: value}).wait(timeout=120) == 2
+    (line,) = (tmp_path / "app.log").read_text(encoding="utf-8").splitlines()
+    assert line.startswith(f"app.py: {name} is {value!r}")
+    assert remedy in line
     assert not list((tmp_path / "uploads").glob(f"*{PREFIX}*"))
 
 
 class App:
     """A running `python app.py`."""
 
-    def __init__(self, folder, port):
+    def __init__(self, folder):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
         self.folder, self.url = folder, f"http://127.0.0.1:{port}/gradio_api"
-        self.log = folder / "app.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, REPOSITORY / "app.py"],
-                env=environment(folder / "uploads", GRADIO_SERVER_PORT=str(port)),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self.until(lambda: "Running on local URL" in self.said(), "started")
+        self.process = start(folder, GRADIO_SERVER_PORT=str(port))
 
     def said(self):
-        return self.log.read_text(encoding="utf-8")
+        return (self.folder / "app.log").read_text(encoding="utf-8")
 
     def until(self, holds, what):
         end = time.monotonic() + 120
@@ -89,17 +78,17 @@ class App:
 
 
 @pytest.fixture
-def app(tmp_path, port):
-    running = App(tmp_path, port)
+def app(tmp_path):
+    running = App(tmp_path)
     yield running
-    if running.process.poll() is None:
-        running.process.kill()
-        running.process.wait()
+    running.process.kill()
+    running.process.wait()
 
 
-@NEEDS_PROC
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc how much a process has computed")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_cleanly_while_a_recording_is_encoded(app, tmp_path, number):
+    app.until(lambda: "Running on local URL" in app.said(), "started")
     assert "event: complete" in httpx.get(app.retrieve("first.wav", 3), timeout=120).text, "the model is there and compiled"
     before = app.computed_seconds()
     app.retrieve("long.wav", 3600)

@@ -8,9 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,24 +22,14 @@ BROWSER_ARGUMENTS = [
 ]
 
 
-def bursts(seconds: int, rate_hz: int = 16000) -> np.ndarray:
-    """Faint noise with five tone bursts: something to look at, and short to encode."""
-    rng = np.random.default_rng(0)
-    samples = 0.02 * rng.standard_normal(seconds * rate_hz)
-    time = np.arange(int(1.5 * rate_hz)) / rate_hz
-    for start in np.linspace(0.1, 0.85, 5) * seconds:
-        at = int(start * rate_hz)
-        samples[at : at + time.size] += 0.5 * np.hanning(time.size) * np.sin(2 * np.pi * rng.uniform(300, 900) * time)
-    return samples.astype(np.float32)
-
-
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory) -> dict[str, Path]:
     """Audio to upload, by name; one of them is no audio at all, and the stand-in for a model reads "long.wav" for ever."""
+    from doubles import write_noise
+
     folder = tmp_path_factory.mktemp("recordings")
-    paths = {name: folder / name for name in ("walk.wav", "street.flac", "long.wav", "short.wav", "broken.wav")}
-    for name, seconds in (("walk.wav", 40), ("street.flac", 60), ("long.wav", 20), ("short.wav", 20)):
-        soundfile.write(paths[name], bursts(seconds), 16000)
+    paths = {name: write_noise(folder / name, seconds) for name, seconds in (("walk.wav", 40), ("long.wav", 20), ("short.wav", 20))}
+    paths["broken.wav"] = folder / "broken.wav"
     paths["broken.wav"].write_text("this is text, not audio")
     return paths
 
@@ -154,9 +142,4 @@ def open_page(browser, request):
 @pytest.fixture
 def shoot():
     """Keeps a screenshot of the whole page as an artefact."""
-
-    def keep(page, name):
-        SCREENSHOT_DIR.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SCREENSHOT_DIR / f"{name}.png", full_page=True)
-
-    return keep
+    return lambda page, name: page.screenshot(path=SCREENSHOT_DIR / f"{name}.png", full_page=True)

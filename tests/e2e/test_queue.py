@@ -6,6 +6,7 @@ import time
 
 import httpx
 import pytest
+from visitor import answered, ask, opened, press_example, settled, strip, upload
 
 from qamdetr.ui.settings import PASSING_REQUESTS
 
@@ -18,28 +19,6 @@ def happened(semaphore, page):
     while not (done := semaphore.acquire(timeout=0.01)) and time.monotonic() < end:
         page.evaluate("1")
     return done
-
-
-def upload(page, path):
-    page.locator("#qamdetr-upload input[type=file]").set_input_files(path)
-
-
-def strip(page, words):
-    return page.locator(".qd-player[aria-busy='true'] .qd-busy-text", has_text=words)
-
-
-def settled(page):
-    return page.locator(".qd-player[aria-busy='false']")
-
-
-def ask(page, words):
-    page.get_by_label("Describe the sound").fill(words)
-    page.get_by_role("button", name="Find", exact=True).click()
-
-
-def open_example(page):
-    page.locator(".qamdetr-example").get_by_text("a dog barks", exact=True).click()
-    page.locator(".qd-section").wait_for()
 
 
 def test_what_is_put_away_cancelled_replaced_or_closed_stops_and_the_next_in_the_queue_gets_its_place(open_page, held, recordings):
@@ -57,25 +36,23 @@ def test_what_is_put_away_cancelled_replaced_or_closed_stops_and_the_next_in_the
     field = first.locator("#qamdetr-upload")
     field.get_by_label("Clear").or_(field.get_by_label("Remove this file")).first.click()
     first.locator(".qd-empty").wait_for()
-    settled(first).wait_for()
+    settled(first)
     assert happened(model.ended, second), "the encoding went on"
-    second.locator(".qd-title", has_text="short.wav").wait_for()
-    settled(second).wait_for()
+    opened(second, "short.wav")
 
-    open_example(first)
+    press_example(first, "a dog barks")
     begin()
     first.get_by_role("button", name="Cancel").click()
-    settled(first).wait_for()
+    settled(first)
     assert happened(model.ended, second)
     assert first.locator(".qd-section").count() == 1, "what was there before is there again"
     field.get_by_text("Click to Upload").wait_for()
 
     begin()
-    open_example(first)
-    settled(first).wait_for()
+    press_example(first, "a dog barks")
     assert happened(model.ended, second)
     upload(first, recordings["short.wav"])
-    first.locator(".qd-title", has_text="short.wav").wait_for()
+    opened(first, "short.wav")
     with first.expect_file_chooser() as chooser:
         first.get_by_role("button", name="Another recording").click()
     chooser.value.set_files(recordings["long.wav"])
@@ -88,12 +65,12 @@ def test_a_question_does_not_wait_for_somebody_elses_encoding_and_who_waits_is_t
     url, demo, model = held
     first, second, third = (open_page(url) for _ in range(3))
     for page in (second, third):
-        open_example(page)
+        press_example(page, "a dog barks")
     upload(first, recordings["long.wav"])
     strip(first, "Listening to “long.wav”").wait_for()
     assert happened(model.begun, second)
     ask(second, "rain")
-    second.locator(".qd-message", has_text="rain").wait_for()
+    answered(second, "rain")
     assert strip(first, "Listening to “long.wav”").count() == 1, "that one is still being encoded"
     ask(first, "thunder")  # answered when its recording is ready
 
@@ -105,9 +82,11 @@ def test_a_question_does_not_wait_for_somebody_elses_encoding_and_who_waits_is_t
     third.locator("#qamdetr-query").get_by_text("queue: 1/1").first.wait_for()
     shoot(third, "waiting-desktop")
     model.let_go.set()
-    for page, words in ((second, "a slow river"), (third, "rain"), (first, "thunder")):
-        page.locator(".qd-message", has_text=words).wait_for()
-        settled(page).wait_for()
+    for page, name, words in ((second, "A yard", "a slow river"), (third, "A yard", "rain"), (first, "long.wav", "thunder")):
+        answered(page, words)
+        assert page.locator(".qd-title").inner_text() == name
+        assert page.locator(".qd-section").count() == 1, "an answer is seen by who asked"
+    assert first.evaluate("document.querySelector('audio').src") != second.evaluate("document.querySelector('audio').src")
 
     model.let_go.clear()
     ask(second, "a slow river")
@@ -119,9 +98,8 @@ def test_a_question_does_not_wait_for_somebody_elses_encoding_and_who_waits_is_t
         httpx.post(f"{url}/gradio_api/queue/join", json=body).raise_for_status()
     ask(third, "thunder")
     third.get_by_text("This application is currently busy. Please try again.").first.wait_for()
-    settled(third).wait_for()
-    third.locator(".qd-message", has_text="rain").wait_for()
+    answered(third, "rain")
     model.let_go.set()
-    settled(second).wait_for()
+    settled(second)
     ask(third, "thunder")
-    third.locator(".qd-message", has_text="thunder").wait_for()
+    answered(third, "thunder")

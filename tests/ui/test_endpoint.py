@@ -11,7 +11,6 @@ import pytest
 from doubles import HeldRetriever, write_noise
 from event_loops import run_apart
 
-from qamdetr.errors import CheckpointError
 from qamdetr.ui.endpoint import FILE_MARK, KEPT_FOR_PROGRAMS, MAX_PROGRAMS, Endpoint, OnlyUploads
 from qamdetr.ui.find import Recordings
 from qamdetr.ui.models import SharedRetriever
@@ -34,15 +33,14 @@ def make_audio(uploads):
     return lambda name="yard.wav", seconds=20: reference(write_noise(uploads / name, seconds))
 
 
-def make_endpoint(load):
-    settings = AppSettings()
-    model = SharedRetriever(load, settings)
-    return Endpoint(model, Recordings(model, settings), settings)
+def make_endpoint(retriever):
+    model = SharedRetriever(lambda _: retriever)
+    return Endpoint(model, Recordings(model, AppSettings()))
 
 
 @pytest.fixture
 def endpoint(retriever):
-    return make_endpoint(lambda _: retriever)
+    return make_endpoint(retriever)
 
 
 def test_recordings_are_known_by_their_content_and_few_are_kept(endpoint, retriever, make_audio):
@@ -80,17 +78,9 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_done(endpoint, retri
     assert retriever.encoded == []
 
 
-def test_a_model_whose_encoders_are_missing_names_another(ladder, make_audio):
-    def load(name):
-        raise CheckpointError("big needs laion/clap", "run `hf download laion/clap`")
-
-    with pytest.raises(gr.Error, match=r"hf download.*pass checkpoint='qam-detr-pocket'"):
-        make_endpoint(load).retrieve(make_audio(), "a dog", checkpoint="big")
-
-
 def test_too_many_at_once_are_told(make_audio):
     held = HeldRetriever()
-    endpoint, long = make_endpoint(lambda _: held), make_audio("long.wav")
+    endpoint, long = make_endpoint(held), make_audio("long.wav")
     with ThreadPoolExecutor(MAX_PROGRAMS) as pool:
         calls = [pool.submit(endpoint.retrieve, long, "a dog") for _ in range(MAX_PROGRAMS)]
         assert held.begun.acquire(timeout=10)

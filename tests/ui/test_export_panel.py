@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import gradio as gr
 import pytest
 from doubles import write_noise
 
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.export import EXPORTS, export
 from qamdetr.types import Moment, Result
-from qamdetr.ui import export_panel
 from qamdetr.ui.export_panel import NOTHING_CHOSEN, NOTHING_FOUND, NOTHING_YET, export_choices, make_export, picked_answers, what_is_missing
 from qamdetr.ui.lanes import LaneResult, reranked
 
@@ -65,13 +62,6 @@ def test_every_kind_makes_its_file(lanes, tmp_path, kind):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_lane_of_which_nothing_is_chosen_is_left_out_unless_its_sound_was_not_found(lanes, tmp_path):
-    for given, held in ((lanes, []), ([*absent(lanes[:1]), lanes[1]], [(None, False, 0)])):
-        read = json.loads(make_export(given, [(1, 1)], BETA, "json", tmp_path / "out").read_text(encoding="utf-8"))
-        shown = [(item.get("lane"), item["found"], len(item["moments"])) for item in read]
-        assert shown == [*held, ("Without 3-way fusion", True, 1)]
-
-
 def test_a_recording_that_was_removed_costs_only_what_needs_it_and_a_full_disk_is_one_line(lanes, tmp_path, monkeypatch):
     Path(lanes[0].result.audio).unlink()
     assert make_export(lanes, [(0, 0)], BETA, "csv", tmp_path / "out").stat().st_size
@@ -85,19 +75,6 @@ def test_a_recording_that_was_removed_costs_only_what_needs_it_and_a_full_disk_i
     monkeypatch.setattr("qamdetr.export.write_whole", refuse)
     with pytest.raises(QamDetrError, match=r"walk-é-moments.csv cannot be written \(No space left on device\)"):
         make_export(lanes, [(0, 0)], BETA, "csv", tmp_path / "out")
-
-
-def test_the_handler_writes_into_the_cache_and_leaves_nothing_after_a_failure(lanes, tmp_path, warned):
-    cache = tmp_path / "cache"
-    update = export_panel._export(lanes, None, BETA, "csv", cache)
-    assert Path(update["value"]).parent.parent == cache
-    assert update["label"].startswith("walk-é-moments.csv is ready (1 kB)")
-    assert export_panel._export([], None, BETA, "csv", cache)["value"] is None
-    assert warned == [NOTHING_YET]
-    Path(lanes[0].result.audio).unlink()
-    with pytest.raises(gr.Error, match=r"walk é\.wav is no longer there"):
-        export_panel._export(lanes, None, BETA, "png", cache)
-    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_format_from_outside_is_offered_and_written_by_importing_it(lanes, tmp_path):

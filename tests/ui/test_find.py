@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import gradio as gr
 import pytest
 from doubles import FakeRetriever
@@ -48,28 +46,13 @@ def ask(handlers, session, text, *asked):
     return run(handlers, handlers.find(session, text, *(asked or ASKED)))[-1]
 
 
-def test_the_page_says_how_far_it_is_and_a_second_query_encodes_nothing_again(handlers, retriever, make_audio):
-    session = Session()
-    *busy, ready = run(handlers, handlers.open_upload(session, make_audio()))
-    assert [(view["busy"], view["share"]) for view in busy[:3]] == [
-        ("Opening “yard.wav” …", None), ("Listening to “yard.wav” …", 0.25), ("Listening to “yard.wav”: stream pocket …", 0.75)
-    ]  # fmt: skip
-    assert (ready["state"], ready["title"]) == ("ready", "yard.wav")
-    answer = ask(handlers, session, "a dog\n\n  nothing here  \na dog\nrain")
-    assert [(lane["label"], lane["found"], lane["truth"]) for lane in answer["lanes"]] == [
-        ("a dog", True, None), ("nothing here", False, None), ("rain", True, None)
-    ]  # fmt: skip
-    assert handlers.choose_moments(session, SimpleNamespace(chosen=[[0, 1], [0, 99]])).chosen == [(0, 1)]
-    ask(handlers, session, "rain")
-    assert session.chosen is None, "a new answer has its own choice"
-    assert retriever.encoded == ["yard.wav"]
-
-
 def test_examples_bring_their_truth_and_are_encoded_once_for_all(handlers, retriever):
     for _ in range(2):
-        answer = run(handlers, handlers.open_example(Session(), "example", "a dog barks\nrain\na cat", *ASKED))[-1]
+        answer = run(handlers, handlers.open_example(Session(), "example", "a dog barks\n\n rain \na dog barks\nnothing", *ASKED))[-1]
     assert retriever.encoded == ["example.wav"]
-    assert [lane["truth"] for lane in answer["lanes"]] == [[[2.0, 4.5]], [], None]
+    assert [(lane["label"], lane["found"], lane["truth"]) for lane in answer["lanes"]] == [
+        ("a dog barks", True, [[2.0, 4.5]]), ("rain", True, []), ("nothing", False, None)
+    ]  # fmt: skip
     assert answer["lanes"][0]["moments"][0]["iou"] == pytest.approx(1.0)
     for name in ("../../etc/passwd", ""):
         assert run(handlers, handlers.open_example(Session(), name, "a dog", *ASKED)) == []
@@ -101,12 +84,9 @@ def test_searching_with_something_missing_warns_and_changes_nothing(handlers, ma
     session = Session()
     assert ask(handlers, session, "a dog") == {"state": "empty"}
     opened(handlers, make_audio(), session)
-    for query in ("", "   "):
-        assert ask(handlers, session, query) == session.base
-    assert "upload" in warned[0]
-    assert all("No words yet" in text for text in warned[1:])
+    assert ask(handlers, session, "   ") == session.base
     assert ask(handlers, Session(greeted=False), "a dog") == {"state": "empty"}
-    assert "idle for so long" in warned[-1]
+    assert [words in told for words, told in zip(("upload", "No words yet", "idle for so long"), warned, strict=True)] == [True] * 3
 
 
 def test_a_comparison_asks_each_model_once_and_one_that_is_too_large_changes_nothing(ladder, handlers, retriever, make_audio):
@@ -118,8 +98,7 @@ def test_a_comparison_asks_each_model_once_and_one_that_is_too_large_changes_not
     with pytest.raises(gr.Error, match="4 queries to 7 models are 28 answers; the limit is 16"):
         ask(handlers, session, "a\nb\nc\nd", "none", 0.35, [], [1, 2, 3, 4, 5, 6])
     assert handlers.shown_comparison(session) == (["three_way", "verifier"], [1]), "the boxes go back to what is answered"
-    answer = run(handlers, handlers.find_again(session, "pocket", 0.35, [], []))[-1]
-    assert [lane["label"] for lane in answer["lanes"]] == ["a dog", "rain"]
+    assert len(run(handlers, handlers.find_again(session, "pocket", 0.35, [], []))[-1]["lanes"]) == 2
     assert run(handlers, handlers.find_again(session, "pocket", 0.9, [], [])) == [session.view], "these answers are on the page"
 
 
@@ -137,6 +116,7 @@ def test_sessions_share_nothing_and_going_back_costs_nothing(handlers, retriever
     session, other = Session(), Session()
     for name in ("a.wav", "b.wav", "a.wav"):
         opened(handlers, make_audio(name), session)
+        ask(handlers, session, "a dog")
     assert retriever.encoded == ["a.wav", "b.wav"]
     assert handlers.close(session)[1] == {"state": "empty"}
     opened(handlers, make_audio("b.wav"), session)
@@ -151,12 +131,9 @@ def test_sessions_share_nothing_and_going_back_costs_nothing(handlers, retriever
 def test_a_file_that_cannot_be_read_puts_the_last_view_back_and_is_told_by_its_name(handlers, make_audio, tmp_path):
     session = opened(handlers, make_audio())
     (tmp_path / "broken.wav").write_text("not audio")
-    with pytest.raises(gr.Error) as caught:
+    with pytest.raises(gr.Error, match=r"^'?broken\.wav is not audio"):
         opened(handlers, str(tmp_path / "broken.wav"), session)
-    assert session.view["title"] == session.recording.name == "yard.wav"
-    assert session.idle
-    assert "broken.wav" in caught.value.message
-    assert str(tmp_path) not in caught.value.message
+    assert (session.view["title"], session.recording.name, session.idle) == ("yard.wav", "yard.wav", True)
 
 
 def test_a_model_with_other_encoders_encodes_the_open_recording_anew(ladder, make_audio):
@@ -184,7 +161,6 @@ def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes
         if not session.checkpoint:
             assert handlers.choose_model(session, "big")[1] == "qam-detr-pocket"
         opened(handlers, make_audio(), session)
-        assert handlers.checkpoint(session) == "qam-detr-pocket"
         assert ask(handlers, session, "a dog")["state"] == "result"
         (told,) = warned
         assert "hf download laion/clap`, or choose qam-detr-pocket under Model. Until then the page uses qam-detr-pocket." in told
@@ -192,8 +168,8 @@ def test_a_model_that_cannot_be_opened_is_explained_and_the_pocket_default_takes
     assert "No model here was trained on A: LAION-CLAP" in warned[-1]
 
 
-def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_audio):
-    outcomes = [CheckpointError("Damaged", "copy it again"), CheckpointError("Damaged", "copy it again"), None]
+def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, make_audio):
+    outcomes = [CheckpointError("Damaged", "copy it again"), None]
 
     def load(name):
         if error := outcomes.pop(0):
@@ -201,9 +177,8 @@ def test_a_recording_waits_for_a_model_that_can_be_opened(ladder, warned, make_a
         return FakeRetriever()
 
     handlers, session = FindHandlers(SharedRetriever(load), []), Session()
-    for attempt in (lambda: opened(handlers, make_audio(), session), lambda: handlers.choose_model(session, "qam-detr-pocket")):
-        with pytest.raises(gr.Error, match=r"Damaged; copy it again\.'?$"):
-            attempt()
-    assert (session.recording, warned) == (None, [])
+    with pytest.raises(gr.Error, match=r"Damaged; copy it again\.'?$"):
+        opened(handlers, make_audio(), session)
+    assert session.recording is None
     answer = ask(handlers, session, "a dog")
     assert (answer["state"], answer["title"]) == ("result", "yard.wav")

@@ -20,21 +20,16 @@ def jobs(tmp_path):
     end_all(jobs)
 
 
-def test_steps_run_in_order_and_what_is_done_is_skipped(jobs, tmp_path):
+def test_steps_run_in_order_what_is_done_is_skipped_and_a_failure_in_the_programs_own_line_ends_the_job(jobs, tmp_path):
     done, trace = tmp_path / "done", tmp_path / "trace"
     done.touch()
     write = f"open({str(trace)!r}, 'a').write('%s')"
-    jobs.start("job", "train", tmp_path, [python(write % "a"), python(write % "b", done_when=str(done)), python(write % "c")])
-    job = until(jobs, "job", "finished")
-    assert (trace.read_text(), job.step) == ("ac", 2)
-    assert job.ended >= job.started
-
-
-def test_a_failure_is_the_programs_own_line_and_ends_the_job(jobs, tmp_path):
     fail = "import sys; print('WARNING: x'); print('qamdetr: error: 3 clips are silent; mend them.', file=sys.stderr); sys.exit(2)"
-    jobs.start("job", "scenes", tmp_path, [python(fail), python(f"open({str(tmp_path / 'never')!r}, 'w')")])
-    assert until(jobs, "job", "failed").reason == "3 clips are silent; mend them."
-    assert not (tmp_path / "never").exists()
+    steps = [python(write % "a"), python(write % "b", done_when=str(done)), python(write % "c"), python(fail), python(write % "d")]
+    jobs.start("job", "train", tmp_path, steps)
+    job = until(jobs, "job", "failed")
+    assert (trace.read_text(), job.step, job.reason) == ("ac", 3, "3 clips are silent; mend them.")
+    assert job.ended >= job.started
 
 
 def test_a_job_outlives_its_program_no_second_starts_beside_it_and_stop_ends_it(jobs, tmp_path):

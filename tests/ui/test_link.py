@@ -57,12 +57,6 @@ def test_what_cannot_be_used_is_passed_over_and_said(parameters, told):
     assert line in link.warning
 
 
-def test_what_can_be_used_is_used_beside_what_cannot():
-    link = read(("q", "rain"), ("model", "gone"), ("verifier", "pocket"), ("beta", "7"), ("off", "quality"), ("off", "magic"), ("row", "1"))
-    assert (link.queries, link.model, link.verifier, link.beta, link.off, link.rows) == ("rain", None, "pocket", None, ("quality",), (1,))
-    assert "The address now says what is in use" in link.warning
-
-
 def test_queries_stay_one_line_each_and_hostile_words_stay_words():
     hostile = "<img src=x onerror=alert(1)> ${7*7} {{value}}"
     assert read(("q", f"{hostile}\r\n\tand more")).queries == f"{hostile} and more"

@@ -24,37 +24,27 @@ def test_without_variables_it_is_the_page_of_ones_own_machine_and_a_space_is_mor
     assert AppSettings.from_environment({"SPACE_ID": "someone/qam-detr", "QAMDETR_TRAINING": "1"}).training
 
 
+READ = {
+    "QAMDETR_TRAINING": ("off", "training", False),
+    "QAMDETR_UPLOAD_MB": (" 20 ", "upload_mb", 20),
+    "QAMDETR_LONGEST_MINUTES": ("1.5", "longest_minutes", 1.5),
+    "QAMDETR_QUEUE_LENGTH": ("3", "queue_length", 3),
+    "QAMDETR_CHECKPOINT": ("ladder-2-bimamba", "checkpoint", "ladder-2-bimamba"),
+    "QAMDETR_WARM_UP": ("No", "warm_up", False),
+    "QAMDETR_MCP": ("", "mcp", False),
+    "GRADIO_SERVER_PORT": ("8080", "server_port", 8080),
+    "QAMDETR_VERIFIER_MODEL": ("Qwen/Qwen2.5-Omni-3B", "verifier_model", "Qwen/Qwen2.5-Omni-3B"),
+    "QAMDETR_VERIFIER_URL": ("http://localhost:8000/v1", "verifier_url", "http://localhost:8000/v1"),
+}
+
+
 def test_every_variable_is_read_and_blanks_count_as_unset():
-    given = {
-        "QAMDETR_TRAINING": "off",
-        "QAMDETR_UPLOAD_MB": " 20 ",
-        "QAMDETR_LONGEST_MINUTES": "1.5",
-        "QAMDETR_QUEUE_LENGTH": "3",
-        "QAMDETR_CHECKPOINT": "ladder-2-bimamba",
-        "QAMDETR_WARM_UP": "No",
-        "QAMDETR_MCP": "",
-        "GRADIO_SERVER_PORT": "8080",
-        "QAMDETR_VERIFIER_MODEL": "Qwen/Qwen2.5-Omni-3B",
-        "QAMDETR_VERIFIER_URL": "http://localhost:8000/v1",
-    }
-    settings = AppSettings.from_environment(given)
-    assert settings == AppSettings(
-        training=False,
-        upload_mb=20,
-        longest_minutes=1.5,
-        queue_length=3,
-        checkpoint="ladder-2-bimamba",
-        verifiers=("none", "pocket", "qwen2.5-omni", "server"),
-        verifier_model="Qwen/Qwen2.5-Omni-3B",
-        verifier_url="http://localhost:8000/v1",
-        warm_up=False,
-        server_port=8080,
-    )
-    trained = VerifierConfig(batch_size=7)
-    for name, changed in (
-        ("qwen2.5-omni", {"model": "Qwen/Qwen2.5-Omni-3B"}), ("server", {"url": "http://localhost:8000/v1"}), ("pocket", {})
-    ):  # fmt: skip
-        assert settings.verifier_config(name, trained) == VerifierConfig(batch_size=7, **changed)
+    settings = AppSettings.from_environment({variable: text for variable, (text, _, _) in READ.items()})
+    verifiers = ("none", "pocket", "qwen2.5-omni", "server")
+    assert settings == AppSettings(verifiers=verifiers, **{field: value for _, field, value in READ.values()})
+    changes = ({}, {"model": "Qwen/Qwen2.5-Omni-3B"}, {"url": "http://localhost:8000/v1"})
+    for name, changed in zip(verifiers[1:], changes, strict=True):
+        assert settings.verifier_config(name, VerifierConfig(batch_size=7)) == VerifierConfig(batch_size=7, **changed)
 
 
 def test_incomplete_folders_and_a_missing_package_are_refused_and_a_hub_id_is_not_asked_for(tmp_path, monkeypatch):

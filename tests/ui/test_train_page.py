@@ -80,16 +80,6 @@ def test_a_mistake_in_an_order_is_one_line_before_anything_is_written_or_starts(
     assert handlers.jobs.all() == []
 
 
-def test_the_plan_for_scenes_divides_the_clips_and_shares_no_seed(clips, tmp_path):
-    target, steps = plan_scenes(SceneOrder("mine", str(clips), num_scenes=7, num_validation=3, seed=5), tmp_path)
-    assert [step.arguments[3] for step in steps] == ["synthesize", "synthesize", "extract", "extract"]
-    options = [dict(zip(step.arguments[4::2], step.arguments[5::2], strict=True)) for step in steps[:2]]
-    assert [(one["--num-scenes"], one["--seed"]) for one in options] == [("7", "5"), ("3", "6")]
-    tables = [(target / f"clips-{part}" / "clips.csv").read_text().splitlines()[1:] for part in ("train", "val")]
-    assert [len(table) for table in tables] == [8, 2]
-    assert not set(tables[0]) & set(tables[1])
-
-
 def test_a_run_that_cannot_be_the_start_is_told_by_its_name(handlers):
     scenes_folder(handlers.root)
     best = write_run(handlers.root / "older", [row(1, 1.0)], checkpoint=True) / "best"
@@ -125,20 +115,6 @@ def test_switches_and_streams_reach_the_configuration_and_encoded_scenes_are_not
     for vid in ("train_1", "val_1"):
         (features / f"{vid}.0123.npz").touch()
     assert [step.label for step in plan_training(TrainOrder("new", "mine"), tmp_path, made)[1]] == ["Training"]
-
-
-def test_the_page_lists_runs_that_it_did_not_start(handlers):
-    write_run(handlers.root / "done", [row(1, 10.0), row(2, 30.0), row(3, 20.0)], finished=True, checkpoint=True)
-    write_run(handlers.root / "ladder" / "half", [row(1, 5.0)], epochs=4, checkpoint=True)
-    view = handlers.view("done")
-    items = {item["id"]: item for item in view["items"]}
-    assert {name: item["state"] for name, item in items.items()} == {"done": "finished", "ladder/half": "stopped"}
-    assert items["done"]["brief"] == "3 of 3 epochs, R1@0.7 30.0"
-    loss, validation = view["detail"]["charts"]
-    assert loss["series"][0]["points"] == [[1, 5.0], [2, 5.0], [3, 5.0]]
-    assert (validation["best"], view["detail"]["actions"]) == (2, ["use"])
-    assert handlers.view("ladder/half")["detail"]["actions"] == ["resume", "use"]
-    json.dumps(view, allow_nan=False)
 
 
 def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stopped_here(handlers, monkeypatch):
@@ -199,7 +175,7 @@ def test_a_table_of_clips_counts_and_its_captions_and_licences_come_along(tmp_pa
         read_clips(str(tmp_path))
 
 
-def test_each_sound_keeps_one_clip_in_five_back_and_names_say_what_is_heard(tmp_path):
+def test_each_sound_keeps_one_clip_in_five_back_and_no_seed_is_used_twice(tmp_path):
     with pytest.raises(QamDetrError, match="0 clips"):
         read_clips(str(tmp_path))
     make_clips(tmp_path, {"A low_tone": 200, "high": 900}, per_sound=10)
@@ -210,6 +186,9 @@ def test_each_sound_keeps_one_clip_in_five_back_and_names_say_what_is_heard(tmp_
     assert {row["file_name"] for row in [*learnt, *kept]} == {row["file_name"] for row in clips.rows}
     assert {row["group"] for row in learnt if row in kept} == {"only"}
     assert [sum(row["group"] == "high" for row in part) for part in (learnt, kept)] == [8, 2]
+    _, steps = plan_scenes(SceneOrder("mine", str(tmp_path), num_scenes=7, num_validation=3, seed=5), tmp_path / "runs")
+    options = [dict(zip(step.arguments[4::2], step.arguments[5::2], strict=True)) for step in steps[:2]]
+    assert [(one["--num-scenes"], one["--seed"]) for one in options] == [("7", "5"), ("3", "6")]
 
 
 def test_runs_stand_side_by_side_and_those_that_differ_in_the_seed_alone_are_summed_up(tmp_path):

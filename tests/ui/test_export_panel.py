@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from doubles import write_noise
 
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.export import EXPORTS, export
 from qamdetr.types import Moment, Result
-from qamdetr.ui.export_panel import NOTHING_CHOSEN, NOTHING_FOUND, NOTHING_YET, export_choices, make_export, picked_answers, what_is_missing
+from qamdetr.ui.export_panel import (
+    NOTHING_CHOSEN,
+    NOTHING_FOUND,
+    NOTHING_YET,
+    _export,
+    export_choices,
+    make_export,
+    picked_answers,
+    what_is_missing,
+)
 from qamdetr.ui.lanes import LaneResult, reranked
 
 BETA = 0.35
@@ -75,6 +85,17 @@ def test_a_recording_that_was_removed_costs_only_what_needs_it_and_a_full_disk_i
     monkeypatch.setattr("qamdetr.export.write_whole", refuse)
     with pytest.raises(QamDetrError, match=r"walk-é-moments.csv cannot be written \(No space left on device\)"):
         make_export(lanes, [(0, 0)], BETA, "csv", tmp_path / "out")
+
+
+def test_a_failure_leaves_nothing_in_the_cache_and_where_nothing_is_to_be_had_it_is_said(lanes, tmp_path, warned):
+    cache = tmp_path / "cache"
+    assert Path(_export(lanes, None, BETA, "csv", cache)["value"]).parent.parent == cache
+    assert _export([], None, BETA, "csv", cache)["value"] is None
+    assert warned == [NOTHING_YET]
+    Path(lanes[0].result.audio).unlink()
+    with pytest.raises(gr.Error, match=r"walk é\.wav is no longer there"):
+        _export(lanes, None, BETA, "png", cache)
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_format_from_outside_is_offered_and_written_by_importing_it(lanes, tmp_path):

@@ -101,9 +101,11 @@ def test_every_variable_is_documented_with_its_default():
     assert usual.checkpoint in rows["QAMDETR_CHECKPOINT"]
 
 
-def test_a_taken_port_is_passed_over_where_none_was_named_and_folders_that_will_be_written_are_made(monkeypatch, tmp_path):
+def test_a_taken_port_is_refused_where_it_was_named_and_folders_that_will_be_written_are_made(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"GRADIO_SERVER_PORT is '{taken}'.*another program listens"):
+            check_start({"GRADIO_SERVER_PORT": str(taken)})
         monkeypatch.setattr(settings_module, "USUAL_PORT", taken)
         assert check_start({}).startswith(f"Port {taken} is taken")
     for path in ("/", "/sounds", "/a/b", "https://example.org/sounds"):

@@ -117,6 +117,15 @@ def test_switches_and_streams_reach_the_configuration_and_encoded_scenes_are_not
     assert [step.label for step in plan_training(TrainOrder("new", "mine"), tmp_path, made)[1]] == ["Training"]
 
 
+def test_the_page_lists_runs_that_it_did_not_start(handlers):
+    write_run(handlers.root / "done", [row(1, 10.0), row(2, 30.0), row(3, 20.0)], finished=True, checkpoint=True)
+    write_run(handlers.root / "ladder" / "half", [row(1, 5.0)], epochs=4, checkpoint=True)
+    done, half = (handlers.view(name)["detail"] for name in ("done", "ladder/half"))
+    assert [(one["state"], one["actions"]) for one in (done, half)] == [("finished", ["use"]), ("stopped", ["resume", "use"])]
+    assert {item["id"]: item["brief"] for item in handlers.view()["items"]}["done"] == "3 of 3 epochs, R1@0.7 30.0"
+    assert done["charts"][1]["best"] == 2
+
+
 def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stopped_here(handlers, monkeypatch):
     folder = write_run(handlers.root / "elsewhere", [row(1, 5.0)])
     now, begun = time.time(), psutil.Process().create_time()

@@ -420,8 +420,7 @@ class _Run:
 
     def __init__(self, file: str, label: str, track: int | None, channel: int | None) -> None:
         self._file, self._label, self._track, self.channel = file, label, track, channel
-        # The track that is heard, of how many, and which to try in turn.
-        self.track, self.tracks, self.order = 1, 0, [1]
+        self.track, self.tracks, self.order = 1, 0, [1]  # the one that is heard, of how many, and which to try in turn
         self.rate_hz = self.channels = self.num_samples = 0
         self.subtype = ""
         self.origin = 0.0  # the container's time, in seconds, of the first sample
@@ -831,8 +830,7 @@ class _Levels:
     """Power of each channel, and of what is heard, apart from a constant offset."""
 
     def __init__(self) -> None:
-        self.loudest_block = 0.0
-        self._count = 0
+        self.loudest_block, self._count = 0.0, 0
         self._sums = self._squares = np.zeros(1)
 
     def add(self, samples: np.ndarray, mono: np.ndarray) -> None:
@@ -939,5 +937,4 @@ def _bands(rate_hz: int, fft_samples: int) -> np.ndarray:
     centres = 700.0 * (10.0 ** (centres_mel / 2595.0) - 1.0)
     widths = np.maximum(np.gradient(centres), rate_hz / fft_samples)
     weights: np.ndarray = np.maximum(0.0, 1.0 - np.abs(bins - centres[:, None]) / widths[:, None])
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights.astype(np.float32)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)

@@ -12,14 +12,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from qamdetr.features.base import STREAMS, AudioStream, finish
-from qamdetr.features.clap import ROBERTA_TOKENIZER
+from qamdetr.features.clap import _HTSAT_NAMES
 from qamdetr.features.ms_clap import GPT2_TOKENIZER
 
 AUDIO_DIMS = {"laion_clap": 16, "ms_clap": 64, "wavlm_base": 12, "wavlm_base_plus": 12, "wavlm_large": 16}
 TEXT_DIMS = {"laion_clap": 64, "ms_clap": 128, "roberta": 20}
 
 _WAVLM_SEEDS = {"wavlm_base": 1, "wavlm_base_plus": 2, "wavlm_large": 3}
-
 
 SENTENCES = (
     "a dog barks twice while rain falls on a tin roof",
@@ -44,23 +43,21 @@ def save_tiny_roberta_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
     names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    _save_tokenizer(tokenizer, folder, {"tokenizer_class": "RobertaTokenizer", "model_max_length": 512, "mask_token": "<mask>", **names})
-    return tokenizer
+    return _saved(tokenizer, folder, tokenizer_class="RobertaTokenizer", model_max_length=512, mask_token="<mask>", **names)
 
 
 def save_tiny_gpt2_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = byte_level_tokenizer(["<|endoftext|>"], trim_offsets=False)
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    _save_tokenizer(tokenizer, folder, {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024, **names})
-    return tokenizer
+    return _saved(tokenizer, folder, tokenizer_class="GPT2Tokenizer", model_max_length=1024, **names)
 
 
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path, settings: dict) -> None:
+def _saved(tokenizer: Tokenizer, folder: Path, **settings: object) -> Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     (folder / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": False, **settings}))
-    (folder / "special_tokens_map.json").write_text(json.dumps({key: value for key, value in settings.items() if key.endswith("_token")}))
+    return tokenizer
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
@@ -97,17 +94,15 @@ def save_tiny_laion_clap(folder: Path, *, seed: int = 0, fusion: bool = False) -
     """Save a `ClapModel` in the hub's layout (joint space of 16, token states of 64; at most 64 tokens)."""
     from transformers import ClapFeatureExtractor
 
-    tokenizer = save_tiny_roberta_tokenizer(folder)
-    model = tiny_clap(seed=seed, fusion=fusion, words=tokenizer.get_vocab_size())
-    model.save_pretrained(folder)
+    words = save_tiny_roberta_tokenizer(folder).get_vocab_size()
+    tiny_clap(seed=seed, fusion=fusion, words=words).save_pretrained(folder)
     ClapFeatureExtractor(frequency_min=50, truncation="fusion" if fusion else "rand_trunc").save_pretrained(folder)
     return folder
 
 
-def save_tiny_laion_clap_checkpoint(folder: Path, *, seed: int = 0) -> Path:
+def save_tiny_laion_clap_checkpoint(folder: Path, *, fusion: bool = False) -> Path:
     """Save the weights of `save_tiny_laion_clap` as the package `laion-clap` does, with a tokeniser beside; return the `.pt`."""
-    tokenizer = save_tiny_roberta_tokenizer(folder)
-    model = tiny_clap(seed=seed, words=tokenizer.get_vocab_size())
+    model = tiny_clap(fusion=fusion, words=save_tiny_roberta_tokenizer(folder).get_vocab_size())
     state = {f"audio_branch.{name}": value for name, value in original_htsat_names(model.audio_model.audio_encoder.state_dict()).items()}
     state |= {f"text_branch.{name}": value for name, value in model.text_model.state_dict().items()}
     for modality, projection in (("audio", model.audio_projection), ("text", model.text_projection)):
@@ -115,10 +110,8 @@ def save_tiny_laion_clap_checkpoint(folder: Path, *, seed: int = 0) -> Path:
             state |= {f"{modality}_projection.{number}.{name}": value for name, value in layer.state_dict().items()}
             # A head of the package's training that no feature passes through.
             state |= {f"{modality}_transform.sequential.{number}.{name}": value for name, value in layer.state_dict().items()}
-    path = folder / "630k-tiny-best.pt"
-    wrapped = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}
-    torch.save(wrapped, path)
-    return path
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, folder / "630k-tiny-best.pt")
+    return folder / "630k-tiny-best.pt"
 
 
 def save_tiny_ms_clap(folder: Path, *, seed: int = 0) -> Path:
@@ -138,15 +131,9 @@ def save_tiny_ms_clap(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-ORIGINAL_NAMES = (
-    ("batch_norm.", "bn0."), ("layernorm_before", "norm1"), ("layernorm_after", "norm2"), ("attention.output.dense", "attn.proj"),
-    ("attention.self.", "attn."), ("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2"),
-)  # fmt: skip
-
-
 def original_htsat_names(state: dict) -> dict:
     """Give a `ClapAudioEncoder`'s weights the names of the packages' HTSAT, with what else their files hold."""
-    names = {functools.reduce(lambda name, pair: name.replace(*pair), ORIGINAL_NAMES, name): value for name, value in state.items()}
+    names = {functools.reduce(lambda name, pair: name.replace(*pair[::-1]), _HTSAT_NAMES, name): value for name, value in state.items()}
     for name in [name for name in names if ".query." in name]:
         parts = [names.pop(name.replace("query", part)) for part in ("query", "key", "value")]
         names[name.replace("query", "qkv")] = torch.cat(parts)
@@ -195,21 +182,11 @@ def tiny_hub(folder: Path) -> dict[str, str]:
     return {name: str(path) for name, path in saved.items()}
 
 
-def put_in_cache(cache: Path, model: str, folder: Path, *, branch: str = "") -> Path:
-    """Copy a saved model to where the hub's client keeps downloads of the default of `model`; returns the snapshot.
-
-    With `branch`, it is the head of that branch, at a commit that is not the default's.
-    """
-    wanted = {"gpt2": GPT2_TOKENIZER, "roberta_tokenizer": ROBERTA_TOKENIZER}.get(model) or STREAMS[model].hub
+def put_in_cache(cache: Path, model: str, folder: Path) -> Path:
+    """Copy a saved model to where the hub's client keeps downloads of the default of `model`; returns the snapshot."""
+    wanted = {"gpt2": GPT2_TOKENIZER}.get(model) or STREAMS[model].hub
     assert wanted is not None
-    home = cache / f"models--{wanted.repo.replace('/', '--')}"
-    commit = "0" * 40 if branch else wanted.revision
-    snapshot = home / "snapshots" / commit
-    shutil.copytree(folder, snapshot)
-    if branch:
-        (home / "refs").mkdir(parents=True)
-        (home / "refs" / branch).write_text(commit)
-    return snapshot
+    return shutil.copytree(folder, cache / f"models--{wanted.repo.replace('/', '--')}" / "snapshots" / wanted.revision)
 
 
 def encode_samples(encoder: AudioStream, samples: np.ndarray) -> torch.Tensor:

@@ -28,8 +28,7 @@ class TinyAudioStream(AudioStream):
 
     def __init__(self, name: str, runs: Counter[str]) -> None:
         self.options = EncoderOptions()
-        self.name, self.fingerprint = name, f"{name}-1"
-        self.rate_hz = RATES_HZ[name]
+        self.name, self.fingerprint, self.rate_hz = name, f"{name}-1", RATES_HZ[name]
         self._runs = runs
 
     def listener(self) -> FeatureListener:
@@ -43,8 +42,6 @@ class TinyAudioStream(AudioStream):
 
 class TinyTextStream(TextStream):
     """A vector per word, drawn from its letters; only the joint stream has a pooled vector."""
-
-    dim = DIM
 
     def __init__(self, name: str) -> None:
         self.name, self.fingerprint = name, f"{name}-1"

@@ -38,11 +38,10 @@ class ExtractOptions(EncoderOptions):
 
 
 class _Work(NamedTuple):
-    """What is to be encoded: recordings by vid, queries, lengths as a manifest states them, and recordings that are not there."""
+    """What is to be encoded: recordings by vid, queries, and recordings that are not there."""
 
     recordings: Mapping[str, Path]
     queries: tuple[str, ...]
-    seconds: Mapping[str, float]
     absent: tuple[tuple[str, str], ...]
 
 
@@ -148,7 +147,7 @@ def _encode(options: ExtractOptions, work: _Work, models: Mapping[str, str], sha
     for _, reason in work.absent if share.index == 0 else ():
         tell(reason)
     files, feature_dir = work.recordings.items(), Path(options.feature_dir)
-    return encode(files, work.queries, feature_dir, combo, share=share, seconds=work.seconds, on_skip=tell)
+    return encode(files, work.queries, feature_dir, combo, share=share, on_skip=tell)
 
 
 def _conclude(outcomes: Sequence[ExtractionReport | QamDetrError], work: _Work, feature_dir: str, *, quiet: bool) -> None:
@@ -183,17 +182,17 @@ def _find_work(options: ExtractOptions) -> _Work:
         found = find_recordings(options.audio_dir)
         if not found:
             raise DataError(f"{options.audio_dir} holds no recordings", f"give a folder of files that end in {', '.join(AUDIO_SUFFIXES)}")
-        return _Work(found, more, {}, ())
+        return _Work(found, more, ())
     entries = read_manifest(options.manifest, clamp=False)
     folder = audio_folder(options.manifest, options.audio_dir)
     found = find_recordings(folder)
-    seconds = {entry.vid: entry.duration_seconds for entry in entries}
-    absent = sorted(set(seconds) - set(found))
-    if len(absent) == len(seconds):
-        what = f"None of the {len(seconds)} recordings of {options.manifest} is in {folder}, such as {absent[0]!r}"
+    vids = dict.fromkeys(entry.vid for entry in entries)
+    absent = sorted(set(vids) - set(found))
+    if len(absent) == len(vids):
+        what = f"None of the {len(vids)} recordings of {options.manifest} is in {folder}, such as {absent[0]!r}"
         raise DataError(what, "give their folder")
     told = tuple((vid, f"{vid!r} of {options.manifest} is not in {folder}") for vid in absent)
-    return _Work({vid: found[vid] for vid in seconds if vid in found}, (*(entry.query for entry in entries), *more), seconds, told)
+    return _Work({vid: found[vid] for vid in vids if vid in found}, (*(entry.query for entry in entries), *more), told)
 
 
 def _read_queries(path: str | None) -> tuple[str, ...]:

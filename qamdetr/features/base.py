@@ -1,4 +1,4 @@
-"""What an encoder of recordings or queries is, how one joins the program (`@stream`), and how a set of them is opened and run."""
+"""What an encoder is, how one joins the program (`@stream`: importing its file is enough), and how a set of them is opened and run."""
 
 from __future__ import annotations
 
@@ -103,10 +103,7 @@ STREAMS: dict[str, type[Stream]] = {}
 def stream(
     name: str, *, dim: int, text_dim: int = 0, rate_hz: int = 0, hub: Hub | None = None, label: str = "", raw_scale: bool = False
 ) -> Callable[[_Class], _Class]:
-    """Register an encoder class; importing its file is enough to open, extract and configure its stream.
-
-    The rest is as in `Stream`, with `text_dim` = `dim` unless said otherwise.
-    """
+    """Register an encoder class; the rest as in `Stream`, with `text_dim` = `dim` unless said otherwise."""
 
     def register(encoder: _Class) -> _Class:
         encoder.name, encoder.label, encoder.hub, encoder.raw_scale = name, label or name, hub, raw_scale
@@ -223,12 +220,11 @@ def open_streams(
         CheckpointError: The weights of an encoder are missing (all that are, are told at once) or damaged.
     """
     models, wanted = dict(models or {}), sorted({*audio, *text})
-    for kind, names in (("audio", audio), ("text", text)):
-        for each in names:
-            if each not in STREAMS:
-                raise ConfigError(f"Unknown stream {each!r}", f"there are encoders for {', '.join(STREAMS)}")
-            if not getattr(STREAMS[each], f"has_{kind}"):
-                raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
+    for kind, each in [*(("audio", each) for each in audio), *(("text", each) for each in text)]:
+        if each not in STREAMS:
+            raise ConfigError(f"Unknown stream {each!r}", f"there are encoders for {', '.join(STREAMS)}")
+        if not getattr(STREAMS[each], f"has_{kind}"):
+            raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
     device = _check(models, dtype, device)
     _locate_all(wanted, models, download=download)
     with _opening:  # two threads that ask at once must not hold the weights twice
@@ -256,8 +252,7 @@ def _open(name: str, model: str = "", dtype: str = "", device: str = "cpu") -> S
 def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
     """Check what is asked of the big encoders; returns the device."""
     known = [name for name, encoder in STREAMS.items() if encoder.hub]
-    unknown = sorted(set(models) - set(known))
-    if unknown:
+    if unknown := sorted(set(models) - set(known)):
         raise ConfigError(f"There is no pretrained encoder {unknown[0]!r} to choose a model for", f"known are {', '.join(known)}")
     if dtype not in DTYPES:
         raise ConfigError(f"Encoders cannot run in {dtype!r}", f"choose one of {', '.join(DTYPES)}")

@@ -1,7 +1,4 @@
-"""LAION-CLAP: clip vectors and query vectors in one joint space, and the states of the query's tokens.
-
-Also what it shares with MS-CLAP: the log-mel front end, the audio network HTSAT, and the reading of the packages' own checkpoints.
-"""
+"""LAION-CLAP, and what it shares with MS-CLAP: the log-mel front end, the audio network HTSAT, the reading of the packages' checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import functools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,8 +142,7 @@ class LaionClap(AudioStream, TextStream):
 
 def _read_folder(folder: Path) -> tuple[Any, Tensor]:
     """Return the model in float32 and its mel filters."""
-    lacking = [names[0] for names in _HUB.groups[:-1] if not any((folder / name).is_file() for name in names)]
-    if lacking:
+    if lacking := [names[0] for names in _HUB.groups[:-1] if not any((folder / name).is_file() for name in names)]:
         raise CheckpointError(f"The encoder laion_clap in {folder} lacks {', '.join(lacking)}; download the whole model again.")
     from transformers import ClapFeatureExtractor, ClapModel
 
@@ -185,8 +180,7 @@ def tokenizer_beside(checkpoint: Path, stream: str, default: Hub) -> Path:
     return checkpoint.parent if (checkpoint.parent / "tokenizer.json").is_file() else locate(stream, default)
 
 
-# The checkpoints of the packages `laion-clap` and `msclap`, whose weights get the names that Transformers' models have. The packages
-# themselves are not needed: sizes are told from the weights' shapes, and names are translated by rule.
+# The checkpoints of the packages, which themselves are not needed: sizes are told from the weights' shapes, names are translated by rule.
 # Source: names of `laion_clap.clap_module` 1.1.7 and `msclap.models` 1.3.4 on one side, `transformers.models.clap` on the other.
 
 # Weights without a part in a clip's features: front end, classifier, constants, and the fusion of recordings over ten seconds.
@@ -211,7 +205,7 @@ _HTSAT_NAMES = (
 def read_checkpoint(path: Path, wrapper: str) -> State:
     """Read the weights of a `.pt` or `.pth` file, without running code that may hide in it; raises what torch does on a damaged one.
 
-    `wrapper` is the key under which the package keeps the weights, beside its optimiser and the like; files without it are taken whole.
+    `wrapper` is the key under which the package keeps them, beside its optimiser and the like; files without it are taken whole.
     """
     # Training scripts left NumPy numbers (best scores) in these files, under the module names of NumPy 1 or 2.
     make_number: Any = np.float64(0).__reduce__()[0]
@@ -219,18 +213,18 @@ def read_checkpoint(path: Path, wrapper: str) -> State:
     harmless += [np.dtype, *{type(np.dtype(kind)) for kind in "fdilq?"}]
     with torch.serialization.safe_globals(harmless):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    weights = content.get(wrapper, content) if isinstance(content, dict) else None
-    if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
+    weights = {str(name).removeprefix("module."): value for name, value in content.get(wrapper, content).items() if torch.is_tensor(value)}
+    if not weights:
         raise CheckpointError(f"{path} holds no weights under {wrapper!r}; it is not a checkpoint of the package. Download it again.")
-    return {str(name).removeprefix("module."): value for name, value in weights.items() if isinstance(value, Tensor)}
+    return weights
 
 
-def part(state: Mapping[str, Tensor], prefix: str) -> State:
+def part(state: State, prefix: str) -> State:
     """Weights whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def htsat_config(state: Mapping[str, Tensor], **others: Any) -> Any:  # noqa: ANN401 - Transformers has no types
+def htsat_config(state: State, **others: Any) -> Any:  # noqa: ANN401 - Transformers has no types
     """Tell the `ClapAudioConfig` of an original HTSAT from its weights; mels, patches and windows are those of both packages."""
     from transformers import ClapAudioConfig
 
@@ -247,7 +241,7 @@ def htsat_config(state: Mapping[str, Tensor], **others: Any) -> Any:  # noqa: AN
     )
 
 
-def convert_htsat(state: Mapping[str, Tensor]) -> State:
+def convert_htsat(state: State) -> State:
     """Give the weights of an original HTSAT the names of Transformers' `ClapAudioEncoder`."""
     converted: State = {}
     for original, value in state.items():
@@ -260,12 +254,12 @@ def convert_htsat(state: Mapping[str, Tensor]) -> State:
     return converted
 
 
-def is_fused(state: Mapping[str, Tensor]) -> bool:
+def is_fused(state: State) -> bool:
     """Say whether an original HTSAT was trained with fusion, which goes with HTK filters."""
     return any(name.startswith(("patch_embed.mel_conv2d.", "patch_embed.fusion_model.")) for name in state)
 
 
-def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
+def convert_laion_clap(state: State) -> tuple[Any, State]:
     """Tell `ClapConfig` and the weights of `ClapModel` from a checkpoint of the package `laion-clap`."""
     from transformers import ClapConfig, ClapTextConfig
 
@@ -278,7 +272,7 @@ def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
         vocab_size=words,
         hidden_size=hidden,
         num_hidden_layers=1 + max(int(match[1]) for name in text if (match := re.match(r"encoder\.layer\.(\d+)\.", name))),
-        num_attention_heads=max(hidden // HEAD_DIM, 1),
+        num_attention_heads=hidden // HEAD_DIM,
         intermediate_size=text["encoder.layer.0.intermediate.dense.weight"].shape[0],
         max_position_embeddings=text["embeddings.position_embeddings.weight"].shape[0],
         # RoBERTa's, which the package trains; the default of `ClapTextConfig` is another.
@@ -295,10 +289,9 @@ def convert_laion_clap(state: Mapping[str, Tensor]) -> tuple[Any, State]:
     return config, converted
 
 
-def fill(model: Any, state: Mapping[str, Tensor]) -> None:  # noqa: ANN401
-    """Load weights into a Transformers model, in float32; they must be complete, but for constants and the scale of similarities."""
-    weights = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    lacking, surplus = model.load_state_dict(weights, strict=False)
+def fill(model: Any, state: State) -> None:  # noqa: ANN401
+    """Load weights into a Transformers model in float32; they must be complete, but for constants and the scale of similarities."""
+    lacking, surplus = model.load_state_dict(state, strict=False)
     lacking = [name for name in lacking if not _CONSTANTS.match(name)]
     if lacking or surplus:
         counts = f"{len(lacking)} weights missing, {len(surplus)} unknown, such as {[*lacking, *surplus][0]}"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from qamdetr.audio import Sound, stated_seconds
+from qamdetr.audio import Sound
 from qamdetr.errors import AudioError, DataError, FeatureValuesError, QamDetrError
 from qamdetr.features.base import Streams
 from qamdetr.features.store import AudioKeys, StreamFiles, StreamVersion
@@ -54,14 +54,12 @@ def extract(
     streams: Streams,
     *,
     share: Share | None = None,
-    seconds: Mapping[str, float] | None = None,
     on_skip: Callable[[str], None] = _log.warning,
     show_progress: bool = True,
 ) -> ExtractionReport:
     """Encode what the store does not hold yet of every recording (`vid`, audio file) and query; what cannot be encoded is skipped.
 
-    `share` is cut from the whole lists, so that processes cannot meet in an item. `seconds` are lengths of recordings where they are known,
-    for the progress bar's time left alone. `on_skip` is told at once what is skipped and why.
+    `share` is cut from the whole lists, so that processes cannot meet in an item. `on_skip` is told at once what is skipped and why.
     """
     share = share or Share()
     paths = dict(share.of(sorted(dict(recordings).items())))
@@ -77,8 +75,8 @@ def extract(
     skipped: list[tuple[str, str]] = []
 
     def encode_query(query: str, names: Sequence[str]) -> None:
-        for name, features in {name: streams.text[name].encode_text(query) for name in names}.items():
-            text[name].write(query, features)
+        for name in names:
+            text[name].write(query, streams.text[name].encode_text(query))
 
     def encode_recording(vid: str, names: Sequence[str]) -> None:
         stamp = keys.stamp(vid)
@@ -90,40 +88,23 @@ def extract(
         for name, rows in recording.streams.items():
             audio[name].write(vid, rows)
 
-    def done(encode: Callable[[str, Sequence[str]], None], name: str, names: Sequence[str], told: str = "") -> bool:
-        """Encode and store an item; False where it had to be skipped. A store that cannot be written to stops all."""
-        try:
-            encode(name, names)
-        except QamDetrError as error:
-            if isinstance(error, DataError) and not isinstance(error, FeatureValuesError):
-                raise
-            skipped.append((name, f"{told}{error}"))
-            on_skip(skipped[-1][1])
-            return False
-        return True
+    def fill(noun: str, files: Mapping[str, StreamFiles], names: Sequence[str], encode: Callable[[str, Sequence[str]], None]) -> list[int]:
+        """Encode and store what lacks; returns how many are new, and were there. A store that cannot be written to stops all."""
+        missing = {stream: set(each.missing(names)) for stream, each in files.items()}
+        lacking = {name: [stream for stream in files if name in missing[stream]] for name in names}
+        lacking = {name: wanted for name, wanted in lacking.items() if wanted}
+        counts = [len(lacking), len(names) - len(lacking)]
+        for name, wanted in tqdm(lacking.items(), desc=f"{noun}{of}", unit=noun, disable=hidden or not lacking, **bars):
+            try:
+                encode(name, wanted)
+            except QamDetrError as error:  # noqa: PERF203 - encoding takes far longer
+                if isinstance(error, DataError) and not isinstance(error, FeatureValuesError):
+                    raise
+                counts[0] -= 1
+                skipped.append((name, f"query {name!r}: {error}" if files is text else str(error)))
+                on_skip(skipped[-1][1])
+        return counts
 
-    wanted = share.of(sorted(set(queries)))
-    lacking = _lacking(text, wanted)
-    bar = tqdm(lacking.items(), desc=f"queries{of}", unit="query", disable=hidden or not lacking, **bars)
-    new_queries = sum(done(encode_query, query, names, f"query {query!r}: ") for query, names in bar)
-    report = ExtractionReport(queries=new_queries, cached_queries=len(wanted) - len(lacking))
-
-    lacking = _lacking(audio, paths)
-    known = seconds or {}
-    lengths = {} if hidden else {vid: known.get(vid) or stated_seconds(paths[vid]) or 0.0 for vid in lacking}
-    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]"
-    new = 0
-    with tqdm(total=sum(lengths.values()), bar_format=bar_format, smoothing=0.1, disable=hidden or not lacking, **bars) as bar:
-        for number, (vid, names) in enumerate(lacking.items()):
-            bar.set_description_str(f"recordings{of} {number}/{len(lacking)}", refresh=number == 0)
-            new += done(encode_recording, vid, names)
-            bar.set_description_str(f"recordings{of} {number + 1}/{len(lacking)}", refresh=False)
-            bar.update(lengths.get(vid, 0.0))
-    return report + ExtractionReport(new, 0, len(paths) - len(lacking), 0, tuple(skipped))
-
-
-def _lacking(files: Mapping[str, StreamFiles], names: Iterable[str]) -> dict[str, list[str]]:
-    """Return recording or query -> the streams that are not there; audio that cannot be read is told when its turn comes."""
-    missing = {stream: set(each.missing(names)) for stream, each in files.items()}
-    lacking = {name: [stream for stream in files if name in missing[stream]] for name in names}
-    return {name: streams for name, streams in lacking.items() if streams}
+    new_queries, cached_queries = fill("queries", text, share.of(sorted(set(queries))), encode_query)
+    new, cached = fill("recordings", audio, [*paths], encode_recording)
+    return ExtractionReport(new, new_queries, cached, cached_queries, tuple(skipped))

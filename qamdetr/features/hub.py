@@ -183,8 +183,7 @@ def load_network(stream: str, network_class: Any, source: Path, *, unused: Colle
         )
     # Those of other sizes are names, in some versions with the two shapes behind.
     unfit = {item if isinstance(item, str) else str(item[0]) for item in report["mismatched_keys"]}
-    lacking = sorted(unfit | (set(report["missing_keys"]) - set(unused)))
-    if lacking:
+    if lacking := sorted(unfit | (set(report["missing_keys"]) - set(unused))):
         what = f"{source} lacks {len(lacking)} weights of the encoder {stream} in the sizes of its config.json, such as {lacking[0]}"
         raise CheckpointError(what, "it holds another kind of model, or a part of one: download it again, or name another")
     return network.eval().requires_grad_(False)
@@ -201,7 +200,7 @@ _PROBE = "Zwölf Boxkämpfer jagen a quick dog, 42 times, it barks: 🐶!!"
 
 
 class HubTokenizer:
-    """A fast tokeniser from a folder in the hub's layout, with `tokenizer.json` or what Transformers makes a fast tokeniser of."""
+    """A tokeniser from a folder in the hub's layout, with `tokenizer.json` or what Transformers makes a fast one of."""
 
     def __init__(self, folder: Path, stream: str, *, max_tokens: int, vocab_size: int, suffix: str = "", apart: Sequence[str] = ()) -> None:
         """Read the tokeniser of a stream whose word table has `vocab_size` rows.
@@ -223,8 +222,7 @@ class HubTokenizer:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             self._tokenizer.add_special_tokens(list(apart))
-        known = self._tokenizer.get_vocab_size()
-        if known > vocab_size:
+        if (known := self._tokenizer.get_vocab_size()) > vocab_size:
             what = f"{folder}: the tokeniser knows {known} tokens, the encoder {stream} {vocab_size}"
             raise CheckpointError(what, "they do not belong together")
 
@@ -256,7 +254,5 @@ def _letters(query: str, begin: int, end: int) -> tuple[int, int]:
     """Cut a range to the query (what lies behind belongs to the suffix) and take blanks off both ends."""
     text = query[begin:end]
     trimmed = text.strip()
-    if not trimmed:
-        return (0, 0)
-    begin += text.index(trimmed)
-    return (begin, begin + len(trimmed))
+    begin += len(text) - len(text.lstrip())
+    return (begin, begin + len(trimmed)) if trimmed else (0, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +92,8 @@ class MsClap(AudioStream, TextStream):
         return self._tokenizer.states(self._text, query)[0]
 
 
-def convert_gpt2(state: Mapping[str, Tensor]) -> tuple[Any, clap.State]:
-    """Tell `GPT2Config` and the weights of `GPT2Model` from a GPT-2 whose names need no change, but whose mask buffers are dropped."""
+def convert_gpt2(state: clap.State) -> tuple[Any, clap.State]:
+    """Tell `GPT2Config` and the weights of `GPT2Model`, whose names need no change."""
     from transformers import GPT2Config
 
     layers = [int(match[1]) for name in state if (match := re.match(r"h\.(\d+)\.ln_1\.weight", name))]

@@ -1,7 +1,4 @@
-"""The pocket encoders, which come with the project: a small convolutional network for sound, a small Transformer for words, one space.
-
-Beside them `mel_stats`, a handcrafted description of each second. Both audio streams are made of one mel spectrum.
-"""
+"""The pocket encoders, which come with the project, for sound and for words in one space; and `mel_stats`, of the same mel spectrum."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ _FRONT_END_CLIPS = 8  # whose spectrum is held at once
 
 @dataclass(frozen=True)
 class PocketAudioConfig:
-    """Size of the audio encoder. `dim` is the joint space's."""
+    """Size of the audio encoder; `dim` is the joint space's."""
 
     channels: tuple[int, ...] = (32, 64, 128, 256)
     dim: int = 256
@@ -62,7 +59,7 @@ def mel_filterbank() -> Tensor:
 
 
 def mel_power(samples: np.ndarray) -> Tensor:
-    """Return mel power `(mels, frames)` of mono samples `(n,)`; `frames = 64 * ceil(n / 24000)`, the last clip padded with silence."""
+    """Return mel power `(mels, 64 * ceil(n / 24000))` of mono samples `(n,)`, the last clip padded with silence."""
     front_end = MelFrontEnd()
     front_end.feed(samples)
     return front_end.finish()
@@ -261,8 +258,7 @@ class Pocket(AudioStream, TextStream):
 
         folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
         files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
-        lacking = ", ".join(file.name for file in files if not file.is_file())
-        if lacking:
+        if lacking := ", ".join(file.name for file in files if not file.is_file()):
             raise CheckpointError(f"{folder} lacks {lacking}; restore the folder from the repository or set QAMDETR_CHECKPOINTS.")
         audio, text = PocketAudioModel(PocketAudioConfig()), PocketTextModel(PocketTextConfig())
         try:

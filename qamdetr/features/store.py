@@ -26,7 +26,6 @@ from urllib.parse import quote
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from qamdetr.config import DataConfig, ModelConfig
@@ -77,10 +76,10 @@ class AudioKeys:
     def __init__(self, feature_dir: Path, recordings: Mapping[str, Path]) -> None:
         self.recordings = dict(recordings)
         self._path = feature_dir / "audio-keys.txt"
-        self._found: dict[str, str] = {}
         # A line that a killed process left half-written has no whole key.
         text = self._path.read_text(encoding="ascii") if self._path.is_file() else ""
-        self._known = dict(re.findall(r"^(\d+ \d+ \d+ \w{16}) (\w{16})$", text, re.MULTILINE))
+        self._known: dict[str, str] = dict(re.findall(r"^(\d+ \d+ \d+ \w{16}) (\w{16})$", text, re.MULTILINE))
+        self.key = functools.cache(self._key)
 
     def stamp(self, vid: str) -> str:
         """Return what the file of a recording shows at a glance; raises `AudioError` where it cannot be read."""
@@ -91,17 +90,14 @@ class AudioKeys:
         except OSError as error:
             raise AudioError(f"Cannot read {path}: {error.strerror or error}", "check the path") from error
 
-    def key(self, vid: str) -> str:
-        """Return the content key of a recording; raises as `stamp`."""
-        if vid not in self._found:
-            stamp = self.stamp(vid)
-            if stamp not in self._known:
-                self._known[stamp] = content_key(self.recordings[vid])
-                # A folder that is shared for reading stays as it is: hashing again costs time alone.
-                with contextlib.suppress(OSError), self._path.open("a", encoding="ascii") as file:
-                    file.write(f"\n{stamp} {self._known[stamp]}\n")
-            self._found[vid] = self._known[stamp]
-        return self._found[vid]
+    def _key(self, vid: str) -> str:
+        stamp = self.stamp(vid)
+        if stamp not in self._known:
+            self._known[stamp] = content_key(self.recordings[vid])
+            # A folder that is shared for reading stays as it is: hashing again costs time alone.
+            with contextlib.suppress(OSError), self._path.open("a", encoding="ascii") as file:
+                file.write(f"\n{stamp} {self._known[stamp]}\n")
+        return self._known[stamp]
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ class StreamFiles:
 
     @classmethod
     def claimed(cls, feature_dir: Path, version: StreamVersion, kind: Kind, keys: AudioKeys) -> StreamFiles:
-        """Make the own folder of an encoder's features, and note there what it is."""
+        """Make the folder of an encoder's features, and note there what it is."""
         folder = feature_dir / version.folder
         if version not in versions_of(feature_dir, version.stream):  # the same version from another place is noted anew
             _write(folder / _RECORD_FILE, json.dumps(asdict(version)).encode())
@@ -232,7 +228,7 @@ class StreamFiles:
         return rows
 
     @contextlib.contextmanager
-    def _archive(self, name: str) -> Iterator[tuple[Path, NpzFile]]:
+    def _archive(self, name: str) -> Iterator[tuple[Path, Any]]:
         """Open a file that holds the array; whatever goes wrong while it is open becomes one line."""
         path = self.path_of(name)
         if path is None or not path.exists():
@@ -371,7 +367,7 @@ def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[s
     gaps: dict[tuple[str, str], dict[Kind, set[str]]] = {}
     for store, vids, queries in sets:
         for stream, files, wanted in store.wanted(vids, queries):
-            where = f"{files.folder}" if files.folder.is_dir() else f"{files.folder}, which is no folder"
+            where = f"{files.folder}{'' if files.folder.is_dir() else ', which is no folder'}"
             public = (f"data.{files.kind}_features.{stream} ({where})", "download them or correct the folder")
             if lacking := files.missing(wanted):
                 place = (store.data.feature_dir, store.remedy) if files.is_own else public

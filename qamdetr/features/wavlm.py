@@ -13,7 +13,8 @@ from qamdetr.features.hub import WEIGHTS, Hub, load_network, network_settings, r
 
 SAMPLE_RATE_HZ = 16_000
 
-_MIN_SAMPLES = 400  # what the first hidden state sees; shorter ends are filled with silence up to here
+# What the first hidden state sees; shorter ends are filled with silence up to here, and no further: the base models normalise over time.
+_MIN_SAMPLES = 400
 _VARIANCE_FLOOR = 1e-7  # of the stock feature extractor
 
 _SETTINGS = ("config.json", "preprocessor_config.json")
@@ -22,9 +23,6 @@ _NEEDED = (*((name,) for name in _SETTINGS), WEIGHTS)
 
 class Wavlm(AudioStream):
     """The audio streams `wavlm_base`, `wavlm_base_plus` and `wavlm_large`.
-
-    Each second runs by itself, and so does the rest of a recording at its true length: the base models normalise over time, so that
-    silence behind the rest would change what is heard in it.
 
     Source: Transformers' `WavLMModel` and `Wav2Vec2FeatureExtractor` (https://huggingface.co/docs/transformers/model_doc/wavlm); the mean
     of the last hidden states over each second is the report's.

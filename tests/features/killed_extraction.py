@@ -10,12 +10,15 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import qamdetr.features.base
+from qamdetr import cli
 from qamdetr.audio import Sound
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, Streams
 from qamdetr.types import Recording
@@ -29,7 +32,7 @@ _context.set_forkserver_preload(["killed_extraction", "qamdetr.features.base", "
 class LoggingEncoder(Streams):
     """Encodes a file to its first bytes, and notes in a log, that a kill cannot undo, what it encoded."""
 
-    def __init__(self, log: Path, reached: Callable[[str], None] = lambda moment: None) -> None:
+    def __init__(self, log: Path, reached: Callable[[str], None]) -> None:
         named = AudioStream(Path(), EncoderOptions())
         named.name, named.fingerprint = "bytes", "v1"
         super().__init__("logging", {"bytes": named}, {})
@@ -38,7 +41,7 @@ class LoggingEncoder(Streams):
     def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
         yield Step("bytes", 0.0)
         with self._log.open("a") as log:
-            log.write(f"{os.environ.get('RANK', '0')} {Path(sound.path).stem}\n")
+            log.write(f"{Path(sound.path).stem}\n")
         self._reached(f"encoded {sound.path}")
         rows = torch.frombuffer(bytearray(Path(sound.path).read_bytes()[:64]), dtype=torch.uint8).float().reshape(-1, 4)
         return Recording(sound.name, sound.path, float(len(rows)), {"bytes": rows}, np.zeros((2, 1)))
@@ -46,22 +49,16 @@ class LoggingEncoder(Streams):
 
 def run_extract(audio_dir: Path, feature_dir: Path, log: Path, *, kill_at: int = -1) -> tuple[int, list[str], int]:
     """Extract a folder; returns exit status (negative: signal), the recordings that were encoded, and how many moments the run came to."""
-    log.unlink(missing_ok=True)
-    log.touch()
+    log.write_text("")
     moments = log.with_suffix(".moments")
     process = _context.Process(target=_child, args=(audio_dir, feature_dir, log, moments, kill_at))
     process.start()
     process.join()
     assert process.exitcode is not None
-    return process.exitcode, [line.split()[1] for line in log.read_text().splitlines()], len(moments.read_text().splitlines())
+    return process.exitcode, log.read_text().splitlines(), len(moments.read_text().splitlines())
 
 
 def _child(audio_dir: Path, feature_dir: Path, log: Path, moments: Path, kill_at: int) -> None:
-    import sys
-
-    import qamdetr.features.base
-    from qamdetr import cli
-
     with moments.open("w", buffering=1) as file, log.with_suffix(".err").open("w") as errors, contextlib.redirect_stderr(errors):
         seen = 0
 

@@ -32,7 +32,7 @@ _context.set_forkserver_preload(["killed_extraction", "qamdetr.features.base", "
 class LoggingEncoder(Streams):
     """Encodes a file to its first bytes, and notes in a log, that a kill cannot undo, what it encoded."""
 
-    def __init__(self, log: Path, reached: Callable[[str], None]) -> None:
+    def __init__(self, log: Path, reached: Callable[[str], None] = lambda moment: None) -> None:
         named = AudioStream(Path(), EncoderOptions())
         named.name, named.fingerprint = "bytes", "v1"
         super().__init__("logging", {"bytes": named}, {})
@@ -41,7 +41,7 @@ class LoggingEncoder(Streams):
     def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
         yield Step("bytes", 0.0)
         with self._log.open("a") as log:
-            log.write(f"{Path(sound.path).stem}\n")
+            log.write(f"{os.environ.get('RANK', '0')} {Path(sound.path).stem}\n")
         self._reached(f"encoded {sound.path}")
         rows = torch.frombuffer(bytearray(Path(sound.path).read_bytes()[:64]), dtype=torch.uint8).float().reshape(-1, 4)
         return Recording(sound.name, sound.path, float(len(rows)), {"bytes": rows}, np.zeros((2, 1)))
@@ -55,7 +55,7 @@ def run_extract(audio_dir: Path, feature_dir: Path, log: Path, *, kill_at: int =
     process.start()
     process.join()
     assert process.exitcode is not None
-    return process.exitcode, log.read_text().splitlines(), len(moments.read_text().splitlines())
+    return process.exitcode, [line.split()[1] for line in log.read_text().splitlines()], len(moments.read_text().splitlines())
 
 
 def _child(audio_dir: Path, feature_dir: Path, log: Path, moments: Path, kill_at: int) -> None:

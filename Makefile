@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: app test lint check budget format bench first-light ladder-scenes train-smoke clean
+.PHONY: app test lint check budget format bench bench-beside first-light ladder-scenes train-smoke clean
 
 app: .venv/.runtime
 	$(BIN)/python app.py
@@ -45,6 +45,10 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.encoders --repeats 5
 	@echo "All numbers lie in build/benchmarks:"; ls build/benchmarks/*.json
+
+# This checkout beside another one, in turn: make bench-beside BEFORE=../before (made by `git worktree add ../before f584b19`).
+bench-beside: .venv/.dev
+	$(BIN)/python -m benchmarks.beside $(BEFORE)
 
 # Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores), then measures.
 # docs/pocket.md explains the steps. REAL: folder with esc10, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach

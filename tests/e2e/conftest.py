@@ -14,7 +14,6 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests" / "ui"))  # for the fake retriever, where no trained checkpoint is at hand
 
-SCREENSHOT_DIR = REPOSITORY / "build" / "screenshots"
 BROWSER_ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -110,7 +109,7 @@ def open_page(browser, request):
     """Opens a page in a fresh profile; at the end no request may have left the machine and no script may have failed."""
     contexts, foreign, failures = [], [], []
 
-    def open_it(url=None, search="", width=1280, height=900, dark=False):
+    def open_it(url=None, search=""):
         url = url or request.getfixturevalue("app_url")
 
         def guard(route):
@@ -121,7 +120,7 @@ def open_page(browser, request):
                 foreign.append(route.request.url)
                 route.abort()
 
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
         contexts.append(context)
         context.route("**/*", guard)
         page = context.new_page()
@@ -137,9 +136,3 @@ def open_page(browser, request):
         context.close()
     assert foreign == []
     assert failures == []
-
-
-@pytest.fixture
-def shoot():
-    """Keeps a screenshot of the whole page as an artefact."""
-    return lambda page, name: page.screenshot(path=SCREENSHOT_DIR / f"{name}.png", full_page=True)

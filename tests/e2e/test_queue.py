@@ -61,7 +61,7 @@ def test_what_is_put_away_cancelled_replaced_or_closed_stops_and_the_next_in_the
     assert happened(model.ended, second), "nobody looks, and still it works"
 
 
-def test_a_question_does_not_wait_for_somebody_elses_encoding_and_who_waits_is_told(open_page, held, recordings, shoot):
+def test_a_question_does_not_wait_for_somebody_elses_encoding_and_who_waits_is_told(open_page, held, recordings):
     url, demo, model = held
     first, second, third = (open_page(url) for _ in range(3))
     for page in (second, third):
@@ -80,7 +80,6 @@ def test_a_question_does_not_wait_for_somebody_elses_encoding_and_who_waits_is_t
     ask(third, "rain")
     strip(third, "Looking for “rain”").wait_for()
     third.locator("#qamdetr-query").get_by_text("queue: 1/1").first.wait_for()
-    shoot(third, "waiting-desktop")
     model.let_go.set()
     for page, name, words in ((second, "A yard", "a slow river"), (third, "A yard", "rain"), (first, "long.wav", "thunder")):
         answered(page, words)

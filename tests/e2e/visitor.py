@@ -35,7 +35,3 @@ def strip(page, words):
 def press_example(page, query):
     page.locator(".qamdetr-example").first.get_by_text(query, exact=True).click()
     answered(page, query)
-
-
-def fits(page, width):
-    return page.evaluate("document.documentElement.scrollWidth") <= width

@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 import torch
 
+from qamdetr.audio import Sound
 from qamdetr.config import Config, ModelConfig, TrainConfig, save_config
-from qamdetr.errors import AudioError, ConfigError
 from qamdetr.features.base import LISTEN, Step, finish
 from qamdetr.inference.rerank import mark_likely, rerank
 from qamdetr.types import Candidate, Recording, Result
@@ -38,26 +38,15 @@ class FakeRetriever:
     def encode(self, source):
         return finish(self.encoding(source))
 
-    def encoding(self, source, *, max_seconds=0.0):
-        if isinstance(source, tuple):
-            samples, rate_hz, name, path = source[0], source[1], "memory", ""
-        else:
-            name, path = Path(source).name, str(source)
-            try:
-                samples, rate_hz = soundfile.read(path, dtype="float32")
-            except soundfile.LibsndfileError as error:
-                raise AudioError("is not audio that can be read", "use WAV, FLAC, OGG or MP3", path) from error
-        self.encoded.append(name)
-        for stream, share in ((LISTEN, 0.25), ("pocket", 0.75)):
-            yield Step(stream, share)
-        duration = len(samples) / rate_hz
-        starts = np.linspace(0, len(samples), 2000, endpoint=False).astype(int)
-        peaks = np.stack([np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)])
-        return Recording(name, path, duration, {"pocket": torch.zeros(int(np.ceil(duration)), 4)}, peaks)
+    def encoding(self, source, **choice):
+        sound = Sound(source, **choice)
+        self.encoded.append(sound.name)
+        for share in sound.reading(peak_columns=2000):
+            yield Step(LISTEN, share)
+        streams = {"pocket": torch.zeros(int(np.ceil(sound.duration_seconds)), 4)}
+        return Recording(sound.name, sound.path, sound.duration_seconds, streams, sound.peaks)
 
     def retrieve_many(self, recording, queries, *, top_k=10, verifier="none", beta=None, bypass=()):
-        if verifier not in {"none", "pocket"}:
-            raise ConfigError(f"Unknown verifier {verifier!r}; choose none or pocket.")
         self.bypassed.append(tuple(bypass))
         return [self._answer(recording, query, top_k, verifier, 0.35 if beta is None else beta, bypass) for query in queries]
 

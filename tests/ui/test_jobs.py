@@ -10,7 +10,7 @@ import pytest
 from doubles import SLEEPER, end_all, python, until
 
 from qamdetr.errors import ConfigError
-from qamdetr.ui.train.jobs import JOB_FILE, STOP_SECONDS, Jobs, check_name
+from qamdetr.ui.train.jobs import JOB_FILE, Jobs, check_name
 
 
 @pytest.fixture
@@ -71,27 +71,6 @@ def test_a_process_that_has_got_the_number_meanwhile_is_left_alone(jobs, tmp_pat
             assert stranger.poll() is None
         finally:
             stranger.kill()
-
-
-@pytest.mark.slow
-def test_a_step_that_does_not_listen_is_killed(jobs, tmp_path):
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
-    jobs.start("job", "train", tmp_path, [python(deaf)])
-    until(jobs, "job", said="deaf")
-    jobs.stop("job")
-    assert jobs.read(jobs.folder / "job").state == "running"
-    until(jobs, "job", "stopped", seconds=STOP_SECONDS + 15)
-
-
-def test_progress_by_files_counts_from_where_the_step_began(jobs, tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
-    for name in ("0.flac", "1.flac", "2.flac", "3.flac", ".5.partial.flac"):
-        (made / name).touch()
-    wait = f"import pathlib, time; pathlib.Path({str(made / '4.flac')!r}).touch(); print('made', flush=True); time.sleep(60)"
-    jobs.start("job", "scenes", tmp_path, [python(wait, counted=str(made), total=6)])
-    until(jobs, "job", said="made")
-    assert jobs.read(jobs.folder / "job").share() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "-rf", ".hidden", "x" * 81, "a b", "a\n", "é"])

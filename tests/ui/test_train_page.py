@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import shutil
 import time
 from dataclasses import replace
 
 import gradio as gr
 import psutil
 import pytest
-from doubles import SLEEPER, end_all, make_clips, row, write_run
+from doubles import end_all, make_clips, row, write_run
 
-from qamdetr.config import Config, load_config, save_config
+from qamdetr.config import load_config
 from qamdetr.errors import QamDetrError
 from qamdetr.synthesis.sources import read_library
 from qamdetr.ui.settings import AppSettings
@@ -50,16 +48,14 @@ def scenes_folder(root, name="mine"):
 
 SCENE_MISTAKES = [
     ({"name": "../x"}, "becomes a folder"), ({"clips": "/no/such/folder"}, "no folder"), ({"clips": ""}, "no folder"),
-    ({"num_scenes": 0}, "from 1 to"), ({"num_validation": 10**6}, "from 1 to"), ({"seed": -1}, "seed"),
-    ({"shortest_seconds": 3.0}, "min_scene_seconds"), ({"longest_seconds": float("nan")}, "max_scene_seconds"),
+    ({"num_scenes": 0}, "from 1 to"), ({"seed": -1}, "seed"), ({"longest_seconds": float("nan")}, "max_scene_seconds"),
     ({"shortest_seconds": 90.0, "longest_seconds": 50.0}, "over"), ({"backgrounds": "/no/such/folder"}, "backgrounds"),
     ({"validation_clips": "/no/such/folder"}, "no folder"), ({"num_scenes": 20000, "longest_seconds": 86400.0}, "GB are free"),
 ]  # fmt: skip
 TRAIN_MISTAKES = [
     ({"name": "a b"}, "becomes a folder"), ({"name": "scenes-x"}, "kept for sets of scenes"), ({"name": "taken"}, "taken"),
-    ({"scenes": ""}, "No scenes"), ({"scenes": "/tmp"}, "holds no scenes"), ({"config": "../../secret"}, "no configuration"),
-    ({"config": "_ladder"}, "no configuration"), ({"encoder": "lstm"}, "no component"), ({"components": ("magic",)}, "no component"),
-    ({"epochs": 0}, "from 1 to"), ({"seed": -1}, "train.seed"), ({"init_from": "no-such-checkpoint"}, "No checkpoint"),
+    ({"scenes": "/tmp"}, "holds no scenes"), ({"config": "../../secret"}, "no configuration"), ({"encoder": "lstm"}, "no component"),
+    ({"components": ("magic",)}, "no component"), ({"epochs": 0}, "from 1 to"), ({"init_from": "no-such-checkpoint"}, "No checkpoint"),
 ]  # fmt: skip
 
 
@@ -80,17 +76,6 @@ def test_a_mistake_in_an_order_is_one_line_before_anything_is_written_or_starts(
     assert handlers.jobs.all() == []
 
 
-def test_a_run_that_cannot_be_the_start_is_told_by_its_name(handlers):
-    scenes_folder(handlers.root)
-    best = write_run(handlers.root / "older", [row(1, 1.0)], checkpoint=True) / "best"
-    save_config(Config(), best / "config.yaml")
-    for text in ((best / "config.yaml").read_text(), "model: {width: 3}"):
-        (best / "config.yaml").write_text(text)
-        with pytest.raises(QamDetrError, match="older") as caught:
-            handlers.train(TrainOrder("new", "mine", init_from=str(best), components=()))
-        assert str(handlers.root) not in str(caught.value)
-
-
 @pytest.mark.parametrize("config", [name for _, name in CONFIGS])
 def test_every_offered_configuration_is_built_as_it_stands(config, tmp_path):
     encoder, components, streams, epochs = choices_of(config)
@@ -104,12 +89,10 @@ def test_switches_and_streams_reach_the_configuration_and_encoded_scenes_are_not
     target, steps = plan_training(order, tmp_path, made)
     config = load_config(made / "config.yaml")
     model, train = config.model, config.train
-    assert (model.encoder, model.fusion, model.global_token) == ("transformer", "text_to_audio", True)
-    assert (model.multiscale, model.quality, dict(model.audio_streams)) == (False, True, {"pocket": 256})
+    assert (model.encoder, model.fusion, model.multiscale, model.quality) == ("transformer", "text_to_audio", False, True)
     assert (train.seed, train.epochs, train.output_dir, train.save_every_steps > 0) == (7, 2, str(tmp_path.resolve()), True)
     assert (config.data.feature_dir, target) == (str(scenes / "features"), tmp_path / "new")
     assert [step.arguments[3] for step in steps[:2]] == ["extract", "extract"]
-    assert steps[-1].arguments[2:] == ("--config", str(made / "config.yaml"), "--name", "new")
     features = scenes / "features" / "pocket-0123456789abcdef"
     features.mkdir(parents=True)
     for vid in ("train_1", "val_1"):
@@ -117,25 +100,14 @@ def test_switches_and_streams_reach_the_configuration_and_encoded_scenes_are_not
     assert [step.label for step in plan_training(TrainOrder("new", "mine"), tmp_path, made)[1]] == ["Training"]
 
 
-def test_the_page_lists_runs_that_it_did_not_start(handlers):
-    write_run(handlers.root / "done", [row(1, 10.0), row(2, 30.0), row(3, 20.0)], finished=True, checkpoint=True)
-    write_run(handlers.root / "ladder" / "half", [row(1, 5.0)], epochs=4, checkpoint=True)
-    done, half = (handlers.view(name)["detail"] for name in ("done", "ladder/half"))
-    assert [(one["state"], one["actions"]) for one in (done, half)] == [("finished", ["use"]), ("stopped", ["resume", "use"])]
-    assert {item["id"]: item["brief"] for item in handlers.view()["items"]}["done"] == "3 of 3 epochs, R1@0.7 30.0"
-    assert done["charts"][1]["best"] == 2
-
-
-def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stopped_here(handlers, monkeypatch):
+def test_a_run_from_elsewhere_says_itself_how_far_it_is_and_cannot_be_stopped_here(handlers, monkeypatch):
     folder = write_run(handlers.root / "elsewhere", [row(1, 5.0)])
     now, begun = time.time(), psutil.Process().create_time()
     told = {"stage": "training", "epoch": 2, "epochs": 3, "batch": 5, "batches": 10, "step": 15, "losses": {"total": 2.5}}
     told |= {"seconds_per_batch": 0.2, "time": now}
     (folder / "progress.json").write_text(json.dumps(told))
     detail = handlers.view("elsewhere")["detail"]
-    assert (detail["state"], detail["actions"], detail["share"]) == ("running", [], 0.5)
-    assert (detail["stage"], detail["seconds_left"]) == ("Training: epoch 2 of 3", 3.0)
-    assert detail["charts"][0]["series"][0]["live"] == [1.5, 2.5]
+    assert (detail["state"], detail["actions"], detail["share"], detail["seconds_left"]) == ("running", [], 0.5, 3.0)
     with pytest.raises(QamDetrError, match="outside this page"):
         handlers.stop("elsewhere")
     monkeypatch.setattr(runs, "ALIVE_SECONDS", 0.0)
@@ -145,8 +117,6 @@ def test_a_run_says_itself_how_far_it_is_and_one_from_elsewhere_cannot_be_stoppe
     ):  # fmt: skip
         (folder / "progress.json").write_text(json.dumps({**told, **changed}))
         assert handlers.view("elsewhere")["detail"]["state"] == state
-    (folder / "progress.json").write_text("{")
-    assert handlers.view("elsewhere")["detail"]["state"] == "stopped"
 
 
 def test_whatever_is_sent_to_the_page_is_answered_in_one_line(handlers):
@@ -160,18 +130,9 @@ def test_whatever_is_sent_to_the_page_is_answered_in_one_line(handlers):
         assert "no action" in handlers.act(sent)["message"]
 
 
-def test_a_second_job_is_refused_before_it_writes_anything(handlers, clips):
-    handlers.jobs.start("busy", "train", handlers.root / "busy", [SLEEPER])
-    with pytest.raises(QamDetrError, match="“busy” is still running"):
-        handlers.make_scenes(SceneOrder("mine", str(clips)))
-    assert not (handlers.root / "scenes").exists()
-
-
 def test_a_table_of_clips_counts_and_its_captions_and_licences_come_along(tmp_path):
-    make_clips(tmp_path, {"low": 200, "high": 900}, per_sound=2)
-    rows = [[f"{sound}/{n}.wav", f"tone/{sound}", f"a {sound} tone"] for sound in ("low", "high") for n in range(2)]
-    with (tmp_path / "clips.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["File_Name", "group", "caption_1"], *rows])
+    make_clips(tmp_path, {"low": 200}, per_sound=2)
+    (tmp_path / "clips.csv").write_text("File_Name,group,caption_1\nlow/0.wav,tone/low,a low tone\nlow/1.wav,tone/low,a low tone\n")
     (tmp_path / "groups.csv").write_text("group,caption\ntone,any tone\ntone/low,a deep tone\n")
     (tmp_path / "attribution.csv").write_text("file,licence\nlow/0.wav,CC0\n")
     clips = read_clips(str(tmp_path))
@@ -179,9 +140,6 @@ def test_a_table_of_clips_counts_and_its_captions_and_licences_come_along(tmp_pa
     library = read_library(tmp_path / "out", None)
     assert (library.captions["tone"], library.captions["tone/low"]) == (("any tone",), ("a deep tone", "a low tone"))
     assert [clip.source.get("license") for clip in library.clips] == ["CC0", None]
-    (tmp_path / "clips.csv").write_text("name,caption\nx.wav,a dog\n")
-    with pytest.raises(QamDetrError, match="file_name"):
-        read_clips(str(tmp_path))
 
 
 def test_each_sound_keeps_one_clip_in_five_back_and_no_seed_is_used_twice(tmp_path):
@@ -203,32 +161,14 @@ def test_each_sound_keeps_one_clip_in_five_back_and_no_seed_is_used_twice(tmp_pa
 def test_runs_stand_side_by_side_and_those_that_differ_in_the_seed_alone_are_summed_up(tmp_path):
     for seed, score in ((0, 40.0), (1, 44.0)):
         write_run(tmp_path / f"run-s{seed}", [row(1, score)], finished=True, seed=seed)
-    write_run(tmp_path / "plain", [row(1, 20.0)], finished=True, fusion="text_to_audio", multiscale=False, quality=False)
+    plain = write_run(tmp_path / "plain", [row(1, 20.0)], finished=True, fusion="text_to_audio", multiscale=False, quality=False)
     table = ablation_table(find_runs(tmp_path), tmp_path)
     names = [column["name"] for column in table["columns"]]
-    lines = {line["Run"]: line for line in (dict(zip(names, row["cells"], strict=True)) for row in table["rows"])}
-    whole = "3-way fusion, multi-scale fusion, quality in the ranking"
-    assert [lines[name]["Components"] for name in ("run-s0", "run-s1", "plain")] == [whole, whole, "none"]
-    assert [row["cells"][0] for row in table["rows"] if row["summary"]] == ["2 seeds"]
-    assert lines["2 seeds"]["R1@0.7"] == "42.00 ± 2.83"
+    (summary,) = (dict(zip(names, line["cells"], strict=True)) for line in table["rows"] if line["summary"])
+    assert (summary["Run"], summary["R1@0.7"]) == ("2 seeds", "42.00 ± 2.83")
     assert "cannot be compared" not in table["note"]
-    facts = json.loads((tmp_path / "plain" / "run.json").read_text())
-    (tmp_path / "plain" / "run.json").write_text(json.dumps({**facts, "val_manifest": "bbbb"}))
+    (plain / "run.json").write_text(json.dumps({"seed": 0, "val_manifest": "bbbb", "finished": {"epoch": 1}}))
     assert "different scenes" in ablation_table(find_runs(tmp_path), tmp_path)["note"]
-    json.dumps(table, allow_nan=False)
-
-
-def test_what_cannot_be_evaluated_is_said_where_the_table_would_be(tmp_path):
-    with gr.Blocks() as page:
-        tab.build_train_tab(AppSettings(), print, tmp_path)
-    press = {fn.name: fn.fn for fn in page.fns.values()}
-    write_run(tmp_path / "done", [row(1, 1.0)])
-    for button, given, told in (
-        ("compare", [], "No run is chosen"), ("compare", ["gone"], "'gone' is no longer there"), ("lengths", "done", "no checkpoint yet"),
-    ):  # fmt: skip
-        assert told in press[button](given)["empty"]
-    shutil.rmtree(tmp_path / "done")
-    assert press["lengths"](None) == {"empty": "There are no runs yet; train one."}
 
 
 def test_where_training_is_off_the_page_says_how_to_switch_it_on(tmp_path):

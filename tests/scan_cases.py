@@ -59,6 +59,15 @@ def assert_close(actual, expected):
         assert (one - other).abs().max() <= 1e-4 * max(1.0, other.abs().max().item())
 
 
+def check_small_steps(backend):
+    """Steps near 1e-6, where `log(1 + x)` in float32 would be off by percents."""
+    inputs = random_inputs(1, 4, 3, 2)
+    inputs[1], inputs[5], inputs[7] = torch.full_like(inputs[1], -14.0), torch.zeros(3), torch.zeros(3)
+    out = selective_scan(*inputs, backend=backend)
+    expected = selective_scan(*[tensor.double() for tensor in inputs], backend="reference")
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=0)
+
+
 def check_walk(lengths, channels, state, backend, *, reverse, seed=0):
     """Each item of a padded batch comes out as its valid steps do alone, turned round by hand; NaN in padding reaches nothing."""
     whole = random_inputs(len(lengths), max(lengths) + 2, channels, state, seed=seed)

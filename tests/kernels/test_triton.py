@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from scan_cases import NAMES, assert_close, check_golden, check_walk, random_inputs, run
+from scan_cases import NAMES, assert_close, check_golden, check_small_steps, check_walk, random_inputs, run
 
 pytest.importorskip("triton", reason="needs triton, which exists for Linux only")
 
@@ -24,13 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered in exp2"),  # the infinity that a GPU takes without a word
 ]
 HALF_STEP = 2**-7  # of bfloat16: the interpreter cuts off bits where a GPU rounds
-# Interpreted kernels are slow: few cases, and a failing one is not shrunk.
-few = settings(
-    max_examples=4,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +35,8 @@ def tensors_on_the_gpu():
 SIZES = [st.integers(1, 2), st.integers(1, 9), st.sampled_from([1, 5, 33]), st.sampled_from([1, 3, 16])]
 
 
-@few
+# Interpreted kernels are slow: few cases, and a failing one is not shrunk.
+@settings(max_examples=4, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.tuples(*SIZES), step_scale=st.sampled_from([0.1, 1.0, 100.0]), seed=st.integers(0, 2**16))
 def test_kernel_equals_reference(sizes, step_scale, seed):
     inputs = random_inputs(*sizes, seed=seed, step_scale=step_scale)
@@ -55,33 +49,20 @@ def test_lengths_and_direction(reverse):
 
 
 def test_small_step_sizes_keep_their_precision():
-    inputs = random_inputs(1, 4, 3, 2)
-    inputs[1] = torch.full_like(inputs[1], -14.0)  # dt near 1e-6, where log(1 + x) in float32 would be off by percents
-    inputs[5], inputs[7] = torch.zeros(3), torch.zeros(3)
-
-    out = selective_scan(*inputs, backend="triton")
-    expected = selective_scan(*[tensor.double() for tensor in inputs], backend="reference")
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=0)
+    check_small_steps("triton")
 
 
 def test_half_precision_goes_to_the_kernel_as_it_is():
-    inputs = random_inputs(1, 6, 3, 4)
-    for name in ("u", "delta", "B", "C", "z"):
-        inputs[NAMES.index(name)] = inputs[NAMES.index(name)].bfloat16()
-    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    singles = [tensor.float().requires_grad_() for tensor in inputs]
-
-    out = selective_scan(*leaves, backend="triton")
-    expected = selective_scan(*singles, backend="reference")
-    out.sum().backward()
-    expected.sum().backward()
-
-    assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), expected, rtol=HALF_STEP, atol=1e-4)
-    for name, leaf, single in zip(NAMES, leaves, singles, strict=True):
-        assert leaf.grad.dtype == leaf.dtype, name
-        rtol = HALF_STEP if leaf.dtype == torch.bfloat16 else 1e-4
-        torch.testing.assert_close(leaf.grad.float(), single.grad, rtol=rtol, atol=1e-4, msg=name)
+    inputs = dict(zip(NAMES, random_inputs(1, 6, 3, 4), strict=True))
+    inputs |= {name: inputs[name].bfloat16() for name in ("u", "delta", "B", "C", "z")}
+    halves = [tensor.clone().requires_grad_() for tensor in inputs.values()]
+    singles = [tensor.float().requires_grad_() for tensor in inputs.values()]
+    out, expected = selective_scan(*halves, backend="triton"), selective_scan(*singles, backend="reference")
+    gradients = zip(torch.autograd.grad(out.sum(), halves), torch.autograd.grad(expected.sum(), singles), strict=True)
+    for name, (half, single) in zip(["out", *NAMES], [(out, expected), *gradients], strict=True):
+        assert half.dtype == inputs.get(name, inputs["u"]).dtype
+        rtol = HALF_STEP if half.dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(half.float(), single, rtol=rtol, atol=1e-4, msg=name)
 
 
 def test_the_same_gradients_at_every_run():

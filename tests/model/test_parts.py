@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qamdetr.model.decoder import MomentDecoder, MomentHeads, SaliencyHead
-from qamdetr.model.fusion import TextToAudioFusion, ThreeWayFusion
+from qamdetr.model.fusion import ThreeWayFusion
 from qamdetr.model.layers import AttentionBlock, attend, clip_positions
 from qamdetr.model.multiscale import MultiScaleFusion
 from qamdetr.model.streams import GatedStreams
@@ -33,24 +33,12 @@ def test_sum_is_main_plus_gated_auxiliaries_and_a_bypass_closes_a_gate():
     assert gated.gates() == pytest.approx({f"audio/{name}": gate.item() for name, gate in gates.items()})
 
 
-# Fusion: who looks at whom.
-
-
 @pytest.fixture
 def pair():
     torch.manual_seed(0)
     audio_mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     text_mask = torch.tensor([[True] * 3, [True] * 2 + [False]])
     return [torch.randn(2, 6, DIM), torch.randn(2, 3, DIM), audio_mask, text_mask, clip_positions(audio_mask, DIM)]
-
-
-@pytest.mark.parametrize("kind", ["three_way", "text_to_audio"])
-def test_fusion_hears_the_text(pair, kind):
-    fusion = (ThreeWayFusion(DIM, 4, 32, 0.1) if kind == "three_way" else TextToAudioFusion(DIM, 4, 32, 0.1, 2)).eval()
-    audio, text = fusion(*pair)
-    assert torch.equal(text, pair[1]) == (kind == "text_to_audio")
-    pair[1] = -pair[1]
-    assert not torch.allclose(fusion(*pair)[0], audio, atol=1e-2)
 
 
 def test_three_way_fusion_is_its_three_blocks_and_a_bypass_the_first_alone(pair):
@@ -63,9 +51,6 @@ def test_three_way_fusion_is_its_three_blocks_and_a_bypass_the_first_alone(pair)
     torch.testing.assert_close(fusion(*pair), (fusion.audio_from_refined(first, refined, text_mask, x_positions=positions), refined))
 
 
-# Multi-scale context.
-
-
 def test_context_reaches_beyond_a_clip_and_not_everywhere():
     torch.manual_seed(0)
     module, x, mask = MultiScaleFusion(8, (2, 4), 0.0).eval(), torch.randn(1, 32, 8), torch.ones(1, 32, dtype=torch.bool)
@@ -74,9 +59,6 @@ def test_context_reaches_beyond_a_clip_and_not_everywhere():
     moved = (module(changed, mask) - module(x, mask)).abs().sum(-1)[0] > 1e-6
     # Stride 4 and a convolution over three runs: runs 3, 4 and 5, which are clips 12 to 23.
     assert moved.nonzero().squeeze(1).tolist() == list(range(12, 24))
-
-
-# Shared layers.
 
 
 def test_attention_is_the_weighted_mean_of_valid_values_also_on_average_under_dropout():
@@ -102,19 +84,17 @@ def test_positions_move_the_attention_and_not_the_values():
     assert not torch.allclose(moved, plain, atol=1e-3)
     # One source row takes all the attention wherever it stands.
     torch.testing.assert_close(block(x, source[:, :1], None, source_positions=positions[:, :1]), block(x, source[:, :1], None))
-    torch.testing.assert_close(plain.mean(-1), torch.zeros(1, 3), atol=1e-5, rtol=0)  # post-norm
 
 
 # Decoder and heads.
 
 
-def make_decoder(num_layers=2, *, trained=True):
+def make_decoder():
     torch.manual_seed(0)
-    decoder = MomentDecoder(DIM, 4, 32, 0.1, num_layers=num_layers, num_moment_queries=5).eval()
-    if trained:
-        with torch.no_grad():
-            for parameter in decoder.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    decoder = MomentDecoder(DIM, 4, 32, 0.1, num_layers=2, num_moment_queries=5).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return decoder
 
 
@@ -123,17 +103,6 @@ def memory():
     torch.manual_seed(3)
     mask = torch.tensor([[True] * 7, [True] * 5 + [False] * 2])
     return torch.randn(2, 7, DIM), mask, clip_positions(mask, DIM)
-
-
-def test_each_layer_gives_content_and_the_anchors_it_started_from(memory):
-    decoder = make_decoder()
-    (first, first_anchors), (second, second_anchors) = decoder(*memory)
-    assert first.shape == second.shape == (2, 5, DIM)
-    torch.testing.assert_close(first_anchors, decoder.anchor_logits.expand(2, 5, 2))
-    assert not torch.allclose(first_anchors, second_anchors, atol=1e-3)
-    (_, before), (_, after) = make_decoder(trained=False)(*memory)
-    torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)  # a fresh decoder leaves anchors in place
-    assert len(make_decoder(num_layers=1)(*memory)) == 1
 
 
 def test_moment_queries_have_no_order_and_hear_no_padding(memory):
@@ -152,16 +121,10 @@ def test_moment_queries_have_no_order_and_hear_no_padding(memory):
 def test_refinement_learns_from_the_next_span_and_not_from_the_next_attention(memory):
     decoder = make_decoder()
     weight = decoder.refine.layers[0].weight
-    _, (content, anchors) = decoder(*memory)
+    (_, start), (content, anchors) = decoder(*memory)
+    torch.testing.assert_close(start, decoder.anchor_logits.expand(2, 5, 2))
     assert torch.autograd.grad(content.square().sum(), weight, allow_unused=True, retain_graph=True) == (None,)
     assert torch.autograd.grad(anchors.sum(), weight)[0].any()
-
-
-@pytest.mark.parametrize("width_logit", [-60.0, 60.0])
-def test_extreme_anchors_stay_finite(memory, width_logit):
-    decoder = make_decoder()
-    nn.init.constant_(decoder.anchor_logits, width_logit)
-    assert all(bool(part.isfinite().all()) for layer in decoder(*memory) for part in layer)
 
 
 def test_heads_are_their_formulas():

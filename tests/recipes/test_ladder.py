@@ -7,16 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qamdetr.config import Config, load_config, save_config
-from qamdetr.errors import DataError, QamDetrError
-from recipes import ladder, ladder_report
+from recipes import ladder_report
 from recipes.ladder import CHOSEN, FULL, LADDER, PLANS, RESULTS_FILE, SWITCHES, Variant, run_plan
-from recipes.ladder_report import METRICS, SETS, Spread, put_between, read_results, verdict
+from recipes.ladder_report import METRICS, SETS, read_results
 
 
 def test_every_variant_is_a_configuration_and_what_won_is_what_the_shipped_model_has() -> None:
@@ -50,13 +46,6 @@ def test_a_plan_trains_scores_and_goes_on_where_it_stopped(tmp_path: Path, small
     assert read_results(output)["toy", "decoder"].keys() == {0, 1}
 
 
-def test_a_failing_run_stops_the_plan_with_its_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(QamDetrError, match="broken-s0 stopped with exit status 2"):
-        run_plan([Variant("broken", "broken", "no-such-config")], [0], tmp_path, tmp_path / "test.jsonl")
-    assert "no-such-config" in capfd.readouterr().err
-    assert ladder.main(["--test", str(tmp_path / "missing.jsonl"), "--output", str(tmp_path), "--set", "train.nothing=1"]) == 2
-
-
 @pytest.fixture
 def made_up(tmp_path: Path) -> Path:
     """Results of all variants on three seeds; the full model is 10 points over the baseline, the last switch 4 over the full model."""
@@ -71,7 +60,7 @@ def made_up(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_the_page_gets_its_tables_and_figure(made_up: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_gets_its_tables_and_figure(made_up: Path, tmp_path: Path) -> None:
     page = tmp_path / "ladder.md"
     page.write_text("Intro.\n\n<!-- ladder -->\nold\n<!-- end -->\n\nBetween.\n\n<!-- switches -->\nold\n<!-- end -->\n\nEnd.\n")
     texts = []
@@ -83,25 +72,6 @@ def test_the_page_gets_its_tables_and_figure(made_up: Path, tmp_path: Path, caps
     assert text.startswith("Intro.") and text.endswith("End.\n") and "Between." in text and "old" not in text
     assert "| + BiMamba encoder | 43.00 ± 1.00 |" in text
     assert "test R1@0.7: +10.00 points" in text and "lie 8.00 points" in text
-    rows = [line for line in text.splitlines() if line.startswith("| saliency trained")]
-    assert len(rows) == len(SWITCHES[-1].readings)
-    assert all("+4.00 | wins" in row for row in rows)
+    assert text.count("+4.00 | wins") == len(SWITCHES[-1].readings)
     assert "| one BiMamba layer instead of two | 51.00 ± 1.00 | +0.00 | within the spread |" in text
     assert (tmp_path / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")
-
-    for seed in range(3):
-        shutil.rmtree(made_up / f"1_baseline-s{seed}")
-    assert ladder_report.main([str(made_up), "--docs", str(tmp_path)]) == 2
-    assert "1_baseline" in capsys.readouterr().err
-    with pytest.raises(DataError, match="holds no results"):
-        read_results(tmp_path / "nothing")
-    with pytest.raises(DataError, match="<!-- ladder -->"):
-        put_between("text", "ladder", "table")
-
-
-@given(st.lists(st.floats(0, 100), min_size=2, max_size=6), st.floats(-50, 50))
-def test_a_verdict_needs_more_than_the_spread(values: list[float], shift: float) -> None:
-    before, after = Spread.of(values), Spread.of([value + shift for value in values])
-    difference = float(np.mean(after.values) - np.mean(before.values))
-    expected = "within the spread" if abs(difference) <= max(before.deviation, after.deviation) else "wins" if difference > 0 else "loses"
-    assert (verdict(before, after), verdict(before, before)) == (expected, "within the spread")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from qamdetr.inference.checkpoint import load_checkpoint
 from qamdetr.training.loop import train
-from recipes.publish import main, publish
+from recipes.publish import publish
 
 
 def test_publishing_keeps_the_model_and_says_how_good_it_is(toy_config, tmp_path: Path) -> None:
@@ -20,8 +18,3 @@ def test_publishing_keeps_the_model_and_says_how_good_it_is(toy_config, tmp_path
     assert f"| R1@0.7 | {metrics['R1@0.7']:g} |" in card
     full, half = (folder / "model.safetensors" for folder in (run.best_dir, tmp_path / "shipped"))
     assert half.stat().st_size < 0.6 * full.stat().st_size
-
-
-def test_a_run_without_a_best_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "nothing"), "--output", str(tmp_path / "shipped")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

@@ -7,7 +7,6 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import DataError
 from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis import render as scene_audio
-from qamdetr.synthesis.plan import BackgroundPart, ScenePlanner
-from qamdetr.synthesis.render import SourceCache, active_rms, loop_to, pink_noise, render
-from qamdetr.synthesis.sources import Background, Clip, Library, find_active, merge_windows, read_library
+from qamdetr.synthesis.plan import ScenePlanner
+from qamdetr.synthesis.render import SourceCache, active_rms, loop_to, render
+from qamdetr.synthesis.sources import Background, Clip, Library, find_active, is_within, merge_windows, read_library
 from qamdetr.synthesis.synthesize import entries_of, synthesize
 
 RATE_HZ = 8000
@@ -83,29 +82,13 @@ def wide_library() -> Library:
     """A library without audio: three kinds of clips of 0.3 to 8 s, groups under four parents, which have captions too."""
     rng = np.random.default_rng(7)
     clips, captions = [], {f"kind{k}": (f"any sound of kind {k}",) for k in range(4)}
-    for number in range(24):
-        group = f"kind{number % 4}/sound{number:02d}"
+    for number, take in itertools.product(range(24), range(6)):
+        group, seconds = f"kind{number % 4}/sound{number:02d}", float(rng.uniform(0.3, 8))
         captions[group] = (f"sound {number}", f"hear {number}", f"shared {number % 8}")
-        for take in range(6):
-            seconds = float(rng.uniform(0.3, 8))
-            whole, split = ((0.1, 0.3 + seconds),), ((0.1, 0.1 + seconds / 3), (0.3 + seconds / 2, 0.3 + seconds))
-            active = split if take % 3 == 0 else whole
-            clips.append(Clip(f"{group}_{take}.wav", group, ("no", "loop", "repeat")[number % 3], 0.4 + seconds, active))
+        whole, split = ((0.1, 0.3 + seconds),), ((0.1, 0.1 + seconds / 3), (0.3 + seconds / 2, 0.3 + seconds))
+        kind, active = ("no", "loop", "repeat")[number % 3], split if take % 3 == 0 else whole
+        clips.append(Clip(f"{group}_{take}.wav", group, kind, 0.4 + seconds, active))
     return Library(tuple(sorted(clips, key=lambda clip: clip.file)), captions)
-
-
-def owners_of(library, text):
-    def key(caption):
-        return caption.lower().rstrip(". ")
-
-    return {group for group, texts in library.captions.items() if key(text) in map(key, texts)}
-
-
-def below(group, ancestor):
-    return (group + "/").startswith(ancestor + "/")
-
-
-# --- plans ---
 
 
 def check_plan(plan, library, recipe):
@@ -119,13 +102,13 @@ def check_plan(plan, library, recipe):
     for one, other in itertools.permutations(plan.events, 2):
         if one.group == other.group and one.start_seconds <= other.start_seconds:
             assert other.start_seconds - one.end_seconds >= recipe.min_gap_seconds
-        assert one.group == other.group or not below(one.group, other.group)
+        assert one.group == other.group or not is_within(one.group, other.group)
     for query in plan.queries:
-        owners = owners_of(library, query.text)
-        truth = [w for event in plan.events if any(below(event.group, owner) for owner in owners) for w in event.windows]
+        owners = {group for group, texts in library.captions.items() if query.text in texts}
+        truth = [w for event in plan.events if any(is_within(event.group, owner) for owner in owners) for w in event.windows]
         assert owners
         assert bool(truth) == bool(query.windows)
-        assert truth or not any(below(owner, other) for owner in owners for other in present)
+        assert truth or not any(is_within(owner, other) for owner in owners for other in present)
         assert all(0 <= start < end <= plan.duration_seconds for start, end in query.windows)
         assert all(later[0] - earlier[1] >= recipe.min_gap_seconds - 0.01 for earlier, later in itertools.pairwise(query.windows))
         # A plan counts in hundredths of a second, also when it decides which windows are too close to tell apart.
@@ -165,36 +148,21 @@ def test_lengths_and_counts_look_like_castella():
         (150, np.median(durations), 230),  # CASTELLA test: 230, val: 150
         (3, np.median(widths), 6),  # CASTELLA: 4
         # CASTELLA's boundaries are whole seconds: 10-15 % of its windows are 1 s wide, 41-47 % up to 3 s, 73-78 % up to 10 s.
-        (0.08, np.mean(widths <= 1.5), 0.25),
-        (0.30, np.mean(widths <= 3.5), 0.55),
-        (0.65, np.mean(widths <= 10.5), 0.92),
+        *((0.08, np.mean(widths <= 1.5), 0.25), (0.30, np.mean(widths <= 3.5), 0.55), (0.65, np.mean(widths <= 10.5), 0.92)),
         (0.99, np.mean(widths <= 30), 1),
-        (10, np.percentile(widths, 90), 30),
         (0.35, np.mean(counts == 1), 0.60),  # CASTELLA: 0.43 to 0.48
-        (0.9, np.mean(counts <= 8), 1),
         (0.10, np.mean(counts >= 4), 1),
         (0.08, np.mean([not query.windows for query in queries]), 0.12),
-        (2, len(queries) / len(plans), 8),
     ):
         assert low <= value <= high
 
 
-def test_a_plan_depends_on_seed_and_number_only_and_overlaps_as_often_as_asked():
-    library = wide_library()
-    planner = ScenePlanner(library, SceneRecipe(seed=3))
-    assert planner.plan(5) == ScenePlanner(library, SceneRecipe(seed=3, num_scenes=7, num_workers=4)).plan(5)
-    assert planner.plan(5) not in (planner.plan(6), ScenePlanner(library, SceneRecipe(seed=4)).plan(5))
-
-    def overlaps(share):
-        planner = ScenePlanner(library, SceneRecipe(overlap_share=share))
-        scenes = [planner.plan(index).events for index in range(20)]
-        return sum(later.start_seconds < max(e.end_seconds for e in scene[:n]) for scene in scenes for n, later in enumerate(scene) if n)
-
-    assert overlaps(0.0) == 0
-    assert overlaps(0.5) > 40
-
-
-# --- sources ---
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.5, 41, 500)])
+def test_events_overlap_as_often_as_asked(share, low, high):
+    planner = ScenePlanner(wide_library(), SceneRecipe(overlap_share=share))
+    scenes = [planner.plan(index).events for index in range(20)]
+    later_of = [(event, scene[:number]) for scene in scenes for number, event in enumerate(scene) if number]
+    assert low <= sum(event.start_seconds < max(e.end_seconds for e in earlier) for event, earlier in later_of) <= high
 
 
 CLICKS = [silence(0.5), tone(0.01, 400, 0.4), silence(2), tone(0.01, 400, 0.8), silence(1)]
@@ -235,9 +203,6 @@ def test_a_folder_without_a_table_is_captioned_by_its_subfolders_and_names(tmp_p
     library = read_library(tmp_path, None)
     assert {clip.file: clip.group for clip in library.clips} == files
     assert library.captions == {"dog barking": ("dog barking",), "door slam": ("door slam",)}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty/clips\.csv cannot be read"):
-        read_library(tmp_path / "empty", None)
 
 
 def test_a_clip_is_never_also_a_background_and_licences_come_from_either_table(clips_dir):
@@ -250,35 +215,27 @@ def test_a_clip_is_never_also_a_background_and_licences_come_from_either_table(c
     assert sources["horn.wav"] == {"license": "CC0"}
 
 
+BELL = [("bell.wav", "bell", "no", "c")]
+
+
 # Other faults of tables stand in tests/golden/mistakes.tsv.
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
         ([("bell.wav", "bell", "twice", "c")], r"clips.csv:2: extend is 'twice'; it must be one of no, loop, repeat"),
-        ([("bell.wav", "bell", "no", "c")] * 2, r"clips.csv:3: file_name 'bell.wav' stands already on line 2"),
+        (BELL, r"groups.csv:2: group 'anmial'"),
+        (BELL * 2, r"clips.csv:3: file_name 'bell.wav' stands already on line 2"),
         ([("bell.wav", "a//b", "no", "c")], r"clips.csv:2: group 'a//b'"),
-        ([("", "bell", "no", "c")], r"clips.csv:2: file_name is empty"),
-        ([(f"gone{n}.wav", "a", "no", "c") for n in "12"], r"2 of 2 files are not in .*: gone1.wav \(line 2\), gone2.wav \(line 3\)\."),
         ([("silent.wav", "a", "no", "c"), ("noise.wav", "a", "no", "c")], r"2 clips cannot be used: noise.wav \(.*; silent.wav \(silent"),
     ],
 )
 def test_faulty_clip_tables_are_named(clips_dir, rows, match):
-    (clips_dir / "groups.csv").unlink()
     soundfile.write(clips_dir / "silent.wav", silence(1), RATE_HZ)
     (clips_dir / "noise.wav").write_text("not audio")
+    write_table(clips_dir / "groups.csv", ["group", "caption"], [("anmial", "An animal")] if rows == BELL else [])
     write_table(clips_dir / "clips.csv", ["file_name", "group", "extend", "caption_1"], rows)
-    with pytest.raises(DataError, match=match) as caught:
+    with pytest.raises(DataError, match=match):
         read_library(clips_dir, None)
-    assert "\n" not in str(caught.value)
-
-
-def test_captions_of_a_group_without_clips_are_named(clips_dir):
-    write_table(clips_dir / "groups.csv", ["group", "caption"], [("animal", "An animal"), ("anmial", "An animal")])
-    with pytest.raises(DataError, match=r"groups.csv:3: group 'anmial'"):
-        read_library(clips_dir, None)
-
-
-# --- audio ---
 
 
 def band_level(samples, frequency_hz):
@@ -312,55 +269,25 @@ def test_window_of_a_lone_event_holds_its_sound(clips_dir, backgrounds_dir, exte
         assert 20 * np.log10(np.abs(scene).max()) == pytest.approx(plan.peak_dbfs, abs=0.01)
 
 
-def test_takes_of_different_loudness_become_even_and_the_cache_stays_bounded(clips_dir, monkeypatch):
+def test_takes_of_different_loudness_become_even(clips_dir):
     for name, amplitude in (("bark1.wav", 0.005), ("bark2.wav", 0.8)):
         soundfile.write(clips_dir / name, tone(0.4, 500, amplitude), RATE_HZ, subtype="FLOAT")
-    free = SourceCache(clips_dir, None, RATE_HZ)
-    expected = {name: free.clip(name) for name, *_ in CLIP_ROWS}
-    assert active_rms(expected["bark1.wav"], RATE_HZ) == pytest.approx(active_rms(expected["bark2.wav"], RATE_HZ), abs=0.01)
-    monkeypatch.setattr(scene_audio, "CACHE_BYTES", 40_000)
-    tight = SourceCache(clips_dir, None, RATE_HZ)
-    for name, *_ in CLIP_ROWS * 2:
-        np.testing.assert_array_equal(tight.clip(name), expected[name])
-    assert sum(samples.nbytes for samples in tight._kept.values()) <= max(40_000, *(samples.nbytes for samples in expected.values()))
+    sources = SourceCache(clips_dir, None, RATE_HZ)
+    assert [active_rms(sources.clip(f"bark{n}.wav"), RATE_HZ) for n in "12"] == pytest.approx([1, 1], abs=0.01)
 
 
-def test_looping_keeps_level_and_has_no_jumps():
+def test_looping_keeps_the_level():
     source = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
     looped = loop_to(source, 2900, 20000, fade=500)
     np.testing.assert_array_equal(looped[:500], source[2900:3400])
     levels = [np.sqrt(np.mean(part**2)) for part in np.split(looped, 20)]
-    assert min(levels) > 0.85
-    assert max(levels) < 1.15
-    smooth = loop_to(tone(1, 100), 0, 5 * RATE_HZ, fade=800)
-    assert np.abs(np.diff(smooth)).max() < 2.5 * np.abs(np.diff(tone(1, 100))).max()
-
-
-def test_part_of_a_long_background_is_the_same_as_the_whole(backgrounds_dir, monkeypatch):
-    part = BackgroundPart("street0.flac", 1.5, 0.0)
-    whole = SourceCache(Path(), backgrounds_dir, RATE_HZ).background(part, 4.0)
-    monkeypatch.setattr(scene_audio, "LONG_BACKGROUND_SECONDS", 5.0)
-    long = SourceCache(Path(), backgrounds_dir, RATE_HZ)
-    np.testing.assert_array_equal(long.background(part, 4.0), whole)
-    assert not long._kept
-
-
-def test_pink_noise_falls_by_three_decibels_per_octave():
-    power = np.abs(np.fft.rfft(pink_noise(2**17, seed=1))) ** 2
-    frequencies = np.linspace(0, 0.5, len(power))
-    octaves = [power[(frequencies >= f) & (frequencies < 2 * f)].mean() for f in (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)]
-    assert np.diff(10 * np.log10(octaves)) == pytest.approx(-3.0, abs=0.8)
-
-
-# --- whole data sets ---
+    assert 0.85 < min(levels) <= max(levels) < 1.15
 
 
 def test_data_set_is_complete_and_true_to_its_plan(clips_dir, backgrounds_dir, tmp_path):
-    output = tmp_path / "out"
-    manifest = synthesize(clips_dir, backgrounds_dir, output, replace(SMALL, absent_share=0.4))
-    assert manifest == output / "manifest.jsonl"
-    entries = read_manifest(manifest)
-    planner = ScenePlanner(read_library(clips_dir, backgrounds_dir), replace(SMALL, absent_share=0.4))
+    output, recipe = tmp_path / "out", replace(SMALL, absent_share=0.4)
+    entries = read_manifest(synthesize(clips_dir, backgrounds_dir, output, recipe))
+    planner = ScenePlanner(read_library(clips_dir, backgrounds_dir), recipe)
     assert entries == [entry for index in range(3) for entry in entries_of(planner.plan(index))]
     assert any(entry.relevant_windows == () for entry in entries)
     assert [entry.qid for entry in entries if entry.vid == "scene_0_00001"][:2] == ["scene_0_00001_1", "scene_0_00001_2"]
@@ -373,21 +300,18 @@ def test_data_set_is_complete_and_true_to_its_plan(clips_dir, backgrounds_dir, t
     assert "| clip | CC0 |" in card
     assert str(tmp_path) not in card
     with pytest.raises(DataError, match="never overwritten"):
-        synthesize(clips_dir, backgrounds_dir, output, SMALL)
+        synthesize(clips_dir, backgrounds_dir, output, recipe)
 
 
 def read_tree(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_same_seed_gives_the_same_bytes_whatever_the_order_of_files(clips_dir, backgrounds_dir, tmp_path, monkeypatch):
+def test_same_seed_gives_the_same_bytes_whatever_the_order_of_lines(clips_dir, backgrounds_dir, tmp_path):
     synthesize(clips_dir, backgrounds_dir, tmp_path / "one", SMALL)
     lines = (clips_dir / "clips.csv").read_text(encoding="utf-8").splitlines()
     (clips_dir / "clips.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]), encoding="utf-8")
-    rglob = Path.rglob
-    monkeypatch.setattr(Path, "rglob", lambda self, pattern: sorted(rglob(self, pattern), reverse=True))
     synthesize(clips_dir, backgrounds_dir, tmp_path / "two", SMALL)
-    monkeypatch.undo()
     assert read_tree(tmp_path / "one") == read_tree(tmp_path / "two")
     synthesize(clips_dir, backgrounds_dir, tmp_path / "three", replace(SMALL, seed=1))
     first = {name: value for name, value in read_tree(tmp_path / "one").items() if name != "attribution.csv"}
@@ -398,18 +322,15 @@ def test_without_backgrounds_there_is_quiet_pink_noise(clips_dir, tmp_path):
     synthesize(clips_dir, None, tmp_path / "none", SMALL)
     plan = ScenePlanner(read_library(clips_dir, None), SMALL).plan(0)
     samples, _ = soundfile.read(tmp_path / "none" / "audio" / f"{plan.vid}.flac")
-    audible = np.zeros(len(samples), dtype=bool)
+    noise = np.ones(len(samples), dtype=bool)
     for event in plan.events:
-        audible[max(0, round((event.start_seconds - 0.1) * RATE_HZ)) : round((event.end_seconds + 0.1) * RATE_HZ)] = True
-    noise, loudest = np.sqrt(np.mean(samples[~audible] ** 2)), np.abs(samples).max()
-    assert 0 < noise < 0.1 * loudest
+        noise[max(0, round((event.start_seconds - 0.1) * RATE_HZ)) : round((event.end_seconds + 0.1) * RATE_HZ)] = False
+    assert 0 < np.sqrt(np.mean(samples[noise] ** 2)) < 0.1 * np.abs(samples).max()
 
 
 def kill_while_writing(path):
-    script = (
-        "import os, sys; from pathlib import Path; from qamdetr.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as temporary: temporary.write_bytes(b'half'); os.kill(os.getpid(), 9)"
-    )
+    script = "import os, sys; from pathlib import Path; from qamdetr.files import replacing\n"
+    script += "with replacing(Path(sys.argv[1])) as temporary: temporary.write_bytes(b'half'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
     assert list(path.parent.glob(f".*{path.suffix}"))
 
@@ -425,7 +346,6 @@ def test_interrupted_run_goes_on_and_another_recipe_is_refused(clips_dir, backgr
         return render(plan, sources, fade_seconds)
 
     monkeypatch.setattr(scene_audio, "render", stop_at_third)
-    kill_while_writing(broken / "recipe.json")
     with pytest.raises(KeyboardInterrupt):
         synthesize(clips_dir, backgrounds_dir, broken, SMALL)
     for name in ("manifest.jsonl", "audio/scene_0_00002.flac"):
@@ -446,19 +366,10 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(clips_dir, tmp_path, num_wo
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(DataError, match=r"out cannot be written \(.+\); free space there; the same command goes on") as caught:
+        with pytest.raises(DataError, match=r"^[^\n]*out cannot be written \(.+\); free space there; the same command goes on[^\n]*$"):
             synthesize(clips_dir, None, tmp_path / "out", recipe)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(caught.value)
-    synthesize(clips_dir, None, tmp_path / "out", recipe)
-    synthesize(clips_dir, None, tmp_path / "whole", SMALL)
+    for name in ("out", "whole"):
+        synthesize(clips_dir, None, tmp_path / name, recipe if name == "out" else SMALL)
     assert read_tree(tmp_path / "out") == read_tree(tmp_path / "whole")
-
-
-def test_scenes_without_any_query_are_refused(clips_dir, tmp_path):
-    write_table(clips_dir / "groups.csv", ["group", "caption"], [("horn", "A horn sounds")])
-    recipe = replace(SMALL, num_scenes=1, min_groups=1, max_groups=1, seed=4)
-    with pytest.raises(DataError, match="0 queries"):
-        synthesize(clips_dir, None, tmp_path / "out", recipe)
-    assert not (tmp_path / "out").exists()

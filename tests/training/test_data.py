@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from stored_features import OwnFeatures, write_audio_file, write_text_file
 
 from qamdetr.config import Config, DataConfig, ModelConfig, TrainConfig
-from qamdetr.errors import AudioError, ConfigError, DataError
+from qamdetr.errors import ConfigError, DataError
 from qamdetr.features.base import join_fingerprints
 from qamdetr.training.data import load_data
 
@@ -71,17 +70,16 @@ def test_public_files_alone_make_batches(public_config: Config, tmp_path: Path) 
 
 
 def test_gaps_of_both_sets_all_streams_and_all_places_are_one_line(public_config: Config, tmp_path: Path) -> None:
-    model = ModelConfig(audio_streams={"laion_clap": 4, "ms_clap": 6}, text_streams={"ms_clap": 6, "roberta": 3})
+    streams = ModelConfig(audio_streams={"laion_clap": 4, "ms_clap": 6}, text_streams={"ms_clap": 6, "roberta": 3})
     for gone in ("clap/b.npz", "clap/e.npz", "clap_text/qida_1.npz", "clap_text/qidf_1.npz"):
         (tmp_path / gone).unlink()
     with pytest.raises(DataError) as caught:
-        load_data(replace(public_config, model=model))
-    message = str(caught.value)
-    assert "no cache lacks features of 6 recordings ('a', 'b', 'c', 'd', 'e', 'f') and 6 queries ('sound a', " in message
-    assert "data.audio_features.ms_clap" in message
-    assert "lacks features of 2 recordings ('b', 'e')" in message
-    assert "lacks features of 2 queries ('a_1', 'f_1')" in message
-    assert "\n" not in message
+        load_data(replace(public_config, model=streams))
+    for told in (
+        "no cache lacks features of 6 recordings ('a', 'b', 'c', 'd', 'e', 'f') and 6 queries ('sound a', ",
+        *("data.audio_features.ms_clap", "lacks features of 2 recordings ('b', 'e')", "lacks features of 2 queries ('a_1', 'f_1')"),
+    ):
+        assert told in str(caught.value)
 
 
 def test_a_query_whose_windows_the_features_do_not_reach_is_not_trained_on(
@@ -95,52 +93,30 @@ def test_a_query_whose_windows_the_features_do_not_reach_is_not_trained_on(
     assert "train.jsonl: 1 queries whose windows lie after the last clip" in caplog.text
 
 
-def test_an_evaluation_set_and_a_bad_value_in_the_validation_set_are_refused(public_config: Config, tmp_path: Path) -> None:
+def test_a_bad_value_in_the_validation_set_is_refused_before_anything_begins(public_config: Config, tmp_path: Path) -> None:
     rows = write_audio_file(tmp_path / "clap", "f", DURATION_SECONDS)
     rows[-1, 0] = np.nan
     np.savez(tmp_path / "clap" / "f.npz", features=rows)
     with pytest.raises(DataError, match=r"f\.npz.*NaN"):
         load_data(public_config)
-    (tmp_path / "train.jsonl").write_text(json.dumps({"qid": 1, "query": "a", "duration": 20, "vid": "a"}) + "\n")
-    with pytest.raises(DataError, match=r"train\.jsonl has no query with `relevant_windows`"):
-        load_data(public_config)
 
 
-def test_the_fingerprint_changes_with_data_encoder_and_streams_alone(public_config: Config, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_what_is_read_alone(public_config: Config, tmp_path: Path) -> None:
     known = load_data(public_config).fingerprint
-    assert len(known) == 16
-    assert int(known, 16) >= 0
-    assert load_data(with_data(public_config, max_clips=40)).fingerprint == known
-    assert load_data(replace(public_config, train=TrainConfig(seed=3, batch_size=2))).fingerprint == known
+    assert load_data(replace(with_data(public_config, max_clips=40), train=TrainConfig(seed=3, batch_size=2))).fingerprint == known
     moved = {key: str((tmp_path / key).rename(tmp_path / f"moved {key}")) for key in ("clap", "clap_text")}
-    folders = {"audio_features": {"ms_clap": moved["clap"]}, "text_features": {"ms_clap": moved["clap_text"]}}
-    assert load_data(with_data(public_config, **folders)).fingerprint == known
+    config = with_data(public_config, audio_features={"ms_clap": moved["clap"]}, text_features={"ms_clap": moved["clap_text"]})
+    assert load_data(config).fingerprint == known
     seen = {known}
     for change in (
-        lambda: [write_audio_file(tmp_path / "moved clap", vid, DURATION_SECONDS, seed=1) for vid in VAL_WINDOWS],
+        lambda: write_audio_file(tmp_path / "moved clap", "f", DURATION_SECONDS, seed=1),
         lambda: write_audio_file(tmp_path / "moved clap", "a", DURATION_SECONDS, seed=1),
         lambda: write_manifest(tmp_path / "val.jsonl", {**VAL_WINDOWS, "f": [[1, 2]]}),
         lambda: (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text() + "\n"),
     ):
         change()
-        seen.add(load_data(with_data(public_config, **folders)).fingerprint)
+        seen.add(load_data(config).fingerprint)
     assert len(seen) == 5
-
-
-def test_the_cache_alone_keeps_its_version_and_the_fingerprint_changes_with_its_content(
-    small_toy_config: ToyConfig, small_toy_folder: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(small_toy_folder / "features", tmp_path / "features")
-    config = with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
-    data = load_data(config)
-    assert data.section.encoder == join_fingerprints({"toy": "v1", "level": "v1"})
-    narrower = load_data(replace(config, model=replace(config.model, audio_streams={"toy": 16})))
-    assert narrower.fingerprint != data.fingerprint
-    assert list(narrower.train[0].audio) == ["toy"]
-    path = sorted((tmp_path / "features" / "toy-v1").glob("*.npz"))[3]
-    cache, vid = OwnFeatures(tmp_path / "features"), path.name.split(".")[0]
-    cache.write_audio(vid, {"toy": -cache.audio(vid)["toy"]})
-    assert load_data(config).fingerprint != data.fingerprint
 
 
 def test_a_checkpoint_takes_over_the_encoders_of_the_cache_and_no_others(
@@ -150,11 +126,12 @@ def test_a_checkpoint_takes_over_the_encoders_of_the_cache_and_no_others(
     shutil.copytree(small_toy_folder / "features", tmp_path / "features")
     OwnFeatures(tmp_path / "features", models={"toy": "clap", "level": ""}, dtype="bfloat16")
     noted_config = with_data(small_toy_config(), feature_dir=str(tmp_path / "features"))
+    narrower = replace(noted_config, model=replace(noted_config.model, audio_streams={"toy": 16}))
+    assert load_data(narrower).fingerprint != load_data(noted_config).fingerprint
     same_folder = {"toy": f"../{Path.cwd().name}/clap"}
     taken = {"encoder": join_fingerprints({"toy": "v1", "level": "v1"}), "encoder_dtype": "bfloat16"}
     for settings, models in (
         ({}, {"toy": "clap"}),
-        ({"encoder_dtype": "bfloat16", "encoder_models": {"toy": "clap"}}, {"toy": "clap"}),
         ({"encoder_models": same_folder}, same_folder),
         ({"encoder_models": {"public": "elsewhere"}}, {"toy": "clap", "public": "elsewhere"}),
     ):
@@ -166,19 +143,3 @@ def test_a_checkpoint_takes_over_the_encoders_of_the_cache_and_no_others(
     ):
         with pytest.raises(ConfigError, match=message):
             load_data(with_data(noted_config, encoder_models=settings))
-
-
-def test_files_beside_recordings_do_not_matter_but_two_recordings_of_a_name_do(public_config: Config, tmp_path: Path) -> None:
-    cache = OwnFeatures(tmp_path / "cache", recordings={vid: tmp_path / "audio" / f"{vid}.flac" for vid in (*TRAIN_WINDOWS, *VAL_WINDOWS)})
-    (tmp_path / "audio").mkdir()
-    for vid, path in cache.keys.recordings.items():
-        path.write_text(f"sound of {vid}")
-        cache.write_audio(vid, {"laion_clap": torch.ones(DURATION_SECONDS, 4)})
-    model = replace(public_config.model, audio_streams={"ms_clap": 6, "laion_clap": 4})
-    config = with_data(replace(public_config, model=model), feature_dir=str(tmp_path / "cache"))
-    for vid in TRAIN_WINDOWS:
-        (tmp_path / "audio" / f"{vid}.txt").write_text("a label")
-    assert list(load_data(config).train[0].audio) == ["ms_clap", "laion_clap"]
-    (tmp_path / "audio" / "a.wav").write_text("another sound")
-    with pytest.raises(AudioError, match=r"holds both a\.flac and a\.wav; keep one"):
-        load_data(config)

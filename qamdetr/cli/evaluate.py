@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -186,17 +185,14 @@ def calibrate(options: CalibrateOptions) -> None:
         check_beta(beta)
     if options.figure is not None:
         check_figure_path(options.figure)
-    target = _open_target(options)
-    locked = target.fits and not options.dry_run and not os.access(target.path.parent, os.W_OK)
-    remedy = f"calibrate a copy of {'it' if target.is_system else 'the checkpoint'}, or give --dry-run"
-    refuse(locked, f"{target.path} cannot be written", remedy)
+    path, name, top_k, fits = _open_target(options)
     # Unclamped, as the official evaluator reads it.
     entries = read_manifest(options.manifest, clamp=False)
     counted = [entry for entry in entries if entry.relevant_windows]
     untrue = f"{options.manifest}: none of the {len(entries)} queries has `relevant_windows`"
     refuse(not counted, untrue, "give a validation manifest")
     retriever, recordings, verifier = open_for_manifest(options, options.manifest, counted, must_verify=True)
-    found = verify_manifest(retriever, recordings, counted, verifier, top_k=max(MAX_PREDICTIONS, target.top_k))
+    found = verify_manifest(retriever, recordings, counted, verifier, top_k=max(MAX_PREDICTIONS, top_k))
     parts = list(tqdm(found, desc="recordings", unit="recording", total=len(recordings), file=sys.stderr, disable=None))
     failures = [str(part) for part in parts if isinstance(part, AudioError)]
     answers = [answer for part in parts if not isinstance(part, AudioError) for answer in part]
@@ -205,22 +201,22 @@ def calibrate(options: CalibrateOptions) -> None:
         raise QamDetrError(f"No query of {len(answers)} was verified, so nothing was written: {problems[0]}")
     if answers:
         curve = calibrate_beta(answers, options.grid or FINE_GRID)
-        told = _curve_object(curve, target.verifier, len(problems))
-        print(json.dumps(told, ensure_ascii=False) if options.as_json else _curve_text(curve, target.verifier))
+        told = _curve_object(curve, name, len(problems))
+        print(json.dumps(told, ensure_ascii=False) if options.as_json else _curve_text(curve, name))
         if len(counted) < len(entries):
             note(f"{len(entries) - len(counted)} of {len(entries)} queries have no true windows and were left out.")
         if problems:
             note(f"{len(problems)} of {len(answers)} queries are ranked by the decoder alone at every beta. {problems[0]}")
         if options.figure is not None:
-            name = target.path.stem if target.is_system else target.path.parent.name
-            save_beta_figure(curve, f"{name}, verifier {target.verifier}, {len(answers)} queries", options.figure)
+            title = f"{path.parent.name if options.system is None else path.stem}, verifier {name}, {len(answers)} queries"
+            save_beta_figure(curve, title, options.figure)
             note(f"the figure is in {options.figure}.")
         if failures:
             note("nothing was written, as the weight would be chosen on a part of the recordings.")
         elif curve.is_worse:
             note(f"nothing was written, as {curve.chosen.beta:g}, the best of the grid, is worse than the decoder alone; try a finer grid.")
         elif not options.dry_run:
-            note(_store(target, curve.chosen.beta))
+            note(_store(options, path, name, curve.chosen.beta, fits=fits))
     raise_failures(failures, len({entry.vid for entry in counted}))
 
 
@@ -271,61 +267,49 @@ def _curve_object(curve: BetaCurve, verifier: str, num_unverified: int) -> dict[
     }
 
 
-class _Target(NamedTuple):
-    """The file that keeps the weight: a checkpoint's, one for each verifier, or a system of the user's own, that of its own verifier.
+def _open_target(options: CalibrateOptions) -> tuple[Path, str, int, bool]:
+    """Find the file that keeps the weight: a checkpoint's, one for each verifier, or a system of the user's own, that of its own verifier.
 
-    `changes` names the options that make other answers than the file alone would; the weight is written only where it `fits` the file.
+    Returns it with the verifier, the number of candidates that are verified, and whether it is a file for such a weight.
     """
-
-    path: Path
-    is_system: bool
-    verifier: str
-    top_k: int
-    changes: str
-    fits: bool
-
-
-def _open_target(options: CalibrateOptions) -> _Target:
-    """Find the checkpoint or system that keeps the weight."""
     from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
     from qamdetr.inference.retriever import load_system
     from qamdetr.verifiers import verifier_names
 
-    overrides = options.overrides or ()
-    changes = " ".join(f"--set {override}" for override in overrides if not override.startswith(HARMLESS))
-    if options.verifier_model is not None:
-        changes = f"{changes} --verifier-model {options.verifier_model}".strip()
     none, *others = verifier_names()
     if options.system is not None:
-        system, path = load_system(options.system, overrides, members=options.members or ()), Path(options.system)
+        system, path = load_system(options.system, options.overrides or (), members=options.members or ()), Path(options.system)
         verifier, top_k = options.verifier or system.verify_with, system.top_k
         # With other members it is another system; those that come with the program stay as they are.
         is_own = path.is_file() and SYSTEM_DIR.resolve() not in path.resolve().parents and not options.members
         fits = is_own and verifier == system.verify_with
     elif options.checkpoint is not None:
         path, verifier, fits = find_checkpoint(options.checkpoint) / CONFIG_FILE, options.verifier or none, True
-        top_k = load_config(path, overrides).inference.top_k
+        top_k = load_config(path, options.overrides or ()).inference.top_k
     else:
         raise QamDetrError("The weight is written into a checkpoint or system", "name it with --checkpoint or --system")
     lacking = f"The verifier is {verifier}, which has no weight to choose"
     refuse(verifier == none, lacking, f"give --verifier with one of {', '.join(others)}")
-    return _Target(path, options.system is not None, verifier, top_k, changes, fits and not changes)
+    return path, verifier, top_k, fits
 
 
-def _store(target: _Target, beta: float) -> str:
-    """Write the weight, and tell where; or tell what to write where."""
+def _store(options: CalibrateOptions, path: Path, verifier: str, beta: float, *, fits: bool) -> str:
+    """Write the weight where it `fits` and no option makes other answers than the file alone would; tell where, or what to write where."""
     from qamdetr.inference.checkpoint import beta_line, store_in_checkpoint, store_in_system
 
-    line = f"`{beta_line(beta)}`" if target.is_system else f"inference.beta_by_verifier.{target.verifier}: {beta:g}"
-    if target.fits:
-        if target.is_system:
-            store_in_system(target.path, beta)
+    is_system = options.system is not None
+    line = f"`{beta_line(beta)}`" if is_system else f"inference.beta_by_verifier.{verifier}: {beta:g}"
+    changes = [f"--set {override}" for override in options.overrides or () if not override.startswith(HARMLESS)]
+    changes += [] if options.verifier_model is None else [f"--verifier-model {options.verifier_model}"]
+    if fits and not changes:
+        if is_system:
+            store_in_system(path, beta)
         else:
-            store_in_checkpoint(target.path.parent, target.verifier, beta)
-        return f"{line} is now in {target.path}."
-    reason = f", as the weight goes with {target.changes}; put that and" if target.changes else "; put"
-    if target.is_system:
-        return f"nothing was written{reason} `verify_with: {target.verifier}` and {line} into a system file of your own."
+            store_in_checkpoint(path.parent, verifier, beta)
+        return f"{line} is now in {path}."
+    reason = f", as the weight goes with {' '.join(changes)}; put that and" if changes else "; put"
+    if is_system:
+        return f"nothing was written{reason} `verify_with: {verifier}` and {line} into a system file of your own."
     return f"nothing was written{reason} `{line}` into the config.yaml of a copy."
 
 

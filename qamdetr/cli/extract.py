@@ -31,7 +31,6 @@ class ExtractOptions(EncoderOptions):
 
     manifest: str | None = option(None, "JSONL", "field JSONL whose queries and recordings are encoded")
     audio_dir: str | None = option(None, "DIR", "its recordings (default: audio/ beside it); alone: every recording in DIR")
-    queries: str | None = option(None, "FILE", "text file with more queries, one on each line")
     combo: str = option(DEFAULTS.combo, "NAME", "encoders to run")
     dtype: Literal["float32", "bfloat16"] = option(DEFAULTS.encoder_dtype, "", "of the encoders")
     feature_dir: str = option(DEFAULTS.feature_dir, "DIR", "the cache")
@@ -175,14 +174,13 @@ def _find_work(options: ExtractOptions) -> _Work:
     from qamdetr.audio import AUDIO_SUFFIXES, find_recordings
     from qamdetr.data.manifest import read_manifest
 
-    more = _read_queries(options.queries)
     if options.manifest is None:
         if options.audio_dir is None:
             raise ConfigError("Give --manifest JSONL for its recordings and queries, or --audio-dir DIR for all recordings of a folder.")
         found = find_recordings(options.audio_dir)
         if not found:
             raise DataError(f"{options.audio_dir} holds no recordings", f"give a folder of files that end in {', '.join(AUDIO_SUFFIXES)}")
-        return _Work(found, more, ())
+        return _Work(found, (), ())
     entries = read_manifest(options.manifest, clamp=False)
     folder = audio_folder(options.manifest, options.audio_dir)
     found = find_recordings(folder)
@@ -192,23 +190,7 @@ def _find_work(options: ExtractOptions) -> _Work:
         what = f"None of the {len(vids)} recordings of {options.manifest} is in {folder}, such as {absent[0]!r}"
         raise DataError(what, "give their folder")
     told = tuple((vid, f"{vid!r} of {options.manifest} is not in {folder}") for vid in absent)
-    return _Work({vid: found[vid] for vid in vids if vid in found}, (*(entry.query for entry in entries), *more), told)
-
-
-def _read_queries(path: str | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    remedy = "give a text file with one query on each line"
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}", remedy) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", remedy) from error
-    queries = tuple(line.strip() for line in lines if line.strip())
-    if not queries:
-        raise DataError(f"{path} holds no queries", remedy)
-    return queries
+    return _Work({vid: found[vid] for vid in vids if vid in found}, tuple(entry.query for entry in entries), told)
 
 
 def _counted(recordings: int, queries: int) -> str:

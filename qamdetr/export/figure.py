@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -35,6 +35,10 @@ _TICK_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 180
 _FAMILIES = ["DejaVu Sans", *(f"Noto Sans {script}" for script in ("CJK JP", "CJK SC", "CJK KR", "JP", "KR", "Devanagari"))]
 _FAMILIES += ["Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "WenQuanYi Zen Hei", "Arial Unicode MS"]
 _FAMILIES += ["Nirmala UI", "Mangal"]
+
+
+# Else matplotlib names the parts of an SVG at random. For good, as settings belong to the process, and threads draw at the same time.
+mpl.rcParams["svg.hashsalt"] = "qam-detr"
 
 
 def check_figure(recordings: int, answers: int) -> None:
@@ -98,9 +102,11 @@ def _draw_sound(wave: Axes, spectrum: Axes, overview: Overview, duration_seconds
 def _draw_lane(axes: Axes, answer: Answer, colour: str) -> None:
     """Relevance from 0 to 1, above it the moments with their ranks, below it what is true."""
     result, moments = answer.result, answer.moments()
-    seconds = np.minimum(np.arange(len(result.saliency)) + 0.5, result.duration_seconds)
-    axes.fill_between(seconds, result.saliency, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(seconds, result.saliency, color=colour, linewidth=0.9, label="relevance of each second")
+    step = 1 + len(result.saliency) // (2 * _COLUMNS)  # of hours, the highest of neighbours: an SVG keeps every point
+    begins = np.arange(0, len(result.saliency), step)
+    seconds, relevance = np.minimum(begins + step / 2, result.duration_seconds), np.maximum.reduceat(result.saliency, begins)
+    axes.fill_between(seconds, relevance, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(seconds, relevance, color=colour, linewidth=0.9, label="relevance of each second")
     sure = result.found and bool(moments)
     if not moments and answer.ranks is None:
         moments = [(1, moment) for moment in result.moments[:1]]  # the best guess
@@ -167,9 +173,4 @@ def _fonts() -> tuple[list[str], frozenset[int]]:
 def _to_bytes(figure: Figure, image_format: str) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format=image_format, dpi=_DPI, metadata={"Software": None} if image_format == "png" else {"Date": None})
-    if image_format == "png":
-        return content.getvalue()
-    # matplotlib names the parts of an SVG at random, and a fixed seed for it would be a setting of the whole process.
-    names: dict[bytes, bytes] = {}
-    named = re.compile(rb'(\bid="|url\(#|href="#)([a-zA-Z]+[0-9a-f]{10})\b')
-    return named.sub(lambda found: found[1] + names.setdefault(found[2], b"q%d" % len(names)), content.getvalue())
+    return content.getvalue()

@@ -11,7 +11,6 @@ import pytest
 from stored_features import OwnFeatures
 from tiny_system import write_sound
 
-import qamdetr.features.base
 from qamdetr import cli
 from qamdetr.audio import find_recordings
 from qamdetr.data.manifest import QueryEntry, write_manifest
@@ -54,36 +53,6 @@ def test_a_manifest_fills_the_cache_once_and_what_cannot_be_read_is_told_at_once
     assert "2 recordings and 2 queries were there already." in err
     assert (tmp_path / "cache" / "pocket-tiny-1").is_dir()
     assert encoder.encoded == [str(tmp_path / f"{vid}.wav") for vid in "adbc"]
-
-
-def test_a_folder_fills_the_cache_with_every_recording(tmp_path, extract):
-    (tmp_path / "audio").mkdir()
-    for number, name in enumerate(("a.wav", "b.flac", "c.ogg")):
-        write_sound(tmp_path / "audio" / name, 2 + number, seed=number)
-    (tmp_path / "audio" / "notes.txt").write_text("no recording")
-    (tmp_path / "more.txt").write_text("\ufeffa dog barks\n\n  rain \nrain\n", encoding="utf-8")
-    status, err = extract("--audio-dir", tmp_path / "audio", "--queries", tmp_path / "more.txt")
-    assert status == 0
-    assert "encoded 3 recordings and 2 queries" in err
-    cache = OwnFeatures(tmp_path / "cache", recordings=find_recordings(tmp_path / "audio"))
-    assert [len(cache.audio(vid)["pocket"]) for vid in "abc"] == [2, 3, 4]
-    assert cache.text("a dog barks") and cache.text("rain")
-
-
-def test_options_reach_the_encoders(tmp_path, extract, encoder, monkeypatch):
-    asked = []
-    monkeypatch.setattr(qamdetr.features.base, "open_streams", lambda *streams, name, **options: asked.append((name, options)) or encoder)
-    write_sound(tmp_path / "a.wav", 3)
-    models = ["--encoder", "wavlm_base_plus=my/model", "--encoder", "ms_clap=/models/a=b"]
-    assert extract("--audio-dir", tmp_path, "--combo", "A", *models, "--dtype", "bfloat16", "--device", "cuda:1")[0] == 0
-    assert extract("--audio-dir", tmp_path)[0] == 0
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert extract("--audio-dir", tmp_path)[0] == 0
-    assert asked == [
-        ("A", {"models": {"wavlm_base_plus": "my/model", "ms_clap": "/models/a=b"}, "dtype": "bfloat16", "device": "cuda:1"}),
-        ("pocket", {"models": {}, "dtype": "float32", "device": None}),
-        ("pocket", {"models": {}, "dtype": "float32", "device": "cpu"}),
-    ]
 
 
 DRIVER = """
@@ -146,15 +115,3 @@ def test_two_processes_share_the_recordings_and_tell_one_result(tmp_path):
     status, told, encoded, statuses = run()
     assert (status, encoded, statuses) == (0, [], "0\n0\n")
     assert "encoded 0 recordings and 0 queries" in told
-
-
-@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "1"}])
-def test_a_launcher_that_says_too_little_is_told(tmp_path, monkeypatch, extract, environment):
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    write_sound(tmp_path / "a.wav", 1)
-    status, err = extract("--audio-dir", tmp_path)
-    assert (status, err.count("\n")) == (2, 1)
-    assert f"The {environment['WORLD_SIZE']} processes cannot be connected" in err

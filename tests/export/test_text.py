@@ -75,8 +75,7 @@ def test_moments_come_back(name):
     by_start = {start: (end, score) for start, end, _, score in rows}
     assert by_start[3661.25] == (3665.5, 0.9)
     assert by_start[2.5][0] == pytest.approx(2.5004, abs=0.001)
-    if name in ("vtt", "srt", "rttm"):
-        assert by_start[2.5][0] == 2.501, "players and scoring tools drop what has no length"
+    assert name not in ("vtt", "srt", "rttm") or by_start[2.5][0] == 2.501, "players and scoring tools drop what has no length"
     assert {label for _, _, label, _ in rows} == {"a_dog_barks" if name == "rttm" else "a dog barks"}
 
 
@@ -91,18 +90,15 @@ def test_hostile_queries_stay_in_their_field(query, name):
         assert not any(value.strip()[:1] in {*"=+-@\uff1d"} for value in (*labels, *names))
 
 
-@pytest.mark.parametrize(
-    ("query", "vtt", "srt", "rttm", "table"),
-    [
-        ("=1+1", "=1+1", "=1+1", "=1+1", "'=1+1"),
-        ("\uff1d1", "\uff1d1", "\uff1d1", "\uff1d1", "'\uff1d1"),
-        ("-5 dB, a bell", "-5 dB, a bell", "-5 dB, a bell", "-5_dB,_a_bell", "'-5 dB, a bell"),
-        ("one --> two", "one --> two", "one --] two", "one_-->_two", "one --> two"),
-        ("<b>loud</b> & {clear}", "<b>loud</b> & {clear}", "[b]loud[/b] & (clear)", "<b>loud</b>_&_{clear}", "<b>loud</b> & {clear}"),
-        ("first\n\nsecond", "first second", "first second", "first_second", "first second"),
-        ("\x00", "", "", "_", ""),
-    ],
-)
+SHOWN = [
+    ("-5 dB, a bell", "-5 dB, a bell", "-5 dB, a bell", "-5_dB,_a_bell", "'-5 dB, a bell"),
+    ("<b>loud</b> & {clear}", "<b>loud</b> & {clear}", "[b]loud[/b] & (clear)", "<b>loud</b>_&_{clear}", "<b>loud</b> & {clear}"),
+    ("first\n\nsecond", "first second", "first second", "first_second", "first second"),
+    ("\x00", "", "", "_", ""),
+]
+
+
+@pytest.mark.parametrize(("query", "vtt", "srt", "rttm", "table"), SHOWN)
 def test_each_program_shows_what_was_asked(query, vtt, srt, rttm, table):
     expected = {"vtt": vtt, "srt": srt, "rttm": rttm, "csv": table, "raven": table, "audacity": table}
     for name, label in expected.items():
@@ -114,25 +110,17 @@ def test_json_is_the_contract():
     assert one == to_json_object(RESULT)
     assert list(one) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
     scores = {"score": 0.9, "decoder_score": 0.72, "foreground": 0.9, "quality": 0.8, "verifier_score": 0.95}
-    assert one["moments"][0] == {"start": 3661.25, "end": 3665.5, **scores, "likely": True}
-    assert list(one["moments"][0]) == ["start", "end", *scores, "likely"]
-    assert one["moments"][1]["verifier_score"] is None
-    assert (one["saliency"], one["notes"], one["audio"]) == ([0.5, 0.25], [], "rec/walk é.wav")
-    assert [
-        json.loads(as_text([result], "json"))[0]["query"] for result in (replace(RESULT, query=query) for query in HOSTILE_QUERIES)
-    ] == HOSTILE_QUERIES
-    assert (json.loads(as_text([ABSENT], "json"))[0]["found"], as_text([], "json")) == (False, "[]\n")
+    assert list(one["moments"][0].items()) == [("start", 3661.25), ("end", 3665.5), *scores.items(), ("likely", True)]
+    hostile = json.loads(as_text([replace(ABSENT, query=query) for query in HOSTILE_QUERIES], "json"))
+    assert [(item["query"], item["found"]) for item in hostile] == [(query, False) for query in HOSTILE_QUERIES]
 
 
 def test_table_shows_rank_time_score_and_notes():
     assert [clock(value) for value in (0, 59.9996, 3600.5)] == ["0:00.000", "1:00.000", "60:00.500"]
-    told = ("Verifier server failed (no\nanswer); the moments are ranked by the decoder alone.", "another note")
-    lines = as_text([replace(RESULT, notes=told)], "table").splitlines()
-    assert lines[0] == "rec/walk é.wav (62:05.500), 'a dog barks', encoder pocket, verifier pocket"
-    assert lines[1:3] == ["  Verifier server failed (no answer); the moments are ranked by the decoder alone.", "  another note"]
-    assert [line.split() for line in lines[4:6]] == [["1", "61:01.250", "61:05.500", "0.900"], ["2", "0:02.500", "0:02.500", "0.600"]]
+    lines = as_text([replace(RESULT, notes=("no\nanswer", "another note"))], "table").splitlines()
+    first = "rec/walk é.wav (62:05.500), 'a dog barks', encoder pocket, verifier pocket"
+    assert [*lines[:3], lines[4].split()] == [first, "  no answer", "  another note", ["1", "61:01.250", "61:05.500", "0.900"]]
     assert "not in this recording; the nearest guesses are:" in as_text([ABSENT], "table")
-    assert "guesses" not in as_text([replace(ABSENT, moments=())], "table")
 
 
 # Fault B1: nine moments for one siren, eight with score 0.00.
@@ -151,20 +139,13 @@ def test_what_is_written_are_the_likely_moments_unless_everything_is_asked_for(n
     if name not in ("table", "vtt", "srt"):
         assert starts([ABSENT]) == [], "a label would claim what the recording does not have"
     assert len(starts([ABSENT], everything=True)) == 3
-
-
-def test_chosen_moments_keep_their_ranks_and_may_be_guesses():
-    absent = Answer(replace(SIREN, found=False), ranks=(2, 3))
-    assert [row["rank"] for row in csv.DictReader(io.StringIO(as_text([absent], "csv")))] == ["2", "3"]
-    (read,) = json.loads(as_text([absent], "json"))
-    assert ([item["rank"] for item in read["moments"]], read["found"]) == ([2, 3], False)
+    assert len(starts([Answer(ABSENT, ranks=(2, 3))])) == 2, "a person may choose guesses"
 
 
 def test_several_recordings_and_lanes_are_told_apart():
     other = replace(RESULT, audio="b/street.wav")
-    assert [row[2].split(":")[0] for row in read("audacity", as_text([other, RESULT], "audacity"))] == ["street.wav"] * 3 + [
-        "walk é.wav"
-    ] * 3
+    names = [row[2].split(":")[0] for row in read("audacity", as_text([other, RESULT], "audacity"))]
+    assert names == ["street.wav"] * 3 + ["walk é.wav"] * 3
     starts = [row[0] for row in read("vtt", as_text([RESULT, other], "vtt"))]
     assert starts == sorted(starts), "cues may not go back in time"
     raven = list(csv.DictReader(io.StringIO(as_text([RESULT, other], "raven")), delimiter="\t"))

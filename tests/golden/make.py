@@ -16,7 +16,6 @@ import importlib
 import io
 import itertools
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -33,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ASSETS = ROOT / "assets"
 CHECKPOINTS = sorted(path.parent.name for path in ROOT.glob("checkpoints/*/config.yaml") if path.parent.name != "pocket-encoder")
-STREAMS = ("street.flac", "street.ogg", "empty-room.ogg")
-"""Recordings whose features are kept; the first is eight seconds of the second without loss, kept beside this file."""
+SOUND = HERE / "street.flac"
+"""Eight seconds of an example without loss, whose features are kept."""
 EXAMPLES = json.loads((ASSETS / "examples.json").read_text(encoding="utf-8"))
 
 
@@ -109,12 +108,10 @@ def write_truth(folder: Path) -> None:
 
 
 def features() -> dict[str, np.ndarray]:
-    """`recording/stream` -> `(clips, dim)`."""
+    """Stream -> `(clips, dim)`."""
     from qamdetr.inference.retriever import MomentRetriever
 
-    retriever = MomentRetriever.from_pretrained()
-    paths = [HERE / STREAMS[0], *(ASSETS / name for name in STREAMS[1:])]
-    return {f"{path.name}/{name}": rows.numpy() for path in paths for name, rows in retriever.encode(path).streams.items()}
+    return {name: rows.numpy() for name, rows in MomentRetriever.from_pretrained().encode(SOUND).streams.items()}
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -151,13 +148,12 @@ def make_world(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 8 * 8000)
     sounds = {"good.wav": 8, "audio/v.wav": 8, "short.wav": 0.05, "nosamples.wav": 0, "twice/a.wav": 1, "twice/a.flac": 1}
-    for name in ("audio", "d", "none", "twice", "clips/nocsv"):
+    for name in ("audio", "d", "none", "twice", "clips/nocsv", "clips/latin"):
         (folder / name).mkdir(parents=True)
     for name, seconds in (sounds | {f"clips/{letter}/a.wav": 2 for letter in "def"}).items():
         soundfile.write(folder / name, noise[: int(seconds * 8000)], 8000)
     soundfile.write(folder / "slow.wav", noise[:4000], 400)
-    for name, values in (("latin.jsonl", b"\xe9\n"), ("latin.txt", b"\xe9\n"), ("clips/latin/clips.csv", b"file_name\n\xe9\n")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, values in (("latin.jsonl", b"\xe9\n"), ("clips/latin/clips.csv", b"file_name\n\xe9\n")):
         (folder / name).write_bytes(values)
     for name in ("ck-config", "ck-weights", "ck-noweights", "ck-other", "ck-key"):
         shutil.copytree(ROOT / "checkpoints" / "ladder-1-baseline", folder / name)
@@ -189,29 +185,23 @@ def read_mistakes() -> list[tuple[str, str, str]]:
 @contextlib.contextmanager
 def inside() -> Iterator[Path]:
     """A temporary folder as the current one."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
-        try:
-            yield Path(name).resolve()
-        finally:
-            os.chdir(before)
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        yield Path(name).resolve()
 
 
 def main() -> None:
     """Write every file beside this one."""
     sys.path.insert(0, str(ROOT))
-    if not (HERE / STREAMS[0]).is_file():
-        sound, rate = soundfile.read(ASSETS / STREAMS[1], start=12 * 24000, frames=8 * 24000, dtype="int16")
-        soundfile.write(HERE / STREAMS[0], sound, rate)
+    if not SOUND.is_file():
+        sound, rate = soundfile.read(ASSETS / "street.ogg", start=12 * 24000, frames=8 * 24000, dtype="int16")
+        soundfile.write(SOUND, sound, rate)
     with inside() as folder:
         for name, values in (("answers", answers()), ("scores", scores(folder))):
             told = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
             (HERE / f"{name}.json.gz").write_bytes(gzip.compress(told.encode(), mtime=0))
         for name in "ab":
             (HERE / f"{name}.jsonl.gz").write_bytes(gzip.compress((folder / f"{name}.jsonl").read_bytes(), mtime=0))
-    kept = {name: rows if name.startswith(STREAMS[0]) else rows[::7].astype(np.float16) for name, rows in features().items()}
-    np.savez_compressed(HERE / "features.npz", **kept)
+    np.savez_compressed(HERE / "features.npz", **features())
     with inside() as folder:
         trained = weights(folder)
     np.savez_compressed(HERE / "weights.npz", **trained)

@@ -98,7 +98,7 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
         repo, _, revision = override.partition("@")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
             what = f"{wanted.name_for(stream)} is to come from {override}, which does not exist"
-            raise CheckpointError(what[0].upper() + what[1:], "name a folder or a hub id")
+            raise CheckpointError(what[0].upper() + what[1:], f"{wanted.otherwise.format(stream=stream)}, or a hub id")
         otherwise = wanted.otherwise.replace("local folder", f"local folder that exists (there is none called {override})")
         wanted = replace(wanted, repo=repo, revision=revision or "main", megabytes=0, files=(), needed=wanted.groups, otherwise=otherwise)
     folder = _cached(wanted)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 
 from qamdetr import spans
-from qamdetr.errors import ConfigError
 from qamdetr.inference.candidates import suppress
 from qamdetr.types import Candidate, Window
 
@@ -38,10 +37,7 @@ def merge_pools(
     and Vision Computing 107, 2021, in one dimension. Differences: a member counts once per window; the best overlap wins, not the first;
     the share of the members is by weight; there are no classes.
     """
-    weights = [1.0] * len(pools) if weights is None else list(weights)
-    check_merge(how, iou)
-    if len(weights) != len(pools) or not all(0 < weight < float("inf") for weight in weights):
-        raise ConfigError(f"The members' weights are {weights}; each of the {len(pools)} members needs one above 0.")
+    weights = weights or [1.0] * len(pools)
     if how == "fusion":
         return _fuse(pools, iou, weights)
     shares = [weight / max(weights) for weight in weights]
@@ -51,14 +47,6 @@ def merge_pools(
         for each in pool
     ]
     return suppress(scaled, iou if how == "nms" else 1.0)
-
-
-def check_merge(how: str, iou: float) -> None:
-    """Refuse what `merge_pools` cannot do."""
-    if how not in get_args(MergeMethod):
-        raise ConfigError(f"merge is {how!r}; it must be one of {', '.join(get_args(MergeMethod))}.")
-    if not 0 <= iou <= 1:
-        raise ConfigError(f"merge_iou is {iou}; it must be from 0.0 to 1.0.")
 
 
 def _fuse(pools: Sequence[Sequence[Candidate]], iou: float, weights: Sequence[float]) -> list[Candidate]:

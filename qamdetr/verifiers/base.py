@@ -164,9 +164,7 @@ def read_crops(recording: Recording, candidates: Sequence[Candidate], max_second
         raise QamDetrError(f"{recording.path} lasts {length:.1f} s, but {recording.duration_seconds:.1f} s were encoded; encode it again.")
     crops = []
     for candidate in candidates:
-        start, end = crop_bounds(candidate.window, recording.duration_seconds, max_seconds)
-        end = min(end, length)
-        start = max(0.0, min(start, end - MIN_CROP_SECONDS))
+        start, end = crop_bounds(candidate.window, min(recording.duration_seconds, length), max_seconds)
         samples = sound.part(recording.start_seconds + start, recording.start_seconds + end, rate_hz=SAMPLE_RATE_HZ)
         first, last = (min(max(seconds, start), end) - start for seconds in candidate.window)
         crops.append(Crop(samples, (first, last)))
@@ -249,8 +247,9 @@ class CachedVerifier(WrappedVerifier):
         return [scores[key] for key in keys]
 
     def _keys(self, recording: Recording, query: str, candidates: Sequence[Candidate]) -> list[str]:
-        part = [repr(sorted(recording.choice.items()))] if recording.choice else []
-        shared = (self.identity, _digest(*_file_state(recording)), clean_query(query), *part)
+        # Page and command line allow other lengths; that decides whether a recording is heard, and not what of it.
+        choice = sorted((name, value) for name, value in recording.choice.items() if name != "max_seconds")
+        shared = (self.identity, _digest(*_file_state(recording)), clean_query(query), *([repr(choice)] if choice else []))
         keys = []
         for candidate in candidates:
             times = (*candidate.window, *crop_bounds(candidate.window, recording.duration_seconds))

@@ -44,8 +44,8 @@ def user_text(query: str, window: Window, duration_seconds: float) -> str:
 def fingerprint(*more: str) -> str:
     """Return 16 hex digits that change with the prompt's words and form, the cleaning of queries, the spellings, and `more`."""
     samples = [user_text(_SAMPLE_QUERY, window, 12.345) for window in ((1.234, 5.678), (1.234, 1.567))]
-    parts = (SYSTEM_TEXT, _USER_TEXT, samples, YES_SPELLINGS, NO_SPELLINGS, more)
-    return blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+    texts = (SYSTEM_TEXT, _USER_TEXT, *samples, *YES_SPELLINGS, "/", *NO_SPELLINGS, *more)
+    return blake2b("".join(f"{len(text)} {text}" for text in texts).encode(), digest_size=8).hexdigest()
 
 
 def clean_query(query: str) -> str:

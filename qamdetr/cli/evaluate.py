@@ -371,8 +371,8 @@ def _write_submission(options: SubmitOptions, manifest: Sequence[QueryEntry]) ->
     measured = described = {}
     if options.dev_scores is not None:
         predictions, truth = options.dev_scores
-        scores = score(read_predictions(predictions, allow_pairs=True), read_manifest(truth, clamp=False))
-        measured = submission.development_results(scores.table())
+        scores = score(read_predictions(predictions, allow_pairs=True), read_manifest(truth, clamp=False)).table()
+        measured = {"results": {"development_testing": {f"Recall1@{iou}": scores[f"R1@{iou}"] for iou in (0.7, 0.5)}}}
     if options.checkpoint is not None:
         described = submission.describe_checkpoint(options.checkpoint)
     metadata = submission.fill_metadata(measured, described, given, {"submission": {"label": options.label}})

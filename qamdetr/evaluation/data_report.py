@@ -10,7 +10,6 @@ from qamdetr.data.manifest import clamp_windows, read_manifest
 
 WIDTH_LIMITS_SECONDS = (1, 3, 10)  # the three that tell how short a data set's moments are
 CROWDED_WINDOWS = 5  # the official baseline trains on a random five of the windows of a query
-_FILES_PER_TABLE = 4  # side by side; more would not fit a terminal
 
 
 def data_report(paths: Sequence[str | Path]) -> str:
@@ -20,16 +19,12 @@ def data_report(paths: Sequence[str | Path]) -> str:
         column, note = describe_manifest(path)
         columns.append(column)
         notes += [note] if note else []
-    blocks = []
-    for begin in range(0, len(columns), _FILES_PER_TABLE):
-        shown = columns[begin : begin + _FILES_PER_TABLE]
-        label_width, widths = max(map(len, shown[0])), [max(map(len, column.values())) for column in shown]
-        rows = (
-            "  ".join([label.ljust(label_width), *(column[label].rjust(width) for column, width in zip(shown, widths, strict=True))])
-            for label in shown[0]
-        )
-        blocks.append("\n".join(rows))
-    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
+    label_width, widths = max(map(len, columns[0])), [max(map(len, column.values())) for column in columns]
+    rows = [
+        "  ".join([label.ljust(label_width), *(column[label].rjust(width) for column, width in zip(columns, widths, strict=True))])
+        for label in columns[0]
+    ]
+    return "\n".join([*rows, *(["", *notes] if notes else [])])
 
 
 def describe_manifest(path: Path) -> tuple[dict[str, str], str]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from qamdetr.errors import DataError
 from qamdetr.evaluation.calibration import CURVE_METRICS, BetaCurve
 from qamdetr.evaluation.compare import Interval
-from qamdetr.evaluation.metrics import IOU_THRESHOLDS, LengthScores, QueryScores
+from qamdetr.evaluation.metrics import IOU_THRESHOLDS, QueryScores, Scores
 from qamdetr.files import replacing
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -26,7 +26,7 @@ class FigureSystem:
 
     label: str
     scores: QueryScores
-    lengths: Sequence[LengthScores]
+    lengths: Sequence[Scores]
     intervals: Mapping[str, Interval]
 
 
@@ -40,8 +40,6 @@ def check_figure_path(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in FIGURE_SUFFIXES:
         raise DataError(f"{path} ends in {path.suffix or 'nothing'!r}; a figure ends in one of {', '.join(FIGURE_SUFFIXES)}.")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder", "give the path of a file")
     return path
 
 

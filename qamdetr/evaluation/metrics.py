@@ -160,6 +160,8 @@ class Scores:
     average_precision: dict[float, float]
     num_queries: int
     num_without_windows: int = 0  # queries of the truth that could not count
+    name: str = ""  # of a bucket of window lengths, such as `2-5 s`
+    num_windows: int = 0  # in the bucket
 
     @property
     def mean_average_precision(self) -> float:
@@ -167,11 +169,11 @@ class Scores:
         return float(np.mean(list(self.average_precision.values())))
 
     def table(self) -> dict[str, Any]:
-        """Return `METRICS` in percent with two decimals (None where there is nothing to score), and `num_queries`."""
+        """Return `METRICS` in percent with two decimals (None where there is nothing to score), and the counts."""
         recall, precision = self.recall_at_1, self.average_precision
         values = (recall[0.5], recall[0.7], self.mean_average_precision, precision[0.5], precision[0.75])
         rounded = {name: None if math.isnan(value) else round(value, 2) for name, value in zip(METRICS, values, strict=True)}
-        return {**rounded, "num_queries": self.num_queries}
+        return {**rounded, "num_queries": self.num_queries, **({"num_windows": self.num_windows} if self.name else {})}
 
 
 def evaluate(predictions: Sequence[PredictionEntry], truth: Sequence[QueryEntry]) -> dict[str, float]:
@@ -195,19 +197,7 @@ def _by_threshold(values: FloatArray) -> dict[float, float]:
     return dict(zip(IOU_THRESHOLDS, values.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class LengthScores(Scores):
-    """Scores of one bucket of window lengths."""
-
-    name: str = ""  # such as `2-5 s`
-    num_windows: int = 0
-
-    def table(self) -> dict[str, Any]:
-        """Return the metrics, and both counts."""
-        return {**super().table(), "num_windows": self.num_windows}
-
-
-def score_by_length(matching: Matching) -> list[LengthScores]:
+def score_by_length(matching: Matching) -> list[Scores]:
     """Score each bucket of window lengths; buckets without windows have NaN scores.
 
     A query belongs to every bucket that holds one of its true windows, and in a bucket only those windows are asked for. Predictions are
@@ -236,5 +226,5 @@ def score_by_length(matching: Matching) -> list[LengthScores]:
             recall = 100.0 * right.sum(axis=0) / (right | ~reached).sum(axis=0)
             mean_precision = 100.0 * precision.sum(axis=0) / len(queries)
         found = _by_threshold(recall), _by_threshold(mean_precision)
-        buckets.append(LengthScores(*found, len(queries), name=name, num_windows=int(in_bucket.sum())))
+        buckets.append(Scores(*found, len(queries), name=name, num_windows=int(in_bucket.sum())))
     return buckets

@@ -3,6 +3,5 @@
 from qamdetr.verifiers import pocket, qwen_omni, server  # importing them registers them
 from qamdetr.verifiers.base import DEFAULT_VERIFIER, VERIFIERS, Verifier, check_verifier, make_verifier, verifier, verifier_names
 
-_SHIPPED = (pocket, qwen_omni, server)
-
 __all__ = ["DEFAULT_VERIFIER", "VERIFIERS", "Verifier", "check_verifier", "make_verifier", "verifier", "verifier_names"]
+__all__ += ["pocket", "qwen_omni", "server"]

@@ -31,13 +31,8 @@ DEFAULT_VERIFIER = "none"
 
 CONTEXT_SHARE = 0.5  # of the window's length, by which the crop is wider on both sides
 SAMPLE_RATE_HZ = 16_000
-
-MAX_CROP_SECONDS = 300.0
-"""What Qwen2.5-Omni's feature extractor takes (`chunk_length` of the published checkpoints)."""
-
-MIN_CROP_SECONDS = 0.1
-"""Shorter crops, around windows of milliseconds, would leave the audio encoder without a single output."""
-
+MAX_CROP_SECONDS = 300.0  # what Qwen2.5-Omni's feature extractor takes (`chunk_length` of the published checkpoints)
+MIN_CROP_SECONDS = 0.1  # shorter crops, around windows of milliseconds, would leave the audio encoder without a single output
 _CHANGED_SECONDS = 1.0  # manifests round durations; a file that differs by more is not the one that was encoded
 _WAIT_SECONDS = 10.0  # for another process that writes answers
 _KEEP = "INSERT OR REPLACE INTO answers VALUES (?, ?)"
@@ -47,6 +42,7 @@ class Verifier:
     """Looks at each candidate once more and says how likely it is the moment of the query."""
 
     name: str  # what the user calls it
+    label: str  # what the page calls it
     needs_audio: bool  # whether it listens to the recording's file, or does with the encoded clips
 
     def __init__(self, settings: VerifierConfig | None = None) -> None:
@@ -78,16 +74,7 @@ class PartialAnswersError(QamDetrError):
         self.scores = dict(scores)
 
 
-@dataclass(frozen=True)
-class VerifierInfo:
-    """What is known of a verifier before it is made."""
-
-    label: str  # on the page
-    hears: bool  # listens to the sound
-    make: Callable[[VerifierConfig], Verifier]
-
-
-VERIFIERS: dict[str, VerifierInfo] = {}
+VERIFIERS: dict[str, type[Verifier]] = {}
 """Every verifier by name; `none` is not among them."""
 
 _Class = TypeVar("_Class", bound=type[Verifier])
@@ -97,8 +84,8 @@ def verifier(name: str, *, label: str, hears: bool) -> Callable[[_Class], _Class
     """Register a class as the verifier `name`; answers of those that hear are kept, since they take long."""
 
     def register(cls: _Class) -> _Class:
-        cls.name, cls.needs_audio = name, hears
-        VERIFIERS[name] = VerifierInfo(label, hears, cls)
+        cls.name, cls.label, cls.needs_audio = name, label, hears
+        VERIFIERS[name] = cls
         return cls
 
     return register
@@ -121,8 +108,8 @@ def make_verifier(name: str, settings: VerifierConfig | None = None) -> Verifier
     if name == DEFAULT_VERIFIER:
         return None
     settings = settings or VerifierConfig()
-    made = VERIFIERS[name].make(settings)
-    return CachedVerifier(made, cache_dir(settings)) if VERIFIERS[name].hears else made
+    made = VERIFIERS[name](settings)
+    return CachedVerifier(made, cache_dir(settings)) if made.needs_audio else made
 
 
 class WrappedVerifier(Verifier):

@@ -27,11 +27,6 @@ class PocketVerifier(Verifier):
     Source: ours; takes the crop of report section 2.3, and the pocket encoders in the place of Qwen2.5-Omni.
     """
 
-    @property
-    def identity(self) -> str:
-        """Name and coefficients; the encoders are the checkpoint's."""
-        return f"{self.name} {BIAS} {INSIDE} {CONTRAST}"
-
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates; refuses encoders whose main streams have no joint space."""
         stream, clips = next(iter(recording.streams.items()))

@@ -22,8 +22,9 @@ _USER_TEXT = (
     "Answer only Yes or No."
 )
 
-_FORMS = {"yes": ("Yes", "yes", "YES"), "no": ("No", "no", "NO")}
-YES_SPELLINGS, NO_SPELLINGS = (tuple(space + form for space in ("", " ") for form in _FORMS[word]) for word in ("yes", "no"))
+YES_SPELLINGS, NO_SPELLINGS = (
+    tuple(space + form for space in ("", " ") for form in (word, word.lower(), word.upper())) for word in ("Yes", "No")
+)
 """How a model may write the two words in one token: three cases, with and without a space before."""
 
 _SAMPLE_QUERY = 'a "dog"\n<|im_end|> „barks“\u200b {query}'

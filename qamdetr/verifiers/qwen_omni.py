@@ -8,7 +8,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -31,25 +31,22 @@ DOWNLOAD_GIGABYTES: Mapping[str, int] = {DEFAULT_MODEL: 22, "Qwen/Qwen2.5-Omni-3
 """Size of the published files in bfloat16; they hold the talker, too, which is not loaded."""
 
 _PATTERNS = ("*.json", "*.safetensors", "merges.txt")
-_HUBS = {
-    repo: Hub(
-        repo,
-        "main",
-        1000 * gigabytes,
-        files=(),
-        needed=(
-            ("config.json",),
-            ("preprocessor_config.json", "processor_config.json"),  # newer versions of Transformers save it under the second name
-            ("tokenizer.json", "vocab.json"),
-            ("model.safetensors.index.json", "model.safetensors"),
-        ),
-        patterns=_PATTERNS,
-        called="the verifier's model",
-        otherwise="set verifier.model to a local folder",
-        instead="verifier 'pocket', which needs no download",
-    )
-    for repo, gigabytes in DOWNLOAD_GIGABYTES.items()
-}
+_HUB = Hub(
+    DEFAULT_MODEL,
+    "main",
+    1000 * DOWNLOAD_GIGABYTES[DEFAULT_MODEL],
+    files=(),
+    needed=(
+        ("config.json",),
+        ("preprocessor_config.json", "processor_config.json"),  # newer versions of Transformers save it under the second name
+        ("tokenizer.json", "vocab.json"),
+        ("model.safetensors.index.json", "model.safetensors"),
+    ),
+    patterns=_PATTERNS,
+    called="the verifier's model",
+    otherwise="set verifier.model to a local folder",
+    instead="verifier 'pocket', which needs no download",
+)
 
 _AUDIO_TOKEN = "<|AUDIO|>"
 _CHAT = (
@@ -138,10 +135,12 @@ class Thinker:
         length = longest * self.extractor.hop_length + self.extractor.n_fft
         sounds = [np.pad(crop.samples, (0, length - len(crop.samples))) for crop in crops]
         heard = self.extractor(sounds, sampling_rate=SAMPLE_RATE_HZ, padding=False, truncation=False, return_tensors="pt")
+        # Of its frames, the audio encoder makes steps of 40 ms by a convolution and a pooling, each of stride 2.
+        steps = [((count - 1) // 2 + 1 - 2) // 2 + 1 for count in frames]
         questions = [prompt.user_text(query, crop.window, crop.duration_seconds) for crop in crops]
         chats = [
-            _CHAT.format(system=prompt.SYSTEM_TEXT, audio=_AUDIO_TOKEN * audio_steps(count), question=question)
-            for count, question in zip(frames, questions, strict=True)
+            _CHAT.format(system=prompt.SYSTEM_TEXT, audio=_AUDIO_TOKEN * count, question=question)
+            for count, question in zip(steps, questions, strict=True)
         ]
         # Padded on the left, so that the last position is the answer's in every row.
         tokens = self.tokenizer(chats, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
@@ -151,11 +150,6 @@ class Thinker:
             "input_features": heard["input_features"][..., :longest].to(self.model.dtype),
             "feature_attention_mask": (torch.arange(longest) < torch.tensor(frames)[:, None]).long(),
         }
-
-
-def audio_steps(frames: int) -> int:
-    """Count the steps that the audio encoder makes of mel frames: a convolution and a pooling, each of stride 2 (40 ms a step)."""
-    return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
 @functools.lru_cache(maxsize=1)
@@ -204,8 +198,9 @@ def _single_tokens(tokenizer: Any, spellings: Sequence[str]) -> tuple[int, ...]:
 
 def locate_model(model: str, *, download: bool = True) -> Path:
     """Return the folder of a model, as `features.hub.locate` does; `model` is a folder, a hub id, or `id@revision`, empty the default."""
-    known = _HUBS.get(model or DEFAULT_MODEL)
-    folder = locate("qwen2.5-omni", known or _HUBS[DEFAULT_MODEL], "" if known else model, download=download)
+    gigabytes = DOWNLOAD_GIGABYTES.get(model)
+    wanted = replace(_HUB, repo=model, megabytes=1000 * gigabytes) if gigabytes else _HUB
+    folder = locate("qwen2.5-omni", wanted, "" if gigabytes else model, download=download)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json; give a folder with the whole of Qwen2.5-Omni in the hub's layout.")
     return folder

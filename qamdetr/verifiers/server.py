@@ -29,9 +29,7 @@ from qamdetr.verifiers.base import SAMPLE_RATE_HZ, Crop, PartialAnswersError, Ve
 KEY_VARIABLE = "QAMDETR_VERIFIER_API_KEY"
 URL_VARIABLE = "QAMDETR_VERIFIER_URL"
 
-TOP_LOGPROBS = 20
-"""As many alternatives as the protocol allows; vLLM's own limit (`--max-logprobs`) is the same unless it is changed."""
-
+TOP_LOGPROBS = 20  # alternatives, as many as the protocol allows; vLLM's own limit (`--max-logprobs`) is the same unless it is changed
 _CHECK_SECONDS = 10.0  # that `check` waits at most; naming its models takes a server no time
 _FIRST_WAIT_SECONDS = 0.5
 _VISIBLE_ASCII = re.compile(r"[!-~]*")
@@ -76,11 +74,9 @@ class ServerVerifier(Verifier):
 
     def verify(self, recording: Recording, query: str, text: Mapping[str, TextFeatures], candidates: Sequence[Candidate]) -> list[float]:
         """Score candidates, `batch_size` requests at once; the first that fails ends them all."""
-        if not candidates:
-            return []
         crops = read_crops(recording, candidates)
         scores: dict[int, float] = {}
-        errors: list[Exception] = []
+        errors: list[QamDetrError] = []
 
         def ask(place: int, crop: Crop) -> None:
             if errors:
@@ -88,7 +84,7 @@ class ServerVerifier(Verifier):
             try:
                 answer = self._ask(client, "chat/completions", chat_request(crop, query, model), retries=self.settings.retries)
                 scores[place] = read_score(answer, self.url)
-            except Exception as error:  # told by the thread that waits
+            except QamDetrError as error:  # told by the thread that waits
                 errors.append(error)
 
         model = self._model()
@@ -97,9 +93,7 @@ class ServerVerifier(Verifier):
         if not errors:
             return [scores[place] for place in range(len(crops))]
         self._offered = ""  # the server may be serving another model by now
-        if scores and isinstance(errors[0], QamDetrError):
-            raise PartialAnswersError(str(errors[0]), scores) from errors[0]
-        raise errors[0]
+        raise PartialAnswersError(str(errors[0]), scores) from errors[0]
 
     def _model(self) -> str:
         """Return the server's name of the model: as set, or the first that it offers, asked once."""
@@ -156,6 +150,7 @@ class ServerVerifier(Verifier):
             told = answer.json()
             told = told.get("error", told)
             text = told if isinstance(told, str) else str(told["message"])
+        text = text.replace(self._key, "…") if self._key else text
         shown = textwrap.shorten(text, 160, placeholder=" …").rstrip(".")
         message = f"{self.url} answers HTTP {status}{f' ({shown})' if shown else ''}."
         if status == 429 or status >= 500:
@@ -175,10 +170,9 @@ class _PassingError(QamDetrError):
 
 def usable_url(url: str) -> str:
     """Return an address without slashes at its end, or refuse one that cannot be used. What may hold a secret is not quoted."""
-    if "@" in url:
-        raise QamDetrError("The server's address holds a user name or password; give keys in the environment, not in the address.")
-    if "?" in url or "#" in url:
-        raise QamDetrError("The server's address holds a `?` or `#`; end it with its path, as in http://localhost:8000/v1.")
+    if any(mark in url for mark in "@?#"):
+        what = "The server's address holds a user name, a password, `?` or `#`"
+        raise QamDetrError(what, "end it with its path, as in http://localhost:8000/v1, and give keys in the environment")
     if not _VISIBLE_ASCII.fullmatch(url):
         raise QamDetrError(f"The server's address {url!r} holds blanks or characters outside ASCII; write them as %20 and the like.")
     try:
@@ -208,16 +202,13 @@ def read_score(answer: Any, url: str) -> float:  # noqa: ANN401 - whatever JSON 
     A word that is not among them is at most as likely as the last of them, and is taken to be so: the score errs towards 0.5, not away.
     """
     try:
-        choice = answer["choices"][0]
-    except (KeyError, IndexError, TypeError):
-        raise QamDetrError(f"The answer of {url} is not that of an OpenAI-compatible chat server; check the address.") from None
-    try:
-        listed = {str(item["token"]): float(item["logprob"]) for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+        words = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        listed = {str(item["token"]): float(item["logprob"]) for item in words}
     except (KeyError, IndexError, TypeError, ValueError):
         listed = {}
     alternatives = {token: value for token, value in listed.items() if math.isfinite(value)}
     if len(alternatives) < 2:  # one alone, the chosen word, tells nothing of the other
-        remedy = f"the server must support `logprobs` with `top_logprobs` (vLLM: --max-logprobs {TOP_LOGPROBS} or more)"
+        remedy = f"the server must be OpenAI-compatible and support `top_logprobs` (vLLM: --max-logprobs {TOP_LOGPROBS} or more)"
         raise QamDetrError(f"The answer of {url} has no log-probabilities of several words", remedy)
     yes, no = ([alternatives[form] for form in forms if form in alternatives] for forms in (prompt.YES_SPELLINGS, prompt.NO_SPELLINGS))
     if not yes and not no:

@@ -58,6 +58,5 @@ class Oracle:
 def oracle(monkeypatch):
     """A verifier `oracle`; its `settings` are those that it was opened with."""
     oracle = Oracle()
-    info = registry.VerifierInfo("Oracle", False, lambda settings: oracle.settings.append(settings) or oracle)
-    monkeypatch.setitem(registry.VERIFIERS, "oracle", info)
+    monkeypatch.setitem(registry.VERIFIERS, "oracle", lambda settings: oracle.settings.append(settings) or oracle)
     return oracle

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qamdetr.errors import DataError
 from qamdetr.evaluation.compare import bootstrap, compare, compare_best
 from qamdetr.evaluation.metrics import IOU_THRESHOLDS, METRICS, QueryScores
 
@@ -84,12 +83,3 @@ def test_the_best_of_many_that_differ_by_chance_is_rarely_called_better():
         naively += compare(tried[best], other, ["mAP"], resamples=200)["mAP"].verdict == "better"
     assert called <= 8
     assert naively >= 15, "what the adjustment is for"
-
-
-@pytest.mark.parametrize(
-    ("vids", "resamples", "message"),
-    [("aa", 9, "one recording; resampling needs at least 2"), ("ab", 0, "number of resamples is 0"), ("ac", 9, "one ground truth")],
-)
-def test_what_cannot_be_resampled_is_refused(vids, resamples, message):
-    with pytest.raises(DataError, match=message):
-        compare(scores_of([1, 0], vids), scores_of([1, 0], vids.replace("c", "b")), resamples=resamples)

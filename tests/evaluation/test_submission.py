@@ -38,25 +38,11 @@ def test_lines_follow_the_manifest_and_windows_the_scores():
     assert left_out == 2
 
 
-def test_what_cannot_be_submitted_is_refused():
-    good = [predicted(entry, (0.0, 1.0, 1.0)) for entry in MANIFEST]
-    late = [predicted(MANIFEST[0], (60.0, 70.0, 1.0)), good[1]]
-    for predictions, message in (
-        (good[:1], "1 of 2 queries have no prediction, the first is qid 'q2'"),
-        ([good[0], dataclasses.replace(good[1], vid="z")], "1 of 2 queries were predicted on another recording"),
-        (late, "1 of 2 queries have no window inside their recording, the first is"),
-    ):
-        with pytest.raises(DataError, match=message):
-            submission.output_text(predictions, MANIFEST)
-
-
 def test_later_parts_win_and_the_rest_stays_open():
     filled = submission.fill_metadata({"system": {"ensemble": "none", "model": {"loss": "L1"}}}, {"system": {"ensemble": "two seeds"}})
     assert (filled["system"]["ensemble"], filled["system"]["model"]["loss"]) == ("two seeds", "L1")
     assert filled["submission"]["name"] == PLACEHOLDER
     assert yaml.safe_load(submission.metadata_text(filled)) == filled
-    part = submission.development_results({"R1@0.5": 27.56, "R1@0.7": 16.19})
-    assert part == {"results": {"development_testing": {"Recall1@0.7": 16.19, "Recall1@0.5": 27.56}}}
 
 
 def test_a_checkpoint_tells_streams_parameters_and_loss(tmp_path):
@@ -107,15 +93,12 @@ FAULTS = [
     (lambda lines: lines.pop(0), "1 of 177 queries are missing: dcase2026_evaluation_q001."),
     (lambda lines: lines.append(lines[0]), "was already on line 1"),
     (lambda lines: lines.append({**lines[0], "qid": "q999"}), "qid 'q999' is not in the manifest"),
-    (put(qid=[1]), "qid [1] is not in the manifest"),
     (lambda lines: lines.insert(3, lines.pop(4)), "stands where the manifest's order has"),
     (windows([3, 5, 0.9]), "has three numbers; write [start, end] without the score"),
     (windows([60, 67]), "needs 0 <= start < end <= 66"),
     (windows([3, 10**400]), "... is not a pair of finite numbers"),
     (windows(*([0, n] for n in range(1, 12))), "has 11 windows; the challenge reads the first 10"),
-    (windows([5, 5]), "window [5, 5] needs"),
     (windows([float("nan"), 5]), "window [nan, 5] is not a pair of finite numbers"),
-    (windows(["0", "5"]), "window ['0', '5'] is not a pair"),
     (windows(), "must be a list of at least one"),
     (put(query="a cat"), "query is 'a cat'; the manifest has"),
     (put(duration=65), "duration is 65; the manifest has"),
@@ -129,15 +112,11 @@ FAULTS = [
     (at("submission/abbreviation", "QAM-DETR-12"), "may have at most 10 characters"),
     (at("submission/nickname", "Q"), "`submission.nickname` is not a field"),
     (at(AUTHORS, [{"firstname": PLACEHOLDER, "lastname": "M"}]), "`submission.authors` still says"),
-    (at(AUTHORS, "Erika Muster"), "`submission.authors` must be a list of mappings"),
-    (at(AUTHORS, []), "`submission.authors` is missing"),
-    (at(AUTHORS, [{"firstname": "", "lastname": "M"}]), "`submission.authors` has '' as `firstname` of author 1"),
+    (at(AUTHORS, "Erika Muster"), "`submission.authors` is 'Erika Muster'; it must list mappings"),
+    (at(AUTHORS, [{"firstname": "", "lastname": "M"}]), "it must list mappings, each with text as `firstname`"),
     (at(f"{MODEL}trainable_parameters", 10**400), "...; it must be a whole number, at least 0"),
-    (at(f"{MODEL}frozen_parameters", -1), "must be a whole number, at least 0"),
     (at(f"{MODEL}loss", None), "`system.model.loss` is missing"),
-    (at("system/model", None), "`system.model.audio_models` is missing"),
     (at(f"{RESULTS}Recall1@0.7", 129.0), "`results.development_testing.Recall1@0.7` is 129.0; it must be a percentage"),
-    (at(f"{RESULTS}Recall1@0.7", 50.0), "above Recall1@0.5"),
     (at(f"{RESULTS}Recall1@0.7", 0.1619), "Recall1@0.7` is 0.1619, which looks like a share of 1; give percent"),
 ]
 
@@ -192,11 +171,8 @@ def written(tmp_path, values, name=f"{LABEL}.meta.yaml"):
 
 @pytest.mark.parametrize("text", ["a: [", "a: " + "1" * 5000, "a: 2026-13-45", "[" * 3000, "a: !!int ''", "a: !!timestamp x"], ids=range(6))
 def test_yaml_that_cannot_be_read_is_told(tmp_path, text):
-    path = written(tmp_path, text)
-    (problem,) = check_metadata(path)
-    assert "not valid YAML" in problem
-    with pytest.raises(DataError, match="is not valid YAML"):
-        submission.read_metadata(path)
+    (problem,) = check_metadata(written(tmp_path, text))
+    assert "is not valid YAML" in problem
 
 
 def test_odd_files(tmp_path):
@@ -209,15 +185,9 @@ def test_odd_files(tmp_path):
     assert "must be named" in check_metadata(written(tmp_path, METADATA, "meta.yaml"))[0]
     assert "must hold the sections" in check_metadata(written(tmp_path, [1]))[0]
     path.write_bytes(b"\xff\xfe")
-    for found, message in ((path, "not UTF-8"), (tmp_path / "gone.yaml", "Cannot read")):
-        with pytest.raises(DataError, match=message):
-            check_metadata(found)
-    for text, message in (
-        ("submission: QAM-DETR", "unknown fields: submission;"),
-        ("submision: {name: x}\nsystem: {modle: {}}", "unknown fields: submision, system.modle"),
-    ):
-        with pytest.raises(DataError, match=message):
-            submission.read_metadata(written(tmp_path, text))
+    assert "not UTF-8" in check_metadata(path)[0]
+    with pytest.raises(DataError, match=r"unknown fields: submision, system\.modle"):
+        submission.read_metadata(written(tmp_path, "submision: {name: x}\nsystem: {modle: {}}"))
 
 
 def test_systems_are_pairs_with_labels_of_their_own_at_most_four_and_of_one_team(manifest, tmp_path):

@@ -14,7 +14,7 @@ from tiny_system import write_sound
 from qamdetr.config import CONFIG_DIR, SYSTEM_DIR
 from qamdetr.data.dataset import Collator, MomentDataset
 from qamdetr.data.manifest import QueryEntry
-from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
+from qamdetr.errors import DataError, QamDetrError
 from qamdetr.features.base import Streams, join_fingerprints
 from qamdetr.features.store import FeatureStore
 from qamdetr.inference import retriever as serving
@@ -61,13 +61,10 @@ def test_members_may_be_named_listed_or_given(tmp_path):
     assert [(m.checkpoint, m.weight) for m in listed.members.values()] == [("runs/x", 3.0), ("runs/y", 2.0)]
     given = load_system("submit2", members=["a", "b"])
     assert ([m.checkpoint for m in given.members.values()], given.verify_with, given.beta) == (["a", "b"], "qwen2.5-omni", 0.35)
-    assert [m.weight for m in load_system("submit3", ["members.a-s1.weight=0.5"]).members.values()] == [1.0, 0.5, 1.0]
-    assert [m.checkpoint for m in load_system("submit1", ["members=[x]"]).members.values()] == ["x"]
     changed = load_system("submit3", ["data.feature_dir=elsewhere", "inference.nms_iou=1", "verifier.batch_size=2"])
     assert {m.overrides for m in changed.members.values()} == {("data.feature_dir=elsewhere", "inference.nms_iou=1")}
     assert changed.verifier.batch_size == 2
-    for no in (load_system(write(tmp_path, "extends: submit2\nverify_with: no")), load_system("submit2", ["verify_with=no"])):
-        assert no.verify_with == "none", "a bare no is False in YAML 1.1"
+    assert load_system("submit2", ["verify_with=no"]).verify_with == "none", "a bare no is False in YAML 1.1"
 
 
 @pytest.mark.parametrize(
@@ -75,17 +72,10 @@ def test_members_may_be_named_listed_or_given(tmp_path):
     [
         ("members: {a: x}\nmerge: vote", "merge is 'vote'; it must be one of pool, nms, fusion"),
         ("members: {a: x}\nmerge_iou: 2", "merge_iou is 2.0; it must be from 0.0 to 1.0"),
-        ("members: {a: x}\nverify_with: ear", "Verifier 'ear' is not known; choose one of none, pocket"),
         ("members: {a: x}\nverifier: pocket", "verifier is 'pocket'; a system names its verifier in `verify_with`"),
-        ("members: [x/best, ./x/best/]", "members x/best and ./x/best/ are one checkpoint, ./x/best/; name it once"),
-        ("members: {a: x, b: {checkpoint: x/, weight: 2}}", "members a and b are one checkpoint, x/; name it once"),
-        ("members:", "members is empty"),
         ("members: {a: {weight: 2}}", "members.a.checkpoint is missing"),
-        ("members: {a: {checkpoint: x, weight: 0}}", "The weight of member x is 0.0; it must be above 0"),
-        ("members: [x, x]", "members lists x twice"),
+        ("members: {a: {checkpoint: x, weight: 0}}", "members.a.weight is 0.0; it must be from 1e-06"),
         ("members: [3]", "members lists 3"),
-        ("members: 5", "members is 5"),
-        ("extends: submit9", "No system 'submit9': give a YAML file or one of submit1, submit2, submit3, submit4"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):
@@ -95,43 +85,13 @@ def test_mistakes_are_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_counts_once_however_it_is_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qamdetr.config.CHECKPOINT_DIR", tmp_path / "shipped")
-    save_member(tmp_path / "shipped" / "X", "X")
-    (tmp_path / "link").symlink_to("shipped/X")
-    for other in ("shipped/X/", str(tmp_path / "shipped/X"), "link"):
-        with pytest.raises(ConfigError, match="are one checkpoint"):
-            load_system("submit1", members=["X", other])
-    several = "members: {a: X, b: {checkpoint: X, overrides: [inference.nms_iou=1]}}"
-    assert len(load_system(write(tmp_path, several)).members) == 2, "other settings make another member"
-
-
-def test_missing_members_are_named_with_the_commands_that_make_them(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_member(tmp_path / "runs" / "combo_a_finetune-s1" / "best", "X")
-    with pytest.raises(CheckpointError) as caught:
-        MomentRetriever.from_system(load_system("submit1"))
-    told = str(caught.value)
-    assert "8 of the system's 9 members are missing: a-s0 (runs/combo_a_finetune-s0/best), a-s2" in told
-    assert "`python train.py --config combo_a_finetune --seeds 0 2`" in told
-    assert "`python train.py --config combo_c_finetune --seeds 0 1 2`" in told
-    with pytest.raises(CheckpointError, match=r"1 of the system's 1 members are missing: nowhere; No checkpoint 'nowhere'"):
-        MomentRetriever.from_features(load_system("submit1", members=["nowhere"]), [])
-
-
 class Shop:
-    """Opens systems of tiny checkpoints on shared tiny encoders, and remembers what was asked for and what ran."""
+    """Opens systems of tiny checkpoints on shared tiny encoders, and remembers what ran."""
 
     def __init__(self, folder: Path, monkeypatch) -> None:
         self.folder = folder
         self.combos, self.runs = tiny_combos()
-        self.asked: list[tuple[str, dict]] = []
-        monkeypatch.setattr(serving.encoders, "open_streams", self.load)
-
-    def load(self, audio, text, *, name, **options):
-        self.asked.append((name, options))
-        return self.combos[name]
+        monkeypatch.setattr(serving.encoders, "open_streams", lambda audio, text, *, name, **options: self.combos[name])
 
     def open(self, combos: str, *overrides: str, **options) -> MomentRetriever:
         """One member for each letter, each with weights of its own."""
@@ -154,8 +114,7 @@ def sound(tmp_path):
 
 
 def test_each_encoder_runs_once_and_each_member_reads_its_own_streams(shop, sound):
-    system = shop.open("XYX", "inference.found_threshold=0.25", "merge=pool", encoder_models={"joint": "my/joint"})
-    assert shop.asked == [(combo, {"models": {"joint": "my/joint"}, "dtype": "float32", "device": None}) for combo in "XYX"]
+    system = shop.open("XYX", "inference.found_threshold=0.25", "merge=pool")
     assert {member.config.inference.found_threshold for member in system.members} == {0.25}
     recording = system.encode(sound)
     assert shop.runs == {"joint": 1, "loud": 1, "soft": 1}
@@ -165,21 +124,15 @@ def test_each_encoder_runs_once_and_each_member_reads_its_own_streams(shop, soun
         assert all(torch.equal(member.heard(recording).streams[name], rows) for name, rows in alone.encode(sound).streams.items())
     plain = Recording("a", "", recording.duration_seconds, dict(reversed(recording.streams.items())), recording.peaks)
     assert system.retrieve(plain, "a dog").moments == system.retrieve(recording, "a dog").moments
-    with pytest.raises(ConfigError, match=r"have no stream 'loud2', only joint, loud, soft, words\."):
-        shop.open("XY", encoder_models={"loud2": "x"})
 
 
-def test_streams_that_no_member_reads_are_not_run_and_two_models_of_one_stream_stay_apart(shop, sound):
+def test_two_models_of_one_stream_stay_apart(shop, sound):
     soft = shop.combos["Y"].audio["soft"]
     shop.combos["Y"] = Streams("Z", {"joint": soft, "soft": soft}, shop.combos["Y"].text)
     system = shop.open("XY")
     one, two = (member.heard(system.encode(sound)) for member in system.members)
     assert not torch.equal(one.streams["joint"], two.streams["joint"])
     assert torch.equal(two.streams["joint"], two.streams["soft"])
-    assert system.encoder.name == "X+Z"
-    shop.runs.clear()
-    shop.open("W").encode(sound)
-    assert shop.runs == {"soft": 1}
 
 
 def test_the_answer_is_the_merged_answers_of_the_members(shop, sound):
@@ -194,7 +147,6 @@ def test_the_answer_is_the_merged_answers_of_the_members(shop, sound):
         curves = [answer.saliency for answer in decoded]
         assert result.saliency == pytest.approx(((curves[0] + 2 * curves[1] + curves[2]) / 4).tolist(), abs=1e-5)
         assert (result.query, result.encoder, result.verifier, result.beta) == (query, "X+Y", "none", 0.0)
-    assert system.retrieve_many(system.encode(sound), []) == []
     official = system.retrieve(system.encode(sound), QUERIES[0], top_k=100, protocol="official")
     assert [m.start_seconds for m in official.moments] == [round(m.start_seconds) for m in results[0].moments], "rounding comes last"
     assert [m.score for m in official.moments] == [round(m.score, 4) for m in results[0].moments]
@@ -232,7 +184,6 @@ def test_the_verifier_sees_the_merged_top_k_of_a_member_with_a_joint_space(shop,
     default = system.retrieve(recording, "a dog")
     assert (default.verifier, default.beta) == ("pocket", 0.9)
     assert system.retrieve(recording, "a dog", verifier="none").verifier == "none"
-    assert system.retrieve(recording, "a dog", beta=0.2).beta == 0.2
 
 
 def test_found_is_the_members_mean_against_their_mean_threshold(shop, sound):
@@ -312,14 +263,9 @@ def test_from_features_reads_what_the_manifest_needs_and_refuses_what_is_not_the
     with pytest.raises(QamDetrError, match="1 query"):
         MomentRetriever.from_features(public, ENTRIES)
     write_text_file(tmp_path / "text", "q2", 4, DIM)
-    (tmp_path / "audio").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match=r"2 recordings"):
-        MomentRetriever.from_features(public, ENTRIES)
-    moved = [f"data.audio_features={{joint: {tmp_path / 'moved'}, loud: {tmp_path / 'moved'}}}"]
-    assert MomentRetriever.from_features(public, ENTRIES, overrides=moved).encode("second").num_clips == 25
-    write_audio_file(tmp_path / "moved", "second", 20, DIM)
+    write_audio_file(tmp_path / "audio", "second", 20, DIM)
     with pytest.raises(DataError, match="'second' lasts 25 s in the manifest, its features 20 s"):
-        MomentRetriever.from_features(public, ENTRIES, overrides=moved)
+        MomentRetriever.from_features(public, ENTRIES)
 
 
 @pytest.mark.parametrize(
@@ -347,23 +293,15 @@ def test_recordings_at_hand_are_named_for_verifiers_that_listen(tmp_path):
     assert (recording.num_clips, recording.path) == (25, str(recordings["second"]))
 
 
-def test_members_read_the_features_of_their_own_combo(tmp_path, monkeypatch):
+def test_members_read_the_features_of_their_own_combo(tmp_path):
     store_features(tmp_path / "features")
     store_features(tmp_path / "others", combo="Y")
     places = {"X": {"feature_dir": str(tmp_path / "features")}, "Y": {"feature_dir": str(tmp_path / "others")}}
     members = [str(save_member(tmp_path / name, name[0], seed, **places[name[0]])) for seed, name in enumerate(["X0", "X1", "Y0"])]
-    read = []
-    audio = FeatureStore.audio
-    monkeypatch.setattr(FeatureStore, "audio", lambda store, vid: read.append(vid) or audio(store, vid))
     system = MomentRetriever.from_features(load_system("submit1", members=members), ENTRIES)
-    read.clear()
     recording = system.encode("first")
-    assert read == ["first"] * 2, "read once for two members"
     heard = [member.heard(recording).streams for member in system.members]
     assert [list(streams) for streams in heard] == [list(STREAMS[name][0]) for name in "XXY"]
     assert torch.equal(heard[2]["joint"], OwnFeatures(tmp_path / "others").audio("first")["joint"])
     assert not torch.equal(heard[2]["joint"], heard[0]["joint"])
     assert system.retrieve(recording, "a dog barks").encoder == "X+Y"
-    save_member(Path(members[2]), "Y", **places["Y"], encoder="another")
-    with pytest.raises(DataError, match=r"encoder version [0-9a-f]{16}, "):
-        MomentRetriever.from_features(load_system("submit1", members=members), ENTRIES)

@@ -19,7 +19,6 @@ from qamdetr.verifiers import prompt, qwen_omni
 from qamdetr.verifiers.base import Crop, PartialAnswersError
 from qamdetr.verifiers.qwen_omni import QwenOmniVerifier, open_thinker
 
-NO_CUDA = not torch.cuda.is_available()
 RNG = np.random.default_rng(0)
 CROPS = [
     Crop((0.1 * RNG.standard_normal(n)).astype(np.float32), (0.25 * n / 16_000, 0.75 * n / 16_000))
@@ -43,7 +42,6 @@ def make(folder, **settings):
 
 def test_only_the_thinker_is_loaded_from_the_whole_model_and_from_a_folder_of_its_own(whole, thinker, tmp_path):
     names = json.loads((whole / "model.safetensors.index.json").read_text())["weight_map"]
-    assert {name.split(".")[0] for name in names} == {"thinker", "talker", "token2wav"}, "as published"
     state = thinker.model.state_dict()
     assert len(state) == sum(name.startswith("thinker.") for name in names)
     assert not thinker.model.training
@@ -99,7 +97,6 @@ def test_verify_scores_each_candidate_in_its_place_whatever_the_batch_size(whole
     assert one == pytest.approx(two, abs=1e-4)
     assert one == pytest.approx(ten, abs=1e-4)
     assert len(set(one)) == 5
-    assert make(whole).verify(recording, "a dog", {}, []) == []
 
 
 def test_nothing_is_cut_off_silently(whole, recording, monkeypatch):
@@ -115,26 +112,12 @@ def test_nothing_is_cut_off_silently(whole, recording, monkeypatch):
 
 def test_identity_changes_with_weights_arithmetic_and_prompt(whole, tmp_path, monkeypatch):
     before = make(whole).identity
-    copy = shutil.copytree(whole, tmp_path / "copy")
-    assert make(copy).identity == before == make(whole, batch_size=1, dtype="float32" if NO_CUDA else "auto").identity
+    assert make(shutil.copytree(whole, tmp_path / "copy"), batch_size=1).identity == before
     other = tiny_omni.save_omni(tmp_path / "other", seed=1)
     others = {make(other).identity, make(whole, dtype="float16").identity, make(whole, four_bit=True).identity}
-    with monkeypatch.context() as patch:
-        patch.setattr(prompt, "_USER_TEXT", "Is it {query} from {start} to {end} of {duration}?")
-        others.add(make(whole).identity)
     monkeypatch.setattr(qwen_omni, "_CHAT", qwen_omni._CHAT.replace("assistant", "Assistant"))
     others.add(make(whole).identity)
-    assert len(others - {before}) == 5
-
-
-def test_the_check_loads_nothing_and_says_where_four_bits_cannot_run(whole, monkeypatch):
-    monkeypatch.setattr(qwen_omni, "open_thinker", None)
-    make(whole).check()
-    for here, message in ((False, "four_bit needs an NVIDIA GPU"), (True, "pip install bitsandbytes")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda here=here: here)
-        monkeypatch.setattr(qwen_omni.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(QamDetrError, match=message):
-            make(whole, four_bit=True).check()
+    assert len(others - {before}) == 4
 
 
 def test_batches_before_a_failure_are_not_lost_and_the_message_says_what_to_lower(whole, recording, monkeypatch):
@@ -147,9 +130,7 @@ def test_batches_before_a_failure_are_not_lost_and_the_message_says_what_to_lowe
 
     monkeypatch.setattr(qwen_omni.Thinker, "yes_probabilities", full)
     verifier = make(whole, batch_size=1)
-    with pytest.raises(
-        PartialAnswersError, match=r"1 crops of up to 12 s do not fit in memory; lower verifier\.batch_size \(1\)"
-    ) as caught:
+    with pytest.raises(PartialAnswersError, match=r"1 crops of up to 12 s do not fit in memory; lower verifier\.batch_size") as caught:
         verifier.verify(recording, "a", {}, [candidate(10, 16), candidate(0, 1), candidate(10, 14)])
     assert sorted(caught.value.scores) == [1, 2]
     assert caught.value.scores[2] == pytest.approx(verifier.verify(recording, "a", {}, [candidate(10, 14)])[0], abs=1e-6)
@@ -177,7 +158,7 @@ def of_another_kind(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "model, which does not exist; name a folder or a hub id"),
+        (shutil.rmtree, "model, which does not exist; set verifier.model to a local folder, or a hub id"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: shards(folder)[1].unlink(), "cannot be read"),
         (lambda folder: shards(folder)[0].write_bytes(b"no weights"), "cannot be read"),

@@ -158,7 +158,7 @@ MISTAKES = [
     ({"query": " "}, "The query is empty"),
     ({"top_k": 101}, "top_k is 101; it must be a whole number from 1 to 100"),
     ({"verifier": "oracle"}, "Verifier 'oracle' is not offered here"),
-    ({"audio": "data:text/plain;base64,aGVsbG8="}, "file.txt is "),
+    ({"audio": "data:text/plain;base64,aGVsbG8="}, "file.txt cannot be decoded as audio"),
     ({"audio": "/etc/hostname"}, "audio is '/etc/hostname', which is no uploaded file"),
     ({"audio": "file:///etc/hostname"}, "audio is 'file:///etc/hostname', which is no uploaded file"),
     ({"audio": "http://10.0.0.1/walk.wav"}, "The recording could not be fetched from 'http://10.0.0.1/walk.wav'; it must be a public"),

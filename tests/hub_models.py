@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from qamdetr.features.base import STREAMS, AudioStream, finish
 from qamdetr.features.clap import _HTSAT_NAMES
@@ -24,14 +24,13 @@ SENTENCES = (
     "a dog barks twice while rain falls on a tin roof",
     "someone speaks, then a door closes with a loud bang",
     "birds sing in the distance; a car passes by",
-    "water is poured into a glass and music plays",
+    "water is poured into a glass and music plays!!",
 )
 
 
 def byte_level_tokenizer(special_tokens: list[str], *, trim_offsets: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=special_tokens, initial_alphabet=alphabet))
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
@@ -108,8 +107,7 @@ def save_tiny_laion_clap_checkpoint(folder: Path, *, fusion: bool = False) -> Pa
     for modality, projection in (("audio", model.audio_projection), ("text", model.text_projection)):
         for number, layer in ((0, projection.linear1), (2, projection.linear2)):
             state |= {f"{modality}_projection.{number}.{name}": value for name, value in layer.state_dict().items()}
-            # A head of the package's training that no feature passes through.
-            state |= {f"{modality}_transform.sequential.{number}.{name}": value for name, value in layer.state_dict().items()}
+    state["audio_transform.sequential.0.weight"] = torch.zeros(16, 16)  # a head of the package's training that no feature passes through
     torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, folder / "630k-tiny-best.pt")
     return folder / "630k-tiny-best.pt"
 
@@ -126,7 +124,6 @@ def save_tiny_ms_clap(folder: Path, *, seed: int = 0) -> Path:
     randomise(text, seed + 1)
     state = {f"audio_encoder.base.htsat.{name}": value for name, value in original_htsat_names(audio.audio_encoder.state_dict()).items()}
     state |= {f"caption_encoder.base.{name}": value for name, value in text.state_dict().items()}
-    state |= {f"{side}_encoder.projection.linear1.weight": torch.zeros(16, 64) for side in ("audio", "caption")}
     torch.save({"model": state}, folder / "CLAP_weights_2023.pth")
     return folder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from qamdetr.features.store import AudioKeys, Kind, StreamFiles, StreamVersion
+from qamdetr.features.store import Kind, StreamFiles, StreamVersion
 from qamdetr.types import TextFeatures
 
 
@@ -33,14 +33,14 @@ class OwnFeatures:
                  models: Mapping[str, str] | None = None, dtype: str = "") -> None:  # fmt: skip
         self.feature_dir, self.fingerprint, self.dtype = feature_dir, fingerprint, dtype
         self.models = dict(models or {})
-        self.keys = AudioKeys(feature_dir, recordings or {})
+        self.recordings = dict(recordings or {})
         for stream in self.models:
             self.files(stream, "audio")
 
     def files(self, stream: str, kind: Kind) -> StreamFiles:
         dtype = self.dtype if not self.models or stream in self.models else ""
         return StreamFiles.claimed(
-            self.feature_dir, StreamVersion(stream, self.fingerprint, self.models.get(stream, ""), dtype), kind, self.keys
+            self.feature_dir, StreamVersion(stream, self.fingerprint, self.models.get(stream, ""), dtype), kind, self.recordings
         )
 
     def write_audio(self, vid: str, streams: Mapping[str, Tensor]) -> None:
@@ -61,4 +61,4 @@ class OwnFeatures:
 
     def _all(self, kind: Kind) -> dict[str, StreamFiles]:
         versions = [StreamVersion(**json.loads(path.read_text())) for path in sorted(self.feature_dir.glob("*/encoder.json"))]
-        return {each.stream: StreamFiles(self.feature_dir / each.folder, kind, keys=self.keys) for each in versions}
+        return {each.stream: StreamFiles(self.feature_dir / each.folder, kind, recordings=self.recordings) for each in versions}

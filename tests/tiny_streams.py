@@ -21,15 +21,12 @@ STREAMS = {"X": (("joint", "loud"), ("joint",)), "Y": (("joint", "soft"), ("join
 RATES_HZ = {"joint": 8000, "loud": 8000, "soft": 4000}
 
 
-class TinyAudioStream(AudioStream):
-    """A vector per clip, drawn from its loudness; counts its runs."""
-
-    dim = DIM
+class TinyStream(AudioStream, TextStream):
+    """A vector per clip, drawn from its loudness, and per word, from its letters; counts its runs; only `joint` has pooled vectors."""
 
     def __init__(self, name: str, runs: Counter[str]) -> None:
-        self.options = EncoderOptions()
-        self.name, self.fingerprint, self.rate_hz = name, f"{name}-1", RATES_HZ[name]
-        self._runs = runs
+        super().__init__(Path(), EncoderOptions())
+        self.name, self.fingerprint, self.rate_hz, self._runs = name, f"{name}-1", RATES_HZ.get(name, 0), runs
 
     def listener(self) -> FeatureListener:
         self._runs[self.name] += 1
@@ -38,13 +35,6 @@ class TinyAudioStream(AudioStream):
     def encode_windows(self, windows: torch.Tensor) -> torch.Tensor:
         loudness = windows.square().sum(dim=1, keepdim=True) / self.rate_hz
         return torch.sin(loudness * torch.arange(1, DIM + 1) * 30 + len(self.name))
-
-
-class TinyTextStream(TextStream):
-    """A vector per word, drawn from its letters; only the joint stream has a pooled vector."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.fingerprint = name, f"{name}-1"
 
     def encode_text(self, query: str) -> TextFeatures:
         words = query.split()
@@ -56,13 +46,9 @@ class TinyTextStream(TextStream):
 def tiny_combos() -> tuple[dict[str, Streams], Counter[str]]:
     """The combos, which share the encoders of their common streams, and how often each audio stream has run."""
     runs: Counter[str] = Counter()
-    audio_streams = {name: TinyAudioStream(name, runs) for name in RATES_HZ}
-    text_streams = {name: TinyTextStream(name) for name in ("joint", "words")}
-    combos = {
-        combo: Streams(combo, {s: audio_streams[s] for s in audio}, {s: text_streams[s] for s in text})
-        for combo, (audio, text) in STREAMS.items()
-    }
-    return combos, runs
+    streams = {name: TinyStream(name, runs) for name in (*RATES_HZ, "words")}
+    named = {combo: [{name: streams[name] for name in names} for names in sides] for combo, sides in STREAMS.items()}
+    return {combo: Streams(combo, *sides) for combo, sides in named.items()}, runs
 
 
 def save_member(folder: Path, combo: str, seed: int = 0, **data: object) -> Path:

@@ -185,9 +185,8 @@ class Streams:
     @property
     def num_parameters(self) -> int:
         """Parameters of all networks of all encoders, shared ones counted once."""
-        encoders = {*self.audio.values(), *self.text.values()}
-        networks = [part for encoder in encoders for part in vars(encoder).values() if isinstance(part, nn.Module)]
-        return sum({id(value): value.numel() for network in networks for value in network.parameters()}.values())
+        parts = [part for encoder in (*self.audio.values(), *self.text.values()) for part in vars(encoder).values()]
+        return sum({id(value): value.numel() for part in parts if isinstance(part, nn.Module) for value in part.parameters()}.values())
 
 
 def finish(work: Generator[Step, None, _T]) -> _T:
@@ -214,10 +213,7 @@ def open_streams(
 
     `audio` and `text` name streams, main stream first; `name` is what results call this set. `models` (stream -> hub id or folder) take the
     place of defaults, see `hub.locate`; `dtype` and `device` are of the big encoders: the pocket encoders stay in float32 on the CPU.
-
-    Raises:
-        ConfigError: Unknown stream, type or device, or a stream that has no encoder for its modality.
-        CheckpointError: The weights of an encoder are missing (all that are, are told at once) or damaged.
+    Raises `ConfigError` for what cannot be asked, `CheckpointError` for weights that are missing (told all at once) or damaged.
     """
     models, wanted = dict(models or {}), sorted({*audio, *text})
     for kind, each in [*(("audio", each) for each in audio), *(("text", each) for each in text)]:
@@ -225,7 +221,7 @@ def open_streams(
             raise ConfigError(f"Unknown stream {each!r}", f"there are encoders for {', '.join(STREAMS)}")
         if not getattr(STREAMS[each], f"has_{kind}"):
             raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
-    device = _check(models, dtype, device)
+    device = _check(models, device)
     _locate_all(wanted, models, download=download)
     with _opening:  # two threads that ask at once must not hold the weights twice
         opened: dict[str, Any] = {
@@ -249,21 +245,18 @@ def _open(name: str, model: str = "", dtype: str = "", device: str = "cpu") -> S
     return encoder
 
 
-def _check(models: Mapping[str, str], dtype: str, device: str | None) -> str:
+def _check(models: Mapping[str, str], device: str | None) -> str:
     """Check what is asked of the big encoders; returns the device."""
     known = [name for name, encoder in STREAMS.items() if encoder.hub]
     if unknown := sorted(set(models) - set(known)):
         raise ConfigError(f"There is no pretrained encoder {unknown[0]!r} to choose a model for", f"known are {', '.join(known)}")
-    if dtype not in DTYPES:
-        raise ConfigError(f"Encoders cannot run in {dtype!r}", f"choose one of {', '.join(DTYPES)}")
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
-        reason = str(error).split("\n", maxsplit=1)[0]
-        remedy = "choose cpu, or a device that PyTorch finds here"
-        raise ConfigError(f"Encoders cannot run on device {device!r} ({reason})", remedy) from error
+        what = f"Encoders cannot run on device {device!r} ({str(error).splitlines()[0]})"
+        raise ConfigError(what, "choose cpu, or a device that PyTorch finds here") from error
     return device
 
 

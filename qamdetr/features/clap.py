@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ SAMPLE_RATE_HZ = 48_000
 PADDED_SAMPLES = 10 * SAMPLE_RATE_HZ
 HOP_SAMPLES = 480
 
-POWER_FLOOR = 1e-10  # smallest mel power, -100 dB, of both packages and Transformers
 HEAD_DIM = 64  # width of an attention head in every RoBERTa and GPT-2; weights do not show it
 
 State = dict[str, Tensor]
@@ -51,14 +49,14 @@ ROBERTA_TOKENIZER = Hub(
 def mel_db(samples: Tensor, filters: Tensor, hop_samples: int) -> Tensor:
     """Return `(batch, n // hop + 1, mels)` dB of `samples` `(batch, n)` in float32, `n > fft / 2`, `filters` `(fft / 2 + 1, mels)`.
 
-    The window is Hann (periodic), frames are centred, edges are reflected.
+    The window is Hann (periodic), frames are centred, edges are reflected; the smallest power is -100 dB.
     Source: `torchlibrosa.stft` (both packages' front end) and Transformers' `ClapFeatureExtractor`, which runs on the CPU alone.
     """
     fft_samples = 2 * (len(filters) - 1)
     window = torch.hann_window(fft_samples, device=samples.device)
     spectrum = torch.stft(samples, fft_samples, hop_samples, window=window, pad_mode="reflect", return_complex=True)
     power = spectrum.real.square() + spectrum.imag.square()
-    return 10.0 * torch.log10((power.transpose(1, 2) @ filters).clamp(min=POWER_FLOOR))
+    return 10.0 * torch.log10((power.transpose(1, 2) @ filters).clamp(min=1e-10))
 
 
 def mel_filters(sample_rate_hz: int, *, htk: bool = False) -> Tensor:
@@ -115,9 +113,10 @@ class LaionClap(AudioStream, TextStream):
         self.fingerprint = weights_fingerprint("laion_clap-1", weights, str(options.dtype), HOP_SAMPLES, self._tokenizer.probe, *settings)
         self._filters = filters.to(options.device)
         self.htsat = Htsat(model.audio_model, options)
-        self._text = model.text_model.to(options.device, options.dtype).eval()
-        self._audio_projection = model.audio_projection.to(options.device, options.dtype).eval()
-        self._text_projection = model.text_projection.to(options.device, options.dtype).eval()
+        self._text, self._audio_projection, self._text_projection = (
+            network.to(options.device, options.dtype).eval()
+            for network in (model.text_model, model.audio_projection, model.text_projection)
+        )
         self.dim = int(self._audio_projection.linear2.out_features)
 
     def encode_windows(self, windows: Tensor) -> Tensor:
@@ -142,8 +141,6 @@ class LaionClap(AudioStream, TextStream):
 
 def _read_folder(folder: Path) -> tuple[Any, Tensor]:
     """Return the model in float32 and its mel filters."""
-    if lacking := [names[0] for names in _HUB.groups[:-1] if not any((folder / name).is_file() for name in names)]:
-        raise CheckpointError(f"The encoder laion_clap in {folder} lacks {', '.join(lacking)}; download the whole model again.")
     from transformers import ClapFeatureExtractor, ClapModel
 
     with reading("laion_clap", folder):
@@ -152,11 +149,8 @@ def _read_folder(folder: Path) -> tuple[Any, Tensor]:
     model = load_network("laion_clap", ClapModel, folder, unused=constants)
     found = (settings.sampling_rate, settings.nb_max_samples, settings.hop_length, settings.padding)
     if found != (SAMPLE_RATE_HZ, PADDED_SAMPLES, HOP_SAMPLES, "repeatpad"):
-        raise CheckpointError(
-            f"The encoder laion_clap in {folder} is made for audio at {settings.sampling_rate} Hz, {settings.max_length_s} s, a hop of "
-            f"{settings.hop_length}, filled by {settings.padding!r}; only {SAMPLE_RATE_HZ} Hz, 10 s, {HOP_SAMPLES} and 'repeatpad' are "
-            "supported. Choose another checkpoint."
-        )
+        wanted = f"rate, samples, hop and padding must be {SAMPLE_RATE_HZ}, {PADDED_SAMPLES}, {HOP_SAMPLES} and 'repeatpad'"
+        raise CheckpointError(f"The encoder laion_clap in {folder} is made for audio of other settings {found}; {wanted}", "choose another")
     filters = settings.mel_filters if settings.truncation == "fusion" else settings.mel_filters_slaney
     return model, torch.from_numpy(filters).float()
 
@@ -170,9 +164,10 @@ def _read_package_checkpoint(path: Path) -> tuple[Any, Tensor]:
         config, converted = convert_laion_clap(state)
         model = ClapModel(config)
         fill(model, converted)
-        audio = part(state, "audio_branch.")
-    stored = None if is_fused(audio) else audio.get("logmel_extractor.melW")
-    return model, mel_filters(SAMPLE_RATE_HZ, htk=is_fused(audio)) if stored is None else stored.float()
+    # HTSATs that were trained with fusion have HTK filters.
+    fused = any(name.startswith(("audio_branch.patch_embed.mel_conv2d.", "audio_branch.patch_embed.fusion_model.")) for name in state)
+    stored = None if fused else state.get("audio_branch.logmel_extractor.melW")
+    return model, mel_filters(SAMPLE_RATE_HZ, htk=fused) if stored is None else stored.float()
 
 
 def tokenizer_beside(checkpoint: Path, stream: str, default: Hub) -> Path:
@@ -212,11 +207,8 @@ def read_checkpoint(path: Path, wrapper: str) -> State:
     harmless: list[Any] = [(make_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     harmless += [np.dtype, *{type(np.dtype(kind)) for kind in "fdilq?"}]
     with torch.serialization.safe_globals(harmless):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    weights = {str(name).removeprefix("module."): value for name, value in content.get(wrapper, content).items() if torch.is_tensor(value)}
-    if not weights:
-        raise CheckpointError(f"{path} holds no weights under {wrapper!r}; it is not a checkpoint of the package. Download it again.")
-    return weights
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    return {str(name).removeprefix("module."): value for name, value in content.get(wrapper, content).items() if torch.is_tensor(value)}
 
 
 def part(state: State, prefix: str) -> State:
@@ -229,8 +221,6 @@ def htsat_config(state: State, **others: Any) -> Any:  # noqa: ANN401 - Transfor
     from transformers import ClapAudioConfig
 
     depths = Counter(match[1] for name in state if (match := re.match(r"layers\.(\d)\.blocks\.\d+\.norm1\.weight", name)))
-    if not depths:
-        raise CheckpointError("The checkpoint has no HTSAT audio network", "choose a checkpoint whose audio model is HTSAT")
     stages = sorted(depths)
     return ClapAudioConfig(
         patch_embeds_hidden_size=len(state["patch_embed.proj.weight"]),
@@ -254,18 +244,11 @@ def convert_htsat(state: State) -> State:
     return converted
 
 
-def is_fused(state: State) -> bool:
-    """Say whether an original HTSAT was trained with fusion, which goes with HTK filters."""
-    return any(name.startswith(("patch_embed.mel_conv2d.", "patch_embed.fusion_model.")) for name in state)
-
-
 def convert_laion_clap(state: State) -> tuple[Any, State]:
     """Tell `ClapConfig` and the weights of `ClapModel` from a checkpoint of the package `laion-clap`."""
     from transformers import ClapConfig, ClapTextConfig
 
     audio, text = part(state, "audio_branch."), part(state, "text_branch.")
-    if "embeddings.word_embeddings.weight" not in text or "text_projection.0.weight" not in state:
-        raise CheckpointError("The checkpoint has no RoBERTa text network", "choose one that the package opens with `tmodel='roberta'`")
     words, hidden = text["embeddings.word_embeddings.weight"].shape
     joint = state["text_projection.2.weight"].shape[0]
     text_config = ClapTextConfig(

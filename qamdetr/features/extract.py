@@ -7,30 +7,23 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from qamdetr.audio import Sound
 from qamdetr.errors import AudioError, DataError, FeatureValuesError, QamDetrError
 from qamdetr.features.base import Streams
-from qamdetr.features.store import AudioKeys, StreamFiles, StreamVersion
+from qamdetr.features.store import StreamFiles, StreamVersion, audio_key
 
-_LOG_SECONDS = 10.0
-_Item = TypeVar("_Item")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """The part of the work that one of several processes does: every `count`-th item, from `index` on."""
 
     index: int = 0
     count: int = 1
-
-    def of(self, items: Iterable[_Item]) -> list[_Item]:
-        """Take this process's part of what every process lists in the same order."""
-        return list(items)[self.index :: self.count]
 
 
 @dataclass(frozen=True)
@@ -62,15 +55,13 @@ def extract(
     `share` is cut from the whole lists, so that processes cannot meet in an item. `on_skip` is told at once what is skipped and why.
     """
     share = share or Share()
-    paths = dict(share.of(sorted(dict(recordings).items())))
-    keys = AudioKeys(feature_dir, paths)
+    paths = dict(sorted(dict(recordings).items())[share.index :: share.count])
     encoders = {**streams.audio, **streams.text}
     versions = {name: StreamVersion(name, each.fingerprint, each.source, each.dtype) for name, each in encoders.items()}
-    audio = {name: StreamFiles.claimed(feature_dir, versions[name], "audio", keys) for name in streams.audio}
-    text = {name: StreamFiles.claimed(feature_dir, versions[name], "text", keys) for name in streams.text}
-    of = f" (process 1 of {share.count})" if share.count > 1 else ""
+    audio = {name: StreamFiles.claimed(feature_dir, versions[name], "audio", paths) for name in streams.audio}
+    text = {name: StreamFiles.claimed(feature_dir, versions[name], "text", paths) for name in streams.text}
     # Of several processes the first draws for all; a log file gets a line now and then, not ten a second.
-    bars: dict[str, Any] = {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else _LOG_SECONDS}
+    bars: dict[str, Any] = {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else 10.0}
     hidden = not show_progress or share.index > 0
     skipped: list[tuple[str, str]] = []
 
@@ -79,9 +70,9 @@ def extract(
             text[name].write(query, streams.text[name].encode_text(query))
 
     def encode_recording(vid: str, names: Sequence[str]) -> None:
-        stamp = keys.stamp(vid)
+        key = audio_key(paths[vid])
         recording = streams.encode(Sound(paths[vid]), names)
-        if keys.stamp(vid) != stamp:
+        if audio_key(paths[vid]) != key:
             raise AudioError(f"{paths[vid]} changed while it was read", "extract again when it is complete")
         for note in recording.notes:
             _log.warning("%s: %s", paths[vid], note)
@@ -94,7 +85,7 @@ def extract(
         lacking = {name: [stream for stream in files if name in missing[stream]] for name in names}
         lacking = {name: wanted for name, wanted in lacking.items() if wanted}
         counts = [len(lacking), len(names) - len(lacking)]
-        for name, wanted in tqdm(lacking.items(), desc=f"{noun}{of}", unit=noun, disable=hidden or not lacking, **bars):
+        for name, wanted in tqdm(lacking.items(), desc=noun, unit=noun, disable=hidden or not lacking, **bars):
             try:
                 encode(name, wanted)
             except QamDetrError as error:  # noqa: PERF203 - encoding takes far longer
@@ -105,6 +96,6 @@ def extract(
                 on_skip(skipped[-1][1])
         return counts
 
-    new_queries, cached_queries = fill("queries", text, share.of(sorted(set(queries))), encode_query)
+    new_queries, cached_queries = fill("queries", text, sorted(set(queries))[share.index :: share.count], encode_query)
     new, cached = fill("recordings", audio, [*paths], encode_recording)
     return ExtractionReport(new, new_queries, cached, cached_queries, tuple(skipped))

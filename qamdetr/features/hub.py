@@ -90,7 +90,6 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
     `override` takes the place of the default: a folder or file here, taken as it is, or another hub id, with `@revision` or without.
     `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean everywhere.
     """
-    default = wanted
     if override:
         local = Path(override).expanduser()
         if local.exists():
@@ -99,12 +98,11 @@ def locate(stream: str, wanted: Hub, override: str = "", *, download: bool = Tru
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or repo.startswith("."):
             what = f"{wanted.name_for(stream)} is to come from {override}, which does not exist"
             raise CheckpointError(what[0].upper() + what[1:], f"{wanted.otherwise.format(stream=stream)}, or a hub id")
-        otherwise = wanted.otherwise.replace("local folder", f"local folder that exists (there is none called {override})")
-        wanted = replace(wanted, repo=repo, revision=revision or "main", megabytes=0, files=(), needed=wanted.groups, otherwise=otherwise)
+        wanted = replace(wanted, repo=repo, revision=revision or "main", megabytes=0, files=(), needed=wanted.groups)
     folder = _cached(wanted)
     if folder is None and not download:
         raise MissingModelError([(stream, wanted)], "no download was asked for")
-    return folder or _download(stream, wanted, default.repo)
+    return folder or _download(stream, wanted)
 
 
 def _cached(wanted: Hub) -> Path | None:
@@ -121,7 +119,7 @@ def _cached(wanted: Hub) -> Path | None:
     return folder if all((folder / shard).is_file() for shard in shards) else None
 
 
-def _download(stream: str, wanted: Hub, kind: str) -> Path:
+def _download(stream: str, wanted: Hub) -> Path:
     """Fetch what is needed; of a repository whose files are not known, the first of each group and the small ones beside them."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -136,7 +134,7 @@ def _download(stream: str, wanted: Hub, kind: str) -> Path:
             for group in wanted.groups:
                 if not there.intersection(group):
                     what = f"{wanted.repo} at revision {wanted.revision} has no {' or '.join(group)}"
-                    raise CheckpointError(what, f"name a model of the same kind as {kind} for the encoder {stream}")
+                    raise CheckpointError(what, f"name a model of the kind of the encoder {stream}")
                 files.append(next(name for name in group if name in there))
             files += _TAKEN_ALONG
         _log.warning("Downloading %s for %s to %s; this happens once.", wanted, wanted.name_for(stream), constants.HF_HUB_CACHE)
@@ -203,10 +201,9 @@ class HubTokenizer:
     """A tokeniser from a folder in the hub's layout, with `tokenizer.json` or what Transformers makes a fast one of."""
 
     def __init__(self, folder: Path, stream: str, *, max_tokens: int, vocab_size: int, suffix: str = "", apart: Sequence[str] = ()) -> None:
-        """Read the tokeniser of a stream whose word table has `vocab_size` rows.
+        """Read the tokeniser of a stream whose word table has `vocab_size` rows; tokens that stand `apart` are never joined to others.
 
-        `suffix` is text that the encoder expects behind every query, and counts to `max_tokens` as special tokens do; tokens that stand
-        `apart` are never joined to their neighbours.
+        `suffix` is text that the encoder expects behind every query, and counts to `max_tokens` as special tokens do.
         """
         self._stream, self._suffix, self._max_tokens = stream, suffix, max_tokens
         with reading(stream, folder):

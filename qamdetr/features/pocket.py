@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +36,6 @@ SILENT_BELOW_LOUDEST_DB = 40.0
 _SECTION_CLIPS = 120
 _SECTION_MARGIN_CLIPS = 4
 _FRONT_END_CLIPS = 8  # whose spectrum is held at once
-
-
-@dataclass(frozen=True)
-class PocketAudioConfig:
-    """Size of the audio encoder; `dim` is the joint space's."""
-
-    channels: tuple[int, ...] = (32, 64, 128, 256)
-    dim: int = 256
-    context_clips: int = 3
-    dropout: float = 0.2
 
 
 @functools.cache
@@ -119,30 +108,28 @@ def log_mel(power: Tensor) -> Tensor:
 
 
 class PocketAudioModel(nn.Module):
-    """Log-mel frames to one unit vector per clip; the light mix with neighbouring clips starts as the identity."""
+    """Log-mel frames to one unit vector per clip in the joint space; the light mix with neighbouring clips starts as the identity."""
 
-    def __init__(self, config: PocketAudioConfig) -> None:
+    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), dim: int = 256) -> None:
         super().__init__()
-        self.config = config
-        stem, *stages = config.channels
+        stem, *stages = channels
         # A learned shift per band makes the network's start independent of the recording's overall colour.
         self.band_bias = nn.Parameter(torch.zeros(1, 1, NUM_MELS, 1))
         self.stem = nn.Sequential(nn.Conv2d(1, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
         blocks: list[nn.Module] = []
         for index, (source, target) in enumerate(zip((stem, *stages), stages, strict=False)):
             pair: list[nn.Module] = []
-            for channels in (source, target):
-                pair += [nn.Conv2d(channels, target, 3, padding=1, bias=False), nn.BatchNorm2d(target), nn.ReLU()]
+            for width in (source, target):
+                pair += [nn.Conv2d(width, target, 3, padding=1, bias=False), nn.BatchNorm2d(target), nn.ReLU()]
             blocks += [*([nn.AvgPool2d(2)] if index else []), nn.Sequential(*pair)]
         self.stages = nn.Sequential(*blocks)
-        width = stages[-1]
-        self.frame = nn.Sequential(nn.Conv1d(2 * width, config.dim, 1), nn.ReLU())
-        self.smooth = nn.Conv1d(config.dim, config.dim, 3, padding=1, groups=config.dim)
-        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2 * config.dim, config.dim), nn.ReLU(), nn.Dropout(config.dropout))
-        self.context = nn.Conv1d(config.dim, config.dim, config.context_clips, padding=config.context_clips // 2)
+        self.frame = nn.Sequential(nn.Conv1d(2 * stages[-1], dim, 1), nn.ReLU())
+        self.smooth = nn.Conv1d(dim, dim, 3, padding=1, groups=dim)
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(2 * dim, dim), nn.ReLU(), nn.Dropout(0.2))
+        self.context = nn.Conv1d(dim, dim, 3, padding=1)
         nn.init.zeros_(self.context.weight)
         nn.init.zeros_(self.context.bias)  # type: ignore[arg-type]
-        self.output = nn.Linear(config.dim, config.dim)
+        self.output = nn.Linear(dim, dim)
 
     def forward(self, log_mels: Tensor) -> Tensor:
         """Encode `(batch, mels, 64 * clips)` log-mels to unit vectors `(batch, clips, dim)`."""
@@ -190,39 +177,22 @@ def mel_stats(power: Tensor) -> Tensor:
     return torch.cat([bands.T, torch.stack(columns, dim=1)], dim=1)
 
 
-@dataclass(frozen=True)
-class PocketTextConfig:
-    """Size of the text encoder. `sentence_dim` is the teacher's; `dim` the pocket streams'."""
-
-    vocab_size: int = 30522
-    embedding_dim: int = 128
-    dim: int = 256
-    num_layers: int = 2
-    num_heads: int = 4
-    ffn_dim: int = 512
-    sentence_dim: int = 384
-    dropout: float = 0.1
-
-
 class PocketTextModel(nn.Module):
-    """Token ids to token states, a sentence vector in the teacher's space, and a joint vector in the audio's space.
+    """Token ids to token states, a sentence vector in the teacher's space (`sentence_dim`), and a joint vector in the audio's (`dim`).
 
     Source: architecture ours; teacher all-MiniLM-L6-v2 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2).
     """
 
-    def __init__(self, config: PocketTextConfig) -> None:
+    def __init__(self, vocab_size: int = 30522, dim: int = 256, sentence_dim: int = 384, dropout: float = 0.1) -> None:
         super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
-        self.input = nn.Linear(config.embedding_dim, config.dim)
-        self.position = nn.Parameter(torch.randn(MAX_TOKENS, config.dim) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            config.dim, config.num_heads, config.ffn_dim, config.dropout, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(config.dim)
-        self.sentence = nn.Linear(config.dim, config.sentence_dim)
-        self.joint = nn.Linear(config.sentence_dim, config.dim, bias=False)
+        self.embedding = nn.Embedding(vocab_size, 128)
+        self.input = nn.Linear(128, dim)
+        self.position = nn.Parameter(torch.randn(MAX_TOKENS, dim) * 0.02)
+        layer = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout, activation="gelu", batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(dim)
+        self.sentence = nn.Linear(dim, sentence_dim)
+        self.joint = nn.Linear(sentence_dim, dim, bias=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn ids and mask `(batch, tokens <= MAX_TOKENS)` into states `(batch, tokens, dim)` and unit vectors `(batch, sentence_dim)`."""
@@ -252,22 +222,19 @@ class Pocket(AudioStream, TextStream):
     listener = MelFrontEnd
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
-        """Open the shipped weights; neither argument matters."""
-        super().__init__(folder, options)
+        super().__init__(folder, options)  # the weights are the shipped ones, whatever these say
         from safetensors.torch import load_file
 
         folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
         files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
-        if lacking := ", ".join(file.name for file in files if not file.is_file()):
-            raise CheckpointError(f"{folder} lacks {lacking}; restore the folder from the repository or set QAMDETR_CHECKPOINTS.")
-        audio, text = PocketAudioModel(PocketAudioConfig()), PocketTextModel(PocketTextConfig())
+        audio, text = PocketAudioModel(), PocketTextModel()
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
             text.load_state_dict(unpack_state(load_file(files[1])))
-            self._tokenizer = HubTokenizer(folder, self.name, max_tokens=MAX_TOKENS, vocab_size=text.config.vocab_size)
+            self._tokenizer = HubTokenizer(folder, self.name, max_tokens=MAX_TOKENS, vocab_size=text.embedding.num_embeddings)
         except Exception as error:  # safetensors raises classes of its own, torch RuntimeError
-            what = f"{folder} cannot be read ({one_line(error)})"
-            raise CheckpointError(what, "restore it from the repository (with Git LFS: `git lfs pull`)") from error
+            remedy = "restore it from the repository (with Git LFS: `git lfs pull`), or set QAMDETR_CHECKPOINTS"
+            raise CheckpointError(f"{folder} cannot be read ({one_line(error)})", remedy) from error
         self.audio_model = audio.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.text_model = text.eval()
         # Of the files, not of the weights: the shipped checkpoints name this version.

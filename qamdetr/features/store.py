@@ -1,9 +1,8 @@
 """Features on disk, so that training never runs an encoder: what the project's encoders gave, and the files that the field publishes.
 
-Both are folders of one stream with one `.npz` for each recording or query, which holds one array `(rows, dim)`: `features` of a recording,
-`last_hidden_state` of a query. Own folders are `{feature_dir}/{stream}-{version of the encoder}`, so that versions cannot mix and combos
-share streams; a file there is `{vid}.{key of the audio's content}.npz`, or `text/{hash of the query}.npz` with the offsets and the pooled
-vector beside the states. Public ones are `{vid}.npz` and `qid{qid}.npz`.
+Both are folders of one stream, with one `.npz` for each recording (its array `(rows, dim)` is called `features`) or query
+(`last_hidden_state`). Own ones are `{feature_dir}/{stream}-{version}/{vid}.{key of the audio's content}.npz` and, with offsets and pooled
+vector, `.../text/{hash of the query}.npz`, so that versions cannot mix and combos share streams; public ones `{vid}.npz`, `qid{qid}.npz`.
 Source: Zenodo records 18358706 (CASTELLA), 17129257 (Clotho-Moment) and 20450254 (DCASE 2026 evaluation).
 """
 
@@ -13,7 +12,6 @@ import contextlib
 import functools
 import io
 import json
-import re
 import shlex
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,38 +64,19 @@ def quick_key(path: Path) -> str:
     return digest.hexdigest()
 
 
-class AudioKeys:
-    """Content keys of recordings, whose files are not hashed again as long as they look the same.
+def audio_key(path: Path) -> str:
+    """Return the content key of a recording, hashed again only where its size or times moved; raises `AudioError` if it cannot be read."""
+    try:
+        status = path.stat()
+        # What sets the time of an edit back (`cp -p`, `touch -r`) moves the one that the file system alone sets.
+        return _hashed(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except OSError as error:
+        raise AudioError(f"Cannot read {path}: {error.strerror or error}", "check the path") from error
 
-    What a file shows at a glance (size, times, a sample) stands with its key in `audio-keys.txt`. An edit moves the times, and what sets
-    them back (`cp -p`, `rsync -a`, `touch -r`) moves the one that the file system alone sets.
-    """
 
-    def __init__(self, feature_dir: Path, recordings: Mapping[str, Path]) -> None:
-        self.recordings = dict(recordings)
-        self._path = feature_dir / "audio-keys.txt"
-        # A line that a killed process left half-written has no whole key.
-        text = self._path.read_text(encoding="ascii") if self._path.is_file() else ""
-        self._known: dict[str, str] = dict(re.findall(r"^(\d+ \d+ \d+ \w{16}) (\w{16})$", text, re.MULTILINE))
-        self.key = functools.cache(self._key)
-
-    def stamp(self, vid: str) -> str:
-        """Return what the file of a recording shows at a glance; raises `AudioError` where it cannot be read."""
-        path = self.recordings[vid]
-        try:
-            status = path.stat()
-            return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {quick_key(path)}"
-        except OSError as error:
-            raise AudioError(f"Cannot read {path}: {error.strerror or error}", "check the path") from error
-
-    def _key(self, vid: str) -> str:
-        stamp = self.stamp(vid)
-        if stamp not in self._known:
-            self._known[stamp] = content_key(self.recordings[vid])
-            # A folder that is shared for reading stays as it is: hashing again costs time alone.
-            with contextlib.suppress(OSError), self._path.open("a", encoding="ascii") as file:
-                file.write(f"\n{stamp} {self._known[stamp]}\n")
-        return self._known[stamp]
+@functools.cache
+def _hashed(path: Path, *_looks: int) -> str:
+    return content_key(path)
 
 
 @dataclass(frozen=True)
@@ -117,45 +96,43 @@ class StreamVersion:
 
 def versions_of(feature_dir: Path, stream: str) -> list[StreamVersion]:
     """List the versions of a stream whose features lie in a folder."""
-    found = []
-    for path in sorted(feature_dir.glob(f"{stream}-*/{_RECORD_FILE}")):
-        try:
-            found.append(StreamVersion(**json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError) as error:  # noqa: PERF203 - a few folders
-            raise DataError(f"{path} cannot be read ({error})", f"delete the folder {path.parent} and extract again") from error
+    paths = sorted(feature_dir.glob(f"{stream}-*/{_RECORD_FILE}"))
+    found = [StreamVersion(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     return [version for version in found if version.stream == stream]
 
 
 class StreamFiles:
     """The files of one stream and modality in one folder.
 
-    Those that the project's encoders made (`is_own`) are found by `vid` and the recording's audio, where that is at hand, and by a query's
-    wording; published ones by `vid` and `qid`.
+    Own ones (`is_own`) are found by `vid` and the recording's audio, where that is at hand, and by a query's wording; published ones by
+    `vid` and `qid`.
     """
 
-    def __init__(self, folder: Path, kind: Kind, dim: int = 0, *, keys: AudioKeys | None = None, remedy: str = "extract again") -> None:
-        """Name a folder, of own files with the `keys` of their recordings; arrays must have `dim` columns (0 = any)."""
-        self.folder, self.kind, self.dim, self.is_own, self._keys = folder, kind, dim, keys is not None, keys
+    def __init__(
+        self, folder: Path, kind: Kind, dim: int = 0, *, recordings: Mapping[str, Path] | None = None, remedy: str = "extract again"
+    ) -> None:
+        """Name a folder, of own files with the `recordings` that are at hand; arrays must have `dim` columns (0 = any)."""
+        self.folder, self.kind, self.dim, self.is_own, self._recordings = folder, kind, dim, recordings is not None, recordings
         self.remedy = remedy if self.is_own else "download it, or correct the folder in the configuration"
         self._key = "features" if kind == "audio" else "last_hidden_state"
 
     @classmethod
-    def claimed(cls, feature_dir: Path, version: StreamVersion, kind: Kind, keys: AudioKeys) -> StreamFiles:
+    def claimed(cls, feature_dir: Path, version: StreamVersion, kind: Kind, recordings: Mapping[str, Path]) -> StreamFiles:
         """Make the folder of an encoder's features, and note there what it is."""
         folder = feature_dir / version.folder
         if version not in versions_of(feature_dir, version.stream):  # the same version from another place is noted anew
             _write(folder / _RECORD_FILE, json.dumps(asdict(version)).encode())
-        return cls(folder, kind, keys=keys)
+        return cls(folder, kind, recordings=recordings)
 
     def path_of(self, name: str) -> Path | None:
         """Return the file of a recording or query, there or not; None where its audio cannot be read, or nothing has its name."""
-        if self._keys is None:
+        if self._recordings is None:
             return self.folder / f"{'qid' if self.kind == 'text' else ''}{name}.npz"
         if self.kind == "text":
             return self.folder / "text" / f"{blake2b(name.encode(), digest_size=16).hexdigest()}.npz"
-        if name in self._keys.recordings:
+        if name in self._recordings:
             with contextlib.suppress(AudioError):
-                return self.folder / f"{_spell(name)}.{self._keys.key(name)}.npz"
+                return self.folder / f"{_spell(name)}.{audio_key(self._recordings[name])}.npz"
             return None
         versions = self._by_name.get(_spell(name), [])
         if len(versions) > 1:
@@ -245,20 +222,16 @@ class StreamFiles:
             raise DataError(f"{path} cannot be read ({one_line(error)})", f"delete it and {self.remedy}") from error
 
     def _check(self, path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
-        if len(shape) != 2 or shape[0] == 0 or dtype.kind != "f":
+        if len(shape) != 2 or shape[0] == 0 or dtype.kind != "f" or (self.dim and shape[1] != self.dim):
             wanted = f"floating point numbers of shape [rows, {self.dim or 'dim'}], at least one row"
-            raise DataError(f"{path}: `{self._key}` is {dtype} of shape {list(shape)}; it must be {wanted}", self.remedy)
-        if self.dim and shape[1] != self.dim:
-            what = f"{path}: `{self._key}` is {shape[1]} wide, the model expects {self.dim}"
-            raise DataError(what, "correct the stream's width in the model section, or its folder or combo in the data section")
+            remedy = f"{self.remedy}, or correct the stream's width in the model section"
+            raise DataError(f"{path}: `{self._key}` is {dtype} of shape {list(shape)}; it must be {wanted}", remedy)
 
 
 class FeatureStore:
     """Features of recordings and queries, streams by name, in the model's order (main stream first).
 
     Streams named in `data.audio_features` and `data.text_features` come from folders of public files, all others from `data.feature_dir`.
-    Public text has neither character offsets nor a pooled vector, so an auxiliary stream beside it is averaged over the whole query.
-
     Recordings are given by `vid`, queries as `qid` -> wording. Reading raises `DataError` for missing or damaged files, other widths than
     the model's, values that are not finite, streams of different lengths.
     """
@@ -272,12 +245,11 @@ class FeatureStore:
             if unknown := sorted(set(public) - set(widths)):
                 raise ConfigError(f"data.{kind}_features names {unknown[0]!r}; model.{kind}_streams has only {', '.join(widths)}.")
         self._own = {name: _choose(name, data) for _, widths, public in sides for name in widths if name not in public}
-        keys = AudioKeys(Path(data.feature_dir), recordings or {})
 
         def files(kind: Kind, name: str, dim: int, public: Mapping[str, str]) -> StreamFiles:
             if name in public:
                 return StreamFiles(Path(public[name]), kind, dim)
-            return StreamFiles(Path(data.feature_dir) / self._own[name].folder, kind, dim, keys=keys, remedy=self.remedy)
+            return StreamFiles(Path(data.feature_dir) / self._own[name].folder, kind, dim, recordings=recordings or {}, remedy=self.remedy)
 
         self._audio = {name: files("audio", name, dim, data.audio_features) for name, dim in model.audio_streams.items()}
         self._text = {name: files("text", name, dim, data.text_features) for name, dim in model.text_streams.items()}
@@ -344,10 +316,9 @@ class FeatureStore:
     def encoder_version(self, vids: Iterable[str], queries: Mapping[str, str]) -> str:
         """Name what made the features: the version of the combo's encoders, `public-` and 16 hex digits, or both joined by `+`.
 
-        A combo whose other streams are not here is told by those that are read. Public files do not say which encoder made them: their
-        digits are a hash of streams and of the values of three recordings and three queries (first, middle and last by name).
+        Public files do not say which encoder made them: their digits are of the values of three recordings and three queries.
         """
-        parts = []
+        parts = []  # a combo whose other streams are not here is told by those that are read
         made = {name: version.fingerprint for name, version in self._own.items() if version.fingerprint}
         if made:
             streams = {name for names in COMBOS.get(self.data.combo, ()) for name in names}

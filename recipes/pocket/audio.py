@@ -29,9 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from qamdetr.features.pocket import (
     FRAMES_PER_CLIP,
-    PocketAudioConfig,
     PocketAudioModel,
-    PocketTextConfig,
     PocketTextModel,
     log_mel,
     unpack_state,
@@ -70,7 +68,7 @@ class JointObjective(nn.Module):
         self.joint = text.joint
         self.captions = captions
         self.ancestors = ancestors
-        self.classifier = nn.Linear(text.config.dim, len(captions))  # a plain classifier beside the joint space speeds up the start
+        self.classifier = nn.Linear(text.joint.out_features, len(captions))  # a plain classifier beside the joint space speeds up the start
         self.log_scale = nn.Parameter(torch.tensor(3.4))
         self.presence = nn.Parameter(torch.tensor([2.3, -3.0]))  # log of scale, and offset, of the presence logit
         with torch.no_grad():
@@ -116,7 +114,7 @@ def _which(logits: Tensor, leaf: Tensor, allowed: Tensor) -> Tensor:
 
 def load_text(folder: Path) -> tuple[PocketTextModel, Tokenizer]:
     """Load the distilled text encoder; its joint map starts as the main directions of the sentence space."""
-    model = PocketTextModel(PocketTextConfig())
+    model = PocketTextModel()
     model.load_state_dict(unpack_state(load_file(folder / "text.safetensors")))
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
@@ -238,13 +236,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = load_groups()
     names = list(groups)
     captions = [embed(text_model, tokenizer, groups[name]["captions"]) for name in names]
-    audio = PocketAudioModel(PocketAudioConfig())
+    audio = PocketAudioModel()
     if arguments.init_from:
         state = load_file(arguments.init_from / "audio.safetensors")
         audio.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
     else:
         with torch.no_grad():
-            text_model.joint.weight.copy_(torch.linalg.svd(torch.cat(captions), full_matrices=True)[2][: text_model.config.dim])
+            text_model.joint.weight.copy_(torch.linalg.svd(torch.cat(captions), full_matrices=True)[2][: text_model.joint.out_features])
     ancestors = torch.tensor([any(other.startswith(name + "/") for other in names) for name in names])
     objective = JointObjective(text_model, captions, ancestors)
     sources = load_sources([arguments.bank / name for name in ("train", "fold1", "fold2", "fold3")])

@@ -24,7 +24,7 @@ from torch.nn.functional import mse_loss
 
 from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import QamDetrError
-from qamdetr.features.pocket import MAX_TOKENS, PocketTextConfig, PocketTextModel
+from qamdetr.features.pocket import MAX_TOKENS, PocketTextModel
 
 FRAMES = ("{}", "{}", "the sound of {}", "a {}", "someone hears {}", "{} in the background", "a {} in the distance")
 
@@ -203,9 +203,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     captions = [entry.query for path in arguments.captions for entry in read_manifest(path)]
     corpus = build_corpus(captions, vocabulary_words(tokenizer), config)
     log(f"corpus: {len(corpus)} sentences, {len(set(captions))} of them real captions")
-    student = PocketTextModel(PocketTextConfig())
+    student = PocketTextModel()
     with torch.no_grad():
-        student.embedding.weight.copy_(initial_embedding(folder, student.config.embedding_dim))
+        student.embedding.weight.copy_(initial_embedding(folder, student.embedding.embedding_dim))
     distil(student, tokenizer, corpus, teacher_embeddings(folder, corpus), config)
     arguments.output.mkdir(parents=True, exist_ok=True)
     report: dict[str, float] = {"corpus_sentences": len(corpus), "real_captions": len(set(captions))}

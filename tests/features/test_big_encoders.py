@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import json
 import shutil
 import sys
 import types
@@ -24,14 +23,13 @@ from hub_models import (
     save_tiny_gpt2_tokenizer,
     save_tiny_laion_clap,
     save_tiny_laion_clap_checkpoint,
-    save_tiny_ms_clap,
     save_tiny_roberta_tokenizer,
 )
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 
 from qamdetr.errors import CheckpointError, QamDetrError
-from qamdetr.features import clap, ms_clap
+from qamdetr.features import clap
 from qamdetr.features.base import STREAMS, EncoderOptions
 from qamdetr.features.ms_clap import WEIGHTS_FILE
 
@@ -60,11 +58,6 @@ def noise(name: str, seconds: float) -> np.ndarray:
     return sounds(STREAMS[name].rate_hz, seconds).numpy()
 
 
-def seconds_of(name: str, samples: np.ndarray) -> list[np.ndarray]:
-    rate = STREAMS[name].rate_hz
-    return [samples[begin : begin + rate] for begin in range(0, len(samples), rate)]
-
-
 @pytest.mark.parametrize("name", AUDIO_DIMS)
 def test_each_second_begun_has_a_row_of_its_own_whatever_the_batch(folders: dict, encoders: dict, name: str) -> None:
     encoder, rate, samples = encoders[name], encoders[name].rate_hz, noise(name, 3.3)
@@ -75,12 +68,10 @@ def test_each_second_begun_has_a_row_of_its_own_whatever_the_batch(folders: dict
         assert rows.isfinite().all()
     assert encode_samples(encoder, np.zeros(2 * rate, np.float32)).isfinite().all()
     rows = encode_samples(encoder, samples)
-    assert torch.equal(encode_samples(encoder, samples), rows)
     small = STREAMS[name](folders[name], EncoderOptions(batch_clips=2))
     torch.testing.assert_close(encode_samples(small, samples), rows, atol=1e-5, rtol=0)
-    alone = torch.cat([encode_samples(encoder, part) for part in seconds_of(name, samples)])
+    alone = torch.cat([encode_samples(encoder, part) for part in np.split(samples, range(rate, len(samples), rate))])
     torch.testing.assert_close(alone, rows, atol=1e-5, rtol=0)
-    assert (rows[0] - rows[1]).abs().max() > 1e-3, "the input matters"
 
 
 @pytest.mark.parametrize("name", [*AUDIO_DIMS, "roberta"])
@@ -92,7 +83,6 @@ def test_bfloat16_is_close_and_of_another_version(folders: dict, encoders: dict,
     if name in TEXT_DIMS:
         pairs.append((half.encode_text(QUERY).tokens, encoders[name].encode_text(QUERY).tokens))
     for found, exact in pairs:
-        assert found.dtype == torch.float32
         assert cosine_similarity(found, exact).min() > 0.99
         assert not torch.equal(found, exact)
     assert half.fingerprint != encoders[name].fingerprint
@@ -105,14 +95,15 @@ def test_the_device_is_respected(folders: dict) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("fusion", [False, True])
-def test_laion_clap_equals_transformers(tmp_path: Path, fusion: bool) -> None:
+def test_laion_clap_equals_transformers_from_a_folder_and_from_a_package_s_checkpoint(tmp_path: Path, fusion: bool) -> None:
     from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
     folder = save_tiny_laion_clap(tmp_path, fusion=fusion)
     encoder = STREAMS["laion_clap"](folder, EncoderOptions(batch_clips=2))
     model, extractor = ClapModel.from_pretrained(folder), ClapFeatureExtractor.from_pretrained(folder)
     samples = noise("laion_clap", 3.3)
-    inputs = extractor(seconds_of("laion_clap", samples), sampling_rate=48_000, return_tensors="pt")
+    seconds = np.split(samples, range(48_000, len(samples), 48_000))
+    inputs = extractor(seconds, sampling_rate=48_000, return_tensors="pt")
     # The stock processor calls one clip of a fused batch longer than it is, at random.
     pooled = model.audio_model(inputs["input_features"].float(), is_longer=torch.zeros(4, 1, dtype=torch.bool)).pooler_output
     torch.testing.assert_close(encode_samples(encoder, samples), model.audio_projection(pooled), atol=1e-5, rtol=1e-5)
@@ -121,6 +112,9 @@ def test_laion_clap_equals_transformers(tmp_path: Path, fusion: bool) -> None:
     torch.testing.assert_close(features.tokens, output.last_hidden_state[0], atol=1e-5, rtol=1e-5)
     expected = normalize(model.text_projection(output.pooler_output)[0], dim=-1)
     torch.testing.assert_close(features.pooled, expected, atol=1e-5, rtol=1e-5)
+    package = STREAMS["laion_clap"](save_tiny_laion_clap_checkpoint(tmp_path / "package", fusion=fusion), EncoderOptions())
+    torch.testing.assert_close(encode_samples(package, samples), encode_samples(encoder, samples), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(package.encode_text(QUERY).pooled, expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()
@@ -131,7 +125,8 @@ def test_wavlm_equals_transformers(folders: dict, encoders: dict, name: str) -> 
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[name])
     model = WavLMModel.from_pretrained(folders[name]).eval()
     samples = noise(name, 3.3)
-    ready = (extractor(part, sampling_rate=16_000, return_tensors="pt").input_values for part in seconds_of(name, samples))
+    seconds = np.split(samples, range(16_000, len(samples), 16_000))
+    ready = (extractor(part, sampling_rate=16_000, return_tensors="pt").input_values for part in seconds)
     expected = torch.stack([model(values).last_hidden_state.mean(dim=1)[0] for values in ready])
     torch.testing.assert_close(encode_samples(encoders[name], samples), expected, atol=1e-5, rtol=1e-5)
     # Only the large model forgets level and offset.
@@ -141,30 +136,21 @@ def test_wavlm_equals_transformers(folders: dict, encoders: dict, name: str) -> 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("query", ["a dog barks", "Ein Hund bellt — laut!", "🐶🐶 woof", " rain  "])
-def test_roberta_equals_transformers(folders: dict, encoders: dict, query: str, capfd: pytest.CaptureFixture) -> None:
+def test_roberta_equals_transformers(folders: dict, encoders: dict, query: str) -> None:
     from transformers import AutoTokenizer, RobertaModel
 
     ready = AutoTokenizer.from_pretrained(folders["roberta"])(query, return_tensors="pt")
     model = RobertaModel.from_pretrained(folders["roberta"], add_pooling_layer=False).eval()
-    capfd.readouterr()
-    encoder = STREAMS["roberta"](folders["roberta"], EncoderOptions())
-    assert capfd.readouterr() == ("", ""), "nothing is printed of the language model's head"
-    features = encoder.encode_text(query)
+    features = encoders["roberta"].encode_text(query)
     torch.testing.assert_close(features.tokens, model(**ready).last_hidden_state[0], atol=1e-5, rtol=1e-5)
-    assert features.pooled is None
-    assert features.offsets[0] == features.offsets[-1] == (0, 0)
+    assert (features.pooled, features.offsets[0], features.offsets[-1]) == (None, (0, 0), (0, 0))
 
 
-def test_ms_clap_fills_the_rest_with_itself_and_looks_back_only(encoders: dict) -> None:
+def test_ms_clap_fills_the_rest_with_itself(encoders: dict) -> None:
     encoder = encoders["ms_clap"]
     rest = torch.from_numpy(noise("ms_clap", 0.3))
     filled = torch.cat([rest] * 4)[: encoder.rate_hz].numpy()
     torch.testing.assert_close(encode_samples(encoder, filled), encode_samples(encoder, rest.numpy()), atol=1e-5, rtol=0)
-    features, longer = encoder.encode_text(QUERY), encoder.encode_text(QUERY + " and rain")
-    assert features.pooled is None
-    assert features.offsets[-2:] == ((0, 0), (0, 0)), "the blank and the end token"
-    torch.testing.assert_close(longer.tokens[:5], features.tokens[:5], atol=1e-5, rtol=0)
-    assert not torch.allclose(longer.tokens[-1], features.tokens[-1], atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "most"), [("laion_clap", 64), ("ms_clap", 77), ("roberta", 40)])
@@ -173,47 +159,13 @@ def test_queries_keep_their_words_and_nothing_is_cut(encoders: dict, name: str, 
     assert features.tokens.shape == (len(features.offsets), TEXT_DIMS[name])
     words = [QUERY[begin:end] for begin, end in features.offsets if begin < end]
     assert words[:3] == ["a", "dog", "barks"]
-    if name == "laion_clap":
-        assert features.pooled.norm().item() == pytest.approx(1, abs=1e-5)
-        assert features.pooled.shape == (AUDIO_DIMS[name],)
     with pytest.raises(QamDetrError, match=f"reads at most {most}"):
         encoders[name].encode_text("a dog barks " * 40)
 
 
-@pytest.mark.parametrize("fusion", [False, True])
-def test_package_checkpoints_give_the_same_features(tmp_path: Path, fusion: bool) -> None:
-    package = STREAMS["laion_clap"](save_tiny_laion_clap_checkpoint(tmp_path / "package", fusion=fusion), EncoderOptions())
-    stock = STREAMS["laion_clap"](save_tiny_laion_clap(tmp_path / "stock", fusion=fusion), EncoderOptions())
-    samples = noise("laion_clap", 2.2)
-    torch.testing.assert_close(encode_samples(package, samples), encode_samples(stock, samples), atol=1e-5, rtol=1e-5)
-    ours, expected = package.encode_text(QUERY), stock.encode_text(QUERY)
-    torch.testing.assert_close(ours.tokens, expected.tokens, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours.pooled, expected.pooled, atol=1e-5, rtol=1e-5)
-    assert ours.offsets == expected.offsets
-
-
-@pytest.mark.parametrize(
-    ("name", "save", "hub"),
-    [
-        ("laion_clap", save_tiny_laion_clap_checkpoint, clap.ROBERTA_TOKENIZER),
-        ("ms_clap", lambda folder: save_tiny_ms_clap(folder) / WEIGHTS_FILE, ms_clap.GPT2_TOKENIZER),
-    ],
-)
-def test_without_a_tokeniser_beside_it_a_checkpoint_takes_the_hub_s(
-    name: str, save: Callable, hub: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = save(tmp_path / "both")
-    expected = STREAMS[name](source, EncoderOptions())
-    (tmp_path / "hub").mkdir()
-    (tmp_path / "both" / "tokenizer.json").rename(tmp_path / "hub" / "tokenizer.json")
-    asked = []
-    monkeypatch.setattr(clap, "locate", lambda *wanted: asked.append(wanted) or tmp_path / "hub")
-    assert STREAMS[name](source, EncoderOptions()).fingerprint == expected.fingerprint
-    assert asked == [(name, hub)]
-
-
-def change_json(name: str, **values: object) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **values}))
+def edit(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 def change_weights(change: Callable[[dict], object]) -> Callable[[Path], object]:
@@ -246,14 +198,11 @@ def as_bin(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "same"),
     [
-        ("wavlm_base", lambda folder: None, True),
         ("wavlm_base", as_bin, True),
-        ("laion_clap", as_bin, True),
         ("wavlm_base", change_weights(nudge), False),
-        ("wavlm_base", change_json("config.json", layer_norm_eps=1e-3), False),
-        ("wavlm_base", change_json("preprocessor_config.json", do_normalize=True), False),
-        ("ms_clap", lambda folder: save_tiny_ms_clap(folder, seed=5), False),
-        ("roberta", change_weights(nudge), False),
+        ("wavlm_base", lambda folder: edit(folder / "config.json", '"layer_norm_eps": 1e-05', '"layer_norm_eps": 1e-03'), False),
+        ("wavlm_base", lambda folder: edit(folder / "preprocessor_config.json", "false", "true"), False),
+        ("ms_clap", change_weights(nudge), False),
     ],
 )
 def test_the_version_follows_weights_and_settings_not_files(
@@ -264,30 +213,19 @@ def test_the_version_follows_weights_and_settings_not_files(
     assert (STREAMS[name](folder, EncoderOptions(batch_clips=3)).fingerprint == encoders[name].fingerprint) is same
 
 
-def halve_words(weights: dict) -> None:
-    weights.update({key: value[:100].clone() for key, value in weights.items() if key.endswith("word_embeddings.weight")})
-
-
 DAMAGE = [
-    ("laion_clap", lambda folder: (folder / "config.json").unlink(), "lacks config.json"),
-    ("laion_clap", lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.json")], "lacks tokenizer.json"),
-    ("laion_clap", lambda folder: (folder / "model.safetensors").unlink(), "cannot be read"),
-    ("laion_clap", lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot be read"),
+    ("laion_clap", lambda folder: (folder / "config.json").unlink(), "cannot be read"),
+    ("laion_clap", lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.json")], "cannot be read"),
     ("laion_clap", lambda folder: (folder / "model.safetensors").write_bytes(b"version https://git-lfs"), "cannot be read"),
-    ("laion_clap", change_weights(lambda state: state.pop("audio_projection.linear1.weight")), "audio_projection.linear1.weight"),
-    ("laion_clap", change_json("preprocessor_config.json", sampling_rate=16_000), "16000 Hz"),
+    ("laion_clap", lambda folder: edit(folder / "preprocessor_config.json", "48000,", "16000,"), "other settings .16000"),
     ("wavlm_base", shutil.rmtree, "cannot be read as the encoder wavlm_base .*another kind of model"),
     ("wavlm_base", change_weights(lambda state: state.pop("encoder.layers.1.layer_norm.weight")), "lacks 1 weights .*layers.1.layer_norm"),
-    ("wavlm_base", change_json("config.json", intermediate_size=28), "lacks 6 weights .* in the sizes of its config.json"),
-    ("roberta", lambda folder: (change_weights(halve_words)(folder), change_json("config.json", vocab_size=100)(folder)),
-     "tokens, the encoder roberta 100"),
-    ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).unlink(), "name that file or the folder"),
-    ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).write_bytes(b""), "cannot be read"),
-    ("ms_clap", lambda folder: torch.save({"epoch": 3}, folder / WEIGHTS_FILE), "holds no weights"),
+    ("wavlm_base", lambda folder: edit(folder / "config.json", '"intermediate_size": 24', '"intermediate_size": 28'), "lacks 6 weights"),
+    ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).unlink(), "cannot be read as the encoder ms_clap .*No such file"),
+    ("ms_clap", lambda folder: torch.save({"epoch": 3}, folder / WEIGHTS_FILE), "cannot be read"),
     ("ms_clap", change_weights(lambda state: state.pop("audio_encoder.base.htsat.norm.bias")), "1 weights missing, 0 unknown"),
-    ("ms_clap", change_weights(lambda state: state.update({"audio_encoder.base.htsat.more": torch.zeros(1)})), "0 weights missing, 1 unkn"),
-    ("ms_clap", change_weights(lambda state: [state.pop(key) for key in [*state] if "htsat" in key]), "no HTSAT"),
-    ("ms_clap", change_weights(lambda state: [state.pop(key) for key in [*state] if "caption" in key]), "no GPT-2"),
+    ("ms_clap", change_weights(lambda state: [state.pop(key) for key in [*state] if "htsat" in key]), "another kind of model"),
+    ("ms_clap", change_weights(lambda state: [state.pop(key) for key in [*state] if "caption" in key]), "another kind of model"),
 ]  # fmt: skip
 
 
@@ -300,24 +238,15 @@ def test_damaged_models_give_one_line(folders: dict, tmp_path: Path, name: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_another_text_network_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="no RoBERTa"):
-        clap.convert_laion_clap({"text_branch.transformer.resblocks.0.weight": torch.zeros(1)})
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_checkpoints_open_with_the_scores_of_training_in_them(tmp_path: Path, zipped: bool) -> None:
-    path = tmp_path / "a.pt"
-    content = {"epoch": 2, "best": np.float64(0.5), "count": np.int64(3), "state_dict": {"module.weight": torch.arange(3.0)}}
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    assert torch.equal(clap.read_checkpoint(path, "state_dict")["weight"], torch.arange(3.0))
-    if not zipped:  # as written under NumPy 1; a zip's sums would not fit any more
-        path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-        assert torch.equal(clap.read_checkpoint(path, "state_dict")["weight"], torch.arange(3.0))
-
-
-def test_code_in_a_checkpoint_does_not_run(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"weight": torch.zeros(1)}, "more": functools.partial(print, "sprung")}, tmp_path / "trap.pt")
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_checkpoints_open_with_the_scores_of_training_in_them_but_run_no_code(tmp_path: Path, module: bytes) -> None:
+    """As written under NumPy 2 and 1; a zip's sums would not fit any more."""
+    content = {"best": np.float64(0.5), "count": np.int64(3), "state_dict": {"module.weight": torch.arange(3.0)}}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    edited = (tmp_path / "a.pt").read_bytes().replace(b"numpy._core.multiarray", module)
+    (tmp_path / "a.pt").write_bytes(edited)
+    assert torch.equal(clap.read_checkpoint(tmp_path / "a.pt", "state_dict")["weight"], torch.arange(3.0))
+    torch.save({**content, "more": functools.partial(print, "sprung")}, tmp_path / "trap.pt")
     with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         clap.read_checkpoint(tmp_path / "trap.pt", "state_dict")
 

@@ -57,14 +57,6 @@ def test_sections_agree_with_one_pass(audio, monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(finish(audio["pocket"].features(power)), whole, atol=1e-5, rtol=0)
 
 
-def whole_mel_power(samples: np.ndarray) -> torch.Tensor:
-    """Mel power of a recording held whole, in one transform."""
-    clips = -(-len(samples) // SAMPLE_RATE_HZ)
-    padded = np.pad(samples, (512, clips * SAMPLE_RATE_HZ - len(samples) + 512))
-    spectrum = torch.stft(torch.from_numpy(padded), 1024, 375, window=torch.hann_window(1024), center=False, return_complex=True)
-    return pocket.mel_filterbank() @ spectrum.abs().square()[:, : clips * FRAMES_PER_CLIP]
-
-
 @given(
     num_samples=st.sampled_from([100, 23_999, 24_000, 24_001, 24_136, 24_137, 192_000, 192_137, 384_001, 500_001]),
     block=st.sampled_from([1_000, 24_000, 200_137]),
@@ -78,7 +70,11 @@ def test_the_front_end_does_not_care_how_samples_are_cut_and_forgets(num_samples
     for begin in range(0, num_samples, block):
         front_end.feed(samples[begin : begin + block])
     power = front_end.finish()
-    torch.testing.assert_close(power, whole_mel_power(samples), rtol=1e-5, atol=1e-7)
+    clips = -(-num_samples // SAMPLE_RATE_HZ)
+    padded = torch.from_numpy(np.pad(samples, (512, clips * SAMPLE_RATE_HZ - num_samples + 512)))
+    spectrum = torch.stft(padded, 1024, 375, window=torch.hann_window(1024), center=False, return_complex=True)
+    whole = pocket.mel_filterbank() @ spectrum.abs().square()[:, : clips * FRAMES_PER_CLIP]
+    torch.testing.assert_close(power, whole, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(power, mel_power(samples), rtol=1e-6, atol=0)
 
 
@@ -87,8 +83,6 @@ def test_text_offsets_cover_the_words_and_text_is_never_cut_silently() -> None:
     query = "a dog  barks"
     features = encoder.encode_text(query)
     assert [query[begin:end] for begin, end in features.offsets if begin < end] == ["a", "dog", "bark", "s"]
-    assert features.tokens.shape == (len(features.offsets), 256)
-    assert features.pooled.norm().item() == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(QamDetrError, match=f"at most {MAX_TOKENS}"):
         encoder.encode_text("dog " * (MAX_TOKENS + 1))
 
@@ -125,9 +119,6 @@ def test_broken_weights_are_named_in_one_line(tmp_path: Path, monkeypatch: pytes
     try:
         (folder / "audio.safetensors").write_text("version https://git-lfs")
         with pytest.raises(CheckpointError, match="git lfs pull"):
-            open_streams(["pocket"], [])
-        (folder / "audio.safetensors").unlink()
-        with pytest.raises(CheckpointError, match=r"lacks audio\.safetensors"):
             open_streams(["pocket"], [])
     finally:
         base._open.cache_clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 from hub_models import AUDIO_DIMS, TEXT_DIMS, encode_samples, put_in_cache, save_tiny_laion_clap
 from tiny_system import tiny_config, write_sound
 
 from qamdetr.audio import Sound, find_recordings
-from qamdetr.config import CHECKPOINT_DIR, Config, load_config
+from qamdetr.config import Config, load_config
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.features import base
@@ -33,60 +31,24 @@ QUERIES = ("a dog barks twice", "Regen fällt 🌧")
 SECONDS = {"walk": 5.4, "street": 4.0}
 
 
-@pytest.fixture
-def models(hub_folders: dict[str, str]) -> dict[str, str]:
-    return hub_folders
-
-
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Streams that are opened, from none open."""
+def test_combos_share_their_streams(hub_folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     base._open.cache_clear()
-    names: list[str] = []
-    locate = base.locate
+    opened: list[str] = []
     monkeypatch.setattr(base, "_locate_all", lambda *_, **__: None)
-    monkeypatch.setattr(base, "locate", lambda name, *wanted: names.append(name) or locate(name, *wanted))
-    return names
-
-
-def test_combos_share_their_streams(models: dict[str, str], opened: list[str]) -> None:
-    first, second, third = (open_streams(*COMBOS[name], models=models, device="cpu") for name in "ABC")
-    alone = [open_streams((name,), (), models=models, device="cpu").num_parameters for name in ("laion_clap", "wavlm_base")]
-    both = open_streams(("laion_clap", "wavlm_base"), ("laion_clap",), models=models, device="cpu")
+    monkeypatch.setattr(base, "locate", lambda name, hub, model: opened.append(name) or Path(model))
+    first, second, third = (open_streams(*COMBOS[name], models=hub_folders, device="cpu") for name in "ABC")
+    alone = [open_streams((name,), (), models=hub_folders, device="cpu").num_parameters for name in ("laion_clap", "wavlm_base")]
+    both = open_streams(("laion_clap", "wavlm_base"), ("laion_clap",), models=hub_folders, device="cpu")
     assert both.num_parameters == sum(alone) > 0, "shared ones count once"
     assert sorted(opened) == sorted(AUDIO_DIMS.keys() | TEXT_DIMS.keys())
     assert first.audio["laion_clap"] is second.text["laion_clap"] is third.audio["laion_clap"]
-    open_streams(*COMBOS["B"], models=models, dtype="bfloat16", device="cpu")
+    open_streams(*COMBOS["B"], models=hub_folders, dtype="bfloat16", device="cpu")
     assert len(opened) == 8, "another type is another network"
 
 
-def test_threads_that_ask_at_once_open_once(models: dict[str, str], opened: list[str]) -> None:
-    threads = [threading.Thread(target=open_streams, args=((), ("roberta",)), kwargs={"models": models}) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert opened == ["roberta"]
-
-
-def test_the_pocket_combo_is_the_version_that_checkpoints_were_trained_on() -> None:
-    streams = open_streams(*COMBOS["pocket"])
-    for checkpoint in ("qam-detr-pocket", "ladder-1-baseline"):
-        assert streams.fingerprint == yaml.safe_load((CHECKPOINT_DIR / checkpoint / "config.yaml").read_text())["data"]["encoder"]
-    assert open_streams(*COMBOS["pocket"], dtype="bfloat16").audio["pocket"] is streams.audio["pocket"], "takes no options"
-
-
-def test_the_version_follows_the_set_the_weights_and_the_type(models: dict[str, str], tmp_path: Path) -> None:
-    def version(name: str, dtype: str = "float32", **changed: str) -> str:
-        return open_streams(*COMBOS[name], models=models | changed, dtype=dtype, device="cpu").fingerprint
-
-    first = version("A")
-    assert version("A", ms_clap=str(shutil.copytree(models["ms_clap"], tmp_path / "b"))) == first, "the same weights elsewhere"
-    different = [version("A", wavlm_base_plus=models["wavlm_base"]), version("B"), version("C"), version("A", dtype="bfloat16")]
-    assert len({first, *different}) == 5
-
-
-def test_all_missing_models_are_told_at_once_before_any_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: dict) -> None:
+def test_all_missing_models_are_told_at_once_before_any_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub_folders: dict[str, str]
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     base._open.cache_clear()
     with pytest.raises(CheckpointError) as caught:
@@ -97,36 +59,30 @@ def test_all_missing_models_are_told_at_once_before_any_is_read(monkeypatch: pyt
     assert (str(caught.value).count(" && "), "\n" in str(caught.value)) == (3, False)
     # The weights' repository of MS-CLAP has no tokeniser; a folder of one's own may.
     (tmp_path / "bare").mkdir()
-    shutil.copy(Path(models["ms_clap"]) / "CLAP_weights_2023.pth", tmp_path / "bare")
+    shutil.copy(Path(hub_folders["ms_clap"]) / "CLAP_weights_2023.pth", tmp_path / "bare")
     put_in_cache(tmp_path, "ms_clap", tmp_path / "bare")
     with pytest.raises(CheckpointError, match=r"The tokeniser of ms_clap \(openai-community/gpt2 .*beside the weights of ms_clap"):
         open_streams(*COMBOS["ms_clap"], download=False)
     assert not base.is_here("ms_clap")
-    put_in_cache(tmp_path, "gpt2", Path(models["ms_clap"]))
+    put_in_cache(tmp_path, "gpt2", Path(hub_folders["ms_clap"]))
     assert base.is_here("ms_clap")
     found = open_streams(*COMBOS["ms_clap"], device="cpu", download=False)
-    assert found.fingerprint == open_streams(*COMBOS["ms_clap"], models=models, device="cpu").fingerprint
+    assert found.fingerprint == open_streams(*COMBOS["ms_clap"], models=hub_folders, device="cpu").fingerprint
     base._open.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda _: get_combo("D"), "choose one of pocket, A, B, C"),
         (lambda _: open_streams(*COMBOS["B"], models={"wavlm": "x"}), "no pretrained encoder 'wavlm' .*known are laion_clap"),
-        (lambda _: open_streams(*COMBOS["pocket"], models={"pocket": "x"}), "no pretrained encoder 'pocket'"),
-        (lambda models: open_streams(*COMBOS["B"], models=models, dtype="float16"), "'float16'; choose one of float32, bfloat16"),
-        (lambda models: open_streams(*COMBOS["B"], models=models, device="gpu"), "device 'gpu' .*choose cpu"),
-        (lambda models: open_streams(*COMBOS["B"], models=models, device="meta"), "cannot run on device 'meta'"),
-        (lambda models: open_streams(("roberta",), (), models=models), "'roberta' has no audio encoder"),
-        (lambda _: open_streams((), ("mel_stats",)), "'mel_stats' has no text encoder"),
+        (lambda hub_folders: open_streams(*COMBOS["B"], models=hub_folders, device="meta"), "cannot run on device 'meta'"),
+        (lambda hub_folders: open_streams(("roberta",), (), models=hub_folders), "'roberta' has no audio encoder"),
         (lambda _: open_streams(("nobody",), ()), "Unknown stream 'nobody'; there are encoders for .*pocket"),
-        (lambda _: open_streams(*COMBOS["B"], models={"laion_clap": "/absent"}), "laion_clap is to come from /absent"),
     ],
 )
-def test_mistakes_are_named(models: dict[str, str], call, message: str) -> None:
+def test_mistakes_are_named(hub_folders: dict[str, str], call, message: str) -> None:
     with pytest.raises((ConfigError, CheckpointError), match=message):
-        call(models)
+        call(hub_folders)
 
 
 class Ramp(AudioStream):
@@ -166,9 +122,9 @@ def test_one_reading_feeds_all_and_whoever_waits_may_leave(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("seconds", [0.4, 20.3])
-def test_a_file_gives_what_its_samples_give_at_once(models: dict[str, str], tmp_path: Path, seconds: float) -> None:
+def test_a_file_gives_what_its_samples_give_at_once(hub_folders: dict[str, str], tmp_path: Path, seconds: float) -> None:
     soundfile.write(tmp_path / "a.flac", 0.3 * np.random.default_rng(0).uniform(-1, 1, (round(seconds * 22_050), 2)), 22_050)
-    streams = open_streams(*COMBOS["A"], models=models, device="cpu")
+    streams = open_streams(*COMBOS["A"], models=hub_folders, device="cpu")
     rows = streams.encode(Sound(tmp_path / "a.flac")).streams
     for name, encoder in streams.audio.items():
         whole = encode_samples(encoder, Sound(tmp_path / "a.flac").samples(encoder.rate_hz))
@@ -200,10 +156,10 @@ def settings(scenes: Path, folder: Path, combo: str, audio: dict[str, int], text
 
 
 @pytest.mark.parametrize("name", ["A", "C"])  # B is a part of A
-def test_a_combo_goes_from_files_through_a_step_to_answers(name: str, scenes: Path, models: dict[str, str], tmp_path: Path) -> None:
+def test_a_combo_goes_from_files_through_a_step_to_answers(name: str, scenes: Path, hub_folders: dict[str, str], tmp_path: Path) -> None:
     combo = COMBOS[name]
     audio, text = {s: AUDIO_DIMS[s] for s in combo.audio_streams}, {s: TEXT_DIMS[s] for s in combo.text_streams}
-    streams = open_streams(*combo, name=name, models=models, device="cpu")
+    streams = open_streams(*combo, name=name, models=hub_folders, device="cpu")
     report = extract(find_recordings(scenes / "audio").items(), QUERIES, tmp_path / "features", streams, show_progress=False)
     assert (report.recordings, report.queries) == (2, 2)
     run = train(settings(scenes, tmp_path, name, audio, text), tmp_path / "run")

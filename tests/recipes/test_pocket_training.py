@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch.nn.functional import normalize
 
-from qamdetr.features.pocket import FRAMES_PER_CLIP, NUM_MELS, PocketAudioConfig, PocketAudioModel, PocketTextConfig, PocketTextModel
+from qamdetr.features.pocket import FRAMES_PER_CLIP, NUM_MELS, PocketAudioModel, PocketTextModel
 from recipes.pocket.audio import AudioTrainConfig, JointObjective, train, zero_shot
 from recipes.pocket.mixtures import MixtureMaker, Source, active_frames, played_at
 from recipes.pocket.sound_bank import synthetic
@@ -49,10 +49,10 @@ def test_mixtures_have_labels_per_clip_and_mark_ancestors(maker: MixtureMaker) -
 @pytest.mark.slow
 def test_a_short_training_tells_three_sounds_apart(maker: MixtureMaker) -> None:
     torch.manual_seed(0)
-    text = PocketTextModel(PocketTextConfig(vocab_size=4, embedding_dim=8, dim=32, ffn_dim=16, sentence_dim=48))
+    text = PocketTextModel(vocab_size=4, dim=32, sentence_dim=48)
     captions = [normalize(torch.randn(3, 48) * 0.3 + torch.randn(48), dim=-1) for _ in GROUPS]
     objective = JointObjective(text, captions, ancestors=torch.tensor([True, False, False, False]))
-    model = PocketAudioModel(PocketAudioConfig(channels=(8, 16, 16, 32), dim=32))
+    model = PocketAudioModel(channels=(8, 16, 16, 32), dim=32)
     config = AudioTrainConfig(steps=60, batch_size=12, num_clips=3, ema_decay=0.9, warm_fraction=1.0)
     trained = train(model, objective, maker, config, lambda _: {})
     prompts = torch.stack([text.to_joint(bank)[0] for bank in captions[1:]]).detach()
@@ -74,7 +74,7 @@ def test_distillation_brings_the_student_to_its_teacher() -> None:
     corpus = [s for s, kept in zip(sentences, keep, strict=True) if kept]
     held_out = [s for s, kept in zip(sentences, keep, strict=True) if not kept]
     torch.manual_seed(0)
-    student = PocketTextModel(PocketTextConfig(vocab_size=27, embedding_dim=16, dim=32, ffn_dim=32, sentence_dim=24, dropout=0.0))
+    student = PocketTextModel(vocab_size=27, dim=32, sentence_dim=24, dropout=0.0)
     before = held_out_cosine(student.eval(), tokenizer, held_out, targets[~keep])
     distil(student, tokenizer, corpus, targets[keep], DistillConfig(batch_size=64, epochs=12, learning_rate=3e-3))
     assert held_out_cosine(student, tokenizer, held_out, targets[~keep]) > max(0.8, before + 0.3)

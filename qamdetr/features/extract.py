@@ -60,6 +60,7 @@ def extract(
     versions = {name: StreamVersion(name, each.fingerprint, each.source, each.dtype) for name, each in encoders.items()}
     audio = {name: StreamFiles.claimed(feature_dir, versions[name], "audio", paths) for name in streams.audio}
     text = {name: StreamFiles.claimed(feature_dir, versions[name], "text", paths) for name in streams.text}
+    of = f" (process 1 of {share.count})" if share.count > 1 else ""
     # Of several processes the first draws for all; a log file gets a line now and then, not ten a second.
     bars: dict[str, Any] = {"file": sys.stderr, "mininterval": 0.1 if sys.stderr.isatty() else 10.0}
     hidden = not show_progress or share.index > 0
@@ -85,7 +86,7 @@ def extract(
         lacking = {name: [stream for stream in files if name in missing[stream]] for name in names}
         lacking = {name: wanted for name, wanted in lacking.items() if wanted}
         counts = [len(lacking), len(names) - len(lacking)]
-        for name, wanted in tqdm(lacking.items(), desc=noun, unit=noun, disable=hidden or not lacking, **bars):
+        for name, wanted in tqdm(lacking.items(), desc=f"{noun}{of}", unit=noun, disable=hidden or not lacking, **bars):
             try:
                 encode(name, wanted)
             except QamDetrError as error:  # noqa: PERF203 - encoding takes far longer

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_system import candidate
 
 from qamdetr.config import InferenceConfig
-from qamdetr.inference.candidates import answers, pool_segments, runs_above, segment_candidates, suppress
+from qamdetr.inference.candidates import answers, pool_segments, segment_candidates, suppress
 from qamdetr.types import Candidate, DecoderOutput, ModelOutput
 
 SEGMENTS = InferenceConfig(segment_threshold=0.3)
@@ -51,13 +51,6 @@ def test_suppression_drops_the_worse_of_two_that_overlap_and_keeps_the_order_of_
     assert suppress(twins, 0.5) == suppress(twins, 1.0) == twins
 
 
-def test_items_of_a_batch_do_not_mix():
-    one, two = make_output([[0.5, 0.5]], [0.9]), make_output([[0.25, 0.5]], [0.2])
-    logits, spans = (torch.cat([getattr(each.decoder, name) for each in (one, two)]) for name in ("logits", "spans_cxw"))
-    both = ModelOutput(DecoderOutput(logits, spans, None), (), torch.zeros(2, 10))
-    assert decode(both, [20.0, 8.0], [20, 8]) == decode(one, [20.0], [20]) + decode(two, [8.0], [8])
-
-
 def test_the_official_protocol_keeps_doubles_but_for_segments():
     output = make_output([[0.5, 0.20], [0.5, 0.201], [0.1, 0.05]], [0.1, 0.9, 0.7])
     counts = {
@@ -77,14 +70,6 @@ def test_answers_pool_segments_by_quality_only_where_there_is_a_quality_head():
     assert {found.quality for found in without.candidates} == {1.0}
     assert without.best_score == max(found.foreground for found in without.candidates) > with_head.best_score
     assert without.saliency.tolist() == pytest.approx(saliency, abs=1e-5)
-
-
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40), st.floats(-1, 1))
-def test_runs_cover_exactly_the_clips_above(values, threshold):
-    covered = np.zeros(len(values), dtype=bool)
-    for first, last in runs_above(np.array(values), threshold):
-        covered[first:last] = True
-    assert (covered == (np.array(values) >= threshold)).all() or (covered.sum() == 1 and max(values) < threshold)
 
 
 @pytest.mark.parametrize("window", [(2.0, 5.0), (2.4, 5.0), (2.0, 5.7), (1.25, 6.5), (3.1, 4.9)])

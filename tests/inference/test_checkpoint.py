@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_system import save_tiny, tiny_config, tiny_model
 
 import qamdetr.config
-from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.errors import CheckpointError
 from qamdetr.inference.checkpoint import available_checkpoints, load_checkpoint, save_checkpoint
 
 
@@ -52,14 +52,10 @@ def test_names_are_looked_up_and_listed_and_missing_files_named(tmp_path, monkey
         load_checkpoint()
     for name in ("one", "two"):
         save_tiny(tmp_path / name)
-    (tmp_path / "encoder").mkdir()
     assert available_checkpoints() == ["one", "two"]
     assert load_checkpoint("two")[1].inference == tiny_config().inference
-    for wrong in ("three", ""):
-        with pytest.raises(CheckpointError, match=f"No checkpoint '{wrong}'; give a checkpoint folder or one of the names here: one, two"):
-            load_checkpoint(wrong)
-    with pytest.raises(CheckpointError, match=r"not a QAM-DETR checkpoint: model\.safetensors and config\.yaml missing"):
-        load_checkpoint("encoder")
+    with pytest.raises(CheckpointError, match="No checkpoint ''; give a checkpoint folder or one of the names here: one, two"):
+        load_checkpoint("")
 
 
 def change_weights(folder, change):
@@ -69,11 +65,10 @@ def change_weights(folder, change):
     save_file(weights, folder / "model.safetensors")
 
 
-def change_config(folder, change=None, text=""):
+def change_config(folder, change):
     values = yaml.safe_load((folder / "config.yaml").read_text())
-    if change:
-        change(values)
-    (folder / "config.yaml").write_text(text or yaml.safe_dump(values, sort_keys=False))
+    change(values)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def flip(folder, place):
@@ -101,11 +96,7 @@ FIRST = "audio.gate_logits.mel_stats"
         (lambda folder: change_weights(folder, lambda w: w[FIRST].add_(1)), "model.safetensors is not what was saved; its hash is"),
         (lambda folder: flip(folder, 1), "is not what was saved"),
         (no_hash_and_nan, f"{FIRST} holds values that are not finite"),
-        (lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]), "is damaged"),
-        (lambda folder: change_config(folder, text="model: {dim: 17}"), "model.dim is 17"),
-        (lambda folder: change_config(folder, text="model: {size: 17}"), "Unknown key 'model.size'"),
         (lambda folder: (folder / "config.yaml").write_text("model: " + "[" * 5000), "config.yaml is not valid YAML"),
-        (lambda folder: (folder / "config.yaml").write_text("{a: " * 5000), "config.yaml is not valid YAML"),
         (lambda folder: change_config(folder, lambda c: c["model"].update(dim=4096, ffn_dim=16384)), "has shape"),
         (lambda folder: change_config(folder, lambda c: c["model"].update(num_moment_queries=10**9)), "it must be from 1 to 1000"),
     ],
@@ -121,10 +112,3 @@ def test_damage_is_one_clear_line(tmp_path, damage, message):
 
 def test_the_shipped_checkpoints_have_their_hash():
     assert all(load_checkpoint(name)[1].weights_sha256 for name in available_checkpoints())
-
-
-def test_settings_may_be_changed_on_loading_and_the_network_may_not(tmp_path):
-    folder = save_tiny(tmp_path / "a")
-    assert load_checkpoint(folder, ["inference.nms_iou=0.5"])[1].inference.nms_iou == 0.5
-    with pytest.raises(ConfigError, match="changes the model section"):
-        load_checkpoint(folder, ["model.num_moment_queries=6"])

@@ -138,24 +138,11 @@ def test_a_checkpoint_gets_the_encoders_that_its_features_came_from(tmp_path, op
     assert retriever.encoder.name == ("tiny" if asked[-1] == "tiny" else "pocket+mel_stats")
 
 
-BIG = {"combo": "B", "encoder_models": {"laion_clap": "theirs"}}
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "message"),
-    [
-        ({"encoder": "0123"}, {}, "version 0123 of the tiny encoders, here is version 1234"),
-        (
-            {"encoder": "0123", **BIG},
-            {"encoder_models": {"ms_clap": "mine"}},
-            "version 1234 (float32, laion_clap=theirs, ms_clap=mine); features would not fit; name the models",
-        ),
-    ],
-)
-def test_what_does_not_fit_a_checkpoint_is_refused_on_opening(tmp_path, openers, data, options, message):
-    with pytest.raises(QamDetrError) as caught:
-        MomentRetriever.from_pretrained(save(tmp_path, **data), **options)
-    assert message in str(caught.value)
+def test_features_of_other_encoders_are_refused_on_opening_with_what_was_opened(tmp_path, openers):
+    save(tmp_path, encoder="0123", combo="B", encoder_models={"laion_clap": "theirs"})
+    message = r"version 1234 \(float32, laion_clap=theirs, ms_clap=mine\); features would not fit; name the models"
+    with pytest.raises(CheckpointError, match=message):
+        MomentRetriever.from_pretrained(tmp_path, encoder_models={"ms_clap": "mine"})
 
 
 def test_an_encoder_that_moved_is_named_with_the_option_for_it(tmp_path):
@@ -163,13 +150,6 @@ def test_an_encoder_that_moved_is_named_with_the_option_for_it(tmp_path):
     save(tmp_path / "c", combo="laion_clap", encoder_models={"laion_clap": str(gone)})
     with pytest.raises(CheckpointError, match=rf"from {gone}, which does not exist.* `--encoder laion_clap=FOLDER`"):
         MomentRetriever.from_pretrained(tmp_path / "c")
-
-
-def test_settings_and_encoders_may_be_chosen_on_opening(tmp_path, openers):
-    save(tmp_path, encoder_models={"pocket": "a", "mel_stats": "b"}, encoder_dtype="bfloat16")
-    opened = MomentRetriever.from_pretrained(tmp_path, overrides=["inference.nms_iou=0.5"], device="cpu", encoder_models={"pocket": "mine"})
-    assert openers == [("tiny", {"models": {"pocket": "mine", "mel_stats": "b"}, "dtype": "bfloat16", "device": "cpu"})]
-    assert opened.config.inference.nms_iou == 0.5
 
 
 class Oracle(Verifier):
@@ -216,23 +196,15 @@ def test_beta_is_the_given_one_else_the_verifiers_else_the_checkpoints_and_a_nam
 
 
 def test_encoding_goes_step_by_step_and_may_be_closed(walk):
-    retriever, steps = tiny_retriever(), []
-
-    def keep(work):
-        recording = yield from work
-        steps.append(recording)
-
-    for step in keep(retriever.encoding(walk)):
-        assert not torch.is_inference_mode_enabled(), "whoever waits is not in inference mode"
-        assert step.stage
-        assert step.share is None or 0 <= step.share <= 1
-        steps.append(step)
-    assert len(steps) > 2
-    assert_same(retriever.retrieve(steps[-1], "a dog"), retriever.retrieve(retriever.encode(walk), "a dog"))
+    retriever = tiny_retriever()
+    steps = list(retriever.encoding(walk))
+    assert len(steps) > 1
+    assert all(step.stage and (step.share is None or 0 <= step.share <= 1) for step in steps)
     work = retriever.encoding(walk)
     next(work)
+    assert not torch.is_inference_mode_enabled(), "whoever waits is not in inference mode"
     work.close()
-    assert retriever.encoder.encoded == [str(walk)] * 2, "the closed one was not encoded"
+    assert retriever.encoder.encoded == [str(walk)], "the closed one was not encoded"
 
 
 def test_files_arrays_and_open_files_are_recordings(walk):

@@ -50,13 +50,11 @@ def test_a_query_that_nobody_can_see_is_refused(typed):
         prompt.user_text(typed, (0, 1), 2)
 
 
-@pytest.mark.parametrize("name", ["SYSTEM_TEXT", "_USER_TEXT", "YES_SPELLINGS", "NO_SPELLINGS", "clean_query"])
-def test_the_fingerprint_changes_with_words_spellings_and_cleaning(monkeypatch, name):
-    before, value = prompt.fingerprint(), getattr(prompt, name)
-    assert before == prompt.fingerprint() != prompt.fingerprint("chat")
-    changed = f"{value} Please." if isinstance(value, str) else value[:-1] if isinstance(value, tuple) else lambda query: query
-    monkeypatch.setattr(prompt, name, changed)
-    assert prompt.fingerprint() != before
+@pytest.mark.parametrize("name", ["SYSTEM_TEXT", "_USER_TEXT", "clean_query"])
+def test_the_fingerprint_changes_with_words_and_cleaning_and_stays_that_of_earlier_versions(monkeypatch, name):
+    assert prompt.fingerprint("x") == "54ad0f1fdddbf305", "or all kept answers are asked anew"
+    monkeypatch.setattr(prompt, name, (lambda query: query) if name == "clean_query" else f"{getattr(prompt, name)} Please.")
+    assert prompt.fingerprint("x") != "54ad0f1fdddbf305"
 
 
 @given(LOGITS, LOGITS)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiny_omni
 import torch
-from safetensors.torch import load_file, save_file
 from tiny_system import candidate
 
 from qamdetr.config import VerifierConfig
@@ -140,30 +139,16 @@ def shards(folder):
     return sorted(folder.glob("*.safetensors"))
 
 
-def without_a_weight(folder):
-    path = folder / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    del index["weight_map"]["thinker.model.layers.1.mlp.up_proj.weight"]
-    path.write_text(json.dumps(index))
-    for shard in shards(folder):
-        kept = {name: value for name, value in load_file(shard).items() if name in index["weight_map"]}
-        save_file(kept, shard, metadata={"format": "pt"})
-
-
-def of_another_kind(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_audio"}))
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (shutil.rmtree, "model, which does not exist; set verifier.model to a local folder, or a hub id"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: shards(folder)[1].unlink(), "cannot be read"),
-        (lambda folder: shards(folder)[0].write_bytes(b"no weights"), "cannot be read"),
-        (without_a_weight, "lacks 1 weights of the Thinker, such as "),
-        (of_another_kind, "of type 'qwen2_audio'; verifier 'qwen2.5-omni' needs Qwen2.5-Omni"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "qwen2_audio"}'),
+            "of type 'qwen2_audio'; verifier 'qwen2.5-omni' needs Qwen2.5-Omni",
+        ),
         (lambda folder: tiny_omni.make_tokenizer(("Yes", "yes")).save_pretrained(folder), "has no token for 'No'"),
     ],
 )
@@ -174,15 +159,9 @@ def test_models_that_cannot_serve_are_named(whole, tmp_path, recording, damage, 
     assert message in str(caught.value)
 
 
-def test_a_model_in_the_hubs_cache_is_found_and_one_that_is_not_whole_says_how_to_get_it(whole, tmp_path, monkeypatch):
+def test_one_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = shutil.copytree(whole, tmp_path / "models--Qwen--Qwen2.5-Omni-3B" / "snapshots" / commit)
-    (tmp_path / "models--Qwen--Qwen2.5-Omni-3B" / "refs").mkdir()
-    (tmp_path / "models--Qwen--Qwen2.5-Omni-3B" / "refs" / "main").write_text(commit)
-    assert qwen_omni.locate_model("Qwen/Qwen2.5-Omni-3B") == qwen_omni.locate_model(f"Qwen/Qwen2.5-Omni-3B@{commit}") == snapshot
-    shards(snapshot)[2].unlink()
     for model, command in (("Qwen/Qwen2.5-Omni-3B", "Qwen2.5-Omni-3B"), ("", "Qwen2.5-Omni-7B"), ("Qwen/x@abc", "x --revision abc")):
         with pytest.raises(CheckpointError, match=rf"HF_HUB_OFFLINE is set.*: run `hf download Qwen/{command}.*, or use verifier 'pocket'"):
             qwen_omni.locate_model(model)

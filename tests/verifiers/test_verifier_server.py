@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -121,20 +120,14 @@ def test_the_request_holds_crop_question_and_wish_for_logprobs(server, recording
 
 def test_candidates_go_out_at_once_and_come_back_in_order(server, recording, monkeypatch):
     energies = [float((crop.samples**2).mean()) for crop in read_crops(recording, TEN)]
-    alone = ask(recording, TEN, batch_size=1)
-    lock, running, answer = threading.Lock(), [0, 0], server.answer
+    alone, answer, together = ask(recording, TEN, batch_size=1), server.answer, threading.Barrier(2)
 
-    def slow(request):
-        with lock:
-            running[:] = running[0] + 1, max(running[1], running[0] + 1)
-        time.sleep(0.05)
-        with lock:
-            running[0] -= 1
+    def met(request):
+        together.wait(30)  # which one request at a time would never pass
         return answer(request)
 
-    monkeypatch.setattr(server, "answer", slow)
-    scores = ask(recording, TEN, batch_size=4)
-    assert 1 < running[1] <= 4
+    monkeypatch.setattr(server, "answer", met)
+    scores = ask(recording, TEN, batch_size=2, model="m")
     assert scores == pytest.approx(alone)
     assert [scores.index(s) for s in sorted(scores)] == [energies.index(e) for e in sorted(energies)]
 
@@ -151,11 +144,8 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(server, recording
     assert "answers HTTP 401 (Incorrect API key …). Set the key in the environment variable QAMDETR_VERIFIER_API_KEY" in message
     assert len(server.requests) == 2, "a refusal is final"
     assert KEY not in caplog.text
-    for key in ("sk-SECRET\r\n123", "sk-SECRÉT"):
-        monkeypatch.setenv("QAMDETR_VERIFIER_API_KEY", key)
-        refused = told(make)
-        assert "QAMDETR_VERIFIER_API_KEY holds blanks or characters outside ASCII" in refused
-        assert "sk-SECR" not in refused
+    monkeypatch.setenv("QAMDETR_VERIFIER_API_KEY", "sk-SECRET\r\n123")
+    assert "SECRET" not in told(make)
 
 
 @pytest.mark.parametrize("trouble", [reply({}, 429), BROKEN, CUT, httpx.ConnectError("refused")])
@@ -224,19 +214,14 @@ def test_addresses_that_cannot_be_used_are_refused_at_once(server, urls, message
         assert "hunter2" not in refused
 
 
-def test_address_and_model_may_be_left_to_environment_and_server_and_enter_the_identity(server, recording, monkeypatch):
+def test_address_and_model_may_be_left_to_environment_and_server_and_enter_the_identity(server, monkeypatch):
     monkeypatch.setenv("QAMDETR_VERIFIER_URL", f" {URL}/\r\n")
-    verifier, named = make(""), make(model="other")
-    assert verifier.url == URL
+    verifier = make("")
     before = verifier.identity
     assert f"{URL} tiny-omni" in before
-    assert "other" in named.identity
-    named.verify(recording, "a dog", {}, ONE)
-    assert server.requests[0]["model"] == "other"
+    assert "other" in make(model="other").identity
     server.models = CUT
     assert verifier.identity == before, "remembered after the server went"
-    monkeypatch.setattr(prompt, "_USER_TEXT", prompt._USER_TEXT.replace("accurately ", ""))
-    assert verifier.identity != before
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,9 @@ def test_saving_and_loading_are_inverse_and_half_precision_halves_the_file(tmp_p
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
 
 
-def test_what_cannot_be_saved_is_refused(tmp_path):
+def test_weights_too_large_for_half_precision_are_refused(tmp_path):
     config = tiny_config()
     model = tiny_model(config)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="Cannot write checkpoint"):
-        save_checkpoint(tmp_path / "file" / "sub", model, config)
     with torch.no_grad():
         next(model.parameters()).fill_(1e6)
     with pytest.raises(CheckpointError, match=r"does not fit float16 \(largest value 1e\+06, limit 65504\); save with half=False"):

@@ -66,17 +66,6 @@ def test_long_recordings_run_in_sections_and_the_official_protocol_rounds_last(s
     assert exact.saliency[:15] == pytest.approx(first.saliency[:15], abs=1e-5)
 
 
-def test_the_verifier_sees_the_top_k_of_the_settings_even_where_fewer_are_shown():
-    retriever, recording = tiny_retriever(beta=0.4, nms_iou=1.0), random_recording(30)
-    plain, checked, first = (
-        retriever.retrieve(recording, "a dog", **options) for options in ({}, {"verifier": "pocket"}, {"verifier": "pocket", "top_k": 1})
-    )
-    assert (checked.verifier, checked.beta, checked.notes) == ("pocket", 0.4, ())
-    assert checked.moments[0].score == pytest.approx(0.6 * checked.moments[0].decoder_score + 0.4 * checked.moments[0].verifier_score)
-    assert sorted(m.window for m in checked.moments) == sorted(m.window for m in plain.moments)
-    assert first.moments == checked.moments[:1]
-
-
 @pytest.mark.parametrize("segments", [0.0, 0.3])
 def test_bypass_reaches_model_and_decoding(segments):
     bypassed = tiny_retriever(segment_threshold=segments).retrieve(random_recording(30), "a dog", bypass=["quality"])

@@ -224,25 +224,21 @@ def test_address_and_model_may_be_left_to_environment_and_server_and_enter_the_i
     assert verifier.identity == before, "remembered after the server went"
 
 
-@pytest.mark.parametrize(
-    ("models", "model", "message"),
-    [
+def test_the_check_asks_for_the_models_once_and_says_so_where_nobody_listens(server):
+    for models, model, message in (
         (reply({}, 404), "m", ""),  # one that names no models may have that one
         (reply({}, 403), "m", "HTTP 403"),
         (reply({"data": []}), "", "names no model"),
         (SILENT, "", "gave no answer within 0.1 s; check that"),
-    ],
-)
-def test_the_check_asks_for_the_models_once_and_nothing_else(server, models, model, message):
-    server.models, verifier = models, make(model=model, timeout_seconds=0.1)
-    assert message in told(verifier.check) if message else verifier.check() is None
-    assert (server.models_asked, server.requests) == (1, [])
-
-
-def test_where_nobody_listens_the_check_says_so():
-    message = told(make("http://127.0.0.1:9/v1").check)
-    assert message.startswith("Cannot connect to http://127.0.0.1:9/v1 (")
-    assert message.endswith("(tried 1 times)")
+        (
+            httpx.ConnectError("refused"),
+            "",
+            "Cannot connect to http://server/v1 (refused); check that the server runs there. (tried 1 times)",
+        ),
+    ):
+        server.models, verifier = models, make(model=model, timeout_seconds=0.1)
+        assert message in told(verifier.check) if message else verifier.check() is None
+    assert (server.models_asked, server.requests) == (5, [])
 
 
 def test_in_a_retriever_it_scores_the_decoders_own_windows_once_and_a_failure_is_a_note(server, recording, tmp_path):

@@ -81,7 +81,9 @@ def draw_figure(answers: Sequence[Answer], image_format: str) -> bytes:
     ranked = f"verifier {result.verifier}, β {result.beta:g}" if result.verifier != "none" else "ranked by the decoder alone"
     told = {"title": f"encoder {result.encoder}; {ranked}", "title_fontsize": "x-small", "fontsize": "x-small"}
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False, **told)
-    return _to_bytes(figure, image_format)
+    content = io.BytesIO()
+    figure.savefig(content, format=image_format, dpi=_DPI, metadata={"Software": None} if image_format == "png" else {"Date": None})
+    return content.getvalue()
 
 
 def _draw_sound(wave: Axes, spectrum: Axes, overview: Overview, duration_seconds: float) -> None:
@@ -168,9 +170,3 @@ def _fonts() -> tuple[list[str], frozenset[int]]:
     """Families that are installed, and the characters that they have."""
     paths = {font.name: font.fname for font in font_manager.fontManager.ttflist if font.name in _FAMILIES}
     return sorted(paths, key=_FAMILIES.index), frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths.values()))
-
-
-def _to_bytes(figure: Figure, image_format: str) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format=image_format, dpi=_DPI, metadata={"Software": None} if image_format == "png" else {"Date": None})
-    return content.getvalue()

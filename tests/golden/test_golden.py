@@ -47,14 +47,11 @@ def same_moments(now: list, before: list, where: str) -> None:
     assert len(now) == len(before), where
     left = list(now)
     for moment in before:
-        match = next((other for other in left if close(other, moment)), None)
+        window, scores = pytest.approx(moment[:2], abs=WINDOW_SECONDS), pytest.approx(moment[2:], abs=SCORE)
+        match = next((other for other in left if other[:2] == window and other[2:] == scores), None)
         assert match is not None, f"{where}: {moment} is not among {now}"
         left.remove(match)
     assert all(one[2] >= other[2] for one, other in itertools.pairwise(now)), where
-
-
-def close(now: list, before: list) -> bool:
-    return now[:2] == pytest.approx(before[:2], abs=WINDOW_SECONDS) and now[2:] == pytest.approx(before[2:], abs=SCORE)
 
 
 @pytest.fixture(scope="module")

@@ -89,16 +89,6 @@ def test_what_cannot_be_stored_is_told_in_one_line(tmp_path: Path) -> None:
         OwnFeatures(tmp_path).write_audio("walk", {"other": torch.ones(2, 1)})
 
 
-@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_public_files_of_other_floats_orders_and_compression_are_read(tmp_path: Path, dtype: str, save) -> None:
-    rows = np.asfortranarray(np.random.default_rng(0).standard_normal((4, 3)).astype(dtype))
-    save(tmp_path / "-0awng.26x.npz", features=rows, other=np.zeros(2))
-    files = StreamFiles(tmp_path, "audio", 3)
-    assert files.num_rows("-0awng.26x") == 4
-    assert torch.equal(files.audio("-0awng.26x"), torch.from_numpy(rows.astype(np.float32)))
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [

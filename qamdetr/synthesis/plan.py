@@ -110,10 +110,6 @@ class ScenePlanner:
             what = f"clips.csv: group: {len(self._groups)} distinct groups, but the recipe wants at least {recipe.min_groups} per scene"
             raise DataError(f"{what}: add clips or lower min_groups.")
 
-    def vid(self, index: int) -> str:
-        """Name of scene number `index`."""
-        return f"{self.recipe.name}_{self.recipe.seed}_{index:05d}"
-
     def plan(self, index: int) -> ScenePlan:
         """Plan scene number `index`."""
         recipe = self.recipe
@@ -123,7 +119,7 @@ class ScenePlanner:
         backgrounds = self._choose_backgrounds(rng)
         events = self._place_events(rng, duration)
         return ScenePlan(
-            vid=self.vid(index),
+            vid=f"{recipe.name}_{recipe.seed}_{index:05d}",
             duration_seconds=duration,
             peak_dbfs=round(float(rng.uniform(recipe.min_peak_dbfs, recipe.max_peak_dbfs)), 2),
             noise_seed=int(rng.integers(2**31)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import soundfile
 
 from qamdetr.audio import Sound
 from qamdetr.files import write_whole
-from qamdetr.synthesis.plan import LOOP_CROSSFADE_SECONDS, BackgroundPart, Event, ScenePlan, ScenePlanner
+from qamdetr.synthesis.plan import LOOP_CROSSFADE_SECONDS, BackgroundPart, Event, ScenePlan
 from qamdetr.synthesis.sources import SOUNDING_DB, Samples, frame_rms
 
 CACHE_BYTES = 512 * 2**20  # decoded sources kept in memory per process; the longest unused go first
@@ -78,14 +78,12 @@ def render(plan: ScenePlan, sources: SourceCache, fade_seconds: float) -> Sample
 
 
 def render_scenes(
-    planner: ScenePlanner, sources: SourceCache, audio_dir: Path, indices: Sequence[int], tell: Callable[[], object] = lambda: None
+    plans: Iterable[ScenePlan], sources: SourceCache, fade_seconds: float, audio_dir: Path, tell: Callable[[], object] = lambda: None
 ) -> None:
     """Render and write scenes one by one, telling after each; an `OSError` is the disk's."""
-    for index in indices:
-        plan = planner.plan(index)
+    for plan in plans:
         content = io.BytesIO()  # libsndfile tells of a full disk in words of its own
-        scene = render(plan, sources, planner.recipe.fade_seconds)
-        soundfile.write(content, scene, sources.sample_rate_hz, format="FLAC", subtype="PCM_16")
+        soundfile.write(content, render(plan, sources, fade_seconds), sources.sample_rate_hz, format="FLAC", subtype="PCM_16")
         write_whole(audio_dir / f"{plan.vid}.flac", content.getvalue())
         tell()
 

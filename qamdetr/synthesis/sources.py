@@ -27,12 +27,11 @@ from qamdetr.errors import DataError, QamDetrError
 Samples = npt.NDArray[np.float32]
 Window = tuple[float, float]  # `qamdetr.types` has it too, but imports torch, which would cost each worker process seconds
 
-EXTEND_MODES = ("no", "loop", "repeat")
 SOURCE_COLUMNS = ("license", "license_url", "author", "title", "source")
 COLUMN_ALIASES = {"licence": "license", "licenses": "license", "licences": "license", "source_id": "source", "file": "file_name"}
 
 FRAME_SECONDS = 0.01  # step of the energy curve that decides what sounds
-SOUNDING_DB = {"no": -30.0, "repeat": -30.0, "loop": -40.0}
+SOUNDING_DB = {"no": -30.0, "loop": -40.0, "repeat": -30.0}
 """A frame sounds when its RMS is no further than this below the clip's loudest frame. Textures (`loop`) get the lower threshold: a single
 crackle of a fire must not turn the rest of the fire into silence."""
 FAINT_STRETCH_DB = -20.0
@@ -93,15 +92,20 @@ def read_library(clips_dir: Path, backgrounds_dir: Path | None) -> Library:
     if not any(captions.values()):
         raise DataError(f"{table} holds {len(captioned)} clips but 0 captions; at least 1 is needed: add a column caption_1 or groups.csv.")
     backgrounds = _read_backgrounds(backgrounds_dir, {(clips_dir / clip.file).resolve() for clip, _ in captioned})
-    sources = _read_attribution(clips_dir)
-    measured = [_measure(clips_dir, replace(clip, source={**clip.source, **sources.get(clip.file, {})})) for clip, _ in captioned]
-    if faults := [fault for fault in measured if isinstance(fault, str)]:
+    sources, measured, faults = _read_attribution(clips_dir), [], []
+    for clip, _ in captioned:
+        sound = Sound(clips_dir / clip.file)
+        try:
+            if active := find_active(sound.samples(), sound.rate_hz, clip.extend):
+                source = {**clip.source, **sources.get(clip.file, {})}
+                measured.append(replace(clip, duration_seconds=sound.duration_seconds, active=active, source=source))
+            else:
+                faults.append(f"{clip.file} (silent throughout)")
+        except QamDetrError as error:
+            faults.append(f"{clip.file} ({error})")
+    if faults:
         raise DataError(f"{table}: file_name: {len(faults)} clips cannot be used: {'; '.join(faults)}. Mend or remove them.")
-    return Library(
-        clips=tuple(clip for clip in measured if isinstance(clip, Clip)),
-        captions={group: tuple(sorted(texts)) for group, texts in sorted(captions.items())},
-        backgrounds=backgrounds,
-    )
+    return Library(tuple(measured), {group: tuple(sorted(texts)) for group, texts in sorted(captions.items())}, backgrounds)
 
 
 def merge_windows(windows: Iterable[Window], max_gap_seconds: float) -> list[Window]:
@@ -196,8 +200,8 @@ def _read_clips(path: Path) -> list[tuple[Clip, list[str]]]:
             raise DataError(f"{path}:{line}: file_name {file!r} stands already on line {lines[file]}", "keep one of the two")
         lines[file] = line
         extend = values.get("extend") or "no"
-        if extend not in EXTEND_MODES:
-            raise DataError(f"{path}:{line}: extend is {extend!r}; it must be one of {', '.join(EXTEND_MODES)}.")
+        if extend not in SOUNDING_DB:
+            raise DataError(f"{path}:{line}: extend is {extend!r}; it must be one of {', '.join(SOUNDING_DB)}.")
         group = _clean_group(values.get("group") or PurePosixPath(file).stem, path, line)
         captions = [value for name, value in values.items() if name.startswith("caption") and value]
         captioned.append((Clip(file, group, extend, source=_source_of(values)), captions))
@@ -241,16 +245,6 @@ def _read_attribution(folder: Path) -> dict[str, dict[str, str]]:
 
 def _source_of(values: Mapping[str, str]) -> dict[str, str]:
     return {name: values[name] for name in SOURCE_COLUMNS if values.get(name)}
-
-
-def _measure(folder: Path, clip: Clip) -> Clip | str:
-    """Find where a clip sounds, or what is wrong with it."""
-    sound = Sound(folder / clip.file)
-    try:
-        active = find_active(sound.samples(), sound.rate_hz, clip.extend)
-    except QamDetrError as error:
-        return f"{clip.file} ({error})"
-    return replace(clip, duration_seconds=sound.duration_seconds, active=active) if active else f"{clip.file} (silent throughout)"
 
 
 def _read_backgrounds(folder: Path | None, clip_paths: set[Path]) -> tuple[Background, ...]:

@@ -46,13 +46,12 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
     if manifest.exists():
         raise DataError(f"{manifest} exists already and is never overwritten", "choose another output folder or remove that one")
     library = read_library(clips, backgrounds)
-    planner = ScenePlanner(library, recipe)
-    plans = [planner.plan(index) for index in range(recipe.num_scenes)]
+    plans = [*map(ScenePlanner(library, recipe).plan, range(recipe.num_scenes))]
     if not any(plan.queries for plan in plans):
         raise DataError(f"{clips / 'clips.csv'}: {recipe.num_scenes} scenes would hold 0 queries", "give captions to more groups")
     try:
         _claim(output, library, recipe)
-        _render_all(planner, SourceCache(clips, backgrounds, recipe.sample_rate_hz), output / "audio")
+        _render_all(plans, SourceCache(clips, backgrounds, recipe.sample_rate_hz), output / "audio", recipe)
         write_whole(output / "scenes.jsonl", "".join(json.dumps(asdict(plan), ensure_ascii=False) + "\n" for plan in plans))
         used = _used_sources(plans, library)
         attribution = io.StringIO(newline="")
@@ -93,21 +92,21 @@ def _claim(output: Path, library: Library, recipe: SceneRecipe) -> None:
     write_whole(note, text)
 
 
-def _render_all(planner: ScenePlanner, sources: SourceCache, audio_dir: Path) -> None:
+def _render_all(plans: Sequence[ScenePlan], sources: SourceCache, audio_dir: Path, recipe: SceneRecipe) -> None:
     """Render the scenes that are not there yet, in `num_workers` processes that each keep their own decoded sources."""
     audio_dir.mkdir(exist_ok=True)
     remove_abandoned(audio_dir)
     done = {path.stem for path in audio_dir.glob(_FINISHED)}
-    num_scenes = planner.recipe.num_scenes
-    todo = [index for index in range(num_scenes) if planner.vid(index) not in done]
-    workers = min(planner.recipe.num_workers, len(todo))
-    with tqdm(total=num_scenes, initial=num_scenes - len(todo), desc="scenes", unit="scene", disable=None) as bar:
+    todo = [plan for plan in plans if plan.vid not in done]
+    workers = min(recipe.num_workers, len(todo))
+    with tqdm(total=len(plans), initial=len(plans) - len(todo), desc="scenes", unit="scene", disable=None) as bar:
         if workers <= 1:
-            render_scenes(planner, sources, audio_dir, todo, bar.update)
+            render_scenes(todo, sources, recipe.fade_seconds, audio_dir, bar.update)
             return
         # spawn: a forked copy of a process that runs threads (torch, numba) may hang.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(render_scenes, planner, sources, audio_dir, todo[worker::workers]) for worker in range(workers)]
+            shares = [todo[worker::workers] for worker in range(workers)]
+            futures = [pool.submit(render_scenes, share, sources, recipe.fade_seconds, audio_dir) for share in shares]
             while wait(futures, timeout=0.5).not_done:
                 bar.update(sum(1 for _ in audio_dir.glob(_FINISHED)) - bar.n)
             for future in futures:

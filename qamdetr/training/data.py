@@ -86,12 +86,10 @@ def load_data(config: Config) -> TrainingData:
 def check_manifests(config: Config) -> None:
     """Look for both manifests before anything is read; all that is wrong with them is told at once."""
     manifests = {"data.train_manifest": config.data.train_manifest, "data.val_manifest": config.data.val_manifest}
-    empty = [key for key, manifest in manifests.items() if not manifest]
-    if empty:
+    if empty := [key for key, manifest in manifests.items() if not manifest]:
         remedy = "name a JSONL manifest, such as one that `python -m qamdetr synthesize` makes"
         raise ConfigError(f"{' and '.join(empty)}: no file is named", remedy)
-    absent = [f"{key}={manifest}" for key, manifest in manifests.items() if not Path(manifest).is_file()]
-    if absent:
+    if absent := [f"{key}={manifest}" for key, manifest in manifests.items() if not Path(manifest).is_file()]:
         raise DataError(f"There is no file {' and no file '.join(absent)}", "download or make the data set, or correct the path")
 
 

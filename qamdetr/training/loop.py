@@ -41,8 +41,7 @@ from qamdetr.training.data import load_data
 from qamdetr.training.run import Progress, Run, model_card, saving
 from qamdetr.training.validation import Validation, validate
 
-LOOK_EVERY_BATCHES = 10
-"""How often the losses are read back for the progress bar and `progress.json`; each time a GPU must wait."""
+LOOK_EVERY_BATCHES = 10  # how often the losses are read back for the progress bar and `progress.json`; each time a GPU must wait
 
 
 def train(config: Config, directory: Path, *, resume: bool = False, command: str = "") -> Run:
@@ -69,13 +68,15 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
             losses = training.train_epoch(started)
             training.show("validation", losses, started)
             validation = validate(training.evaluated, training.val_loader, training.data.val.entries, config.inference, accelerator)
-            is_best = progress.finish_epoch(validation.metrics, validation.rank)
+            is_best = progress.finish_epoch(validation.metrics)
             if accelerator.is_main_process:
                 if is_best:
                     training.save_best(validation)
                 row = training.metrics_row(losses, validation, time.perf_counter() - started)
                 run.log_metrics(row)
-                accelerator.print(epoch_line(row, settings.epochs, is_best=is_best))
+                parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items() if "_aux" not in name)
+                told = "  ".join([*(f"{name} {value:g}" for name, value in validation.metrics.items()), *(["(best)"] if is_best else [])])
+                accelerator.print(f"epoch {progress.epoch}/{settings.epochs}  {row['seconds']:.0f} s | {parts} | {told}")
                 with saving(directory / settings.tracker):
                     scores = {f"val/{name}": value for name, value in validation.metrics.items()}
                     accelerator.log({f"train/{name}": value for name, value in losses.items()} | scores, step=progress.epoch)
@@ -205,10 +206,10 @@ class Training:
 
     def metrics_row(self, losses: Mapping[str, float], validation: Validation, seconds: float) -> dict[str, Any]:
         """One line of `metrics.jsonl`."""
-        gates = {**self.evaluated.audio.gates(), **self.evaluated.text.gates()}
         row: dict[str, Any] = {"epoch": self.progress.epoch, "step": self.progress.step, "seconds": round(seconds, 1)}
         row |= {"learning_rate": self.schedule.get_last_lr()[0], "loss": losses, "val": validation.metrics}
-        return row | {"gates": {name: round(gate, 4) for name, gate in gates.items()}}
+        parts = (self.evaluated.audio, self.evaluated.text)
+        return row | {"gates": {name: round(gate, 4) for part in parts for name, gate in part.gates().items()}}
 
     def save_best(self, validation: Validation) -> None:
         """Write the checkpoint of this epoch, with its threshold and its card."""
@@ -227,9 +228,8 @@ def initialise(model: QamDetr, name_or_dir: str) -> None:
     except RuntimeError as error:
         pairs = {item.name: (getattr(source.config, item.name), getattr(model.config, item.name)) for item in fields(ModelConfig)}
         differing = [f"model.{name} is {there} there, {here} here" for name, (there, here) in pairs.items() if there != here]
-        # With other streams nothing else can fit.
-        told = [line for line in differing if "_streams" in line] or differing or [" ".join(str(error).split())[:200]]
-        what = f"train.init_from={name_or_dir} was made for another model: {'; '.join(told)}"
+        told = "; ".join(differing) or " ".join(str(error).split())[:200]
+        what = f"train.init_from={name_or_dir} was made for another model: {told}"
         raise CheckpointError(what, "give both the same model section") from error
 
 
@@ -268,32 +268,31 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
 
 
 def make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:
-    """Find the devices and processes to run on; refuses a tracker that is not known or not installed, and a precision that is not there."""
+    """Find the devices and processes to run on; refuses a tracker that is not known or not installed, and a precision that is not there.
+
+    The precision is what the configuration names; `auto` is bf16 on a GPU that computes in it, else float32.
+    """
     available = [str(kind) for kind in get_available_trackers()]
     if config.tracker and config.tracker not in available:  # Accelerate would silently track nothing
         remedy = f"choose one of those whose packages are installed ({', '.join(available) or 'none'}), or leave it empty"
         raise ConfigError(f"train.tracker is {config.tracker!r}", remedy)
+    # This may be the first to ask for the processes' state, which is made only once: it must hear of `accelerate launch --cpu`.
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
+    has_bf16 = device == "cpu" or (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if has_bf16 and device == "cuda" else "no"
+    # With fp16 on a CPU, Accelerate would silently compute in float32.
+    if (precision == "fp16" and device == "cpu") or (precision == "bf16" and not has_bf16):
+        raise ConfigError(f"train.mixed_precision is {precision!r}, which this {device} device lacks; choose auto or no.")
     return Accelerator(
-        mixed_precision=choose_precision(config),
+        mixed_precision=precision,
         gradient_accumulation_steps=config.accumulate_batches,
         log_with=config.tracker or None,
         project_dir=str(directory) if config.tracker else None,
         # The shares are cut here (`share_loader`): one step of the schedule per optimiser step, whatever the number of processes.
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
-
-
-def choose_precision(config: TrainConfig) -> str:
-    """Return `no`, `bf16` or `fp16`: what the configuration names; `auto` is bf16 on a GPU that computes in it, else float32."""
-    # This may be the first to ask for the processes' state, which is made only once: it must hear of `accelerate launch --cpu`.
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device.type
-    has_bf16 = device == "cpu" or (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-    if config.mixed_precision == "auto":
-        return "bf16" if has_bf16 and device == "cuda" else "no"
-    # With fp16 on a CPU, Accelerate would silently compute in float32.
-    if (config.mixed_precision == "fp16" and device == "cpu") or (config.mixed_precision == "bf16" and not has_bf16):
-        raise ConfigError(f"train.mixed_precision is {config.mixed_precision!r}, which this {device} device lacks; choose auto or no.")
-    return config.mixed_precision
 
 
 def in_float32(value: Any) -> Any:  # noqa: ANN401 - walks over values of any type
@@ -378,10 +377,3 @@ def in_main_process(accelerator: Accelerator, work: Callable[[], Run]) -> Run:
     if isinstance(found, QamDetrError):
         raise found
     return found  # type: ignore[no-any-return]
-
-
-def epoch_line(row: Mapping[str, Any], epochs: int, *, is_best: bool) -> str:
-    """Put one row of `metrics.jsonl` into a line for people."""
-    parts = "  ".join(f"{name} {value:.3f}" for name, value in row["loss"].items() if "_aux" not in name)
-    scores = "  ".join(f"{name} {value:g}" for name, value in row["val"].items())
-    return f"epoch {row['epoch']}/{epochs}  {row['seconds']:.0f} s | {parts} | {scores}{'  (best)' if is_best else ''}"

@@ -31,8 +31,7 @@ from qamdetr.training.data import TrainingData
 
 CONFIG_FILE, FACTS_FILE, METRICS_FILE, PROGRESS_FILE, SUMS_FILE = "config.yaml", "run.json", "metrics.jsonl", "progress.json", "sums.json"
 
-PACKAGES = ("accelerate", "numba", "numpy", "safetensors", "scipy", "torch")
-"""Those that a number of a run may depend on."""
+PACKAGES = ("accelerate", "numba", "numpy", "safetensors", "scipy", "torch")  # those that a number of a run may depend on
 
 _log = logging.getLogger(__name__)
 
@@ -47,16 +46,15 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # of each part of the loss over those batches, mean over the processes
     seconds: float = 0.0  # spent on those batches
     best: dict[str, float] = field(default_factory=dict)  # metrics of the best epoch, empty before the first
-    best_rank: tuple[float, ...] = ()  # what checkpoints are compared by (`Validation.rank`)
     best_epoch: int = 0  # which epoch that was, from 1; 0 before the first
 
-    def finish_epoch(self, metrics: dict[str, float], rank: tuple[float, ...]) -> bool:
-        """Count one more epoch and begin the next; returns whether it is the best so far."""
+    def finish_epoch(self, metrics: dict[str, float]) -> bool:
+        """Count one more epoch and begin the next; whether it is the best so far: by R1@0.7, the challenge's ranking, ties by mAP."""
         self.epoch += 1
         self.batches, self.sums, self.seconds = 0, {}, 0.0
-        is_best = rank > self.best_rank
+        is_best = not self.best or [metrics[key] for key in ("R1@0.7", "mAP")] > [self.best[key] for key in ("R1@0.7", "mAP")]
         if is_best:
-            self.best, self.best_rank, self.best_epoch = metrics, rank, self.epoch
+            self.best, self.best_epoch = metrics, self.epoch
         return is_best
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,10 +185,9 @@ class Run:
     def show_progress(self, row: Mapping[str, object]) -> None:
         """Replace `progress.json`, for whoever wants to show how far the run is: the page's training tab reads it.
 
-        `{"stage", "epoch", "epochs", "batch", "batches", "step", "losses", "seconds_per_batch", "pid", "time"}`: `stage` is "training" or
-        "validation"; `epoch`, from 1, is the one under way, of `epochs`; `batch` of `batches` are done in it, and `step` optimiser
-        steps in all; `losses` are the means of the parts of the loss over the epoch so far, "total" among them, empty while nothing is
-        known; `seconds_per_batch` is null likewise; `pid` is the process, `time` (seconds since 1970) when it was written.
+        `stage` is "training" or "validation"; `epoch`, from 1, is the one under way, of `epochs`; `batch` of `batches` are done in it, and
+        `step` optimiser steps in all; `losses` are the means of the parts of the loss over the epoch so far, "total" among them, empty
+        while nothing is known; `seconds_per_batch` is null likewise; `pid` is the process, `time` (since 1970) when it was written.
         """
         with contextlib.suppress(OSError):  # a full disk ends a run where something would be lost, not here
             write_whole(self.directory / PROGRESS_FILE, json.dumps({**row, "pid": os.getpid(), "time": round(time.time(), 1)}) + "\n")
@@ -258,8 +255,7 @@ class Run:
         state = self.states[-1]
         try:
             sums = json.loads((state / SUMS_FILE).read_text(encoding="utf-8"))
-            damaged = [name for name, digest in sums.items() if _digest(state / name) != digest]
-            if damaged:
+            if damaged := [name for name, digest in sums.items() if _digest(state / name) != digest]:
                 raise ValueError(f"{', '.join(damaged)} changed on the disk")
             accelerator.load_state(str(state))
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, SafetensorError) as error:

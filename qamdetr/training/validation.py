@@ -28,11 +28,6 @@ class Validation:
     and absent, and the balanced accuracy of telling them apart, in percent."""
     found_threshold: float  # decoder score that tells them apart best; 0 without absent queries
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What checkpoints are chosen by: R1@0.7 (the challenge's ranking), ties by mAP."""
-        return (self.metrics["R1@0.7"], self.metrics["mAP"])
-
 
 def validate(
     model: QamDetr, loader: Iterable[LabelledBatch], truth: Iterable[QueryEntry], config: InferenceConfig, accelerator: Accelerator
@@ -49,10 +44,8 @@ def validate(
             rows.append(PredictionEntry(entry.qid, entry.query, entry.vid, windows))
     # Several processes repeat a few items to even out their shares; the last of equal rows stays.
     predictions: dict[str, PredictionEntry] = {row.qid: row for row in gather_object(rows)}
-    present: list[QueryEntry] = []
-    absent: list[QueryEntry] = []
-    for entry in truth:
-        (present if entry.relevant_windows else absent).append(entry)
+    entries = list(truth)
+    present, absent = ([entry for entry in entries if bool(entry.relevant_windows) is there] for there in (True, False))
     metrics = evaluate([predictions[entry.qid] for entry in present], present)
     metrics.pop("num_queries")
     best = {qid: max((score for _, _, score in row.pred_relevant_windows), default=0.0) for qid, row in predictions.items()}

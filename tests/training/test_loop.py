@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,14 +51,12 @@ def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(toy_config: ToyConfig
 
     epochs = metrics_of(run)
     assert epochs[-1]["loss"]["total"] < 0.4 * epochs[0]["loss"]["total"]
-    best = max(row["val"]["R1@0.7"] for row in epochs)
     assert max(row["val"]["R1@0.5"] for row in epochs) >= 90
     assert epochs[-1]["val"]["present_score"] > epochs[-1]["val"]["absent_score"]
-    saved = load_config(run.best_dir / "config.yaml")
-    assert 0 < saved.inference.found_threshold < 1
+    assert 0 < load_config(run.best_dir / "config.yaml").inference.found_threshold < 1
     card = (run.best_dir / "README.md").read_text()
     assert "python train.py --config toy" in card
-    assert f"R1@0.7 | {best:g}" in card
+    assert f"R1@0.7 | {max(row['val']['R1@0.7'] for row in epochs):g}" in card
 
 
 @pytest.mark.parametrize("quality", [True, False])
@@ -90,18 +89,16 @@ def test_progress_is_told_while_it_goes_on_and_to_the_tracker(
     monkeypatch.setattr(Run, "show_progress", look)
     monkeypatch.setattr(loop, "LOOK_EVERY_BATCHES", 2)
     run = train(small_toy_config(epochs=2, tracker="tensorboard"), tmp_path / "run")
-    assert [(row["stage"], row["epoch"], row["batch"], row["step"]) for row in seen] == [
-        ("training", 1, 0, 0), ("training", 1, 2, 2), ("training", 1, 4, 4), ("validation", 1, 4, 4),
-        ("training", 2, 0, 4), ("training", 2, 2, 6), ("training", 2, 4, 8), ("validation", 2, 4, 8),
-    ]  # fmt: skip
-    assert {(row["epochs"], row["batches"]) for row in seen} == {(2, 4)}
+    expected = [
+        (epoch, batch, stage) for epoch in (1, 2) for batch, stage in ((0, "training"), (2, "training"), (4, "training"), (4, "validation"))
+    ]
+    assert [(row["epoch"], row["batch"], row["stage"]) for row in seen] == expected
+    assert {(row["epochs"], row["batches"], row["step"] - row["batch"]) for row in seen} == {(2, 4, 0), (2, 4, 4)}
     assert (seen[0]["losses"], seen[0]["seconds_per_batch"]) == ({}, None)
-    assert seen[1]["losses"]["total"] > 0
-    assert seen[1]["seconds_per_batch"] > 0
+    assert min(seen[1]["losses"]["total"], seen[1]["seconds_per_batch"]) > 0
     events = EventAccumulator(str(run.directory / "tensorboard")).Reload()
-    for key, name in (("loss", "train/total"), ("val", "val/mAP")):
-        expected = [(row["epoch"], pytest.approx(row[key][name.split("/")[1]], rel=1e-5)) for row in metrics_of(run)]
-        assert [(event.step, event.value) for event in events.Scalars(name)] == expected
+    scores = [(row["epoch"], pytest.approx(row["val"]["mAP"], rel=1e-5)) for row in metrics_of(run)]
+    assert [(event.step, event.value) for event in events.Scalars("val/mAP")] == scores
 
 
 def test_accumulated_batches_weigh_the_same_and_so_does_a_group_that_is_not_full(
@@ -141,12 +138,8 @@ def test_fine_tuning_begins_with_the_weights_of_another_checkpoint(small_toy_con
     tuned = train(small_toy_config(epochs=1, learning_rate=0.0, init_from=start), tmp_path / "tuned")
     source = load_file(first.best_dir / "model.safetensors")
     assert all(torch.equal(source[name], value) for name, value in load_file(tuned.best_dir / "model.safetensors").items())
-    for model, difference in (
-        ({"dim": 16}, r"model\.dim is 32 there, 16 here; give both"),
-        ({"audio_streams": {"toy": 16}, "dim": 16}, r"model\.audio_streams is \{'toy': 16, 'level': 1\} there, \{'toy': 16\} here; "),
-    ):
-        with pytest.raises(CheckpointError, match=f"another model: {difference}"):
-            train(small_toy_config(model=model, init_from=start), tmp_path / "second")
+    with pytest.raises(CheckpointError, match=r"another model: model\.dim is 32 there, 16 here; give both"):
+        train(small_toy_config(model={"dim": 16}, init_from=start), tmp_path / "second")
     assert not (tmp_path / "second").exists()
 
 
@@ -172,14 +165,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_toy_config: ToyConfig, tm
     ],
 )
 def test_schedules(settings: dict, expected: dict[int, float]) -> None:
-    optimizer = AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, TrainConfig(**settings), total_steps=100)
-    rates = [schedule.get_last_lr()[0]]
-    for _ in range(100):
-        optimizer.step()
-        schedule.step()
-        rates += schedule.get_last_lr()
-    assert {step: rates[step] for step in expected} == pytest.approx(expected, abs=1e-9)
+    schedule = make_schedule(AdamW([nn.Parameter(torch.zeros(1))]), TrainConfig(**settings), total_steps=100)
+    assert {step: schedule.lr_lambdas[0](step) for step in expected} == pytest.approx(expected, abs=1e-9)
 
 
 def test_optimizer_spares_vectors_and_the_scans_own_parameters(toy_config: ToyConfig) -> None:
@@ -211,21 +198,20 @@ def test_bf16_trains_with_losses_in_float32(small_toy_config: ToyConfig, tmp_pat
     seen: list[torch.dtype] = []
     compute_losses = loop.compute_losses
 
-    def look(output: ModelOutput, *arguments: object) -> dict[str, torch.Tensor]:
-        losses = compute_losses(output, *arguments)  # type: ignore[arg-type]
-        seen.extend([output.saliency.dtype, output.decoder.logits.dtype, *(value.dtype for value in losses.values())])
-        return losses
+    def look(output: ModelOutput, *arguments: Any) -> dict[str, torch.Tensor]:
+        seen.extend([output.saliency.dtype, output.decoder.logits.dtype])
+        return compute_losses(output, *arguments)
 
     monkeypatch.setattr(loop, "compute_losses", look)
-    rows = {}
+    totals = []
     for precision in ("bf16", "no"):
         forget_accelerate()
-        (rows[precision],) = metrics_of(train(small_toy_config(epochs=1, mixed_precision=precision), tmp_path / precision))
+        (row,) = metrics_of(train(small_toy_config(epochs=1, mixed_precision=precision), tmp_path / precision))
+        totals.append(row["loss"]["total"])
     forget_accelerate()
     assert set(seen) == {torch.float32}
-    assert all(math.isfinite(value) for value in rows["bf16"]["loss"].values())
-    assert rows["bf16"]["loss"]["total"] != rows["no"]["loss"]["total"]
-    assert rows["bf16"]["loss"]["total"] == pytest.approx(rows["no"]["loss"]["total"], rel=0.05)
+    assert totals[0] != totals[1]
+    assert totals[0] == pytest.approx(totals[1], rel=0.05)
 
 
 @given(
@@ -278,40 +264,23 @@ def uneven_settings(folder: Path) -> dict:
     raise AssertionError("no seed orders the four queries so")
 
 
-_DRIVER = """
-import os, sys, torch
-from torch.optim import AdamW
-from train import main
-
-step = AdamW.step
-
-def step_and_keep(self, *arguments, **options):
-    if int(os.environ.get("RANK", 0)) == 0:
-        torch.save([p.grad for group in self.param_groups for p in group["params"]], sys.argv[1])
-    return step(self, *arguments, **options)
-
-AdamW.step = step_and_keep
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     uneven_set(tmp_path)
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(uneven_settings(tmp_path), sort_keys=False))
-    (tmp_path / "driver.py").write_text(_DRIVER)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launch = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", str(NUM_PROCESSES), "--standalone"]}
+    gradients, rows = [], []
     for name, launcher in launch.items():
-        command = [sys.executable, *launcher, str(tmp_path / "driver.py"), str(tmp_path / f"{name}.pt")]
-        command += ["--config", str(tmp_path / "toy.yaml"), "--name", name]
+        command = [sys.executable, *launcher, str(ROOT / "train.py"), "--config", str(tmp_path / "toy.yaml"), "--name", name]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        (state,) = (tmp_path / name).glob("last/*")
+        moments = torch.load(state / "optimizer.bin")["state"].values()
+        gradients.append([moment["exp_avg"] / 0.1 for moment in moments])  # after one step: a tenth of the gradient
+        rows.append(json.loads((tmp_path / name / "metrics.jsonl").read_text()))
     assert json.loads((tmp_path / "two" / "run.json").read_text())["num_processes"] == NUM_PROCESSES
-    one, two = (torch.load(tmp_path / f"{name}.pt") for name in launch)
-    assert any(bool(gradient.abs().max() > 1e-3) for gradient in one)
-    for expected, found in zip(one, two, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    first, second = (json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in launch)
-    assert second["loss"] == pytest.approx(first["loss"], rel=1e-4, abs=2e-5)
-    assert first["step"] == second["step"] == 1
+    assert any(bool(gradient.abs().max() > 1e-3) for gradient in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+    assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-4, abs=2e-5)
+    assert rows[0]["step"] == rows[1]["step"] == 1

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import pytest
 import torch
@@ -24,8 +24,6 @@ from toy import ToyConfig, toy_settings
 from qamdetr.config import config_from_dict, save_config
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.inference.checkpoint import load_checkpoint
-from qamdetr.model.qam_detr import QamDetr
-from qamdetr.training import run as run_module
 from qamdetr.training.loop import train
 from qamdetr.training.run import Progress, Run
 from train import main
@@ -55,16 +53,9 @@ def contents(directory: Path) -> dict[str, object]:
     return found
 
 
-class Reference(NamedTuple):
-    """A run that nothing interrupted: how it was started, what it left, and the moments that it came to."""
-
-    arguments: list[str]
-    contents: dict[str, object]
-    moments: list[str]
-
-
 @pytest.fixture(scope="module")
-def reference(small_toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def reference(small_toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, object], list[str]]:
+    """How a run was started that nothing interrupted, what it left, and the moments that it came to."""
     folder = tmp_path_factory.mktemp("reference")
     train_settings = {"batch_size": 4, "epochs": 2, "save_every_steps": 2, "ema_decay": 0.9}
     settings = toy_settings(small_toy_folder, folder, {"encoder": "transformer"}, **train_settings)
@@ -73,14 +64,15 @@ def reference(small_toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     arguments = ["--config", str(folder / "toy.yaml"), "--name", "run"]
     status, errors, moments = run_train(arguments, folder / "run")
     assert status == 0, errors
-    return Reference(arguments, contents(folder / "run"), moments)
+    return arguments, contents(folder / "run"), moments
 
 
 MOMENTS = {  # the n-th that contains a text
     "making the folder": (".new/config.yaml", 0),
     "mid-epoch state half copied": ("open last/unfinished/run.json", 0),
     "mid-epoch state complete, not yet named": ("os.rename last/unfinished", 0),
-    "best checkpoint half written": ("os.rename .best.new/.README", 0),
+    "second best checkpoint half written": ("open .best.new/run.json", -1),
+    "second best checkpoint written, the first moved away": ("os.rename .best.new", -1),
     "metrics appended, state not saved": ("os.mkdir last", 2),
     "second epoch, mid-epoch state named": ("os.rename last/unfinished", 2),
     "noting that it is finished": ("os.rename .run.", -1),
@@ -92,13 +84,14 @@ FAULTS += [("full", name) for name, (text, _) in MOMENTS.items() if not text.sta
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "name"), FAULTS)
 def test_killed_or_on_a_full_disk_at_any_moment_it_ends_as_if_nothing_had_been(
-    fault: Literal["kill", "full"], name: str, reference: Reference, tmp_path: Path
+    fault: Literal["kill", "full"], name: str, reference: tuple[list[str], dict[str, object], list[str]], tmp_path: Path
 ) -> None:
-    text, occurrence = MOMENTS[name]
-    moment = [position for position, passed in enumerate(reference.moments) if text in passed][occurrence]
-    arguments, directory = [*reference.arguments, "--set", f"train.output_dir={tmp_path}"], tmp_path / "run"
+    (started, left, moments), (text, occurrence) = reference, MOMENTS[name]
+    moment = [position for position, passed in enumerate(moments) if text in passed][occurrence]
+    arguments, directory = [*started, "--set", f"train.output_dir={tmp_path}"], tmp_path / "run"
     status, errors, _ = run_train(arguments, directory, fault=fault, moment=moment)
     assert status == (-signal.SIGKILL if fault == "kill" else 2), errors
+    assert "best checkpoint" not in name or any(load_checkpoint(folder) for folder in directory.glob("best*"))
     if fault == "full":
         (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert "No space left on device" in line
@@ -108,7 +101,7 @@ def test_killed_or_on_a_full_disk_at_any_moment_it_ends_as_if_nothing_had_been(
     again = ["--resume", str(directory)] if directory.is_dir() else arguments
     status, errors, _ = run_train(again, directory)
     assert status == 0, errors
-    assert contents(directory) == reference.contents
+    assert contents(directory) == left
     names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
     assert names == {"best", "config.yaml", "last", "metrics.jsonl", "progress.json", "run.json"}
 
@@ -116,15 +109,12 @@ def test_killed_or_on_a_full_disk_at_any_moment_it_ends_as_if_nothing_had_been(
 def test_a_writer_that_fails_inside_a_library_is_a_full_disk_too(
     small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(value: object, path: Path, *_: object, **__: object) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(CheckpointError, match=r"Cannot save .*what was saved before is kept"):
         train(small_toy_config(epochs=1), tmp_path / "run")
-    monkeypatch.undo()
-    load_checkpoint(tmp_path / "run" / "best")
     assert not list(tmp_path.rglob("unfinished"))
 
 
@@ -160,7 +150,6 @@ def test_what_changed_since_the_state_was_saved_is_named(stopped: Path, tmp_path
         train(faster, run.directory, resume=True)
 
     fingerprint = run.facts()["data_fingerprint"]
-    run.check_unchanged(config, fingerprint, 1)
     with pytest.raises(CheckpointError, match=r"is a run of 1 process.*here are 2"):
         run.check_unchanged(config, fingerprint, 2)
 
@@ -184,15 +173,11 @@ def test_a_fine_tuned_run_is_resumed_without_the_checkpoint_that_it_began_with(s
 
 def test_a_run_says_where_it_comes_from_and_a_finished_one_is_left_as_it_is(small_toy_config: ToyConfig, tmp_path: Path) -> None:
     run = train(small_toy_config(epochs=1, seed=5), tmp_path / "run", command="python train.py --config toy")
-    (state,) = run.directory.glob("last/*")
-    for folder in (run.best_dir, state):
-        facts = Run(folder).facts()
-        assert facts["command"] == "python train.py --config toy"
-        assert facts["seed"] == Run(folder).config().train.seed == 5
-        assert facts["git_revision"] == run.facts()["git_revision"]
-        assert {len(facts[key]) for key in ("data_fingerprint", "train_manifest", "val_manifest")} == {16}
-        assert facts["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert run.facts()["finished"]["epoch"] == 1
+    facts = Run(run.best_dir).facts()
+    assert (facts["command"], facts["seed"]) == ("python train.py --config toy", 5)
+    assert {len(facts[key]) for key in ("data_fingerprint", "train_manifest", "val_manifest")} == {16}
+    assert facts["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert facts.items() <= run.facts().items()
     before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
     train(run.config(), run.directory, resume=True)
     assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before
@@ -209,17 +194,9 @@ def flip_a_bit(path: Path) -> None:
 LOST = "cannot be resumed from"
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a flipped bit in the weights": ("last/*/model.safetensors", flip_a_bit, LOST + r" .model\.safetensors changed on the disk"),
-    "a flipped bit in the progress": (
-        "last/*/custom_checkpoint_0.pkl",
-        flip_a_bit,
-        LOST + r" .custom_checkpoint_0\.pkl changed",
-    ),
     "half a file": ("last/*/optimizer.bin", lambda path: path.write_bytes(path.read_bytes()[:99]), LOST),
-    "a lost file": ("last/*/model.safetensors", Path.unlink, LOST),
     "no checksums": ("last/*/sums.json", Path.unlink, LOST),
     "damaged facts": ("run.json", lambda path: path.write_text("{"), r"run\.json cannot be read"),
-    "facts of another kind": ("run.json", lambda path: path.write_text("3"), r"run\.json cannot be read"),
-    "a damaged configuration": ("config.yaml", lambda path: path.write_text("model: ["), "is not valid YAML"),
     "damaged metrics": ("metrics.jsonl", lambda path: path.write_text("[1]\nx\n"), r"metrics\.jsonl is damaged"),
 }
 
@@ -236,36 +213,13 @@ def test_a_damaged_run_is_refused_in_one_line(damage: str, stopped: Path, tmp_pa
     assert "Traceback" not in errors
 
 
-@pytest.fixture
-def run(small_toy_config: ToyConfig, tmp_path: Path) -> Run:
-    return Run.create(tmp_path / "run", small_toy_config(), "python train.py --config toy")
-
-
-def test_the_best_checkpoint_is_lost_by_no_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, model = run.config(), QamDetr(run.config().model)
-    run.save_best(model, config, "# card")
-
-    def full_disk(folder: Path, *_: object, **__: object) -> None:
-        folder.mkdir()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run_module, "save_checkpoint", full_disk)
-    with pytest.raises(CheckpointError, match="No space left"):
-        run.save_best(model, config, "# second")
-    assert (run.best_dir / "README.md").read_text() == "# card"
-    # A kill between two renames.
-    run.best_dir.rename(run.best_dir.with_name("best.old"))
-    assert (Run.open(run.directory).best_dir / "README.md").read_text() == "# card"
-
-
-def test_a_claim_keeps_others_out_and_ends_with_the_process_that_was_killed(run: Run) -> None:
-    code = "import sys, os, signal\nfrom pathlib import Path\nfrom qamdetr.training.run import Run\n"
+def test_a_claim_keeps_others_out_and_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
+    code = "import sys\nfrom pathlib import Path\nfrom qamdetr.training.run import Run\n"
     code += "with Run(Path(sys.argv[1])).claimed():\n    print('claimed', flush=True)\n    sys.stdin.read()\n"
-    with subprocess.Popen([sys.executable, "-c", code, str(run.directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"claimed\n"
-        with pytest.raises(CheckpointError, match="being trained by another process"), run.claimed():
+        with pytest.raises(CheckpointError, match="being trained by another process"), Run(tmp_path).claimed():
             pass
         other.kill()
-    for _ in range(2):
-        with run.claimed():
-            pass
+    with Run(tmp_path).claimed():
+        pass

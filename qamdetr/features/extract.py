@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,7 +19,8 @@ from qamdetr.features.store import StreamFiles, StreamVersion, audio_key
 _log = logging.getLogger(__name__)
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """The part of the work that one of several processes does: every `count`-th item, from `index` on."""
 
     index: int = 0

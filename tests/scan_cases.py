@@ -11,10 +11,10 @@ NAMES = ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"]
 
 def random_inputs(batch, steps, channels, state, *, seed=0, step_scale=1.0):
     """Inputs in the order of NAMES; `step_scale` spreads the raw step sizes."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def normal(*shape):
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, device="cpu").to(torch.get_default_device())
 
     sequence, small = (batch, steps, channels), (batch, steps, state)
     u, delta, A = normal(*sequence), step_scale * normal(*sequence), -torch.exp(normal(channels, state))  # noqa: N806 - the paper's letters
@@ -33,22 +33,17 @@ def run(inputs, backend, **walk):
     return [out.detach(), *torch.autograd.grad(out, leaves, ramp(out))]
 
 
-def golden_case(golden, case):
-    """Inputs, upstream gradient, output and gradients of mamba-ssm, which has channels before steps."""
+def check_golden(golden, case, backend):
+    """`backend` gives mamba-ssm's own numbers, which have channels before steps."""
 
     def load(name):
         tensor = torch.from_numpy(golden[f"scan/{case}/{name}"]).to(torch.get_default_device())
         return tensor.transpose(1, 2) if tensor.dim() == 3 else tensor
 
-    return [load(name) for name in NAMES], load("grad_out"), [load("out"), *(load(f"grad_{name}") for name in NAMES)]
-
-
-def check_golden(golden, case, backend):
-    """`backend` gives mamba-ssm's own numbers."""
-    inputs, upstream, expected = golden_case(golden, case)
-    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    leaves, expected = [load(name).requires_grad_() for name in NAMES], [load(name) for name in ("out", *(f"grad_{n}" for n in NAMES))]
     out = selective_scan(*leaves, backend=backend)
-    for name, actual, wanted in zip(["out", *NAMES], [out, *torch.autograd.grad(out, leaves, upstream)], expected, strict=True):
+    gradients = torch.autograd.grad(out, leaves, load("grad_out"))
+    for name, actual, wanted in zip(["out", *NAMES], [out, *gradients], expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 

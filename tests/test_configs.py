@@ -1,4 +1,4 @@
-"""The shipped experiments: each loads and builds, and tables, combos and stages differ only in what their names say."""
+"""Configuration is strict, in one line; shipped experiments build, and differ only in what their names say."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import functools
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stored_features import write_audio_file, write_text_file
 
 from qamdetr.cli import main
-from qamdetr.config import CONFIG_DIR, Config, config_from_dict, config_to_dict
-from qamdetr.config import load_config as load_config_anew
+from qamdetr.config import (
+    CHECKPOINT_DIR,
+    CONFIG_DIR,
+    Config,
+    ModelConfig,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    save_config,
+    switches,
+)
 from qamdetr.data.manifest import read_manifest, write_manifest
+from qamdetr.errors import ConfigError
 from qamdetr.evaluation.metrics import METRICS
 from qamdetr.features.base import COMBOS
 from qamdetr.model.qam_detr import QamDetr
 from train import main as train_main
 
-load_config = functools.cache(load_config_anew)
-
-NAMES = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
-# Names that begin with an underscore are parts of others.
-EXPERIMENTS = [name for name in NAMES if not name.startswith("_")]
+EXPERIMENTS = sorted(path.stem for path in CONFIG_DIR.glob("[!_]*.yaml"))
 PRETRAININGS = [name for name in EXPERIMENTS if name.endswith("_pretrain")]
 FINE_TUNINGS = [name for name in EXPERIMENTS if name.endswith("_finetune")]
-LADDERS = ("table1", "ladder")
 
 OFFICIAL_PARAMETERS = 7_123_237
 """Of the official baseline, 8,704 of them in text positions that it never uses."""
@@ -46,19 +53,17 @@ STREAMS = {"model.audio_streams", "model.text_streams"}
 PLACES = {f"data.{key}" for key in ("train_manifest", "val_manifest", "audio_dir", "val_audio_dir", "audio_features", "text_features")}
 
 
-def flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section, entries in config_to_dict(config).items()
-        if section != "weights_sha256"
-        for key, value in entries.items()
-    }
+@functools.cache
+def flat(name: str) -> dict[str, Any]:
+    """A config's values, as `section.key`."""
+    sections = config_to_dict(load_config(name))
+    del sections["weights_sha256"]
+    return {f"{section}.{key}": value for section, entries in sections.items() for key, value in entries.items()}
 
 
 def changes(before: str, after: str) -> dict[str, Any]:
     """Keys that differ between two configs, with the second one's values."""
-    old, new = flat(load_config(before)), flat(load_config(after))
-    return {key: value for key, value in new.items() if value != old[key]}
+    return {key: value for key, value in flat(after).items() if value != flat(before)[key]}
 
 
 def rows(ladder: str) -> list[str]:
@@ -67,25 +72,107 @@ def rows(ladder: str) -> list[str]:
     return found
 
 
-@functools.cache
-def size_of(model: str) -> int:
-    """Parameters of the network that `model`, a section as text, describes; many experiments share one."""
-    config = config_from_dict({"model": json.loads(model)})
-    return sum(parameter.numel() for parameter in QamDetr(config.model).parameters())
-
-
 def num_parameters(config: Config) -> int:
-    return size_of(json.dumps(config_to_dict(config)["model"]))
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in QamDetr(config.model).parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_says_what_it_is_and_builds(name: str) -> None:
-    first_line = (CONFIG_DIR / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-    assert first_line.startswith("# ")
-    assert num_parameters(load_config(name)) > 0
+def write(folder: Path, **texts: str) -> Path:
+    """Write YAML files; returns the last one's path."""
+    for name, text in texts.items():
+        path = folder / f"{name}.yaml"
+        path.write_text(text, encoding="utf-8")
+    return path
 
 
-@pytest.mark.parametrize("ladder", LADDERS)
+@pytest.mark.parametrize("path", [*CONFIG_DIR.glob("*.yaml"), *CHECKPOINT_DIR.glob("*/config.yaml")], ids=lambda path: path.parent.name)
+def test_shipped_configs_build_and_come_back_the_same(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config == config_from_dict(config_to_dict(config))
+    assert num_parameters(config) > 0
+
+
+MISTAKES = {
+    "modle: {dim: 128}": "Unknown key 'modle'; known here: model, loss",
+    "1: 2": "Unknown key '1'",
+    "model: {dim: wide, dmi: 1}": "Unknown key 'model.dmi'",
+    "model: {dim: true}": "model.dim is True; expected int",
+    "model: {dim: null}": "model.dim is None; expected int",
+    "model: {quality: 1}": "model.quality is 1; expected bool",
+    "model: {audio_streams: {pocket: big}}": "model.audio_streams.pocket is 'big'; expected int",
+    "model: {audio_streams: 3}": "model.audio_streams is 3; expected dict",
+    "model: {multiscale_strides: 2}": "model.multiscale_strides is 2; expected tuple",
+    "data: {combo: 3}": "data.combo is 3; expected str",
+    "train: {learning_rate: true}": "train.learning_rate is 'True'; expected float",
+    "model: " + "[" * 3000: "not valid YAML",
+    "model: {dim: 8}\nloss: {}\nmodel: {dim: 9}": "bad.yaml is not valid YAML: the key 'model' stands twice, in lines 1 and 3; remove one.",
+    "extends: [pocket, {base: 3}]": "No config \"{'base': 3}\"",
+    # As strict in overrides, also about sizes that would fill the memory before anything else is looked at.
+    "train.learning_rate=.nan": "train.learning_rate is nan; it must be from 0 to 1.",
+    "inference.beta_by_verifier={pocket: 2}": "inference.beta_by_verifier.pocket is 2.0; it must be from 0.0 to 1.0.",
+    "model.dim=100000": "model.dim is 100000; it must be from 1 to 4096.",
+    "model.num_moment_queries=1000000000": "model.num_moment_queries is 1000000000; it must be from 1 to 1000.",
+    "model.audio_streams={pocket: 1000000000}": "model.audio_streams.pocket is 1000000000",
+    "model.multiscale_strides=[2, 1000]": "model.multiscale_strides.1 is 1000; it must be from 1 to 256.",
+    "train.epochs.more=3": "'epochs' is a value, not a section",
+    "data.encoder_models={a: x, a: y}": "the value is not valid YAML",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.items(), ids=[message[:40] for message in MISTAKES.values()])
+def test_mistakes_name_key_and_value(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("pocket", [text]) if "=" in text else load_config(write(tmp_path, bad=text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_number_has_a_range_in_files_and_in_code() -> None:
+    sections = {name: values for name, values in config_to_dict(Config()).items() if isinstance(values, dict)}
+    numbers = [f"{name}.{key}" for name, values in sections.items() for key, value in values.items() if type(value) in (int, float)]
+    assert len(numbers) > 40
+    for key in numbers:
+        with pytest.raises(ConfigError, match=rf"{key} is -?\d.*; it must be from"):
+            config_from_dict({key.split(".")[0]: {key.split(".")[1]: -1}})
+    with pytest.raises(ConfigError, match=r"^train\.seed is -1; it must be from 0 to 4294967295\.$"):
+        replace(Config().train, seed=-1)
+    with pytest.raises(ConfigError, match=r"Unknown key 'model\.dmi'"):
+        ModelConfig(dmi=3)
+
+
+def test_overrides_set_single_values_also_those_that_yaml_takes_for_something_else() -> None:
+    overrides = ["model.dim=32", "train.learning_rate=1e-3", "model.multiscale_strides=[2]", "data.combo=B", "loss.auxiliary=false"]
+    config = load_config("pocket", [*overrides, "train.tracker=", "train.mixed_precision=no"])
+    assert (config.model.dim, config.train.learning_rate, config.model.multiscale_strides) == (32, 1e-3, (2,))
+    assert (config.data.combo, config.loss.auxiliary, config.train.tracker, config.train.mixed_precision) == ("B", False, "", "no")
+
+
+def test_extends_takes_several_and_later_ones_win(tmp_path: Path) -> None:
+    write(tmp_path, root="model: {dim: 64, ffn_dim: 128}",
+          small="extends: root\nmodel: {dim: 32, audio_streams: {x: 3, y: 4}}\ntrain: {epochs: 5, seed: 1}",
+          data="extends: root\nmodel: {audio_streams: {z: 5}}\ntrain: {epochs: 9}\ndata: {combo: B}")  # fmt: skip
+    leaf = load_config(write(tmp_path, leaf="extends: [small, data]\ntrain: {seed: 7}"))
+    # The last parent brings its whole chain, `root` included.
+    assert (leaf.model.dim, leaf.model.ffn_dim, leaf.train.epochs, leaf.train.seed, leaf.data.combo) == (64, 128, 9, 7, "B")
+    # Sections merge; a mapping inside a section is one value.
+    assert leaf.model.audio_streams == {"z": 5}
+    other = load_config(write(tmp_path, other="extends: [data, small]"))
+    assert (other.train.epochs, other.train.seed, other.model.audio_streams) == (5, 1, {"x": 3, "y": 4})
+
+
+def test_switches_are_what_the_network_can_bypass() -> None:
+    small = ModelConfig(audio_streams={"pocket": 8}, dim=16, num_heads=2, ffn_dim=16)
+    named = {name: switch for name, switch in switches().items() if switch.bypassable}
+    assert set(named) == {"three_way", "multiscale", "quality"} == set(QamDetr(small).bypassable)
+    for name, switch in named.items():
+        off = replace(small, **{switch.field: switch.off})
+        assert switch.is_on(small)
+        assert not switch.is_on(off)
+        assert QamDetr(off).bypassable == set(named) - {name}
+
+
+@pytest.mark.parametrize("ladder", ["table1", "ladder"])
 def test_each_row_of_a_ladder_adds_what_it_is_named_after(ladder: str) -> None:
     names = rows(ladder)
     assert [changes(before, after) for before, after in pairwise(names[:5])] == ROWS
@@ -153,7 +240,7 @@ def test_stages_are_the_same_system_on_other_data() -> None:
 
 def test_no_stage_reads_the_other_stages_data() -> None:
     for name in EXPERIMENTS:
-        text = str({key: value for key, value in flat(load_config(name)).items() if key in PLACES})
+        text = str({key: value for key, value in flat(name).items() if key in PLACES})
         assert not ("castella" in text and "clotho" in text), name
         assert ("clotho" in text) == (name in PRETRAININGS or name == "clotho_moment_baseline"), name
 

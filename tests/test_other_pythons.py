@@ -1,7 +1,8 @@
-"""The Pythons that Spaces run: they compile the sources, resolve the requirements and, where these are installed, run the app."""
+"""The Pythons that Spaces run: the requirements resolve on them and, where these are installed, the app runs."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
@@ -16,8 +17,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VERSIONS = ("3.10", "3.12")
-TORCH = {"3.10": ("2.8.0", "2.11.0"), "3.12": ("2.8.0", "2.11.0")}
-"""What ZeroGPU takes: the oldest and the newest."""
+HEADER = yaml.safe_load((REPOSITORY / "README.md").read_text(encoding="utf-8").split("---")[1])
 
 INSTALLED = "QAMDETR_TEST_PYTHONS"
 """Environment variable: interpreters with the app's packages, such as those of virtual environments, joined as in PATH."""
@@ -53,63 +53,40 @@ def version(request):
     return request.param
 
 
-def header():
-    return yaml.safe_load((REPOSITORY / "README.md").read_text(encoding="utf-8").split("---")[1])
-
-
 def test_the_space_runs_one_of_these():
-    assert header()["python_version"] in VERSIONS
-    assert (REPOSITORY / header()["app_file"]).is_file()
-    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
-    assert f"gradio=={header()['sdk_version']}\n" in pins
-    assert 0 < len(header()["short_description"]) <= 60
-    assert {header()["colorFrom"], header()["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert HEADER["python_version"] in VERSIONS
+    assert (REPOSITORY / HEADER["app_file"]).is_file()
+    assert f"gradio=={HEADER['sdk_version']}\n" in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    assert 0 < len(HEADER["short_description"]) <= 60
+    assert {HEADER["colorFrom"], HEADER["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
-def test_the_sources_compile_and_take_nothing_that_this_python_lacks(version):
-    probe = [interpreters()[version][0], REPOSITORY / "tests" / "other_pythons_probe.py", REPOSITORY / "qamdetr", REPOSITORY / "benchmarks"]
-    run = subprocess.run(probe, capture_output=True, text=True, timeout=120, check=False)
+def test_the_standard_library_has_the_names_that_are_imported(version):
+    nodes = [node for path in (REPOSITORY / "qamdetr").rglob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in sys.stdlib_module_names]
+    lines = [f"from {node.module} import {alias.name}" for node in froms for alias in node.names if node.module != "__future__"]
+    assert len(lines) > 100
+    run = subprocess.run([interpreters()[version][0], "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout == ""
-
-
-def test_the_probe_finds_what_is_too_new(version, tmp_path):
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "new.py").write_text(
-        "import os.path, typing as t\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nowhere import x\n"
-        "from email import message\nfrom typing import NoSuchThing\nt.NoneSuch\nos.path.join\n"
-    )
-    said = says(interpreters()[version][0], REPOSITORY / "tests" / "other_pythons_probe.py", package)
-    assert said.splitlines() == ["package/new.py: typing.NoSuchThing", "package/new.py: typing.NoneSuch"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("oldest", [True, False], ids=["oldest torch", "newest torch"])
-def test_requirements_resolve_as_a_space_on_zerogpu_asks(version, oldest, tmp_path):
+@pytest.mark.parametrize("torch", ["==2.8.0", "<=2.11.0"], ids=["oldest torch of ZeroGPU", "newest torch of ZeroGPU"])
+def test_requirements_resolve_as_a_space_on_zerogpu_asks(version, torch, tmp_path):
     made = tmp_path / "environment"
     pip = [made / "bin" / "python", "-m", "pip"]
     if says(interpreters()[version][0], "-m", "venv", made) is None:
         pytest.skip(f"Python {version} cannot make environments here")
     if says(*pip, "install", "--quiet", "--upgrade", "pip", timeout=180) is None:
         pytest.skip("no package index can be reached")
-    torch = f"torch=={TORCH[version][0]}" if oldest else f"torch<={TORCH[version][1]}"
-    space = ["-r", REPOSITORY / "requirements.txt", torch, f"gradio[oauth,mcp]=={header()['sdk_version']}", "spaces"]
-    run = subprocess.run(
-        [*pip, "install", "--quiet", "--dry-run", "--only-binary", ":all:", "--report", tmp_path / "report.json", *space],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    space = ["-r", REPOSITORY / "requirements.txt", f"torch{torch}", f"gradio[oauth,mcp]=={HEADER['sdk_version']}", "spaces"]
+    dry = [*pip, "install", "--quiet", "--dry-run", "--only-binary", ":all:", "--report", tmp_path / "report.json", *space]
+    run = subprocess.run(dry, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stderr
-    chosen = {
-        package["metadata"]["name"].lower(): package["metadata"]["version"]
-        for package in json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["install"]
-    }
-    assert chosen["torch"] == TORCH[version][0 if oldest else 1]
-    assert chosen["gradio"] == header()["sdk_version"]
+    packages = [package["metadata"] for package in json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["install"]]
+    chosen = {package["name"].lower(): package["version"] for package in packages}
+    assert (chosen["torch"], chosen["gradio"]) == (torch.lstrip("<="), HEADER["sdk_version"])
     assert {"transformers", "librosa", "mcp", "spaces"} <= set(chosen)
 
 

@@ -8,7 +8,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,30 +45,18 @@ def own_set(small_toy_folder: Path, small_toy_config: ToyConfig, tmp_path: Path)
     return folder, tmp_path / "toy.yaml"
 
 
-def break_a_line(folder: Path) -> str:
-    with (folder / "manifest.jsonl").open("a") as file:
-        file.write('{"qid": "half", "query": \n')
-    return "manifest.jsonl"
-
-
-def spoil_a_feature(folder: Path) -> str:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_spoilt_data_is_one_line(num_workers: int, own_set: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, config = own_set
     vid = json.loads((folder / "manifest.jsonl").read_text().splitlines()[0])["vid"]
     path = next(folder.rglob(f"features/**/{vid}.*"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    return "cannot be read"
-
-
-@pytest.mark.parametrize(("spoil", "num_workers"), [(break_a_line, 0), (spoil_a_feature, 0), (spoil_a_feature, 1)])
-def test_spoilt_data_is_one_line(
-    spoil: Callable[[Path], str], num_workers: int, own_set: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    expected = spoil(own_set[0])
-    assert main(["--config", str(own_set[1]), "--name", "run", "--set", f"data.num_workers={num_workers}"]) == 2
+    assert main(["--config", str(config), "--name", "run", "--set", f"data.num_workers={num_workers}"]) == 2
     text = capfd.readouterr().err
     (line,) = [line for line in text.replace("\r", "\n").splitlines() if line.startswith("error: ")]
-    assert expected in line
+    assert "cannot be read" in line
     assert "Traceback" not in text
     assert not (tmp_path / "run" / "best").exists()
 
@@ -122,10 +109,7 @@ def test_pretrain_then_fine_tune_over_seeds_and_go_on_after_a_stop(
 
 
 def test_one_seed_has_no_deviation_and_another_experiment_is_not_continued(small_toy_config: ToyConfig, tmp_path: Path) -> None:
-    summary = train_seeds(small_toy_config(epochs=1), "toy", [7])
-    assert set(summary["std"].values()) == {None}
-    assert [line.split()[0] for line in seeds_table(summary).splitlines()] == ["seed", "7", "mean"]
-    assert "±" not in seeds_table(summary)
+    assert "±" not in seeds_table(train_seeds(small_toy_config(epochs=1), "toy", [7]))
     with pytest.raises(ConfigError, match="another configuration"):
         train_seeds(small_toy_config(epochs=2), "toy", [7, 8])
     assert not (tmp_path / "toy-s8").exists()

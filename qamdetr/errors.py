@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 
 class QamDetrError(Exception):
     """A mistake or a missing thing that the user can mend; shown as one line, never as a traceback.
 
-    Attributes:
-        what: What is wrong, with the value and the limit.
-        remedy: What the user can do about it; may be empty.
-        subject: The file or folder that the sentence begins with, as the user called it; empty where it is about none.
-        exit_status: What a command that ends with the error returns to the shell.
+    It says `what` is wrong, with value and limit, the `remedy` (may be empty), and begins with the `subject`, a file or folder as
+    the user calls it (empty where it is about none).
     """
 
-    exit_status = 2
+    exit_status = 2  # what a command that ends with the error returns to the shell
     _beginning = "{}"
 
-    def __init__(self, what: str, remedy: str = "", subject: str | Path = "") -> None:
+    def __init__(self, what: str, remedy: str = "", subject: object = "") -> None:
         super().__init__(what, remedy, subject)
-        self.what = what
-        self.remedy = remedy
-        self.subject = str(subject)
+        self.what, self.remedy, self.subject = what, remedy, str(subject)
 
     def __str__(self) -> str:
         told = f"{self._beginning.format(self.subject)} {self.what}" if self.subject else self.what
@@ -43,10 +36,6 @@ class ConfigError(QamDetrError):
 
 class DataError(QamDetrError):
     """A manifest, feature file or predictions file that does not follow its format."""
-
-
-class FeatureValuesError(DataError):
-    """Features of one recording or query that cannot be stored; others can."""
 
 
 class CheckpointError(QamDetrError):

@@ -20,8 +20,6 @@ from qamdetr.features.store import FeatureStore
 from qamdetr.spans import windows_to_spans_cxw
 from qamdetr.types import Batch, Targets, TextFeatures, Window
 
-_CHUNK_BATCHES = 16
-
 MIN_STRETCH_CLIPS = 30  # shortest random stretch of a recording: half of the shortest one that the field's data hold
 MIN_VISIBLE_SECONDS = 1.0  # a window that a crop cuts stays when this much of it, or half of it, is still inside
 MAX_DISAGREEMENT_SECONDS = 2.0  # manifests round durations and encoders round up; a larger difference means the wrong file
@@ -62,12 +60,9 @@ class MomentDataset(Dataset[MomentItem]):
         Recordings over `max_clips` always give a random stretch of at most this length, others with `crop_probability`. `text_noise` is
         the standard deviation of noise on text features, relative to the root mean square of each vector.
         """
-        self.entries = tuple(entries)
-        self.features = features
-        self.seed = seed
-        self.crop_probability = crop_probability
-        self.text_noise = text_noise
-        self.epoch = 0
+        self.entries, self.features = tuple(entries), features
+        self.seed, self.epoch = seed, 0
+        self.crop_probability, self.text_noise = crop_probability, text_noise
         clips = {vid: features.num_clips(vid) for vid in {entry.vid for entry in self.entries}}
         self._num_clips = [clips[entry.vid] for entry in self.entries]
         for entry, length in zip(self.entries, self._num_clips, strict=True):
@@ -182,8 +177,7 @@ class LengthBucketSampler(Sampler[list[int]]):
             return iter(self._cut(np.argsort(lengths, kind="stable")))
         rng = np.random.default_rng((self._seed, self.epoch))
         order = rng.permutation(self._num_items)
-        chunk_items = _CHUNK_BATCHES * self.batch_size
-        chunks = [order[begin : begin + chunk_items] for begin in range(0, len(order), chunk_items)]
+        chunks = (order[begin : begin + 16 * self.batch_size] for begin in range(0, len(order), 16 * self.batch_size))
         batches = [batch for chunk in chunks for batch in self._cut(chunk[np.argsort(lengths[chunk], kind="stable")])]
         return iter([batches[position] for position in rng.permutation(len(batches))])
 
@@ -244,14 +238,10 @@ class Collator:
 
 def clip_coverage(windows: Sequence[Window], num_clips: int) -> Tensor:
     """Return `(num_clips,)` share of each one-second clip that lies in any window, in [0, 1]; all windows count, overlaps once."""
-    coverage = torch.zeros(num_clips)
-    clip_start = torch.arange(num_clips, dtype=torch.float32)
-    covered_until = 0.0
+    coverage, clip_start, covered_until = torch.zeros(num_clips), torch.arange(num_clips, dtype=torch.float32), 0.0
     for start, end in sorted(windows):
-        begin = max(start, covered_until)
-        if end > begin:
-            coverage += (torch.clamp(clip_start + 1, max=end) - torch.clamp(clip_start, min=begin)).clamp(min=0)
-            covered_until = end
+        begin, covered_until = max(start, covered_until), max(end, covered_until)
+        coverage += (torch.clamp(clip_start + 1, max=end) - torch.clamp(clip_start, min=begin)).clamp(min=0)
     return coverage.clamp(max=1)
 
 

@@ -47,12 +47,10 @@ def read_manifest(path: str | Path, *, clamp: bool = True) -> list[QueryEntry]:
     Evaluation and prediction read with `clamp=False`: the official evaluator takes the windows as they are.
     """
     entries = _read_lines(Path(path), _parse_query)
-    if not clamp:
-        return entries
-    entries, changed = clamp_windows(entries)
-    if changed:
+    clamped, changed = clamp_windows(entries)
+    if clamp and changed:
         logger.warning("%s: %d windows end after their recording's `duration` and were clamped to it.", path, changed)
-    return entries
+    return clamped if clamp else entries
 
 
 def names_in(entries: Iterable[QueryEntry]) -> tuple[list[str], dict[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from qamdetr.audio import Sound
-from qamdetr.errors import AudioError, DataError, FeatureValuesError, QamDetrError
+from qamdetr.errors import AudioError, DataError, QamDetrError
 from qamdetr.features.base import Streams
 from qamdetr.features.store import StreamFiles, StreamVersion, audio_key
 
@@ -90,9 +90,9 @@ def extract(
         for name, wanted in tqdm(lacking.items(), desc=f"{noun}{of}", unit=noun, disable=hidden or not lacking, **bars):
             try:
                 encode(name, wanted)
-            except QamDetrError as error:  # noqa: PERF203 - encoding takes far longer
-                if isinstance(error, DataError) and not isinstance(error, FeatureValuesError):
-                    raise
+            except DataError:  # noqa: PERF203 - encoding takes far longer
+                raise
+            except QamDetrError as error:
                 counts[0] -= 1
                 skipped.append((name, f"query {name!r}: {error}" if files is text else str(error)))
                 on_skip(skipped[-1][1])

@@ -27,7 +27,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from qamdetr.config import DataConfig, ModelConfig
-from qamdetr.errors import AudioError, ConfigError, DataError, FeatureValuesError
+from qamdetr.errors import AudioError, ConfigError, DataError, QamDetrError
 from qamdetr.features.base import COMBOS, join_fingerprints
 from qamdetr.features.hub import one_line
 from qamdetr.files import write_whole
@@ -175,7 +175,10 @@ class StreamFiles:
         return TextFeatures(arrays[self._key], tuple((begin, end) for begin, end in offsets), arrays.get("pooled"))
 
     def write(self, name: str, features: Tensor | TextFeatures) -> None:
-        """Store features of a recording or query, in half precision: its rounding (2^-11) is far below the noise of the encoders."""
+        """Store features of a recording or query, in half precision: its rounding (2^-11) is far below the noise of the encoders.
+
+        A `DataError` is about the store; any other `QamDetrError` is about these features alone.
+        """
         arrays: dict[str, Tensor | None] = {}
         if isinstance(features, TextFeatures):
             arrays = {"offsets": torch.tensor(features.offsets, dtype=torch.int32).reshape(-1, 2), "pooled": features.pooled}
@@ -186,7 +189,7 @@ class StreamFiles:
         stored: dict[str, Any] = {key: (value.half() if value.is_floating_point() else value).numpy() for key, value in held.items()}
         if not all(np.isfinite(value).all() for value in stored.values()):
             where = f"{path.parent.name}/{path.name}"
-            raise FeatureValuesError(f"Features for {where} hold values that are not finite in float16", "look at the encoder's output")
+            raise QamDetrError(f"Features for {where} hold values that are not finite in float16", "look at the encoder's output")
         packed = io.BytesIO()
         np.savez(packed, **stored)
         _write(path, packed.getvalue())

@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from scipy.special import expit, logsumexp
-
 from qamdetr.errors import QamDetrError
 from qamdetr.types import Window
 
@@ -68,4 +66,6 @@ def yes_probability(yes: Iterable[float], no: Iterable[float]) -> float:
 
     Source: report section 2.3.
     """
+    from scipy.special import expit, logsumexp
+
     return float(expit(logsumexp(list(yes)) - logsumexp(list(no))))

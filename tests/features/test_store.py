@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from stored_features import OwnFeatures, write_audio_file, write_text_file
 
 from qamdetr.config import DataConfig, ModelConfig
-from qamdetr.errors import ConfigError, DataError
+from qamdetr.errors import ConfigError, DataError, QamDetrError
 from qamdetr.features.base import join_fingerprints
 from qamdetr.features.store import FeatureStore, StreamFiles, require_features
 from qamdetr.types import TextFeatures
@@ -82,7 +82,7 @@ def test_two_sets_that_share_names_keep_their_own_features(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_stored_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not finite in float16; look at the encoder's output"):
+    with pytest.raises(QamDetrError, match="not finite in float16; look at the encoder's output"):
         OwnFeatures(tmp_path).write_audio("loud", {"pocket": torch.tensor([[float("nan")]])})
     (tmp_path / "other-v1").write_text("a file where the folder should be")
     with pytest.raises(DataError, match="Cannot write"):

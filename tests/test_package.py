@@ -1,4 +1,4 @@
-"""The package as others get it: what importing costs, what the wheel holds, and that it answers from any folder."""
+"""The package as others get it: what the wheel holds, that it answers from any folder, and that few files answer a question."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_WHEEL_BYTES = 40_000_000
+MAX_WHEEL_BYTES, MAX_FILES = 40_000_000, 30
 HEAVY = ("torch", "gradio", "numba", "transformers", "librosa", "scipy", "matplotlib", "pandas")
 
 
@@ -63,3 +63,22 @@ def test_the_wheel_answers_from_any_folder(tmp_path):
     script = "import qamdetr; print(qamdetr.__file__, qamdetr.MomentRetriever.from_pretrained().config.data.combo)"
     file, combo = run(sys.executable, "-c", script, **where).split()
     assert (Path(file).parents[1], combo) == (tmp_path / "installed", "pocket")
+
+
+def test_one_question_runs_through_few_files():
+    """The second time, when all is imported, so that only what answers is counted."""
+    script = """
+import sys
+from qamdetr.cli import main
+words = ["predict", "assets/empty-room.ogg", "--query", "a dog barks", "--format", "json", "--output", sys.argv[1]]
+main(words)
+seen = set()
+sys.setprofile(lambda frame, event, argument: event == "call" and seen.add(frame.f_code.co_filename))
+status = main(words)
+sys.setprofile(None)
+print(*sorted(name.split("/qamdetr/")[1] for name in seen if name.endswith(".py") and "/qamdetr/" in name and "site-packages" not in name))
+sys.exit(status)
+"""
+    told = subprocess.run([sys.executable, "-c", script, os.devnull], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert len(told.stdout.split()) <= MAX_FILES, told.stdout

@@ -126,7 +126,7 @@ class LossConfig:
     span: Weight = 10.0
     giou: Weight = 1.0
     label: Weight = 4.0
-    label_loss: Literal["cross_entropy", "varifocal"] = "cross_entropy"  # varifocal: foreground learns the IoU, hard slots count more
+    label_loss: Literal["cross_entropy"] = "cross_entropy"  # the only one, which checkpoints name
     saliency: Weight = 1.0
     quality: Weight = 1.0
     background_weight: Weight = 0.1
@@ -315,9 +315,6 @@ def build(cls: type[T], values: object) -> T:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         raise ConfigError(_sentence(cls, error)) from None
-
-
-config_from_dict = functools.partial(build, Config)
 
 
 def _sentence(cls: Any, error: ValidationError, prefix: str = "") -> str:  # noqa: ANN401 - a class or a type hint

@@ -80,12 +80,6 @@ class Batch(_Movable):
     # `(batch, joint_dim)` unit query vectors in the main audio stream's space, or None when there is no joint space.
     text_pooled: Tensor | None = None
 
-    def with_text_of(self, index: Tensor) -> Batch:
-        """Return a batch that pairs the audio of item `i` with the text of item `index[i]`; `index` is `(batch,)` int64."""
-        text = {name: value[index] for name, value in self.text.items()}
-        pooled = None if self.text_pooled is None else self.text_pooled[index]
-        return replace(self, text=text, text_mask=self.text_mask[index], text_pooled=pooled)
-
 
 @dataclass(frozen=True)
 class Targets(_Movable):

@@ -67,7 +67,6 @@ _POOLED = ("inference.segment_threshold=0.3", "inference.nms_iou=0.7")
 SWITCHES = (
     Variant("first_window", "saliency labels from the first window only", FULL.config, ("data.saliency_windows=first",)),
     Variant("quality_all", "quality targets for all slots", FULL.config, ("loss.quality_targets=all",)),
-    Variant("varifocal", "varifocal label loss", FULL.config, ("loss.label_loss=varifocal",)),
     Variant("one_layer", "one BiMamba layer instead of two", FULL.config, ("model.encoder_layers=1",)),
     Variant("no_ema", "no EMA of the weights", FULL.config, ("train.ema_decay=0",)),
     Variant(

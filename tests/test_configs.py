@@ -21,7 +21,7 @@ from qamdetr.config import (
     CONFIG_DIR,
     Config,
     ModelConfig,
-    config_from_dict,
+    build,
     config_to_dict,
     load_config,
     save_config,
@@ -89,7 +89,7 @@ def write(folder: Path, **texts: str) -> Path:
 def test_shipped_configs_build_and_come_back_the_same(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     save_config(config, tmp_path / "saved.yaml")
-    assert load_config(tmp_path / "saved.yaml") == config == config_from_dict(config_to_dict(config))
+    assert load_config(tmp_path / "saved.yaml") == config == build(Config, config_to_dict(config))
     assert num_parameters(config) > 0
 
 
@@ -134,7 +134,7 @@ def test_every_number_has_a_range_in_files_and_in_code() -> None:
     assert len(numbers) > 40
     for key in numbers:
         with pytest.raises(ConfigError, match=rf"{key} is -?\d.*; it must be from"):
-            config_from_dict({key.split(".")[0]: {key.split(".")[1]: -1}})
+            build(Config, {key.split(".")[0]: {key.split(".")[1]: -1}})
     with pytest.raises(ConfigError, match=r"^train\.seed is -1; it must be from 0 to 4294967295\.$"):
         replace(Config().train, seed=-1)
     with pytest.raises(ConfigError, match=r"Unknown key 'model\.dmi'"):

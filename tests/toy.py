@@ -11,7 +11,7 @@ import torch
 from stored_features import OwnFeatures
 from torch.nn.functional import normalize
 
-from qamdetr.config import Config, config_from_dict
+from qamdetr.config import Config, build
 from qamdetr.data.manifest import QueryEntry, write_manifest
 from qamdetr.types import TextFeatures
 
@@ -90,7 +90,7 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def toy_config(toy_folder: Path, tmp_path: Path) -> ToyConfig:
     """Gives the configuration of `toy_settings` on the toy set."""
-    return lambda model=None, **train: config_from_dict(toy_settings(toy_folder, tmp_path, model, **train))
+    return lambda model=None, **train: build(Config, toy_settings(toy_folder, tmp_path, model, **train))
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +107,6 @@ def small_toy_config(small_toy_folder: Path, tmp_path: Path) -> ToyConfig:
 
     def make(model: dict | None = None, **train: object) -> Config:
         settings = toy_settings(small_toy_folder, tmp_path, {"encoder": "transformer", **(model or {})}, **{"batch_size": 4, **train})
-        return config_from_dict(settings)
+        return build(Config, settings)
 
     return make

@@ -14,22 +14,22 @@ BUDGETS = {
     **dict.fromkeys(("__init__.py", "__main__.py"), 20),
     **{
         "errors.py": 50,
-        "types.py": 170,
-        "config.py": 345,
+        "types.py": 160,
+        "config.py": 340,
         "spans.py": 105,
         "files.py": 70,
-        "audio.py": 1090,
-        "model": 1200,
-        "kernels": 1300,
+        "audio.py": 940,
+        "model": 1145,
+        "kernels": 1235,
     },
-    **{"features": 2250, "data": 520, "inference": 1270, "verifiers": 900, "training": 950, "evaluation": 1095, "synthesis": 1050},
-    **{"export": 700, "cli": 1235, "ui": 5600},
+    **{"features": 1940, "data": 485, "inference": 1190, "verifiers": 820, "training": 905, "evaluation": 1025, "synthesis": 960},
+    **{"export": 565, "cli": 1060, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 14_300, 75, 16_450
-"""Of the heart; of the package without `ui`; of the tests. The package and the tests are to come down to 13,000 lines each."""
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_000, 75, 13_000
+"""Of the heart; of the package without `ui`; of the tests."""
 
 
 def count(path: Path) -> tuple[int, int]:

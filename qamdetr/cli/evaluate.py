@@ -164,7 +164,7 @@ class CalibrateOptions(RetrieverOptions):
     """What `calibrate` can be told."""
 
     manifest: str = option(..., "JSONL", "field JSONL with relevant_windows, of no training recordings")
-    grid: list[float] | None = option(None, "B ...", "weights to try (default: 0.00, 0.05, … 1.00)")
+    grid: list[float] | None = option(None, "B", "a weight to try; repeatable (default: 0.00, 0.05, … 1.00)")
     dry_run: bool = option(False, "", "write nothing but the figure", "--dry-run")
     figure: str | None = option(None, "PATH", "draw the curve: .png, .svg or .pdf")
     as_json: bool = option(False, "", "print one JSON object", "--json")

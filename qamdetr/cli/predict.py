@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import sys
 import textwrap
 from collections import Counter
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
-from typer.core import TyperCommand
 
 from qamdetr.errors import AudioError, ConfigError, DataError, QamDetrError
 from qamdetr.export import EXPORTS
@@ -27,25 +25,6 @@ if TYPE_CHECKING:
     from qamdetr.verifiers.base import Verifier
 
 MAX_NOTES_SHOWN = 5
-SEVERAL = ("--members", "--grid")
-"""Options that take all values after them, up to the next option."""
-
-
-class SpreadingCommand(TyperCommand):
-    """Reads `--members A B` as `--members A --members B`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own context
-        """Repeat the name of an option of `SEVERAL` before each of its values."""
-        spread: list[str] = []
-        option, given = "", 0
-        for word in args:
-            if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):
-                option, given = (word if word in SEVERAL else ""), 0
-            elif option:
-                spread += [option] if given else []
-                given += 1
-            spread.append(word)
-        return super().parse_args(ctx, spread)
 
 
 def option(default: Any, metavar: str, help_text: str, *names: str, argument: bool = False) -> Any:  # noqa: ANN401 - a field of any type
@@ -99,7 +78,7 @@ class RetrieverOptions(EncoderOptions):
 
     checkpoint: str | None = option(None, "NAME_OR_DIR", "a shipped checkpoint or a folder (default: qam-detr-pocket)")
     system: str | None = option(None, "NAME_OR_FILE", "several checkpoints as one: submit1 to submit4 of the report, or a YAML file")
-    members: list[str] | None = option(None, "NAME_OR_DIR ...", "with --system: checkpoints in the place of its own")
+    members: list[str] | None = option(None, "NAME_OR_DIR", "with --system: a checkpoint in the place of its own; repeatable")
     overrides: list[str] | None = option(None, "a.b=c", "change a setting of the checkpoint or system; repeatable", "--set")
     verifier: str | None = option(None, "NAME", "none, pocket, qwen2.5-omni or server (default: none, or the system's own)")
     verifier_model: str | None = option(None, "ID_OR_FOLDER", "the verifier's model: hub id or folder, or the server's name of it")

@@ -165,11 +165,10 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
 
 
 def _loss_in_words(loss: LossConfig, *, quality: bool) -> str:
-    label = {"cross_entropy": "cross-entropy", "varifocal": "varifocal"}[loss.label_loss]
     weights = {
         "L1 of spans": loss.span,
         "gIoU": loss.giou,
-        f"{label} of labels": loss.label,
+        "cross-entropy of labels": loss.label,
         "saliency (margin, contrast, negative pairs)": loss.saliency,
         "saliency cross-entropy per clip": loss.saliency_clip,
         "quality (IoU) regression": loss.quality if quality else 0.0,

@@ -80,28 +80,6 @@ def label_loss(layer: DecoderOutput, pairs: Pairs, background_weight: float, nor
     return loss * _share(labels.numel(), normaliser)
 
 
-def varifocal_loss(
-    layer: DecoderOutput, pairs: Pairs, targets: Targets, normaliser: Normaliser = own_count, *, alpha: float = 0.75, gamma: float = 2.0
-) -> Tensor:
-    """Label loss that teaches the foreground probability the IoU: matched moment queries count by their IoU, others by their mistake.
-
-    A matched moment query with IoU `q` has the loss `q * BCE(p_fg, q)`, an unmatched one `alpha * p_fg ** gamma * BCE(p_fg, 0)`. The mean
-    is over all moment queries, as in `label_loss`, so that the two have the same scale.
-
-    Source: Zhang et al., VarifocalNet, CVPR 2021, Eq. 2, with its alpha and gamma. Here `p_fg` is the softmax over foreground and
-        background, which is the sigmoid of the difference of the two logits; the paper divides by the matched ones.
-    """
-    predicted, truth = _matched(layer, pairs, targets)
-    logits = layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
-    goal = torch.zeros_like(logits)
-    goal[pairs.item, pairs.moment_query] = iou(span_cxw_to_xx(predicted.detach()), span_cxw_to_xx(truth)).to(goal.dtype)
-    matched = torch.zeros_like(logits, dtype=torch.bool)
-    matched[pairs.item, pairs.moment_query] = True
-    weight = torch.where(matched, goal, alpha * logits.detach().sigmoid() ** gamma)
-    loss = weight * F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-    return loss.sum() / normaliser(loss.numel())
-
-
 def span_losses(layer: DecoderOutput, pairs: Pairs, targets: Targets, normaliser: Normaliser = own_count) -> tuple[Tensor, Tensor]:
     """L1 distance on (centre, width), and 1 - gIoU; both mean over the matched pairs, 0 where there are none."""
     predicted, truth = _matched(layer, pairs, targets)
@@ -214,12 +192,8 @@ def _absence(output: ModelOutput, mask: Tensor, targets: Targets, config: LossCo
 
 
 def _layer_parts(layer: DecoderOutput, pairs: Pairs, targets: Targets, config: LossConfig, normaliser: Normaliser) -> dict[str, Tensor]:
-    if config.label_loss == "varifocal":
-        label = varifocal_loss(layer, pairs, targets, normaliser)
-    else:
-        label = label_loss(layer, pairs, config.background_weight, normaliser)
     span, overlap = span_losses(layer, pairs, targets, normaliser)
-    return {"label": label, "span": span, "giou": overlap}
+    return {"label": label_loss(layer, pairs, config.background_weight, normaliser), "span": span, "giou": overlap}
 
 
 def _share(count: int, normaliser: Normaliser) -> float | Tensor:

@@ -75,7 +75,7 @@ def test_the_weight_is_written_nothing_else_changes_and_the_retriever_uses_it(wo
 
 def test_every_point_is_what_predict_and_evaluate_give_and_zero_is_always_among_them(world, capsys):
     before = contents(world.checkpoint)
-    answer = json.loads(world.run("--json", "--dry-run", "--figure", world.folder / "f.svg", "--grid", 1, 0.2, 0.6)[1])
+    answer = json.loads(world.run("--json", "--dry-run", "--figure", world.folder / "f.svg", "--grid", 1, "--grid", 0.2, "--grid", 0.6)[1])
     assert contents(world.checkpoint) == before and (world.folder / "f.svg").read_bytes().startswith(b"<?xml")
     curve = answer["curve"]
     assert ([point["beta"] for point in curve], curve[-1]["R1@0.7"]) == ([0, 0.2, 0.6, 1], 100), "the last candidate may come first"

@@ -147,7 +147,7 @@ def test_members_and_settings_may_be_changed(system):
     def answered(*options):
         return json.loads(system("audio/street.wav", "--query", "a dog", "--format", "json", *options)[1])[0]
 
-    of_two = ["--system", "submit2", "--members", "X0", "Y0"]
+    of_two = ["--system", "submit2", "--members", "X0", "--members", "Y0"]
     for more, told in (
         (["--verifier", "pocket"], ("X+Y", "pocket", 0.35)),
         (["--verifier", "none"], ("X+Y", "none", 0.0)),

@@ -200,18 +200,6 @@ def test_padding_changes_no_loss():
     )
 
 
-def test_varifocal_loss_by_hand():
-    # Slot 0 is matched with IoU 0.5, slot 1 is a confident mistake, slot 2 a harmless one.
-    logits = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [-3.0, 0.0]]], requires_grad=True)
-    layer = DecoderOutput(logits, torch.tensor([[[0.25, 0.5], [0.5, 0.1], [0.5, 0.1]]]), None)
-    targets = Targets(torch.tensor([[0.375, 0.25]]), (1,), torch.zeros(1, 4), torch.tensor([-1]))
-    pairs = losses.Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
-    p = torch.tensor([1.0, 3.0, -3.0]).sigmoid()
-    matched = -0.5 * (0.5 * p[0].log() + 0.5 * (1 - p[0]).log())
-    others = -0.75 * p[1:] ** 2 * (1 - p[1:]).log()
-    torch.testing.assert_close(losses.varifocal_loss(layer, pairs, targets), (matched + others.sum()) / 3)
-
-
 # Hungarian matching.
 
 

@@ -129,7 +129,9 @@ def test_an_item_gives_the_same_output_alone_and_in_a_padded_batch_whatever_stan
 def test_negative_pairs_are_the_audio_with_the_other_text(name):
     model, batch = make_model(CONFIGS[name]), make_batch()
     output, plain = model(batch, torch.tensor([2, -1, 0])), model(batch)
-    swapped = model(batch.with_text_of(torch.tensor([2, 1, 0])))
+    other, pooled = torch.tensor([2, 1, 0]), batch.text_pooled
+    text, mask = {name: rows[other] for name, rows in batch.text.items()}, batch.text_mask[other]
+    swapped = model(replace(batch, text=text, text_mask=mask, text_pooled=None if pooled is None else pooled[other]))
     torch.testing.assert_close(output.negative_saliency, swapped.saliency[[0, 2]], atol=1e-5, rtol=1e-5)
     assert torch.equal(output.negative_mask, batch.audio_mask[[0, 2]])
     assert_equal(tensors(output), tensors(plain))

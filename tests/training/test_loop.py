@@ -25,7 +25,7 @@ from torch.optim import AdamW
 from toy import ToyConfig, toy_settings
 
 from qamdetr.cli import main as command_line
-from qamdetr.config import TrainConfig, config_from_dict, load_config
+from qamdetr.config import Config, TrainConfig, build, load_config
 from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.model.qam_detr import QamDetr
@@ -254,10 +254,10 @@ def uneven_settings(folder: Path) -> dict:
     small = {"audio_streams": {"toy": 8}, "text_streams": {"toy": 8}, "dim": 16, "num_heads": 2, "ffn_dim": 16, "similarity": False}
     still = {"encoder": "transformer", "dropout": 0.0, "input_dropout": 0.0}
     settings = toy_settings(folder, folder, small | still, epochs=1, batch_size=4, clip_norm=1e9)
-    settings["loss"] = {"label_loss": "varifocal", "quality_targets": "all", "saliency_clip": 1.0, "saliency_negative": "mean"}
+    settings["loss"] = {"quality_targets": "all", "saliency_clip": 1.0, "saliency_negative": "mean"}
     for seed in range(100):
         settings["train"]["seed"] = seed
-        data = load_data(config_from_dict(settings))
+        data = load_data(build(Config, settings))
         (share,) = ProcessShare(data.sampler, 0, NUM_PROCESSES)
         if {data.train.entries[index].qid for index in share} in ({"a0", "b0"}, {"a1", "b1"}):
             return settings

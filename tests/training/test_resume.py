@@ -21,7 +21,7 @@ from faulty_process import run_train
 from safetensors.torch import load_file
 from toy import ToyConfig, toy_settings
 
-from qamdetr.config import config_from_dict, save_config
+from qamdetr.config import Config, build, save_config
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.inference.checkpoint import load_checkpoint
 from qamdetr.training.loop import train
@@ -137,7 +137,7 @@ def stop_after(train_it: Callable[[], object], is_time: Callable[[Progress], boo
 def stopped(small_toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped in its second epoch."""
     folder = tmp_path_factory.mktemp("stopped")
-    config = config_from_dict(toy_settings(small_toy_folder, folder, {"encoder": "transformer"}, batch_size=4, save_every_steps=2))
+    config = build(Config, toy_settings(small_toy_folder, folder, {"encoder": "transformer"}, batch_size=4, save_every_steps=2))
     stop_after(lambda: train(config, folder / "run"), lambda progress: bool(progress.epoch == 1 and progress.batches))
     return folder / "run"
 

@@ -13,7 +13,7 @@ import torch
 from doubles import write_noise
 from hub_models import AUDIO_DIMS, TEXT_DIMS
 
-from qamdetr.config import config_from_dict
+from qamdetr.config import Config, build
 from qamdetr.inference.checkpoint import save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording
@@ -43,7 +43,7 @@ def large_checkpoint(tmp_path, hub_folders):
     audio, text = ({"laion_clap": dims["laion_clap"]} for dims in (AUDIO_DIMS, TEXT_DIMS))
     small = {"dim": 16, "num_heads": 2, "ffn_dim": 32, "encoder": "transformer", "encoder_layers": 1}
     data = {"combo": "laion_clap", "encoder_models": hub_folders}
-    config = config_from_dict({"model": {"audio_streams": audio, "text_streams": text, **small}, "data": data})
+    config = build(Config, {"model": {"audio_streams": audio, "text_streams": text, **small}, "data": data})
     save_checkpoint(tmp_path / "large", QamDetr(config.model), config)
     return tmp_path / "large"
 

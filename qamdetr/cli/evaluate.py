@@ -125,11 +125,8 @@ def _cell(value: float | None) -> str:
 
 
 def _table(scores: Mapping[str, float], system: FigureSystem) -> str:
-    lines = []
-    for name, value in scores.items():
-        interval = system.intervals.get(name)
-        lines.append(f"{name:<12}{_cell(value):>8}" + (f"   95 % {interval.low:6.2f} to {interval.high:6.2f}" if interval else ""))
-    return "\n".join(lines)
+    intervals = {name: f"   95 % {interval.low:6.2f} to {interval.high:6.2f}" for name, interval in system.intervals.items()}
+    return "\n".join(f"{name:<12}{_cell(value):>8}{intervals.get(name, '')}" for name, value in scores.items())
 
 
 def _difference_object(difference: Difference) -> dict[str, Any]:

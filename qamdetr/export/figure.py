@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from qamdetr.audio import Overview, Sound, hz_to_mel
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.export.text import Answer, clock, one_line
+from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
     from qamdetr.types import Moment
@@ -46,6 +47,11 @@ def check_figure(recordings: int, answers: int) -> None:
         raise QamDetrError(f"A figure shows one recording; {recordings} were given", "draw each in a figure of its own")
     if answers > MAX_LANES:
         raise QamDetrError(f"A figure has room for {MAX_LANES} queries; {answers} were given", "ask for fewer at once")
+
+
+def write_figure(answers: Sequence[Answer], path: Path, image_format: str) -> None:
+    """Draw and write a file; it appears whole or not at all."""
+    write_whole(path, draw_figure(answers, image_format))
 
 
 def draw_figure(answers: Sequence[Answer], image_format: str) -> bytes:

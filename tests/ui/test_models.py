@@ -12,7 +12,10 @@ from doubles import FakeRetriever, row, write_run
 
 from qamdetr.config import Config, InferenceConfig
 from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.export import EXPORTS, export
+from qamdetr.features.base import STREAMS, AudioStream, stream
 from qamdetr.ui import models
+from qamdetr.ui.export_panel import export_choices
 from qamdetr.ui.models import KEPT_MODELS, OfferedModels, SharedRetriever
 from qamdetr.ui.settings import AppSettings
 from qamdetr.verifiers import VERIFIERS, Verifier, verifier
@@ -100,9 +103,14 @@ def test_a_run_is_read_anew_when_its_training_went_on_and_told_by_its_name_when_
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_verifier_from_outside_is_offered_by_importing_it(monkeypatch):
-    monkeypatch.setitem(VERIFIERS, "ear", None)  # taken away again at the end
+def test_what_is_placed_from_outside_is_in_the_lists_of_the_page_by_importing_it(monkeypatch):
+    for registry, name in ((VERIFIERS, "ear"), (STREAMS, "beats"), (EXPORTS, "plain")):
+        monkeypatch.setitem(registry, name, None)  # taken away again at the end
     verifier("ear", label="Ear: listens once more", hears=False)(type("Ear", (Verifier,), {}))
+    stream("beats", dim=768, rate_hz=16_000, hub=None, label="BEATs")(type("Beats", (AudioStream,), {}))
+    export("plain", label="Plain text (.lst): a line per moment", ending=".lst")(lambda answers: "")
     settings = AppSettings.from_environment({})
     assert settings.verifiers == ("none", "pocket", "ear")
     assert ("Ear: listens once more", "ear") in models.verifier_choices(settings)
+    assert models.needs_of(["beats"]) == "here"
+    assert ("Plain text (.lst): a line per moment", "plain") in export_choices()

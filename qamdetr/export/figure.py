@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -35,10 +35,6 @@ _TICK_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 180
 _FAMILIES = ["DejaVu Sans", *(f"Noto Sans {script}" for script in ("CJK JP", "CJK SC", "CJK KR", "JP", "KR", "Devanagari"))]
 _FAMILIES += ["Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "WenQuanYi Zen Hei", "Arial Unicode MS"]
 _FAMILIES += ["Nirmala UI", "Mangal"]
-
-
-# Else matplotlib names the parts of an SVG at random. For good, as settings belong to the process, and threads draw at the same time.
-mpl.rcParams["svg.hashsalt"] = "qam-detr"
 
 
 def check_figure(recordings: int, answers: int) -> None:
@@ -83,7 +79,10 @@ def draw_figure(answers: Sequence[Answer], image_format: str) -> bytes:
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False, **told)
     content = io.BytesIO()
     figure.savefig(content, format=image_format, dpi=_DPI, metadata={"Software": None} if image_format == "png" else {"Date": None})
-    return content.getvalue()
+    # matplotlib names the parts of an SVG at random, or by a process-wide seed and last bits that hang on the thread: by their order instead.
+    names: dict[bytes, bytes] = {}
+    named = re.compile(rb'(\bid="|[("]#)([a-zA-Z]+[0-9a-f]{10})\b')
+    return named.sub(lambda found: found[1] + names.setdefault(found[2], b"q%d" % len(names)), content.getvalue())
 
 
 def _draw_sound(wave: Axes, spectrum: Axes, overview: Overview, duration_seconds: float) -> None:

@@ -81,8 +81,8 @@ def draw_figure(answers: Sequence[Answer], image_format: str) -> bytes:
     figure.savefig(content, format=image_format, dpi=_DPI, metadata={"Software": None} if image_format == "png" else {"Date": None})
     # matplotlib names the parts of an SVG at random, or by a seed and by last bits that hang on the thread: by their order instead.
     names: dict[bytes, bytes] = {}
-    named = re.compile(rb'(\bid="|[("]#)([a-zA-Z]+[0-9a-f]{10})\b')
-    return named.sub(lambda found: found[1] + names.setdefault(found[2], b"q%d" % len(names)), content.getvalue())
+    part = re.compile(rb'(\bid="|[("]#)([a-zA-Z]+[0-9a-f]{10})\b')
+    return part.sub(lambda found: found[1] + names.setdefault(found[2], b"q%d" % len(names)), content.getvalue())
 
 
 def _draw_sound(wave: Axes, spectrum: Axes, overview: Overview, duration_seconds: float) -> None:

@@ -116,11 +116,7 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 def find_recordings(folder: str | Path) -> dict[str, Path]:
-    """Map each `vid` (the stem) to its audio file in a folder, by the endings of `AUDIO_SUFFIXES`.
-
-    Raises:
-        AudioError: No such folder, or two files of one stem.
-    """
+    """Map each `vid` (the stem) to its audio file in a folder, by `AUDIO_SUFFIXES`; no folder, and two of one stem, are `AudioError`s."""
     found: dict[str, Path] = {}
     try:
         paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith("."))
@@ -173,7 +169,8 @@ class Sound:
         self.path = label if isinstance(source, (str, Path)) else ""  # where the file lies; empty when it came from memory
         self.start_seconds, self.end_seconds = start_seconds, math.inf if end_seconds is None else end_seconds
         if not 0 <= start_seconds < self.end_seconds:
-            raise AudioError(f"cannot be read from {start_seconds:g} s to {self.end_seconds:g} s", "let it end after it starts", label)
+            end = "its end" if end_seconds is None else f"{end_seconds:g} s"
+            raise AudioError(f"cannot be read from {start_seconds:g} s to {end}", "start at 0 or later, and end after that", label)
         self.peaks = np.zeros((2, 0), dtype=np.float32)  # `(2, columns)` minima and maxima in [-1, 1], after `reading(peak_columns=...)`
         self._source, self._label, self._file = source, label, ""
         self._channel, self._track, self._max_seconds = channel, track, max_seconds
@@ -235,8 +232,7 @@ class Sound:
     def part(self, start_seconds: float, end_seconds: float, *, rate_hz: int | None = None, mono: bool = True) -> np.ndarray:
         """Read `[start, end)` on the file's own clock, whatever range the sound was opened for; less where the file ends before.
 
-        Returns:
-            `(n,)` float32; with `mono=False` `(n, channels)`, or the chosen channel, as the file holds them, unless they are resampled.
+        It is `(n,)` float32; with `mono=False` `(n, channels)`, or the chosen channel, as the file holds them, unless they are resampled.
         """
         own = self.rate_hz
         wanted = rate_hz or own
@@ -264,11 +260,7 @@ class Sound:
             return
 
     def part_peaks(self, start_seconds: float, end_seconds: float, columns: int) -> np.ndarray:
-        """Draw `[start, end)` of the file's clock, to a millisecond or so; what lies after the recording's end is silent.
-
-        Returns:
-            `(2, columns)` float32 minima and maxima in [-1, 1]; fewer columns where there are fewer samples.
-        """
+        """Draw `[start, end)` of the file's clock, to a millisecond or so, as `peaks`; what lies after the recording's end is silent."""
         missing = max(1, round(end_seconds * self.rate_hz) - round(start_seconds * self.rate_hz))
         columns = min(columns, missing)
         peaks = PeakEnvelope()
@@ -327,7 +319,7 @@ class Sound:
                     levels.add(samples, mono)
                 begins, run.num_samples = run.num_samples == 0, run.num_samples + len(mono)
                 if run.num_samples > self._max_seconds * run.rate_hz:
-                    limit = f"{self._max_seconds / 60:.4g} minutes"
+                    limit = f"{self._max_seconds / 3600:.4g} hours" if self._max_seconds > 7200 else f"{self._max_seconds / 60:.4g} minutes"
                     raise AudioError(f"lasts more than {limit}; the longest that can be used is {limit}", "cut it into parts", self._label)
                 yield run, mono, begins
             self._check(run)
@@ -400,7 +392,14 @@ class Sound:
             weakref.finalize(self, Path(file).unlink, missing_ok=True)
         with os.fdopen(handle, "wb") as copy:
             if isinstance(source, tuple):
-                soundfile.write(copy, _to_float(np.asarray(source[0])), int(source[1]), "FLOAT", format="W64")
+                samples, rate = np.asarray(source[0]), source[1]
+                least = samples.shape[1] if samples.ndim == 2 else 1
+                if samples.ndim not in (1, 2) or len(samples) < least or not 1 <= float(rate) < 2**31:
+                    what = f"is an array of shape {samples.shape} at {rate!r} Hz"
+                    raise AudioError(what, "give (n,) or (n, channels), not (channels, n), and its rate", self._label)
+                soundfile.write(copy, _to_float(samples), int(rate), "FLOAT", format="W64")
+            elif not isinstance(source, (str, Path)) and not hasattr(source, "read"):
+                raise AudioError(f"is {type(source).__name__}", "give a path, an open binary file or (samples, rate_hz)", self._label)
             elif isinstance(source, (str, Path)):
                 with contextlib.nullcontext(sys.stdin.buffer) if self._label == "-" else Path(source).open("rb") as pipe:
                     shutil.copyfileobj(pipe, copy)

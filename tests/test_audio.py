@@ -422,6 +422,21 @@ def test_names_that_lead_nowhere(tmp_path):
         Sound(tmp_path / "silent.mp4").samples()
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ((np.zeros((2, 8000)), 8000), r"array of shape \(2, 8000\) at 8000 Hz; give \(n,\) or \(n, channels\), not \(channels, n\)"),
+        ((np.zeros((8000, 2, 2)), 8000), r"array of shape \(8000, 2, 2\)"),
+        ((np.zeros(0), 8000), r"array of shape \(0,\)"),
+        ((np.zeros(8000), 0), "at 0 Hz"),
+        (None, r"is NoneType; give a path, an open binary file or \(samples, rate_hz\)"),
+    ],
+)
+def test_objects_that_are_no_recording(source, told):
+    with pytest.raises(AudioError, match=told):
+        Sound(source).samples()
+
+
 def test_too_long_quotes_limit_and_remedy(tmp_path):
     path = write(tmp_path / "long.wav", np.zeros(8000 * 90), 8000, subtype="PCM_U8")
     with pytest.raises(AudioError, match=r"lasts more than 1 minutes; the longest that can be used is 1 minutes; cut it into parts"):

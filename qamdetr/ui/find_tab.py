@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from qamdetr.audio import AUDIO_SUFFIXES
 from qamdetr.config import InferenceConfig
 from qamdetr.ui.ablations import ENCODER_ROWS, components, table_rows
 from qamdetr.ui.endpoint import Endpoint
@@ -286,8 +287,6 @@ class _Wiring:
         shown: dict[str, Any] = gr.update(visible=visible) if beta is None else gr.update(visible=visible, value=beta)
         return shown
 
-
-AUDIO_SUFFIXES = [".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".webm", ".mp4", ".mov", ".mkv"]
 
 FILE_TYPES = ["audio", "video", *AUDIO_SUFFIXES]
 

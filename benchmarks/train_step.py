@@ -26,7 +26,7 @@ from qamdetr.data.manifest import QueryEntry
 from qamdetr.kernels import speed_up
 from qamdetr.model.losses import compute_losses
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.training.loop import make_optimizer
+from qamdetr.training.loop import choose_precision, in_float32, make_optimizer
 from qamdetr.types import TextFeatures
 from train import keep_freed_memory
 
@@ -54,19 +54,20 @@ def random_batch(config: Config, clips: int, generator: torch.Generator) -> Labe
         return MomentItem(entry, audio, text, windows, float(clips), draw=number)
 
     items = [item(number) for number in range(config.train.batch_size)]
-    return Collator(item.entry for item in items)(items)
+    return Collator((item.entry for item in items), negative_share=config.data.negative_share)(items)
 
 
 def training_step(config: Config, clips: int, device: torch.device) -> Callable[[], None]:
     """Return one optimiser step of a fresh model on one batch."""
     torch.manual_seed(0)
     model = speed_up(QamDetr(config.model)).to(device).train()
-    optimizer = make_optimizer(model, config.train)
+    optimizer, precision = make_optimizer(model, config.train), choose_precision(config.train)
     labelled = random_batch(config, clips, torch.Generator().manual_seed(0)).to(device)
 
     def step() -> None:
-        output = model(labelled.batch, labelled.targets.negative_index)
-        loss = compute_losses(output, labelled.batch, labelled.targets, config.loss)["total"]
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = model(labelled.batch, labelled.targets.negative_index)
+        loss = compute_losses(in_float32(output), labelled.batch, labelled.targets, config.loss)["total"]
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
         optimizer.step()

@@ -155,6 +155,7 @@ class DataConfig:
     audio_features: Mapping[str, Text] = field(default_factory=dict)  # stream -> folder of public {vid}.npz; others come from the cache
     text_features: Mapping[str, Text] = field(default_factory=dict)  # stream -> folder of public qid{qid}.npz
     saliency_windows: Literal["all", "first"] = "all"  # first: as the official loop, other true windows count as negatives
+    negative_share: Share = 0.25  # of a batch's items that are run once more, with a query that is not about them; official: 1
     encoder: Text = ""  # version of the combo's encoders that a checkpoint was trained on; written when it is saved
     encoder_models: Mapping[str, Text] = field(default_factory=dict)  # stream -> hub id or folder in the place of the stream's default
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"  # of the big encoders' weights; the pocket encoders stay float32
@@ -178,7 +179,7 @@ class TrainConfig:
     clip_norm: Annotated[Number, between(0, math.inf)] = 0.1
     ema_decay: Annotated[Number, between(0, 1)] = 0.0  # of the averaged weights that are validated and saved; 0 = off
     accumulate_batches: Annotated[Whole, between(1, 65536)] = 1  # batches per optimiser step
-    mixed_precision: Precision = "auto"  # auto: bf16 on a GPU that has it, else float32
+    mixed_precision: Precision = "auto"  # auto: bf16 where GPU or CPU multiply in it, else float32
     save_every_steps: Annotated[Whole, between(0, 10**9)] = 0  # between saved states inside an epoch; 0 = at the end of each epoch only
     early_stop_epochs: Annotated[Whole, between(0, 10**6)] = 0  # stop when validation has not risen for so many epochs; 0 = never
     tracker: Text = "tensorboard"  # any tracker that Accelerate knows; "" = none

@@ -203,11 +203,15 @@ class LabelledBatch:
 class Collator:
     """Makes batches; knows which queries are true of which recording, to keep them out of negative pairs."""
 
-    def __init__(self, entries: Iterable[QueryEntry], *, saliency_windows: Literal["all", "first"] = "all") -> None:
+    def __init__(
+        self, entries: Iterable[QueryEntry], *, saliency_windows: Literal["all", "first"] = "all", negative_share: float = 1.0
+    ) -> None:
         """Take note of every query that has windows in `entries`, the whole data set.
 
-        `saliency_windows` make a clip salient; `first` is the official loop's reading, in which other true windows are negatives.
+        `saliency_windows` make a clip salient; `first` is the official loop's reading, in which other true windows are negatives. The
+        share `negative_share` of the items (rounded up, drawn anew each epoch) is paired with a query of another item, too.
         """
+        self._negative_share = negative_share
         self._most_windows = 1 if saliency_windows == "first" else None
         self._true = {(entry.vid, _wording(entry.query)) for entry in entries if entry.relevant_windows}
 
@@ -215,11 +219,12 @@ class Collator:
         """Prepare features, spans, saliency and negative pairs of `items`."""
         batch = prepare([item.audio for item in items], [item.text for item in items])
         longest = batch.audio_mask.shape[1]
+        paired = sorted(item.draw for item in items)[: math.ceil(self._negative_share * len(items))]
         targets = Targets(
             spans_cxw=torch.cat([windows_to_spans_cxw(item.windows, item.num_clips) for item in items]),
             num_spans=tuple(len(item.windows) for item in items),
             saliency=torch.stack([clip_coverage(item.windows[: self._most_windows], longest) for item in items]),
-            negative_index=torch.tensor([self._negative_of(item, items) for item in items]),
+            negative_index=torch.tensor([self._negative_of(item, items) if item.draw in paired else -1 for item in items]),
         )
         entries, seconds, clips = zip(*((item.entry, item.duration_seconds, item.num_clips) for item in items), strict=True)
         return LabelledBatch(batch, targets, entries, seconds, clips)

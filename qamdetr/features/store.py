@@ -36,6 +36,7 @@ from qamdetr.types import TextFeatures
 Kind = Literal["audio", "text"]
 
 MAX_DIFFERENCE_CLIPS = 2  # sources round the end of a recording differently; streams that differ by more belong to different audio
+KEPT_BYTES = 1 << 28  # of features that a store keeps in memory; an epoch reads a recording once for each of its queries
 _RECORD_FILE = "encoder.json"
 _NO_AUDIO = "0" * 16
 _NAMES_SHOWN = 10
@@ -243,6 +244,8 @@ class FeatureStore:
         """Find out where each stream lies; no features are read yet. `recordings` (`vid` -> audio file) tell those of one name apart."""
         self.data = data
         self._num_clips: dict[str, int] = {}
+        self._kept: dict[tuple[str, ...], Any] = {}
+        self._room_bytes = KEPT_BYTES
         sides = (("audio", model.audio_streams, data.audio_features), ("text", model.text_streams, data.text_features))
         for kind, widths, public in sides:
             if unknown := sorted(set(public) - set(widths)):
@@ -264,14 +267,28 @@ class FeatureStore:
         return self._num_clips[vid]
 
     def audio(self, vid: str) -> dict[str, Tensor]:
-        """Return stream -> `(clips, dim_s)` float32, all streams cut to the shortest."""
+        """Return stream -> `(clips, dim_s)` float32, all streams cut to the shortest; read once, as far as memory is allowed for it."""
+        if (vid,) in self._kept:
+            return self._kept[vid,]  # type: ignore[no-any-return]
         streams = {name: files.audio(vid) for name, files in self._audio.items()}
         shortest = _shortest(vid, {name: rows.shape[0] for name, rows in streams.items()})
-        return {name: rows[:shortest] for name, rows in streams.items()}
+        streams = {name: rows[:shortest] for name, rows in streams.items()}
+        self._keep((vid,), streams, streams.values())
+        return streams
 
     def text(self, query: str, qid: str) -> dict[str, TextFeatures]:
-        """Return stream -> features of a query."""
-        return {name: files.text(query if files.is_own else qid) for name, files in self._text.items()}
+        """Return stream -> features of a query, read once."""
+        if (query, qid) in self._kept:
+            return self._kept[query, qid]  # type: ignore[no-any-return]
+        streams = {name: files.text(query if files.is_own else qid) for name, files in self._text.items()}
+        self._keep((query, qid), streams, [text.tokens for text in streams.values()])
+        return streams
+
+    def _keep(self, name: tuple[str, ...], streams: Mapping[str, object], tensors: Iterable[Tensor]) -> None:
+        """Remember what was read; once memory is full, the rest is read each time: in a random order no choice is better."""
+        self._room_bytes -= sum(tensor.nbytes for tensor in tensors)
+        if self._room_bytes >= 0:
+            self._kept[name] = streams
 
     def check(self, vids: Iterable[str], queries: Mapping[str, str]) -> None:
         """Read every recording and query once."""

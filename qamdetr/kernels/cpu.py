@@ -26,7 +26,6 @@ from qamdetr.kernels.scan import differentiable_once
 Network = TypeVar("Network", bound=nn.Module)
 
 _LEAST_WORK = 1_000_000  # multiplications below which oneDNN's longer call (some 10 us) takes back what it gains
-_DRAWS = 1 << 16  # values that 16 random bits can take
 
 
 def speed_up(model: Network) -> Network:
@@ -58,18 +57,21 @@ def run_kernel(
     """
     arguments = [value.detach().numpy() if isinstance(value, Tensor) else value for value in (*inputs, *outputs)]
 
-    def run(first: int, last: int) -> None:
-        kernel(first, last, *arguments, *(_kernels().scratch(*shape) for shape in scratch))
-
     threads = min(torch.get_num_threads(), tasks)
-    if threads <= 1:
-        run(0, tasks)
-        return
     # More ranges than threads, so that a core that is busy elsewhere does not hold up the rest.
-    ranges = min(tasks, 4 * threads)
-    pool = _thread_pool(os.getpid(), threads)
-    for future in [pool.submit(run, tasks * i // ranges, tasks * (i + 1) // ranges) for i in range(ranges)]:
-        future.result()
+    ranges = min(tasks, 4 * threads) if threads > 1 else 1
+    left = iter(range(ranges))
+
+    def work() -> None:
+        own = [_kernels().scratch(*shape) for shape in scratch]
+        for i in left:
+            kernel(tasks * i // ranges, tasks * (i + 1) // ranges, *arguments, *own)
+
+    # The caller works too: to wake a thread takes as long as half a scan of one recording.
+    helpers = [_thread_pool(os.getpid(), threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
 
 
 @functools.lru_cache(maxsize=1)
@@ -244,53 +246,37 @@ class FeedForward(nn.Sequential):
 def drop(x: Tensor, p: float, slope: Tensor | None = None) -> Tensor:
     """Zero the share `p` of the values of `x` and scale up the rest; with a `slope` `(1,)`, of what a PReLU makes of `x`.
 
-    On a CPU the decision takes 16 random bits per value, four values to one draw of the generator, where `nn.Dropout` takes a draw and a
-    logarithm each: that alone was a quarter of a training step. The share is therefore a multiple of 2^-16, and the scale fits it exactly.
+    On a CPU what is kept is decided by a hash of each value's place, keyed by one draw of PyTorch's generator, where `nn.Dropout` takes a
+    draw and a logarithm for every value: that alone was a quarter of a training step. bfloat16 keeps what float32 would.
     """
-    on_cpu = x.device.type == "cpu"
-    if on_cpu and x.dtype == torch.float32:
-        return cast("Tensor", _Drop.apply(x, slope, _random_draws(x.numel()), p))  # type: ignore[no-untyped-call]
-    x = x if slope is None else F.prelu(x, slope)
-    # In other types the same draws, so that half precision can be compared with single.
-    least, scale = _limit_and_scale(p)
-    return x * (_random_draws(x.numel()) >= least).view(x.shape).to(x.dtype).mul_(scale) if on_cpu else F.dropout(x, p)
-
-
-def _random_draws(values: int) -> Tensor:
-    """Draw 16 random bits for each of `values` values, from PyTorch's generator: `(values,)` int16."""
-    # From the least int64 on, so that all 64 bits are random.
-    return torch.empty((values + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:values]
-
-
-def _limit_and_scale(p: float) -> tuple[int, float]:
-    """Least draw that keeps a value, and what kept values are multiplied with."""
-    dropped = round(p * _DRAWS)
-    return dropped - _DRAWS // 2, _DRAWS / (_DRAWS - dropped)
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        low, high = torch.empty(2, dtype=torch.int64).random_(1 << 32).tolist()
+        return cast("Tensor", _Drop.apply(x, slope, (low, high, round(p * (1 << 32)), 1 / (1 - p))))  # type: ignore[no-untyped-call]
+    return F.dropout(x if slope is None else F.prelu(x, slope), p)
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor | None, draws: Tensor, p: float) -> Tensor:  # noqa: ANN401
-        ctx.p = p
-        ctx.save_for_backward(None if slope is None else x.reshape(-1), slope, draws)
-        return _keep(x, slope, draws, p)
+    def forward(ctx: Any, x: Tensor, slope: Tensor | None, numbers: tuple[float, ...]) -> Tensor:  # noqa: ANN401
+        ctx.numbers = numbers
+        ctx.save_for_backward(None if slope is None else x, slope)
+        return _keep(x, slope, numbers)
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # noqa: ANN401
-        x, slope, draws = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401
+        x, slope = ctx.saved_tensors
         if slope is None:
-            return _keep(grad_out, None, draws, ctx.p), None, None, None
-        tasks = _kernels().num_blocks(x.numel(), _kernels().BLOCK_VALUES)
-        grad_x, grad_slope = torch.empty_like(x), x.new_empty(tasks)
-        inputs = [x, slope, draws, *_limit_and_scale(ctx.p), grad_out.reshape(-1)]
-        run_kernel(_kernels().drop_backward, tasks, inputs, [grad_x, grad_slope])
-        return grad_x.view(grad_out.shape), grad_slope.sum(dim=0, keepdim=True), None, None
+            return _keep(grad_out, None, ctx.numbers), None, None
+        flat, grad = x.float().reshape(-1), grad_out.float().reshape(-1)
+        tasks = _kernels().num_blocks(flat.numel(), _kernels().BLOCK_VALUES)
+        grad_x, grad_slope = torch.empty_like(flat), flat.new_empty(tasks)
+        run_kernel(_kernels().drop_backward, tasks, [flat, slope, *ctx.numbers, grad], [grad_x, grad_slope])
+        return grad_x.view(x.shape).to(x.dtype), grad_slope.sum(dim=0, keepdim=True), None
 
 
-def _keep(x: Tensor, slope: Tensor | None, draws: Tensor, p: float) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    tasks = _kernels().num_blocks(x.numel(), _kernels().BLOCK_VALUES)
-    slope = x.new_empty(0) if slope is None else slope
-    run_kernel(_kernels().drop, tasks, [x.reshape(-1), slope, draws, *_limit_and_scale(p)], [out.view(-1)])
-    return out
+def _keep(x: Tensor, slope: Tensor | None, numbers: tuple[float, ...]) -> Tensor:
+    flat = x.float().reshape(-1)
+    out, tasks = torch.empty_like(flat), _kernels().num_blocks(flat.numel(), _kernels().BLOCK_VALUES)
+    run_kernel(_kernels().drop, tasks, [flat, flat.new_ones(1) if slope is None else slope, *numbers], [out])
+    return out.view(x.shape).to(x.dtype)

@@ -383,39 +383,46 @@ def conv_backward(first, last, lengths, reverse, x, weight, bias, grad_out, grad
         grad_x[b, length:, start:stop] = _f(0.0)
 
 
-@kernel
-def drop(first, last, x, slope, draws, limit, scale, out):
-    """Run dropout, `x * scale` where a value is kept, else 0; behind a PReLU where slope is `(1,)`, of x as it is where it is `(0,)`.
+@inlined
+def _bits(place, low, high):
+    """32 random bits for a place, out of two keys. Source: lowbias32 of C. Wellons, https://github.com/skeeto/hash-prospector."""
+    x = np.uint32(place) ^ low
+    x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)) ^ high
+    x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return x ^ (x >> np.uint32(16))
 
-    What PyTorch does in passes of its own (bend, decide, convert, scale, multiply) is one here. All else is flat; a task is `BLOCK_VALUES`
-    neighbouring values. `draws` holds 16 random bits for each, and a value is kept where they are at least `limit`.
+
+@kernel
+def drop(first, last, x, slope, low, high, limit, scale, out):
+    """Run dropout behind a PReLU of slope `(1,)`, which is 1 where there is none: `scale` times the value where it is kept, else 0.
+
+    What PyTorch does in passes of its own (draw, decide, bend, convert, scale, multiply) is one here. All is flat; a task is `BLOCK_VALUES`
+    neighbouring values. What is kept follows from its place and the keys, so nobody has to store it. Values are read before it is known
+    whether they are kept: else the compiler, which may not read what the program would not, makes no SIMD of it (six times as slow).
     """
-    limit, scale = np.int16(limit), _f(scale)
-    start, stop = first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])
-    if slope.shape[0] == 0:
-        for i in range(start, stop):
-            out[i] = x[i] * scale if draws[i] >= limit else _f(0.0)
-        return
-    negative = slope[0]
-    for i in range(start, stop):
-        bent = x[i] if x[i] > _f(0.0) else negative * x[i]
-        out[i] = bent * scale if draws[i] >= limit else _f(0.0)
+    low, high, limit, scale, negative = np.uint32(low), np.uint32(high), np.uint32(limit), _f(scale), slope[0]
+    for i in range(first * BLOCK_VALUES, min(last * BLOCK_VALUES, x.shape[0])):
+        value = x[i]
+        bent = (value if value > _f(0.0) else negative * value) * scale
+        out[i] = bent if _bits(i, low, high) >= limit else _f(0.0)
 
 
 @kernel
-def drop_backward(first, last, x, slope, draws, limit, scale, grad_out, grad_x, grad_slope):
+def drop_backward(first, last, x, slope, low, high, limit, scale, grad_out, grad_x, grad_slope):
     """Run its gradient: grad_x as x; to be summed over tasks, grad_slope `(tasks,)`.
 
     The sum has a loop of its own. In one that also writes, the compiler looks where the arrays lie before it sums several values at
     once, and the order of the sum, and with it the last bits, would change from run to run.
     """
-    limit, scale, negative = np.int16(limit), _f(scale), slope[0]
+    low, high, limit, scale, negative = np.uint32(low), np.uint32(high), np.uint32(limit), _f(scale), slope[0]
     for task in range(first, last):
         start, stop = task * BLOCK_VALUES, min((task + 1) * BLOCK_VALUES, x.shape[0])
         for i in range(start, stop):
-            grad = grad_out[i] * scale if draws[i] >= limit else _f(0.0)
-            grad_x[i] = grad if x[i] > _f(0.0) else negative * grad
+            value, whole = x[i], grad_out[i] * scale
+            grad = whole if _bits(i, low, high) >= limit else _f(0.0)
+            grad_x[i] = grad if value > _f(0.0) else negative * grad
         total = _f(0.0)
         for i in range(start, stop):
-            total += x[i] * grad_out[i] * scale if draws[i] >= limit and x[i] <= _f(0.0) else _f(0.0)
+            below, whole = min(x[i], _f(0.0)), grad_out[i] * scale
+            total += below * (whole if _bits(i, low, high) >= limit else _f(0.0))
         grad_slope[task] = total

@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from qamdetr.model.layers import Mlp, attend, feed_forward, sine_embedding, split_heads, xavier_init
+from qamdetr.model.layers import (
+    Mlp,
+    attend,
+    attention_weights,
+    feed_forward,
+    few_queries_mix,
+    few_queries_scores,
+    sine_embedding,
+    xavier_init,
+)
 from qamdetr.types import DecoderOutput
 
 ANCHOR_EPSILON = 1e-3
@@ -22,8 +31,7 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
 class DecoderLayer(nn.Module):
     """Self-attention among moment queries, attention to the memory, feed-forward; post-norm.
 
-    Content and position stay apart in the attention to the memory: each head compares content with content and anchor with clip
-    position, side by side. Projections of keys have no bias (see `layers.Attention`).
+    Content and position stay apart in the attention to the memory. Projections of keys have no bias (see `layers.Attention`).
 
     Source: DAB-DETR (Liu et al., ICLR 2022) as QD-DETR uses it in one dimension.
     """
@@ -66,28 +74,18 @@ class DecoderLayer(nn.Module):
         mixed = attend(queries, keys, self.self_value(content), num_heads=self.num_heads, key_mask=None, dropout=dropout)
         content = self.norm_self(content + self.dropout(self.self_out(mixed)))
 
-        queries = self.cross_query(content)
-        keys = self.cross_key(memory)
-        key_position = self.cross_key_position(memory_position)
+        # Each head compares content with content and anchor with clip position; two scores that are added are one of both side by side.
+        queries, anchors = self.cross_query(content), self.cross_query_sine(anchor_sine)
         if self.cross_query_position is not None:
             queries = queries + self.cross_query_position(anchor_position)
-            keys = keys + key_position
-        mixed = attend(
-            self._side_by_side(queries, self.cross_query_sine(anchor_sine)),
-            self._side_by_side(keys, key_position.expand(keys.shape)),
-            self.cross_value(memory),
-            num_heads=self.num_heads,
-            key_mask=memory_mask,
-            dropout=dropout,
-        )
+            anchors = anchors + queries  # in the first layer, the clips' position enters the content half of the keys as well
+        scores = few_queries_scores(queries, memory, self.cross_key, self.num_heads)
+        scores = scores + few_queries_scores(anchors, memory_position, self.cross_key_position, self.num_heads)
+        weights = attention_weights(scores / math.sqrt(2 * content.shape[-1] // self.num_heads), memory_mask, dropout)
+        mixed = few_queries_mix(weights, memory, self.cross_value)
         content = self.norm_cross(content + self.dropout(self.cross_out(mixed)))
         out: Tensor = self.norm_ffn(content + self.dropout(self.ffn(content)))
         return out
-
-    def _side_by_side(self, content: Tensor, position: Tensor) -> Tensor:
-        """Give each head its slice of content followed by its slice of position: `(batch, n, 2 * dim)`."""
-        halves = [split_heads(part, self.num_heads) for part in (content, position)]
-        return torch.cat(halves, dim=-1).flatten(-2)
 
 
 class MomentDecoder(nn.Module):

@@ -50,15 +50,45 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, num_heads: int, key
         `(batch, queries, dim_v)`.
     """
     q, k, v = (split_heads(part, num_heads).transpose(1, 2) for part in (queries, keys, values))
-    mask = None if key_mask is None else key_mask[:, None, None, :]
     p = dropout.p if dropout.training else 0.0
     if p > 0.0 and q.device.type == "cpu":  # where PyTorch's own would draw slowly
-        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
-        weights = (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(dim=-1)
-        out: Tensor = dropout(weights) @ v
+        out = attention_weights((q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2), key_mask, dropout) @ v
     else:
+        mask = None if key_mask is None else key_mask[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
     return out.transpose(1, 2).flatten(2)
+
+
+def attention_weights(scores: Tensor, key_mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
+    """Softmax of scaled scores `(batch, num_heads, queries, keys)` over the keys that may be looked at, then dropout."""
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None, :], -math.inf)
+    weights: Tensor = dropout(scores.softmax(dim=-1))
+    return weights
+
+
+def few_queries_scores(queries: Tensor, source: Tensor, key: nn.Linear, num_heads: int) -> Tensor:
+    """Return the scores, not yet scaled, of `queries` `(batch, n, dim)` on keys that `key` (without a bias) would make of `source`.
+
+    `(batch, num_heads, n, m)` for `source` `(batch or 1, m, dim)`. The weight goes to the queries: where they are fewer than `dim` in all
+    heads together, that is less work than to make the keys, which are then never held.
+    """
+    looks = torch.einsum("bnhd,hdc->bhnc", split_heads(queries, num_heads), rows_by_head(key, num_heads))
+    return (looks.flatten(1, 2) @ source.transpose(1, 2)).view(*looks.shape[:3], -1)
+
+
+def few_queries_mix(weights: Tensor, source: Tensor, value: nn.Linear) -> Tensor:
+    """Mix what `value` would make of `source` `(batch, m, dim)` by `weights` `(batch, num_heads, n, m)`: mix first, then project."""
+    num_heads = weights.shape[1]
+    seen = (weights.flatten(1, 2) @ source).view(*weights.shape[:3], -1)
+    mixed = torch.einsum("bhnc,hdc->bnhd", seen, rows_by_head(value, num_heads)).flatten(2)
+    # Weights add up to 1 only without dropout.
+    return mixed + weights.sum(dim=-1).transpose(1, 2).repeat_interleave(mixed.shape[2] // num_heads, dim=2) * value.bias
+
+
+def rows_by_head(layer: nn.Linear, num_heads: int) -> Tensor:
+    """Weights of a projection by head: `(num_heads, dim_out / num_heads, dim_in)`."""
+    return layer.weight.view(num_heads, -1, layer.in_features)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -105,9 +135,31 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
-        """`(batch, queries, dim)` looks at `(batch, keys, dim)`; see `attend` for the mask."""
-        projected = self.query(queries), self.key(keys), self.value(values)
-        out: Tensor = self.out(attend(*projected, num_heads=self.num_heads, key_mask=key_mask, dropout=self.dropout))
+        """`(batch, queries, dim)` looks at `(batch, keys, dim)`; see `attend` for the mask.
+
+        Between a long recording and a short text, projections of the text's side take over those of the recording's: in the same sums,
+        a third of the work.
+        """
+        few, heads = queries.shape[-1] // self.num_heads, self.num_heads
+        if queries.shape[1] < min(few, keys.shape[1]):
+            scores = few_queries_scores(self.query(queries), keys, self.key, heads) / math.sqrt(few)
+            mixed = few_queries_mix(attention_weights(scores, key_mask, self.dropout), values, self.value)
+        elif keys.shape[1] < min(few, queries.shape[1]):
+            return self._at_few_keys(queries, split_heads(self.key(keys), heads), split_heads(self.value(values), heads), key_mask)
+        else:
+            projected = self.query(queries), self.key(keys), self.value(values)
+            mixed = attend(*projected, num_heads=heads, key_mask=key_mask, dropout=self.dropout)
+        out: Tensor = self.out(mixed)
+        return out
+
+    def _at_few_keys(self, queries: Tensor, keys: Tensor, values: Tensor, key_mask: Tensor | None) -> Tensor:
+        """All of it for projected keys and values `(batch, keys, num_heads, dim / num_heads)`, which take on the weights they meet."""
+        looked_at = torch.einsum("bmhd,hdc->bchm", keys, rows_by_head(self.query, self.num_heads)).flatten(2)
+        shift = (keys * self.query.bias.view(keys.shape[2:])).sum(dim=-1).transpose(1, 2).flatten(1)
+        scores = (queries @ looked_at + shift[:, None]).view(*queries.shape[:2], self.num_heads, -1).transpose(1, 2)
+        weights = attention_weights(scores / math.sqrt(keys.shape[-1]), key_mask, self.dropout)
+        given = torch.einsum("bmhd,ohd->bhmo", values, self.out.weight.view(-1, *values.shape[2:])).flatten(1, 2)
+        out: Tensor = weights.transpose(1, 2).flatten(2) @ given + self.out.bias
         return out
 
 

@@ -14,21 +14,27 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks._timing import write_json
+import torch
+
+from benchmarks._timing import Target, print_targets, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
 WORKER = """
-import sys, tempfile, time
+import json, sys, tempfile, time
 from pathlib import Path
 
+import numpy
 import torch
 
 torch.set_num_threads(int(sys.argv[1]))
 told = sys.stdout
 sys.stdout = sys.stderr  # what is printed on the way is no answer
+temporary = tempfile.TemporaryDirectory()
+folder = Path(temporary.name)
 
 def step(name):
     from benchmarks import train_step
@@ -50,12 +56,38 @@ def shipped(name):
     from benchmarks import serving
     if not kept:
         kept["model"] = serving.MomentRetriever.from_pretrained()
-        kept["path"] = serving.five_minutes(Path(tempfile.mkdtemp()))
+        kept["path"] = serving.five_minutes(folder)
         kept["recording"] = kept["model"].encode(kept["path"])
     model, path, recording = kept["model"], kept["path"], kept["recording"]
     return (lambda: model.encode(path)) if name == "encode" else lambda: model.retrieve(recording, serving.QUERIES[0])
 
-makers, runs = {"step": step, "query": query, "shipped": shipped}, {}
+def train(name):
+    # One epoch of a run as users start it, files and validation included, on random features.
+    from qamdetr.config import load_config
+    from qamdetr.training.loop import train as run
+    # Ten queries to a recording, as in the scenes that the shipped model learned from.
+    random, lines = numpy.random.default_rng(0), []
+    def save(part, name, key, rows, width):
+        (folder / part).mkdir(exist_ok=True)
+        numpy.savez(folder / part / f"{name}.npz", **{key: random.standard_normal((rows, width), dtype=numpy.float32)})
+    lengths = random.integers(30, 290, 32).tolist()
+    for number, clips in enumerate(lengths):
+        for part, width in (("pocket", 256), ("mel_stats", 24)):
+            save(part, f"v{number}", "features", clips, width)
+    for number in range(320):
+        save("text", f"qid{number}", "last_hidden_state", 6, 256)
+        start, vid = int(random.integers(0, 20)), number % 32
+        line = {"qid": number, "query": f"sound {number}", "vid": f"v{vid}", "duration": lengths[vid]}
+        lines.append({**line, "relevant_windows": [[start, start + 6]]})
+    for name, some in (("train", lines), ("val", lines[:32])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in some))
+    files = {"audio_features": "{pocket: %s/pocket, mel_stats: %s/mel_stats}", "text_features": "{pocket: %s/text}"}
+    settings = [f"data.{part}={folders.replace('%s', str(folder))}" for part, folders in files.items()]
+    settings += [f"data.{name}_manifest={folder}/{name}.jsonl" for name in ("train", "val")]
+    config = load_config("pocket", [*settings, "model.similarity=false", "train.epochs=1", "train.tracker="])
+    return lambda: run(config, folder / f"run-{len(list(folder.iterdir()))}")
+
+makers, runs = {"step": step, "query": query, "shipped": shipped, "train": train}, {}
 for line in sys.stdin:
     kind, name = line.split()
     run = runs.get(line) or runs.setdefault(line, makers[kind](name))
@@ -71,7 +103,16 @@ RUNS = {
     "full model, combo A: one query": "query table1_6_multi_feature",
     "training step, baseline's sizes, 32 x 300": "step castella_baseline",
     "training step, full model, 32 x 300": "step table1_6_multi_feature",
+    "pocket training, an epoch of 320 queries": "train pocket",
 }
+FULL_STEP, BASELINE_STEP, EPOCH, FULL_QUERY = (
+    "step table1_6_multi_feature",
+    "step castella_baseline",
+    "train pocket",
+    "query table1_6_multi_feature",
+)
+OFFICIAL_STEPS = 1.42
+"""What a step of the official code took, in steps of the baseline's sizes at f584b19: measured in one run (docs/performance.md)."""
 QUICK = 8  # times as many repeats of what takes milliseconds
 
 
@@ -106,23 +147,46 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks/beside.json"))
     arguments = parser.parse_args()
     checkouts = [Checkout(root.resolve(), arguments.threads) for root in (arguments.before, ROOT)]
-    rows = {}
+    rows, medians = {}, {}
     print(f"  {'medians, ' + str(arguments.threads) + ' threads':<48}{'before':>12}{'now':>12}{'ratio':>8}   (range of the pairs' ratios)")
     for name, run in RUNS.items():
         if arguments.only not in f"{name} {run}":
             continue
         for checkout in checkouts:
             checkout.seconds(run)  # makes what it needs, and compiles
-        repeats = arguments.repeats * (1 if run.startswith("step") else QUICK)
+        repeats = arguments.repeats * (QUICK if run.startswith(("shipped", "query")) else 1)
         pairs = [tuple(checkout.seconds(run) for checkout in checkouts) for _ in range(repeats)]
-        before, now = (statistics.median(side) for side in zip(*pairs, strict=True))
+        before, now = medians[run] = tuple(statistics.median(side) for side in zip(*pairs, strict=True))
         ratios = [new / old for old, new in pairs]
         print(
             f"  {name:<48}{1000 * before:9.1f} ms{1000 * now:9.1f} ms{now / before:8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )
         rows[name] = {"before_seconds": before, "now_seconds": now, "pairs": pairs}
-    write_json(arguments.output, {"threads": arguments.threads, "machine": platform.processor() or platform.machine(), "rows": rows})
+    targets = print_targets(targets_of(medians))
+    machine = {"threads": arguments.threads, "machine": processor(), "torch": torch.__version__}
+    write_json(arguments.output, {**machine, "rows": rows, "targets": targets})
+
+
+def targets_of(medians: Mapping[str, tuple[float, ...]]) -> list[Target]:
+    """Put what was asked of this checkout against f584b19 beside what was measured, where it was."""
+    asked = []
+    if {FULL_STEP, BASELINE_STEP} <= set(medians):
+        ratio = medians[FULL_STEP][1] / medians[BASELINE_STEP][0]
+        asked += [Target("full model's step now / baseline's before", ratio, 0.55, "x")]
+        asked += [Target("full model's step now / official code's", ratio / OFFICIAL_STEPS, 0.39, "x")]
+    if EPOCH in medians:
+        asked += [Target("pocket training, samples a second", medians[EPOCH][0] / medians[EPOCH][1], 1.8, "x", at_least=True)]
+    if FULL_QUERY in medians:
+        asked += [Target("full model's query", medians[FULL_QUERY][1] / medians[FULL_QUERY][0], 0.75, "x")]
+    return asked
+
+
+def processor() -> str:
+    """Name the processor, and whether it multiplies in bfloat16."""
+    abilities = torch.cpu.get_capabilities()
+    found = [name for name in ("avx512_bf16", "amx_bf16") if abilities.get(name)]
+    return " ".join([str(abilities.get("cpu_name", platform.machine())), *found])
 
 
 if __name__ == "__main__":

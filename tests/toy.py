@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from stored_features import OwnFeatures
 from torch.nn.functional import normalize
 
@@ -110,3 +111,9 @@ def small_toy_config(small_toy_folder: Path, tmp_path: Path) -> ToyConfig:
         return build(Config, settings)
 
     return make
+
+
+def forget_accelerate() -> None:
+    """Accelerate keeps one precision per process."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

@@ -176,6 +176,16 @@ def test_negatives_differ_by_more_than_spelling_and_vary_with_the_draw() -> None
     assert {negative(*others, draw=draw) for draw in range(20)} == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.2, 2), (0.125, 1), (1.0, 8)])
+def test_the_share_of_items_with_a_negative_is_kept_and_drawn(share: float, expected: int) -> None:
+    def paired(shift: int) -> list[bool]:
+        items = [make_item(f"v{i}", f"sound {i}", draw=(i + shift) % 8) for i in range(8)]
+        return [index >= 0 for index in Collator([], negative_share=share)(items).targets.negative_index.tolist()]
+
+    assert sum(paired(0)) == expected
+    assert (paired(0) == paired(3)) == (expected in (0, 8))
+
+
 @given(draws=st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=12), seed=st.integers(0, 1000))
 def test_negatives_never_contradict_the_manifest(draws: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -16,6 +16,7 @@ from stored_features import OwnFeatures, write_audio_file, write_text_file
 
 from qamdetr.config import DataConfig, ModelConfig
 from qamdetr.errors import ConfigError, DataError, QamDetrError
+from qamdetr.features import store
 from qamdetr.features.base import join_fingerprints
 from qamdetr.features.store import FeatureStore, StreamFiles, require_features
 from qamdetr.types import TextFeatures
@@ -132,7 +133,7 @@ def model(audio: dict[str, int], text: dict[str, int]) -> ModelConfig:
     return ModelConfig(audio_streams=audio, text_streams=text)
 
 
-def test_each_stream_comes_from_its_own_place_in_the_model_s_order(tmp_path: Path) -> None:
+def test_each_stream_comes_from_its_own_place_in_the_model_s_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     public = torch.from_numpy(write_audio_file(tmp_path / "clap", "walk", 13))
     tokens = torch.from_numpy(write_text_file(tmp_path / "clap_text", "q1", 3))
     own = OwnFeatures(tmp_path / "own")
@@ -143,7 +144,8 @@ def test_each_stream_comes_from_its_own_place_in_the_model_s_order(tmp_path: Pat
         audio_features={"clap": str(tmp_path / "clap")},
         text_features={"clap": str(tmp_path / "clap_text")},
     )
-    features = FeatureStore(model({"clap": 6, "loud": 2}, {"words": 4, "clap": 6}), data)
+    features_model = model({"clap": 6, "loud": 2}, {"words": 4, "clap": 6})
+    features = FeatureStore(features_model, data)
     require_features([(features, VIDS, TEXTS)])
     assert features.num_clips("walk") == 13, "cut to the shortest"
     assert list(features.audio("walk")) == ["clap", "loud"]
@@ -157,11 +159,18 @@ def test_each_stream_comes_from_its_own_place_in_the_model_s_order(tmp_path: Pat
     assert public_part.startswith("public-")
     content = features.content(VIDS, TEXTS)
     write_audio_file(tmp_path / "clap", "walk", 13, seed=1)
-    assert features.content(VIDS, TEXTS) != content
-    assert not features.encoder_version(VIDS, TEXTS).endswith(public_part)
+    again = FeatureStore(features_model, data)
+    assert again.content(VIDS, TEXTS) != content
+    assert not again.encoder_version(VIDS, TEXTS).endswith(public_part)
     own.write_audio("walk", {"loud": torch.ones(20, 2)})
     with pytest.raises(DataError, match=r"streams of recording 'walk' differ by more than 2 clips \(clap 13, loud 20\)"):
-        features.audio("walk")
+        FeatureStore(features_model, data).audio("walk")
+    assert features.audio("walk")["loud"].shape == (13, 2), "read once, while memory lasts"
+    monkeypatch.setattr(store, "KEPT_BYTES", 0)
+    forgetful = FeatureStore(features_model, data)
+    forgetful.text("a dog", "q1")
+    write_text_file(tmp_path / "clap_text", "q1", 4)
+    assert len(forgetful.text("a dog", "q1")["clap"].tokens) == 4
 
 
 def test_gaps_are_told_for_all_sets_at_once_with_the_command_that_fills_them(tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(p, shape):
     assert float(total.mean()) / draws == pytest.approx(1.0, abs=3 * error + 1e-4)
 
 
+def test_what_dropout_keeps_hangs_neither_together_with_its_neighbours_nor_with_the_next_call():
+    torch.manual_seed(0)
+    first, second = (drop(torch.ones(1 << 20), 0.5) > 0 for _ in range(2))
+    others = [second, *(first.roll(shift) for shift in (1, 2, 3, 8, 64, 1024, 1 << 15))]
+    # Five standard errors of a share of 2^20 fair throws.
+    assert all(float((first == other).float().mean()) == pytest.approx(0.5, abs=5 * 0.5 / 1024) for other in others)
+
+
 @pytest.mark.parametrize("shape", [(1,), (3, 11), (2, 5, 4099)])
 def test_prelu_and_dropout_in_one_are_the_two_one_after_the_other(shape):
     torch.manual_seed(0)

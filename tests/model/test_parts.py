@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from qamdetr.kernels import speed_up
 from qamdetr.model.decoder import MomentDecoder, MomentHeads, SaliencyHead
 from qamdetr.model.fusion import ThreeWayFusion
-from qamdetr.model.layers import AttentionBlock, attend, clip_positions
+from qamdetr.model.layers import Attention, AttentionBlock, attend, clip_positions
 from qamdetr.model.multiscale import MultiScaleFusion
 from qamdetr.model.streams import GatedStreams
 
@@ -74,6 +75,25 @@ def test_attention_is_the_weighted_mean_of_valid_values_also_on_average_under_dr
     dropped = [attend(q, k, v, num_heads=2, key_mask=mask, dropout=nn.Dropout(0.2)) for _ in range(4000)]
     assert not torch.equal(dropped[0], dropped[1])
     torch.testing.assert_close(torch.stack(dropped).mean(0), got, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("few", ["queries", "keys"])
+def test_with_a_short_side_attention_is_the_same_with_its_gradients_also_under_dropout(few):
+    torch.manual_seed(0)
+    attention, sizes = speed_up(Attention(32, 2, 0.3)), {"queries": (3, 40), "keys": (40, 3)}[few]
+    queries, keys, values = (torch.randn(2, size, 32, requires_grad=True) for size in (sizes[0], sizes[1], sizes[1]))
+    mask = torch.arange(sizes[1]) < torch.tensor([[sizes[1]], [2]])
+
+    def plain():
+        projected = attention.query(queries), attention.key(keys), attention.value(values)
+        return attention.out(attend(*projected, num_heads=2, key_mask=mask, dropout=attention.dropout))
+
+    leaves, results = [queries, keys, values, *attention.parameters()], []
+    for way in (plain, lambda: attention(queries, keys, values, mask)):
+        torch.manual_seed(1)  # the same weights are dropped
+        out = way()
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
 def test_positions_move_the_attention_and_not_the_values():

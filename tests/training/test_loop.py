@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -22,7 +21,7 @@ from stored_features import OwnFeatures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.optim import AdamW
-from toy import ToyConfig, toy_settings
+from toy import ToyConfig, forget_accelerate, toy_settings
 
 from qamdetr.cli import main as command_line
 from qamdetr.config import Config, TrainConfig, build, load_config
@@ -188,10 +187,15 @@ def test_average_follows_the_model_and_forgets_the_start() -> None:
     assert average.weight.item() == pytest.approx(2.0, abs=0.01)
 
 
-def forget_accelerate() -> None:
-    """Accelerate keeps one precision per process."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+@pytest.mark.parametrize(
+    ("abilities", "wanted", "expected"),
+    [({}, "auto", "no"), ({"avx512_bf16": True}, "auto", "bf16"), ({"amx_bf16": True}, "auto", "bf16"), ({"amx_bf16": True}, "no", "no")],
+)
+def test_bf16_is_chosen_where_the_processor_multiplies_in_it(
+    abilities: dict[str, bool], wanted: str, expected: str, small_toy_config: ToyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
+    assert loop.choose_precision(small_toy_config(mixed_precision=wanted).train) == expected
 
 
 def test_bf16_trains_with_losses_in_float32(small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

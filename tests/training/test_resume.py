@@ -19,7 +19,7 @@ import yaml
 from accelerate import Accelerator
 from faulty_process import run_train
 from safetensors.torch import load_file
-from toy import ToyConfig, toy_settings
+from toy import ToyConfig, forget_accelerate, toy_settings
 
 from qamdetr.config import Config, build, save_config
 from qamdetr.errors import CheckpointError, ConfigError
@@ -131,6 +131,20 @@ def stop_after(train_it: Callable[[], object], is_time: Callable[[Progress], boo
         patch.setattr(Run, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train_it()
+
+
+def test_a_run_in_bf16_is_resumed_to_the_bit(small_toy_config: ToyConfig, tmp_path: Path) -> None:
+    states = []
+    for name in ("whole", "stopped"):
+        forget_accelerate()
+        config = small_toy_config(epochs=2, save_every_steps=2, mixed_precision="bf16")
+        if name == "stopped":
+            stop_after(lambda: train(config, tmp_path / "stopped"), lambda progress: bool(progress.epoch == 1 and progress.batches))  # noqa: B023
+            forget_accelerate()
+        train(config, tmp_path / name, resume=name == "stopped")
+        states.append(contents(tmp_path / name))
+    forget_accelerate()
+    assert states[0] == states[1]
 
 
 @pytest.fixture(scope="module")

@@ -91,9 +91,13 @@ makers, runs = {"step": step, "query": query, "shipped": shipped, "train": train
 for line in sys.stdin:
     kind, name = line.split()
     run = runs.get(line) or runs.setdefault(line, makers[kind](name))
-    started = time.perf_counter()
-    run()
-    print(time.perf_counter() - started, file=told, flush=True)
+    # Of what takes milliseconds, many: the first still share the cores with the other's threads, which spin before they sleep.
+    seconds = []
+    for _ in range(int(sys.argv[2]) if kind in ("query", "shipped") else 1):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    print(sorted(seconds)[len(seconds) // 2], file=told, flush=True)
 """
 
 RUNS = {
@@ -113,7 +117,7 @@ FULL_STEP, BASELINE_STEP, EPOCH, FULL_QUERY = (
 )
 OFFICIAL_STEPS = 1.42
 """What a step of the official code took, in steps of the baseline's sizes at f584b19: measured in one run (docs/performance.md)."""
-QUICK = 8  # times as many repeats of what takes milliseconds
+QUICK = 16  # runs of what takes milliseconds, of which a turn's median counts
 
 
 class Checkout:
@@ -121,7 +125,7 @@ class Checkout:
 
     def __init__(self, root: Path, threads: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{WORKER}", str(threads)],
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{WORKER}", str(threads), str(QUICK)],
             cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -142,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="root of the other checkout")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name or kind holds this")
-    parser.add_argument("--repeats", type=int, default=5, help=f"timed runs of the slow rows, {QUICK} times as many of the others")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each; medians count")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks/beside.json"))
     arguments = parser.parse_args()
@@ -154,8 +158,7 @@ def main() -> None:
             continue
         for checkout in checkouts:
             checkout.seconds(run)  # makes what it needs, and compiles
-        repeats = arguments.repeats * (QUICK if run.startswith(("shipped", "query")) else 1)
-        pairs = [tuple(checkout.seconds(run) for checkout in checkouts) for _ in range(repeats)]
+        pairs = [tuple(checkout.seconds(run) for checkout in checkouts) for _ in range(arguments.repeats)]
         before, now = medians[run] = tuple(statistics.median(side) for side in zip(*pairs, strict=True))
         ratios = [new / old for old, new in pairs]
         print(

@@ -4,7 +4,8 @@
 last one before the rebuilding, on two x86 cores, and uses only the command line and what the README shows of Python, so it runs before and
 after. Rows of `mistakes.tsv` are `command, exit status, line`; a new row needs only its command. Run it again only to change an answer on
 purpose, and look at the difference. Changed since on purpose: what typer says of unknown words and bad values; keys, ranges and endings
-that came or went; remedies that fit (a wrong rate, a missing tracker); the folder of features, which has one per stream.
+that came or went; remedies that fit (a wrong rate, a missing tracker); the folder of features, which has one per stream; the weights, since
+dropout draws otherwise and fewer items have a negative.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_thirty_steps_of_training_end_where_they_ended(monkeypatch):
         now = make.weights(folder)
     assert list(now) == list(kept)
     for name, before in kept.items():
-        # Made on AVX2; an earlier file, made on AVX-512, was 6e-5 away from what its code gave on AVX2; thirty steps carry a weight some 1e-2.
+        # Made on AVX2; from one processor to the other 6e-5 was seen, while thirty steps carry a weight some 1e-2.
         np.testing.assert_allclose(now[name], before, atol=2e-4, rtol=0, err_msg=name)
     # Bits hang on the processor and on the versions of PyTorch and its libraries; where they differ, the loop above has spoken.
     sys.stderr.write(f"bits of 30 steps equal: {make.hash_of(now) == (HERE / 'weights.sha256').read_text().strip()}\n")

@@ -19,16 +19,16 @@ BUDGETS = {
         "spans.py": 105,
         "files.py": 70,
         "audio.py": 940,
-        "model": 1145,
-        "kernels": 1235,
+        "model": 1200,
+        "kernels": 1225,
     },
-    **{"features": 1940, "data": 485, "inference": 1190, "verifiers": 820, "training": 905, "evaluation": 1025, "synthesis": 960},
+    **{"features": 1955, "data": 490, "inference": 1190, "verifiers": 820, "training": 915, "evaluation": 1025, "synthesis": 960},
     **{"export": 570, "cli": 1055, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_000, 75, 13_000
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_080, 75, 13_000
 """Of the heart; of the package without `ui`; of the tests."""
 
 

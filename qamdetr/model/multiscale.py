@@ -49,7 +49,8 @@ class MultiScaleFusion(nn.Module):
             pooled = masked_average_pool(x, mask, stride)
             # As a product, three runs side by side: PyTorch's own takes three times as long for so few and wide ones.
             runs = F.pad(pooled, (0, 0, 1, 1)).unfold(1, 3, 1).flatten(2)
-            context = F.gelu(linear(runs, convolution.weight.flatten(1), convolution.bias))
+            weight, bias = convolution.parameters()
+            context = F.gelu(linear(runs, weight.flatten(1), bias))
             context = context.repeat_interleave(stride, dim=1)[:, : x.shape[1]]
             fused = fused + scale * self.dropout(context)
         return fused

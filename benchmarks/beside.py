@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks/beside.json"))
     arguments = parser.parse_args()
+    if not (arguments.before / "benchmarks" / "train_step.py").is_file():
+        raise SystemExit(f"{arguments.before} is no checkout of this project: make one with `git worktree add {arguments.before} f584b19`.")
     checkouts = [Checkout(root.resolve(), arguments.threads) for root in (arguments.before, ROOT)]
     rows, medians = {}, {}
     print(f"  {'medians, ' + str(arguments.threads) + ' threads':<48}{'before':>12}{'now':>12}{'ratio':>8}   (range of the pairs' ratios)")

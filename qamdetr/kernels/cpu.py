@@ -71,7 +71,8 @@ def run_kernel(
     helpers = [_thread_pool(os.getpid(), threads - 1).submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
-        helper.result()
+        if not helper.cancel():  # one that never began, because all threads were at another's work, has nothing left to do
+            helper.result()
 
 
 @functools.lru_cache(maxsize=1)
@@ -250,8 +251,9 @@ def drop(x: Tensor, p: float, slope: Tensor | None = None) -> Tensor:
     draw and a logarithm for every value: that alone was a quarter of a training step. bfloat16 keeps what float32 would.
     """
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        bend = None if slope is None else slope.float()
         low, high = torch.empty(2, dtype=torch.int64).random_(1 << 32).tolist()
-        return cast("Tensor", _Drop.apply(x, slope, (low, high, round(p * (1 << 32)), 1 / (1 - p))))  # type: ignore[no-untyped-call]
+        return cast("Tensor", _Drop.apply(x, bend, (low, high, round(p * (1 << 32)), 1 / (1 - p))))  # type: ignore[no-untyped-call]
     return F.dropout(x if slope is None else F.prelu(x, slope), p)
 
 

@@ -4,7 +4,7 @@
 configuration means the same on one GPU and on eight. Three things make the gradients equal: each process takes every n-th item of the
 batch (`ProcessShare`); each mean of the objective is over the pairs, items or clips of all processes, though one may hold more of them
 (`make_normaliser`); and what is drawn (crops, noise, order) is a function of seed, epoch and item. Two things differ from one process,
-by nature: dropout, and the negative pairs, which are drawn among the items of a process.
+by nature: dropout, and the negative pairs, which are drawn among the items of a process, their number rounded up there.
 """
 
 from __future__ import annotations

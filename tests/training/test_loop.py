@@ -259,6 +259,7 @@ def uneven_settings(folder: Path) -> dict:
     still = {"encoder": "transformer", "dropout": 0.0, "input_dropout": 0.0}
     settings = toy_settings(folder, folder, small | still, epochs=1, batch_size=4, clip_norm=1e9)
     settings["loss"] = {"quality_targets": "all", "saliency_clip": 1.0, "saliency_negative": "mean"}
+    settings["data"]["negative_share"] = 1.0  # of a smaller one, each process draws its own
     for seed in range(100):
         settings["train"]["seed"] = seed
         data = load_data(build(Config, settings))

@@ -47,7 +47,7 @@ class MultiScaleFusion(nn.Module):
         fused = x
         for stride, convolution, scale in zip(self.strides, self.convolutions, self.scales, strict=True):
             pooled = masked_average_pool(x, mask, stride)
-            # As a product, three runs side by side: PyTorch's own takes three times as long for so few and wide ones.
+            # As a product of three runs side by side, which is faster than PyTorch's own convolution for so few and wide ones.
             runs = F.pad(pooled, (0, 0, 1, 1)).unfold(1, 3, 1).flatten(2)
             weight, bias = convolution.parameters()
             context = F.gelu(linear(runs, weight.flatten(1), bias))

@@ -81,9 +81,9 @@ class Switch(NamedTuple):
         return bool(getattr(model, self.field) == self.on)
 
 
-def switch(default: T, label: str, *, bypassable: bool = False, off: str | bool = False) -> T:
-    """Declare a field of `ModelConfig` to be the switch of a component that is on by default."""
-    return field(default=default, metadata={"switch": (label, bypassable, default, off)})
+def switch(default: T, label: str, *, bypassable: bool = False, on: str = "", off: str | bool = False) -> T:
+    """Declare a field of `ModelConfig` to be the switch of a component that is on by default, unless `on` is another value."""
+    return field(default=default, metadata={"switch": (label, bypassable, on or default, off)})
 
 
 def switches() -> dict[str, Switch]:
@@ -114,15 +114,23 @@ class ModelConfig:
     global_token: Flag = False  # the baseline's learned token as query representation; otherwise the pooled refined text
     multiscale: Flag = switch(True, "multi-scale fusion", bypassable=True)
     multiscale_strides: tuple[Annotated[Whole, between(1, 256)], ...] = (2, 4)
-    decoder_layers: Layers = 2
+    decoder: Literal["detr", "dense"] = switch("detr", "dense decoder", on="dense", off="detr")
+    decoder_strides: tuple[Annotated[Whole, between(1, 256)], ...] = (1, 2, 4, 8)  # of dense: clips per cell, a level each
+    decoder_layers: Layers = 2  # of detr, as the next
     num_moment_queries: Annotated[Whole, between(1, 1000)] = 10
     quality: Flag = switch(True, "quality in the ranking", bypassable=True)
 
 
 @section
 class LossConfig:
-    """Weights of the training objective and of the Hungarian matching (DESIGN section 4)."""
+    """Weights of the training objective and of the Hungarian matching (DESIGN section 4).
 
+    `span`, `giou`, `label`, `background_weight`, `quality_targets`, `auxiliary` and `match_*` are of the decoder `detr`.
+    """
+
+    inside: Weight = 1.0  # this and the next two are of the decoder `dense`
+    ends: Weight = 1.0
+    ends_giou: Weight = 2.0
     span: Weight = 10.0
     giou: Weight = 1.0
     label: Weight = 4.0
@@ -194,7 +202,7 @@ class InferenceConfig:
     beta: Share = 0.35
     beta_by_verifier: Mapping[str, Share] = field(default_factory=dict)  # verifier -> beta that `calibrate` chose; others take `beta`
     top_k: Count = 10
-    nms_iou: Share = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all
+    nms_iou: Share = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all, but those of `dense`
     found_threshold: Share = 0.0  # decoder score under which the answer is "not in this recording"; set by calibration
     segment_threshold: Share = 0.0  # above 0, runs of clips whose saliency reaches it join the decoder's candidates
     segment_peak_share: Share = 0.4  # that threshold is lowered to this share of the curve's maximum, for wordings the model is unsure of

@@ -94,11 +94,18 @@ class Targets(_Movable):
 
 @dataclass(frozen=True)
 class DecoderOutput(_Movable):
-    """What one decoder layer predicts for its moment queries."""
+    """What one decoder layer predicts for its slots: moment queries, or the cells of a dense decoder."""
 
-    logits: Tensor  # `(batch, moment_queries, 2)`; class 0 is foreground
-    spans_cxw: Tensor  # `(batch, moment_queries, 2)` in [0, 1]
-    quality_logits: Tensor | None  # `(batch, moment_queries)`; sigmoid gives the predicted IoU; None without the quality head
+    logits: Tensor  # `(batch, slots, 2)`; class 0 is foreground
+    spans_cxw: Tensor  # `(batch, slots, 2)` in [0, 1]; those of cells may reach beyond the recording
+    quality_logits: Tensor | None  # `(batch, slots)`; sigmoid gives the predicted IoU; None without the quality head
+    cells: Tensor | None = None  # `(slots, 2)` middle and length of each cell, in clips; None for moment queries, which have no place
+
+    def valid(self, num_clips: Tensor) -> Tensor:
+        """Return which slots mean anything, `(batch, slots)` bool, for items of `(batch,)` valid clips: cells that begin among them."""
+        if self.cells is None:
+            return torch.ones_like(self.logits[..., 0], dtype=torch.bool)
+        return self.cells[:, 0] - 0.5 * self.cells[:, 1] < num_clips[:, None]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from qamdetr.config import LossConfig
+from qamdetr.config import Config
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, is_finite_number, raw_qid, short
 from qamdetr.errors import CheckpointError, ConfigError, DataError
 from qamdetr.evaluation.metrics import MAX_PREDICTIONS
@@ -153,7 +153,7 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
         "audio_models": list(config.model.audio_streams),
         "text_models": list(config.model.text_streams),
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "loss": _loss_in_words(config.loss, quality=config.model.quality),
+        "loss": _loss_in_words(config),
     }
     try:
         streams, data = (tuple(config.model.audio_streams), tuple(config.model.text_streams)), config.data
@@ -164,16 +164,18 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
     return {"system": {"model": facts}}
 
 
-def _loss_in_words(loss: LossConfig, *, quality: bool) -> str:
+def _loss_in_words(config: Config) -> str:
+    loss, dense = config.loss, config.model.decoder == "dense"
+    cells = {"relative L1 of ends": loss.ends, "gIoU": loss.ends_giou, "focal cross-entropy of cells": loss.inside}
+    slots = {"L1 of spans": loss.span, "gIoU": loss.giou, "cross-entropy of labels": loss.label}
     weights = {
-        "L1 of spans": loss.span,
-        "gIoU": loss.giou,
-        "cross-entropy of labels": loss.label,
+        **(cells if dense else slots),
         "saliency (margin, contrast, negative pairs)": loss.saliency,
         "saliency cross-entropy per clip": loss.saliency_clip,
-        "quality (IoU) regression": loss.quality if quality else 0.0,
+        "quality (IoU) regression": loss.quality if config.model.quality else 0.0,
     }
-    return " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight) + "; Hungarian matching"
+    parts = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items() if weight)
+    return f"{parts}; {'matching by centre' if dense else 'Hungarian matching'}"
 
 
 def _refuse(problem: str, entries: Sequence[QueryEntry], manifest: Sequence[QueryEntry]) -> None:

@@ -27,6 +27,12 @@ Curve = NDArray[np.float64]
 
 DecodeProtocol = Literal["exact", "official"]
 
+MOST_SLOTS = 200
+"""Of an item, the best that become candidates. A dense decoder has thousands, nearly all of them on silence or on the same moments."""
+
+DENSE_NMS_IOU = 0.6
+"""Cells beside each other find the same moment: of a dense decoder's candidates none that overlap by more are ever kept."""
+
 MIN_SECONDS = 0.3
 """Soft ends of a segment that leave less than this are not believed; the whole clips are taken."""
 
@@ -56,21 +62,23 @@ def answers(
     """Read the answer to each item of a batch off the last decoder layer; serving and validation both do it here.
 
     `durations_seconds` are the true length of each item, to which windows are clamped; `num_clips` its valid clips, to which spans are
-    relative. Equal scores keep the order of the moment queries. The protocol `official` keeps doubles, as the field does; nothing is
-    rounded yet.
+    relative. Equal scores keep the order of the slots. The protocol `official` keeps doubles, as the field does; nothing is rounded yet.
     """
-    max_iou = overlap_limit(settings, protocol)
+    max_iou = overlap_limit(settings, protocol, dense=output.decoder.cells is not None)
     foreground = output.decoder.logits.detach().float().softmax(dim=-1)[..., 0]
     logits = output.decoder.quality_logits
     quality = torch.ones_like(foreground) if logits is None else logits.detach().float().sigmoid()
     # In float64, so that clamping to the duration is exact.
     spans_of = output.decoder.spans_cxw.detach().double().cpu()
     curves = output.saliency.detach().float().sigmoid().cpu()
-    items = zip(spans_of, foreground.cpu(), quality.cpu(), curves, durations_seconds, num_clips, strict=True)
+    valid = output.decoder.valid(torch.as_tensor(num_clips, device=foreground.device)).cpu()
+    items = zip(spans_of, foreground.cpu(), quality.cpu(), valid, curves, durations_seconds, num_clips, strict=True)
     decoded = []
-    for spans_cxw, p, q, row, duration_seconds, clips in items:
-        windows = spans.spans_cxw_to_windows(spans_cxw, clips, duration_seconds).tolist()
-        rows = zip(windows, p.tolist(), q.tolist(), strict=True)
+    for spans_cxw, p, q, usable, row, duration_seconds, clips in items:
+        order = (p * q).where(usable, -1.0).argsort(descending=True, stable=True)
+        best = order[: min(int(usable.sum()), MOST_SLOTS)]
+        windows = spans.spans_cxw_to_windows(spans_cxw[best], clips, duration_seconds).tolist()
+        rows = zip(windows, p[best].tolist(), q[best].tolist(), strict=True)
         found = suppress([Candidate(start, end, p, q, decoder_score=p * q) for (start, end), p, q in rows], max_iou)
         curve = row[:clips]
         pooled = pool_segments(found, curve.numpy(), duration_seconds, settings, nms_iou=max_iou, by_quality=logits is not None)
@@ -78,11 +86,14 @@ def answers(
     return decoded
 
 
-def overlap_limit(settings: InferenceConfig, protocol: DecodeProtocol) -> float:
+def overlap_limit(settings: InferenceConfig, protocol: DecodeProtocol, *, dense: bool) -> float:
     """Return the IoU above which the worse of two candidates is dropped.
 
-    The field keeps doubles; but segments of the saliency repeat what the decoder found, so with them doubles are always dropped.
+    The field keeps doubles; but segments of the saliency repeat what the decoder found, and so do the cells of a `dense` decoder among
+    themselves: with either, doubles are always dropped.
     """
+    if dense:
+        return min(settings.nms_iou, DENSE_NMS_IOU)
     return 1.0 if protocol == "official" and settings.segment_threshold <= 0 else settings.nms_iou
 
 

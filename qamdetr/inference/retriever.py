@@ -177,7 +177,7 @@ class Member:
             output = self.model(batch.to(next(self.model.parameters()).device), bypass=bypass)
             durations = [section.seconds(recording.duration_seconds) for _, section in chunk]
             decoded += answers(output, durations, [section.num_clips for _, section in chunk], settings, protocol=protocol)
-        nms_iou = overlap_limit(settings, protocol)
+        nms_iou = overlap_limit(settings, protocol, dense=self.config.model.decoder == "dense")
         merged = []
         for at in range(0, len(pairs), len(sections)):
             found, curves = zip(*decoded[at : at + len(sections)], strict=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
 from qamdetr.config import LossConfig
-from qamdetr.model.matcher import Assignment, match_layers
+from qamdetr.model.matcher import Assignment, match_centres, match_layers
 from qamdetr.spans import giou, iou, pairwise_iou, span_cxw_to_xx
 from qamdetr.types import Batch, DecoderOutput, ModelOutput, Targets
 
@@ -33,10 +33,10 @@ def own_count(count: int) -> float:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Matched pairs of a batch: `(item[i], moment_query[i])` predicts row `span[i]` of `Targets.spans_cxw`; all `(pairs,)` int64."""
+    """Matched pairs of a batch: `(item[i], slot[i])` predicts row `span[i]` of `Targets.spans_cxw`; all `(pairs,)` int64."""
 
     item: Tensor
-    moment_query: Tensor
+    slot: Tensor
     span: Tensor
 
 
@@ -50,15 +50,22 @@ def compute_losses(
 
     Returns:
         Unweighted parts `label, span, giou, saliency`, `quality` with that head, and per earlier decoder layer `label_aux0, span_aux0,
-        giou_aux0, ...` (class and span losses only, as in the baseline; the quality head learns from the last layer, which ranks);
-        their weighted sum `total`; and `class_error`, the percentage of matched moment queries taken for background, detached.
+        giou_aux0, ...` (class and span losses only, as in the baseline; the quality head learns from the last layer, which ranks), or
+        `inside, ends, ends_giou, quality, saliency` of a dense decoder; their weighted sum `total`; and `class_error`, the percentage of
+        matched slots taken for background, detached.
     """
-    auxiliary = output.auxiliary if config.auxiliary else ()
-    *early, last = match_layers([*auxiliary, output.decoder], targets, config)
+    auxiliary, dense = output.auxiliary if config.auxiliary else (), output.decoder.cells is not None
+    num_clips = batch.audio_mask.sum(dim=1)
+    *early, last = (
+        [match_centres(output.decoder, num_clips, targets)] if dense else match_layers([*auxiliary, output.decoder], targets, config)
+    )
     pairs = _flatten(last, targets)
-    parts = _layer_parts(output.decoder, pairs, targets, config, normaliser)
+    if dense:
+        parts = _cell_parts(output.decoder, pairs, num_clips, targets, normaliser)
+    else:
+        parts = _layer_parts(output.decoder, pairs, targets, config, normaliser)
     if output.decoder.quality_logits is not None:
-        to_all = config.quality_targets == "all"
+        to_all = config.quality_targets == "all" and not dense
         parts["quality"] = quality_loss(output.decoder, pairs, targets, normaliser, all_moment_queries=to_all)
     parts["saliency"] = saliency_loss(output, batch.audio_mask, targets, config, normaliser)
     for index, (layer, assignment) in enumerate(zip(auxiliary, early, strict=True)):
@@ -74,22 +81,47 @@ def label_loss(layer: DecoderOutput, pairs: Pairs, background_weight: float, nor
     Source: the baseline; the mean is over all moment queries, not over their weights.
     """
     labels = torch.full(layer.logits.shape[:2], BACKGROUND, device=layer.logits.device)
-    labels[pairs.item, pairs.moment_query] = FOREGROUND
+    labels[pairs.item, pairs.slot] = FOREGROUND
     weight = layer.logits.new_tensor([1.0, background_weight])
     loss = F.cross_entropy(layer.logits.flatten(0, 1), labels.flatten(), weight, reduction="none").mean()
     return loss * _share(labels.numel(), normaliser)
 
 
-def span_losses(layer: DecoderOutput, pairs: Pairs, targets: Targets, normaliser: Normaliser = own_count) -> tuple[Tensor, Tensor]:
-    """L1 distance on (centre, width), and 1 - gIoU; both mean over the matched pairs, 0 where there are none."""
+def inside_loss(layer: DecoderOutput, pairs: Pairs, valid: Tensor, normaliser: Normaliser = own_count) -> Tensor:
+    """Cross-entropy of each cell that is `valid` `(batch, cells)`, its foreground 1 where matched; the sum over the number of these.
+
+    All others are weighed by the square of their foreground, so that the many that are clearly empty do not outweigh the few that are not.
+
+    Source: the focal loss (Lin et al., ICCV 2017), on the negatives alone.
+    """
+    score = layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
+    matched = torch.zeros_like(valid)
+    matched[pairs.item, pairs.slot] = True
+    loss = torch.where(matched, F.softplus(-score), score.sigmoid().square() * F.softplus(score))
+    return loss.masked_fill(~valid, 0.0).sum() / normaliser(pairs.item.numel())
+
+
+def span_losses(
+    layer: DecoderOutput, pairs: Pairs, targets: Targets, normaliser: Normaliser = own_count, *, num_clips: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """L1 distance on (centre, width), and 1 - gIoU; both mean over the matched pairs, 0 where there are none.
+
+    With `num_clips`, the valid clips of each item `(batch,)`, the distance is of both ends, as a share of the true width or of a clip, if
+    that is longer: a short window's ends count as much as a long one's.
+    """
     predicted, truth = _matched(layer, pairs, targets)
     share = _share(predicted.shape[0], normaliser)
     if predicted.shape[0] == 0:
         # Keeps the graph whole, so that data-parallel training finds a gradient for every parameter.
         nothing = layer.spans_cxw.sum() * 0.0
         return nothing, nothing
-    overlap = giou(span_cxw_to_xx(predicted), span_cxw_to_xx(truth))
-    return F.l1_loss(predicted, truth) * share, (1.0 - overlap).mean() * share
+    predicted_xx, truth_xx = span_cxw_to_xx(predicted), span_cxw_to_xx(truth)
+    if num_clips is None:
+        distance = F.l1_loss(predicted, truth)
+    else:
+        width = truth[:, 1].maximum(1.0 / num_clips[pairs.item])
+        distance = ((predicted_xx - truth_xx).abs().sum(dim=-1) / width).mean()
+    return distance * share, (1.0 - giou(predicted_xx, truth_xx)).mean() * share
 
 
 def quality_loss(
@@ -109,7 +141,7 @@ def quality_loss(
     if predicted.shape[0] == 0:
         return logits.sum() * 0.0
     target = iou(span_cxw_to_xx(predicted.detach()), span_cxw_to_xx(truth))
-    return F.binary_cross_entropy_with_logits(logits[pairs.item, pairs.moment_query], target) * share
+    return F.binary_cross_entropy_with_logits(logits[pairs.item, pairs.slot], target) * share
 
 
 def saliency_loss(output: ModelOutput, mask: Tensor, targets: Targets, config: LossConfig, normaliser: Normaliser = own_count) -> Tensor:
@@ -196,6 +228,11 @@ def _layer_parts(layer: DecoderOutput, pairs: Pairs, targets: Targets, config: L
     return {"label": label_loss(layer, pairs, config.background_weight, normaliser), "span": span, "giou": overlap}
 
 
+def _cell_parts(layer: DecoderOutput, pairs: Pairs, num_clips: Tensor, targets: Targets, normaliser: Normaliser) -> dict[str, Tensor]:
+    ends, overlap = span_losses(layer, pairs, targets, normaliser, num_clips=num_clips)
+    return {"inside": inside_loss(layer, pairs, layer.valid(num_clips), normaliser), "ends": ends, "ends_giou": overlap}
+
+
 def _share(count: int, normaliser: Normaliser) -> float | Tensor:
     """Turn a mean over `count` values of this process into their sum over what `normaliser` gives; exactly 1 in a single process."""
     return count / normaliser(count)
@@ -216,7 +253,7 @@ def _flatten(assignment: Assignment, targets: Targets) -> Pairs:
 
 def _matched(layer: DecoderOutput, pairs: Pairs, targets: Targets) -> tuple[Tensor, Tensor]:
     """Predicted and true spans of the matched pairs, both `(pairs, 2)` (centre, width)."""
-    return layer.spans_cxw[pairs.item, pairs.moment_query], targets.spans_cxw[pairs.span]
+    return layer.spans_cxw[pairs.item, pairs.slot], targets.spans_cxw[pairs.span]
 
 
 def _best_iou(layer: DecoderOutput, targets: Targets) -> Tensor:
@@ -231,7 +268,7 @@ def _best_iou(layer: DecoderOutput, targets: Targets) -> Tensor:
 
 
 def _class_error(layer: DecoderOutput, pairs: Pairs, normaliser: Normaliser) -> Tensor:
-    matched = layer.logits.detach()[pairs.item, pairs.moment_query]
+    matched = layer.logits.detach()[pairs.item, pairs.slot]
     share = _share(matched.shape[0], normaliser)
     if matched.shape[0] == 0:
         return layer.logits.new_zeros(())

@@ -1,10 +1,12 @@
-"""Hungarian matching of moment queries with ground-truth spans (report, section 2.3; DETR)."""
+"""Matching of moment queries, by least cost (report, section 2.3; DETR), or of cells, by their place, with ground-truth spans."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -14,7 +16,10 @@ from qamdetr.spans import giou, span_cxw_to_xx
 from qamdetr.types import DecoderOutput, Targets
 
 Assignment = list[tuple[Tensor, Tensor]]
-"""Per item: matched moment queries and, in the same order, the item's own spans; both `(min(moment_queries, spans),)` int64 on the CPU."""
+"""Per item: matched slots and, in the same order, the item's own spans; both int64 on the CPU, of one length."""
+
+REACH = 1.5
+"""In lengths of a cell: how far from its middle the centre of a span may be that it finds, and the least half length of such a span."""
 
 
 @torch.no_grad()
@@ -45,3 +50,32 @@ def match_layers(layers: Sequence[DecoderOutput], targets: Targets, config: Loss
 def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
     queries, spans = linear_sum_assignment(cost.numpy())
     return torch.as_tensor(queries, dtype=torch.int64), torch.as_tensor(spans, dtype=torch.int64)
+
+
+@torch.no_grad()
+def match_centres(layer: DecoderOutput, num_clips: Tensor, targets: Targets) -> Assignment:
+    """Assign to each ground-truth span the cells of one level whose middles are near its centre; `num_clips` `(batch,)` are valid clips.
+
+    Near is within `REACH` cells. The level is the coarsest of which half the span is `REACH` cells long, else the finest. A cell near
+    several spans goes to the nearest; a span that is nearest to none then takes its nearest cell, so that all have one where there is room.
+    """
+    cells, valid, lengths = cast("Tensor", layer.cells).cpu(), layer.valid(num_clips).cpu(), num_clips.cpu()
+    middles, sizes = cells.t().contiguous()
+    levels = torch.unique(sizes)
+    level_of_cell = torch.searchsorted(levels, sizes)
+    assignment: Assignment = []
+    by_item = torch.split(targets.spans_cxw.float().cpu(), list(targets.num_spans))
+    for spans_cxw, length, usable in zip(by_item, lengths, valid, strict=True):
+        centres, widths = (spans_cxw * length).unbind(-1)
+        level = (torch.searchsorted(REACH * levels, 0.5 * widths, right=True) - 1).clamp(min=0)
+        far = (centres[:, None] - middles).abs()
+        fits = usable & (level[:, None] == level_of_cell) & (far <= REACH * sizes)
+        far = F.pad(far.masked_fill(~fits, torch.inf), (0, 0, 0, 1), value=torch.inf)  # one row more, of no span
+        nearest, owner = far.min(dim=0)
+        owner = owner.where(nearest.isfinite(), len(centres))
+        for span in range(len(centres)):
+            if not bool((owner == span).any()):
+                owner[far[span].argmin()] = span
+        (taken,) = (owner < len(centres)).nonzero(as_tuple=True)
+        assignment.append((taken, owner[taken]))
+    return assignment

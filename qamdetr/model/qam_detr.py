@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from qamdetr.config import ModelConfig, switches
 from qamdetr.errors import ConfigError
 from qamdetr.model.decoder import MomentDecoder, MomentHeads, SaliencyHead
+from qamdetr.model.dense import DenseDecoder
 from qamdetr.model.encoder import BiMambaEncoder, TransformerEncoder
 from qamdetr.model.fusion import TextToAudioFusion, ThreeWayFusion
 from qamdetr.model.layers import clip_positions
 from qamdetr.model.multiscale import MultiScaleFusion
 from qamdetr.model.streams import GatedStreams
-from qamdetr.types import TEF_DIM, Batch, ModelOutput
+from qamdetr.types import TEF_DIM, Batch, DecoderOutput, ModelOutput
 
 
 class QamDetr(nn.Module):
@@ -59,8 +60,12 @@ class QamDetr(nn.Module):
         needs_position = config.global_token and config.encoder == "transformer"
         self.global_position = nn.Parameter(torch.randn(dim)) if needs_position else None
         self.multiscale = MultiScaleFusion(dim, config.multiscale_strides, dropout) if config.multiscale else None
-        self.decoder = MomentDecoder(*attention, num_layers=config.decoder_layers, num_moment_queries=config.num_moment_queries)
-        self.heads = MomentHeads(dim, quality=config.quality)
+        self.decoder: MomentDecoder | DenseDecoder
+        if config.decoder == "dense":
+            self.decoder = DenseDecoder(dim, config.decoder_strides, dropout, quality=config.quality)
+        else:
+            self.decoder = MomentDecoder(*attention, num_layers=config.decoder_layers, num_moment_queries=config.num_moment_queries)
+            self.heads = MomentHeads(dim, quality=config.quality)
         self.saliency = SaliencyHead(dim)
 
     @property
@@ -105,8 +110,7 @@ class QamDetr(nn.Module):
 
         memory, query = self._encode(audio, text, audio_mask, text_mask, positions, bypass)
         saliency = self.saliency(memory, query, audio_mask)
-        decoded = self.decoder(memory[:num_items], audio_mask[:num_items], positions[:num_items])
-        *auxiliary, last = [self.heads(content, anchors, bypass_quality="quality" in bypass) for content, anchors in decoded]
+        *auxiliary, last = self._decode(memory[:num_items], audio_mask[:num_items], positions[:num_items], bypass)
         return ModelOutput(
             decoder=last,
             auxiliary=tuple(auxiliary),
@@ -139,6 +143,14 @@ class QamDetr(nn.Module):
         if self.multiscale is not None and "multiscale" not in bypass:
             memory = self.multiscale(memory, audio_mask)
         return memory, query
+
+    def _decode(self, memory: Tensor, mask: Tensor, positions: Tensor, bypass: Collection[str]) -> list[DecoderOutput]:
+        """Find moments in the memory of the true pairs; one output per layer of the decoder."""
+        bypass_quality = "quality" in bypass
+        if isinstance(self.decoder, DenseDecoder):
+            return [self.decoder(memory, mask, bypass_quality=bypass_quality)]
+        decoded = self.decoder(memory, mask, positions)
+        return [self.heads(content, anchors, bypass_quality=bypass_quality) for content, anchors in decoded]
 
     def _cosine(self, batch: Batch, audio_rows: Tensor | None, text_rows: Tensor | None) -> Tensor:
         """Cosine of each clip with its pair's pooled query: `(pairs, clips)` in [-1, 1]; both are unit vectors already."""
@@ -179,6 +191,8 @@ def check_config(config: ModelConfig) -> None:
         raise ConfigError(
             f"model.multiscale_strides is {list(config.multiscale_strides)}", "give strides of 2 or more, or set model.multiscale=false"
         )
+    if config.decoder == "dense" and list(config.decoder_strides) != (sorted({*config.decoder_strides}) or [1]):
+        raise ConfigError(f"model.decoder_strides is {list(config.decoder_strides)}", "give one or more strides, each larger than the last")
 
 
 def _pair_rows(num_items: int, negative_index: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -31,6 +31,7 @@ CONFIGS = {
     **TABLE_1,
     "similarity": replace(FULL, similarity=True),
     "transformer_full": replace(FULL, encoder="transformer"),
+    "dense": replace(FULL, decoder="dense", decoder_layers=1),
     "one_decoder_layer": replace(FULL, decoder_layers=1),
     "three_decoder_layers": replace(FULL, decoder_layers=3, encoder_layers=1, multiscale_strides=(3,)),
 }

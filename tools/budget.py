@@ -14,21 +14,21 @@ BUDGETS = {
     **dict.fromkeys(("__init__.py", "__main__.py"), 20),
     **{
         "errors.py": 50,
-        "types.py": 160,
-        "config.py": 340,
+        "types.py": 170,
+        "config.py": 350,
         "spans.py": 105,
         "files.py": 70,
         "audio.py": 940,
-        "model": 1200,
+        "model": 1365,
         "kernels": 1230,
     },
-    **{"features": 1955, "data": 490, "inference": 1190, "verifiers": 820, "training": 915, "evaluation": 1025, "synthesis": 960},
+    **{"features": 1955, "data": 490, "inference": 1200, "verifiers": 820, "training": 915, "evaluation": 1030, "synthesis": 960},
     **{"export": 570, "cli": 1055, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_080, 75, 13_000
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_280, 76, 13_260
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -44,8 +44,9 @@ def metrics_of(run: Run) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(toy_config: ToyConfig, tmp_path: Path) -> None:
-    config = toy_config(model={"dropout": 0.0, "input_dropout": 0.0}, epochs=30, batch_size=8, ema_decay=0.9)
+@pytest.mark.parametrize("decoder", ["detr", "dense"])
+def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(decoder: str, toy_config: ToyConfig, tmp_path: Path) -> None:
+    config = toy_config(model={"dropout": 0.0, "input_dropout": 0.0, "decoder": decoder}, epochs=30, batch_size=8, ema_decay=0.9)
     run = train(config, tmp_path / "run", command="python train.py --config toy")
 
     epochs = metrics_of(run)
@@ -58,10 +59,10 @@ def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(toy_config: ToyConfig
     assert f"R1@0.7 | {max(row['val']['R1@0.7'] for row in epochs):g}" in card
 
 
-@pytest.mark.parametrize("quality", [True, False])
-def test_validation_scores_as_serving_does(quality: bool, small_toy_config: ToyConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("quality", "decoder"), [(True, "detr"), (False, "detr"), (True, "dense")])
+def test_validation_scores_as_serving_does(quality: bool, decoder: str, small_toy_config: ToyConfig, tmp_path: Path) -> None:
     """Also without a quality head, where segments of the saliency had another unit in validation than in serving."""
-    config = small_toy_config(model={"quality": quality}, epochs=1)
+    config = small_toy_config(model={"quality": quality, "decoder": decoder}, epochs=1)
     config = replace(config, inference=replace(config.inference, segment_threshold=0.3, top_k=100))
     run = train(config, tmp_path / "run")
     manifest, output = config.data.val_manifest, tmp_path / "served.jsonl"
@@ -253,9 +254,10 @@ def uneven_set(folder: Path) -> None:
     write_manifest(folder / "manifest.jsonl", entries)
 
 
-def uneven_settings(folder: Path) -> dict:
+def uneven_settings(folder: Path, decoder: str) -> dict:
     """One optimiser step on all four queries, without dropout; the seed is one whose order gives one process both present queries."""
     small = {"audio_streams": {"toy": 8}, "text_streams": {"toy": 8}, "dim": 16, "num_heads": 2, "ffn_dim": 16, "similarity": False}
+    small["decoder"] = decoder
     still = {"encoder": "transformer", "dropout": 0.0, "input_dropout": 0.0}
     settings = toy_settings(folder, folder, small | still, epochs=1, batch_size=4, clip_norm=1e9)
     settings["loss"] = {"quality_targets": "all", "saliency_clip": 1.0, "saliency_negative": "mean"}
@@ -270,9 +272,10 @@ def uneven_settings(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", ["detr", "dense"])
+def test_two_processes_give_the_gradients_of_one(decoder: str, tmp_path: Path) -> None:
     uneven_set(tmp_path)
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(uneven_settings(tmp_path), sort_keys=False))
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(uneven_settings(tmp_path, decoder), sort_keys=False))
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launch = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", str(NUM_PROCESSES), "--standalone"]}
     gradients, rows = [], []

@@ -60,7 +60,7 @@ def match_centres(layer: DecoderOutput, num_clips: Tensor, targets: Targets) -> 
     several spans goes to the nearest; a span that is nearest to none then takes its nearest cell, so that all have one where there is room.
     """
     cells, valid, lengths = cast("Tensor", layer.cells).cpu(), layer.valid(num_clips).cpu(), num_clips.cpu()
-    middles, sizes = cells.t().contiguous()
+    middles, sizes = cells.t().contiguous().unbind()  # each in one piece, as `searchsorted` wants it
     levels = torch.unique(sizes)
     level_of_cell = torch.searchsorted(levels, sizes)
     assignment: Assignment = []

@@ -118,6 +118,7 @@ class ModelOutput(_Movable):
     # `(negatives, clips)` raw scores of the audio paired with a wrong query, or None when not asked for.
     negative_saliency: Tensor | None = None
     negative_mask: Tensor | None = None  # `(negatives, clips)` bool of valid clips, or None likewise
+    negative_decoder: DecoderOutput | None = None  # what a dense decoder finds there; None also of `detr`, which sees true pairs alone
     # Stream name -> sigmoid gate in [0, 1], as `audio/<stream>` and `text/<stream>`, detached.
     gates: Mapping[str, float] = field(default_factory=dict)
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
 from qamdetr.model.multiscale import masked_average_pool
-from qamdetr.spans import span_xx_to_cxw
 from qamdetr.types import DecoderOutput
 
 PRIOR = 0.01
@@ -41,7 +40,8 @@ class Tower(nn.Module):
 class DenseDecoder(nn.Module):
     """One set of layers on all levels, which are the memory averaged over cells of `strides` clips; a learned vector tells them apart.
 
-    The ends lie before and after the middle of the cell, so a window that is shorter than a clip and misses every middle comes out longer.
+    The sources keep either distance positive, with a softplus of its own, so a cell can say no window that its middle is not in; many that
+    are shorter than a clip lie beside every middle. Here only the sum is kept so, which far from zero is the same.
     """
 
     def __init__(self, dim: int, strides: Sequence[int], dropout: float, *, quality: bool) -> None:
@@ -71,11 +71,12 @@ class DenseDecoder(nn.Module):
             starts = torch.arange(0, mask.shape[1], stride, dtype=torch.float32, device=mask.device)
             cells.append(torch.stack([starts + 0.5 * stride, torch.full_like(starts, stride)], dim=-1))
         inside, ends, grid = self.inside(torch.cat(found, dim=1)), torch.cat(measured, dim=1), torch.cat(cells)
-        before, after = (F.softplus(self.distances(ends)) * grid[:, 1:]).unbind(-1)
-        edges_clips = torch.stack([grid[:, 0] - before, grid[:, 0] + after], dim=-1)
+        before, after = self.distances(ends).unbind(-1)
+        middles, sizes = grid.unbind(-1)
+        spans_clips = torch.stack([middles + 0.5 * (after - before) * sizes, F.softplus(before + after) * sizes], dim=-1)
         return DecoderOutput(
             logits=torch.cat([inside, torch.zeros_like(inside)], dim=-1),
-            spans_cxw=span_xx_to_cxw(edges_clips / mask.sum(dim=1).clamp(min=1)[:, None, None]),
+            spans_cxw=spans_clips / mask.sum(dim=1).clamp(min=1)[:, None, None],
             quality_logits=None if self.quality is None or bypass_quality else self.quality(ends).squeeze(-1),
             cells=grid,
         )

@@ -54,20 +54,19 @@ def compute_losses(
         `inside, ends, ends_giou, quality, saliency` of a dense decoder; their weighted sum `total`; and `class_error`, the percentage of
         matched slots taken for background, detached.
     """
-    auxiliary, dense = output.auxiliary if config.auxiliary else (), output.decoder.cells is not None
-    num_clips = batch.audio_mask.sum(dim=1)
-    *early, last = (
-        [match_centres(output.decoder, num_clips, targets)] if dense else match_layers([*auxiliary, output.decoder], targets, config)
-    )
-    pairs = _flatten(last, targets)
+    mask, auxiliary, dense = batch.audio_mask, output.auxiliary if config.auxiliary else (), output.decoder.cells is not None
+    early: list[Assignment] = []
     if dense:
-        parts = _cell_parts(output.decoder, pairs, num_clips, targets, normaliser)
+        pairs = _flatten(match_centres(output.decoder, mask.sum(dim=1), targets), targets)
+        parts = _cell_parts(output, pairs, mask, targets, normaliser)
     else:
+        *early, last = match_layers([*auxiliary, output.decoder], targets, config)
+        pairs = _flatten(last, targets)
         parts = _layer_parts(output.decoder, pairs, targets, config, normaliser)
     if output.decoder.quality_logits is not None:
         to_all = config.quality_targets == "all" and not dense
         parts["quality"] = quality_loss(output.decoder, pairs, targets, normaliser, all_moment_queries=to_all)
-    parts["saliency"] = saliency_loss(output, batch.audio_mask, targets, config, normaliser)
+    parts["saliency"] = saliency_loss(output, mask, targets, config, normaliser)
     for index, (layer, assignment) in enumerate(zip(auxiliary, early, strict=True)):
         of_layer = _layer_parts(layer, _flatten(assignment, targets), targets, config, normaliser)
         parts |= {f"{name}_aux{index}": part for name, part in of_layer.items()}
@@ -87,18 +86,21 @@ def label_loss(layer: DecoderOutput, pairs: Pairs, background_weight: float, nor
     return loss * _share(labels.numel(), normaliser)
 
 
-def inside_loss(layer: DecoderOutput, pairs: Pairs, valid: Tensor, normaliser: Normaliser = own_count) -> Tensor:
-    """Cross-entropy of each cell that is `valid` `(batch, cells)`, its foreground 1 where matched; the sum over the number of these.
+def inside_loss(output: ModelOutput, pairs: Pairs, mask: Tensor, normaliser: Normaliser = own_count) -> Tensor:
+    """Cross-entropy of each valid cell, its foreground 1 where matched, else 0, also under a wrong query; sum over the number of matched.
 
-    All others are weighed by the square of their foreground, so that the many that are clearly empty do not outweigh the few that are not.
+    The empty ones are weighed by the square of their foreground, so that the many that are clearly so do not outweigh the few that are not.
 
-    Source: the focal loss (Lin et al., ICCV 2017), on the negatives alone.
+    Source: the focal loss (Lin et al., ICCV 2017), on the empty cells alone.
     """
-    score = layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
-    matched = torch.zeros_like(valid)
-    matched[pairs.item, pairs.slot] = True
-    loss = torch.where(matched, F.softplus(-score), score.sigmoid().square() * F.softplus(score))
-    return loss.masked_fill(~valid, 0.0).sum() / normaliser(pairs.item.numel())
+    score, empty = _score(output.decoder), output.decoder.valid(mask.sum(dim=1))
+    empty[pairs.item, pairs.slot] = False
+    rest = score[empty]
+    if output.negative_decoder is not None and output.negative_mask is not None:
+        valid = output.negative_decoder.valid(output.negative_mask.sum(dim=1))
+        rest = torch.cat([rest, _score(output.negative_decoder)[valid]])
+    loss = F.softplus(-score[pairs.item, pairs.slot]).sum() + (rest.sigmoid().square() * F.softplus(rest)).sum()
+    return loss / normaliser(pairs.item.numel())
 
 
 def span_losses(
@@ -228,9 +230,14 @@ def _layer_parts(layer: DecoderOutput, pairs: Pairs, targets: Targets, config: L
     return {"label": label_loss(layer, pairs, config.background_weight, normaliser), "span": span, "giou": overlap}
 
 
-def _cell_parts(layer: DecoderOutput, pairs: Pairs, num_clips: Tensor, targets: Targets, normaliser: Normaliser) -> dict[str, Tensor]:
-    ends, overlap = span_losses(layer, pairs, targets, normaliser, num_clips=num_clips)
-    return {"inside": inside_loss(layer, pairs, layer.valid(num_clips), normaliser), "ends": ends, "ends_giou": overlap}
+def _cell_parts(output: ModelOutput, pairs: Pairs, mask: Tensor, targets: Targets, normaliser: Normaliser) -> dict[str, Tensor]:
+    ends, overlap = span_losses(output.decoder, pairs, targets, normaliser, num_clips=mask.sum(dim=1))
+    return {"inside": inside_loss(output, pairs, mask, normaliser), "ends": ends, "ends_giou": overlap}
+
+
+def _score(layer: DecoderOutput) -> Tensor:
+    """Log-odds of the foreground, `(batch, slots)`."""
+    return layer.logits[..., FOREGROUND] - layer.logits[..., BACKGROUND]
 
 
 def _share(count: int, normaliser: Normaliser) -> float | Tensor:

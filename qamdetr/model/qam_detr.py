@@ -82,7 +82,7 @@ class QamDetr(nn.Module):
             batch: Audio `(batch, clips, dim_s)` and text `(batch, tokens, dim_s)` by stream, with masks; each item has at least one
                 valid clip and token. Audio of batch 1 is that of all texts: what does not depend on the text is then computed once.
             negative_index: `(batch,)` int64, the item whose text does not describe this item's audio, -1 for none. Such pairs run
-                through the encoder for `negative_saliency` (one row per index >= 0, in order) and never through the decoder.
+                through the encoder for `negative_saliency` (one row per index >= 0, in order), and through a dense decoder alone.
             bypass: Residual components to leave out of a model that was trained with them: `three_way` (its second and third block),
                 `multiscale`, `quality`, `audio/<stream>`, `text/<stream>`.
 
@@ -111,12 +111,16 @@ class QamDetr(nn.Module):
         memory, query = self._encode(audio, text, audio_mask, text_mask, positions, bypass)
         saliency = self.saliency(memory, query, audio_mask)
         *auxiliary, last = self._decode(memory[:num_items], audio_mask[:num_items], positions[:num_items], bypass)
+        negative = None
+        if audio_rows is not None and isinstance(self.decoder, DenseDecoder):
+            negative = self.decoder(memory[num_items:], audio_mask[num_items:])
         return ModelOutput(
             decoder=last,
             auxiliary=tuple(auxiliary),
             saliency=saliency[:num_items],
             negative_saliency=None if audio_rows is None else saliency[num_items:],
             negative_mask=None if audio_rows is None else audio_mask[num_items:],
+            negative_decoder=negative,
             gates={**self.audio.gates(), **self.text.gates()},
         )
 

@@ -125,7 +125,7 @@ def test_an_item_gives_the_same_output_alone_and_in_a_padded_batch_whatever_stan
         assert_equal(own, alone)
 
 
-@pytest.mark.parametrize("name", ["baseline", "similarity"])
+@pytest.mark.parametrize("name", ["baseline", "similarity", "dense"])
 @torch.no_grad()
 def test_negative_pairs_are_the_audio_with_the_other_text(name):
     model, batch = make_model(CONFIGS[name]), make_batch()
@@ -136,7 +136,11 @@ def test_negative_pairs_are_the_audio_with_the_other_text(name):
     torch.testing.assert_close(output.negative_saliency, swapped.saliency[[0, 2]], atol=1e-5, rtol=1e-5)
     assert torch.equal(output.negative_mask, batch.audio_mask[[0, 2]])
     assert_equal(tensors(output), tensors(plain))
-    assert plain.negative_saliency is None
+    if name == "dense":
+        torch.testing.assert_close(output.negative_decoder.logits, swapped.decoder.logits[[0, 2]], atol=1e-5, rtol=1e-5)
+    else:
+        assert output.negative_decoder is None
+    assert plain.negative_saliency is plain.negative_decoder is None
     assert model(batch, torch.full((3,), -1)).negative_saliency is None
 
 

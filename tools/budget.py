@@ -19,7 +19,7 @@ BUDGETS = {
         "spans.py": 105,
         "files.py": 70,
         "audio.py": 940,
-        "model": 1365,
+        "model": 1385,
         "kernels": 1230,
     },
     **{"features": 1955, "data": 490, "inference": 1200, "verifiers": 820, "training": 915, "evaluation": 1030, "synthesis": 960},
@@ -28,7 +28,7 @@ BUDGETS = {
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_280, 76, 13_260
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_295, 76, 13_270
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -199,7 +199,10 @@ def test_baseline_is_the_official_one() -> None:
             "saliency_margin": 0.2, "saliency_temperature": 0.5, "saliency_contrast": pytest.approx(1 / 12),
             "saliency_negative": "sum", "saliency_clip": 0.0, "auxiliary": True, "match_span": 10.0, "match_giou": 1.0, "match_label": 4.0,
         },
-        "data": {"max_clips": 300, "crop_probability": 0.0, "text_noise": 0.0, "saliency_windows": "first", "negative_share": 1.0},
+        "data": {
+            "max_clips": 300, "crop_probability": 0.0, "text_noise": 0.0, "saliency_windows": "first", "negative_share": 1.0,
+            "negative_similarity": 1.0,
+        },
         "train": {
             "epochs": 200, "batch_size": 32, "learning_rate": 1e-4, "weight_decay": 1e-4, "warmup_fraction": 0.0, "schedule": "constant",
             "clip_norm": 0.1, "ema_decay": 0.0, "accumulate_batches": 1, "early_stop_epochs": 0, "mixed_precision": "no",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Sampler
 
-from qamdetr.data.manifest import QueryEntry
+from qamdetr.data.manifest import QueryEntry, are_related
 from qamdetr.errors import DataError
 from qamdetr.features.pipeline import prepare
 from qamdetr.features.store import FeatureStore
@@ -78,6 +80,10 @@ class MomentDataset(Dataset[MomentItem]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the random stretches and noise of this epoch."""
         self.epoch = epoch
+
+    def pooled(self, entry: QueryEntry) -> Tensor | None:
+        """Return the vector of a whole query in the main text stream's joint space, None where it has none."""
+        return next(iter(self.features.text(entry.query, entry.qid).values())).pooled
 
     def lengths_clips(self) -> list[int]:
         """Clips of every item in this epoch, without reading features."""
@@ -204,16 +210,27 @@ class Collator:
     """Makes batches; knows which queries are true of which recording, to keep them out of negative pairs."""
 
     def __init__(
-        self, entries: Iterable[QueryEntry], *, saliency_windows: Literal["all", "first"] = "all", negative_share: float = 1.0
+        self,
+        entries: Iterable[QueryEntry],
+        *,
+        saliency_windows: Literal["all", "first"] = "all",
+        negative_share: float = 1.0,
+        negative_similarity: float = 1.0,
+        pooled: Callable[[QueryEntry], Tensor | None] = lambda _: None,
     ) -> None:
         """Take note of every query that has windows in `entries`, the whole data set.
 
         `saliency_windows` make a clip salient; `first` is the official loop's reading, in which other true windows are negatives. The
-        share `negative_share` of the items (rounded up, drawn anew each epoch) is paired with a query of another item, too.
+        share `negative_share` of the items (rounded up, drawn anew each epoch) is paired with a query of another item, too: with none that
+        may be true of its audio, in other words. That is so where a group of it and of a true query are related; where one of both has no
+        groups, where the cosine of their vectors, which `pooled` gives, is above `negative_similarity`.
         """
-        self._negative_share = negative_share
+        self._negative_share, self._negative_similarity, self._pooled = negative_share, negative_similarity, pooled
         self._most_windows = 1 if saliency_windows == "first" else None
-        self._true = {(entry.vid, _wording(entry.query)) for entry in entries if entry.relevant_windows}
+        self._true: dict[str, dict[str, QueryEntry]] = defaultdict(dict)  # recording -> wording -> a query that is true of it
+        for entry in entries:
+            if entry.relevant_windows:
+                self._true[entry.vid][_wording(entry.query)] = entry
 
     def __call__(self, items: Sequence[MomentItem]) -> LabelledBatch:
         """Prepare features, spans, saliency and negative pairs of `items`."""
@@ -234,11 +251,22 @@ class Collator:
 
         Source: QD-DETR rolls the batch by one; that pairs queries with their own recording whenever two items share it.
         """
-        own, wordings = item.entry, [_wording(other.entry.query) for other in items]
-        others = (position for position, other in enumerate(items) if other.entry.vid != own.vid)
-        barred = {_wording(own.query), *(wording for wording in wordings if (own.vid, wording) in self._true)}
-        eligible = [position for position in others if wordings[position] not in barred]
+        own, true = item.entry, self._true.get(item.entry.vid, {})
+        others = ((position, other.entry) for position, other in enumerate(items) if other.entry.vid != own.vid)
+        worded = [(position, entry) for position, entry in others if _wording(entry.query) not in {_wording(own.query), *true}]
+        eligible = [position for position, entry in worded if not self._may_be_one_of(entry, true.values())]
         return eligible[item.draw % len(eligible)] if eligible else -1
+
+    def _may_be_one_of(self, query: QueryEntry, true: Iterable[QueryEntry]) -> bool:
+        """Tell whether a query may be about the sound of one of the `true` ones."""
+        unknown = [entry for entry in true if not (entry.groups and query.groups)]
+        if any(are_related(*pair) for entry in true for pair in itertools.product(entry.groups, query.groups)):
+            return True
+        if not unknown or self._negative_similarity >= 1:
+            return False
+        # All have a vector or none has.
+        vectors = [vector for vector in map(self._pooled, [query, *unknown]) if vector is not None]
+        return bool(vectors) and bool((torch.stack(vectors[1:]) @ vectors[0] > self._negative_similarity).any())
 
 
 def clip_coverage(windows: Sequence[Window], num_clips: int) -> Tensor:

@@ -28,6 +28,7 @@ class QueryEntry:
     duration_seconds: float  # as the manifest states it (the field's data rounds it to whole seconds)
     relevant_windows: tuple[Window, ...] | None  # ground truth; empty where the sound is absent, None where it is not known
     numeric_qid: bool = False  # the file holds the qid as a number; `write_manifest` writes it back as one
+    groups: tuple[str, ...] = ()  # what the query is about, as paths such as `animal/dog`; empty where that is not known, as in the field
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def read_manifest(path: str | Path, *, clamp: bool = True) -> list[QueryEntry]:
     if clamp and changed:
         logger.warning("%s: %d windows end after their recording's `duration` and were clamped to it.", path, changed)
     return clamped if clamp else entries
+
+
+def are_related(group: str, other: str) -> bool:
+    """Tell whether groups are one, or one lies below the other: a sound of the lower is one of the upper."""
+    return f"{group}/".startswith(f"{other}/") or f"{other}/".startswith(f"{group}/")
 
 
 def names_in(entries: Iterable[QueryEntry]) -> tuple[list[str], dict[str, str]]:
@@ -83,6 +89,7 @@ def write_manifest(path: str | Path, entries: Iterable[QueryEntry]) -> None:
     def line(entry: QueryEntry) -> dict[str, Any]:
         windows = entry.relevant_windows
         fields = {"qid": raw_qid(entry), "query": entry.query, "duration": short(entry.duration_seconds), "vid": entry.vid}
+        fields |= {"groups": list(entry.groups)} if entry.groups else {}
         return fields if windows is None else {**fields, "relevant_windows": [[short(start), short(end)] for start, end in windows]}
 
     _write_lines(Path(path), (line(entry) for entry in entries))
@@ -158,7 +165,11 @@ def _parse_query(line: _Line) -> QueryEntry:
                 line.fail("relevant_windows", f"holds {[start, end]}; a true window cannot be empty, start must be below end.")
     query, vid = line.text("query"), line.text("vid")
     duration = line.get("duration", lambda value: is_finite_number(value) and value > 0, "a number of seconds above 0")
-    return QueryEntry(qid, query, vid, float(duration), windows, line.numeric_qid)
+    groups: tuple[str, ...] = ()
+    if "groups" in line.values:
+        must_be = "a list of paths, such as animal/dog"
+        groups = tuple(line.get("groups", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value), must_be))
+    return QueryEntry(qid, query, vid, float(duration), windows, line.numeric_qid, groups)
 
 
 def _parse_prediction(line: _Line, *, allow_pairs: bool) -> PredictionEntry:

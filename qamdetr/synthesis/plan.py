@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from qamdetr.data.manifest import are_related
 from qamdetr.errors import DataError
 from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Clip, Library, Window, is_within, merge_windows
@@ -78,6 +79,7 @@ class PlannedQuery:
 
     text: str
     windows: tuple[Window, ...]
+    groups: tuple[str, ...]  # whose caption the text is
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class ScenePlanner:
         wanted = int(rng.integers(self.recipe.min_groups, self.recipe.max_groups + 1))
         chosen: list[str] = []
         for number in rng.permutation(len(self._groups)).tolist():
-            if len(chosen) < wanted and not any(_related(self._groups[number], other) for other in chosen):
+            if len(chosen) < wanted and not any(are_related(self._groups[number], other) for other in chosen):
                 chosen.append(self._groups[number])
         return chosen
 
@@ -203,13 +205,13 @@ class ScenePlanner:
         present = sorted({event.group for event in events})
         used: set[str] = set()
         texts = (self._draw_caption(rng, group, present, used) for group in present for _ in range(self.recipe.captions_per_target))
-        queries = [PlannedQuery(text, self._windows_of(text, events, duration)) for text in texts if text]
+        queries = [PlannedQuery(text, self._windows_of(text, events, duration), self._groups_of(text)) for text in texts if text]
         share = self.recipe.absent_share
         # Rounded at random, so that the share holds on average also where a scene has few queries.
         wanted = len(queries) + math.floor(len(queries) * share / (1 - share) + rng.random())
         for number in rng.permutation(len(self._groups)).tolist():
             if len(queries) < wanted and (text := self._draw_caption(rng, self._groups[number], present, used, absent=True)):
-                queries.append(PlannedQuery(text, ()))
+                queries.append(PlannedQuery(text, (), self._groups_of(text)))
         return [queries[number] for number in rng.permutation(len(queries)).tolist()]
 
     def _draw_caption(
@@ -233,7 +235,10 @@ class ScenePlanner:
 
     def _is_clear(self, text: str, present: Sequence[str], *, absent: bool) -> bool:
         pairs = [(owner, other) for owner in self._owners[_same_text_key(text)] for other in present]
-        return not any(_related(*pair) if absent else pair[0] != pair[1] and is_within(*pair) for pair in pairs)
+        return not any(are_related(*pair) if absent else pair[0] != pair[1] and is_within(*pair) for pair in pairs)
+
+    def _groups_of(self, text: str) -> tuple[str, ...]:
+        return tuple(sorted(self._owners[_same_text_key(text)]))
 
     def _windows_of(self, text: str, events: Sequence[Event], duration: float) -> tuple[Window, ...]:
         """All windows, to hundredths of a second, of events that any owner of the caption covers."""
@@ -310,10 +315,6 @@ def _audible(clips: dict[str, Clip], segments: Sequence[Segment]) -> list[Window
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     """Draw one item, all equally likely."""
     return items[int(rng.integers(len(items)))]
-
-
-def _related(one: str, other: str) -> bool:
-    return is_within(one, other) or is_within(other, one)
 
 
 def _same_text_key(text: str) -> str:

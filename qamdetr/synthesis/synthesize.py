@@ -70,7 +70,7 @@ def synthesize(clips_dir: str | Path, backgrounds_dir: str | Path | None, output
 def entries_of(plan: ScenePlan) -> list[QueryEntry]:
     """Lines of the manifest of one scene; qids are `{vid}_{n}` with n from 1, absent queries have no windows."""
     return [
-        QueryEntry(f"{plan.vid}_{number}", query.text, plan.vid, plan.duration_seconds, query.windows)
+        QueryEntry(f"{plan.vid}_{number}", query.text, plan.vid, plan.duration_seconds, query.windows, groups=query.groups)
         for number, query in enumerate(plan.queries, start=1)
     ]
 
@@ -134,8 +134,9 @@ def _data_card(plans: Sequence[ScenePlan], library: Library, recipe: SceneRecipe
 are those of the sources; that they meet, and when, is synthetic. There are {len(queries)} queries, {sum(not q.windows for q in queries)} \
 of them about a sound that is absent; `python -m qamdetr data-report manifest.jsonl` says more.
 
-`audio/{{vid}}.flac` are mono, {recipe.sample_rate_hz} Hz, 16 bit; a line of `manifest.jsonl` is a query with windows in seconds (none: the
-sound is absent); `scenes.jsonl` has every event with its SNR in dB over the background there; `recipe.json` has the settings.
+`audio/{{vid}}.flac` are mono, {recipe.sample_rate_hz} Hz, 16 bit; a line of `manifest.jsonl` is a query with the groups that it is about
+and windows in seconds (none: the sound is absent); `scenes.jsonl` has every event with its SNR in dB over the background there;
+`recipe.json` has the settings.
 `attribution.csv` lists the sources, with author and licence as far as stated:
 
 | role | licence | files |

@@ -63,7 +63,13 @@ def load_data(config: Config) -> TrainingData:
     val_sampler = LengthBucketSampler(val_set.lengths_clips, config.train.batch_size, shuffle=False)
 
     def load(dataset: MomentDataset, order: LengthBucketSampler) -> DataLoader[Any]:
-        collator = Collator(dataset.entries, saliency_windows=data.saliency_windows, negative_share=data.negative_share)
+        collator = Collator(
+            dataset.entries,
+            saliency_windows=data.saliency_windows,
+            negative_share=data.negative_share,
+            negative_similarity=data.negative_similarity,
+            pooled=dataset.pooled,
+        )
         return DataLoader(dataset, batch_sampler=order, collate_fn=collator, num_workers=data.num_workers)
 
     encoder = train_store.encoder_version(*names_in(heard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,37 @@ def test_negatives_differ_by_more_than_spelling_and_vary_with_the_draw() -> None
     assert negative(make_item("b", "a dog  barks"), make_item("c", "a cat")) == 2
     others = [make_item(f"v{i}", f"sound {i}") for i in range(5)]
     assert {negative(*others, draw=draw) for draw in range(20)} == {1, 2, 3, 4, 5}
+
+
+DIRECTIONS = {"a dog barks": [1.0, 0.0], "a barking dog": [0.9, 0.4359], "a cat mews": [0.6, 0.8], "an animal": [0.0, 1.0]}
+GROUPS = {"a dog barks": "animal/dog", "a barking dog": "animal/dog", "a cat mews": "animal/cat", "an animal": "animal"}
+
+
+@pytest.mark.parametrize(
+    ("similarity", "grouped", "kept"),
+    [
+        (1.0, (), {"a barking dog", "a cat mews", "an animal"}),
+        (0.7, (), {"a cat mews", "an animal"}),
+        (0.5, (), {"an animal"}),
+        (0.5, ("a dog barks",), {"an animal"}),  # groups count where both have them
+        (0.5, ("a dog barks", "a cat mews"), {"a cat mews", "an animal"}),
+        (1.0, tuple(GROUPS), {"a cat mews"}),  # a dog is an animal
+    ],
+)
+def test_a_query_that_may_be_true_in_other_words_is_no_negative(similarity: float, grouped: tuple, kept: set) -> None:
+    def item(number: int, query: str, draw: int) -> MomentItem:
+        made = make_item(f"v{number}", query, draw=draw)
+        return replace(made, entry=replace(made.entry, groups=(GROUPS[query],) if query in grouped else ()))
+
+    def pooled(entry: QueryEntry) -> Tensor:
+        return torch.tensor(DIRECTIONS[entry.query])
+
+    chosen = set()
+    for draw in range(6):
+        items = [item(number, query, draw) for number, query in enumerate(DIRECTIONS)]
+        collate = Collator([items[0].entry], negative_similarity=similarity, pooled=pooled)
+        chosen.add(items[int(collate(items).targets.negative_index[0])].entry.query)
+    assert chosen == kept
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.2, 2), (0.125, 1), (1.0, 8)])

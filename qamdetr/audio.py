@@ -102,9 +102,9 @@ class Overview:
     top_hz: float  # upper end of the bands; they are equally wide on the mel scale from 0 Hz on
 
 
-def num_clips(duration_seconds: float) -> int:
-    """Count the one-second clips of a recording: `ceil(duration)`, at least 1; a microsecond over does not open a new clip."""
-    return max(1, math.ceil(round(duration_seconds, 6)))
+def num_clips(duration_seconds: float, clip_seconds: float = 1.0) -> int:
+    """Count the clips of a recording: `ceil(duration / clip)`, at least 1; a microsecond over does not open a new clip."""
+    return max(1, math.ceil(round(duration_seconds, 6) / clip_seconds))
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:

@@ -37,6 +37,17 @@ def between(low: float, high: float) -> AfterValidator:
     return AfterValidator(check)
 
 
+def one_of(*choices: float) -> AfterValidator:
+    """Limit a number to some values."""
+
+    def check(value: float) -> float:
+        if value not in choices:
+            raise ValueError(f"is {value}; it must be {' or '.join(map(str, choices))}.")
+        return value
+
+    return AfterValidator(check)
+
+
 Whole = Annotated[int, Strict()]
 # YAML 1.1 reads "1e-4" as a word, which a float takes; it would also take truth values. It reads a bare `no` as False.
 Number = Annotated[float, BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)]
@@ -98,6 +109,7 @@ class ModelConfig:
 
     audio_streams: Streams = field(default_factory=lambda: {"pocket": 256, "mel_stats": 24})
     text_streams: Streams = field(default_factory=lambda: {"pocket": 256})
+    clip_seconds: Annotated[Number, one_of(1.0, 0.5)] = 1.0  # from one vector of the audio streams to the next; a checkpoint keeps its own
     dim: Annotated[Whole, between(1, 4096)] = 256
     num_heads: Annotated[Whole, between(1, 256)] = 8
     ffn_dim: Annotated[Whole, between(1, 16384)] = 1024

@@ -10,9 +10,6 @@ from torch import Tensor
 from qamdetr.errors import DataError
 from qamdetr.types import Window
 
-CLIP_SECONDS = 1.0
-"""Spans are shares of `num_clips` clips of this length, in training and in serving alike."""
-
 MIN_WINDOW_SECONDS = 0.1
 """Shortest window that a prediction becomes; an empty one could be neither played nor scored."""
 
@@ -51,14 +48,13 @@ def pairwise_iou(a_xx: Tensor, b_xx: Tensor) -> Tensor:
     return iou(a_xx[:, None], b_xx[None, :])
 
 
-def windows_to_spans_cxw(windows: Sequence[Window] | Tensor, num_clips: int) -> Tensor:
-    """Normalise windows in seconds to spans `(n, 2)` of `num_clips` seconds, clamped to [0, 1].
+def windows_to_spans_cxw(windows: Sequence[Window] | Tensor, length_seconds: float) -> Tensor:
+    """Normalise windows in seconds to spans `(n, 2)` of the `length_seconds` of all clips that the model sees, clamped to [0, 1].
 
     Raises:
         DataError: A window that is empty once clamped to the recording.
     """
     windows_xx = torch.as_tensor(windows, dtype=torch.float32).reshape(-1, 2)
-    length_seconds = num_clips * CLIP_SECONDS
     clamped = windows_xx.clamp(0.0, length_seconds)
     empty = clamped[:, 1] <= clamped[:, 0]
     if bool(empty.any()):
@@ -67,10 +63,10 @@ def windows_to_spans_cxw(windows: Sequence[Window] | Tensor, num_clips: int) -> 
     return span_xx_to_cxw(clamped / length_seconds)
 
 
-def spans_cxw_to_windows(spans_cxw: Tensor, num_clips: int, duration_seconds: float) -> Tensor:
-    """Turn spans `(..., 2)` of the `num_clips` seconds that the model saw into windows inside [0, `duration_seconds`], never empty."""
+def spans_cxw_to_windows(spans_cxw: Tensor, length_seconds: float, duration_seconds: float) -> Tensor:
+    """Turn spans `(..., 2)` of the `length_seconds` that the model saw into windows inside [0, `duration_seconds`], never empty."""
     shortest = min(MIN_WINDOW_SECONDS, duration_seconds)
-    start, end = (span_cxw_to_xx(spans_cxw) * (num_clips * CLIP_SECONDS)).unbind(-1)
+    start, end = (span_cxw_to_xx(spans_cxw) * length_seconds).unbind(-1)
     # A too narrow prediction grows around its own centre before the recording's ends move it.
     missing = (shortest - (end - start)).clamp(min=0.0)
     start = (start - 0.5 * missing).clamp(0.0, duration_seconds - shortest)

@@ -42,11 +42,12 @@ class Recording:
 
     name: str  # file name without its folder
     path: str  # where the audio lies, for playing and cropping; empty when it came from memory
-    duration_seconds: float  # true length; `num_clips = ceil(duration_seconds)`
+    duration_seconds: float  # true length; `num_clips = ceil(duration_seconds / clip_seconds)`
     streams: Mapping[str, Tensor]  # audio features, stream name -> `(clips, dim_s)`, as the encoder gives them (not yet normalised, no tef)
     peaks: np.ndarray  # `(2, columns)` minimum and maximum of the waveform per column, in [-1, 1], for drawing
     notes: tuple[str, ...] = ()  # what reading the file has decided on its own, such as "the file ends after 0:45 of 1:30"
     choice: Mapping[str, Any] = field(default_factory=dict)  # what of the file was encoded, as arguments of `audio.Sound`; empty for all
+    clip_seconds: float = 1.0  # from one feature step to the next
 
     @property
     def start_seconds(self) -> float:
@@ -55,7 +56,7 @@ class Recording:
 
     @property
     def num_clips(self) -> int:
-        """Number of one-second feature steps."""
+        """Number of feature steps."""
         return int(next(iter(self.streams.values())).shape[0])
 
 
@@ -85,7 +86,7 @@ class Batch(_Movable):
 class Targets(_Movable):
     """Ground truth of a batch."""
 
-    spans_cxw: Tensor  # `(total, 2)` spans of all items one after the other, in [0, 1] of each item's `num_clips` seconds
+    spans_cxw: Tensor  # `(total, 2)` spans of all items one after the other, in [0, 1] of all clips of each item
     num_spans: tuple[int, ...]  # spans per item; `sum(num_spans) == total`; 0 where the query's sound is absent
     saliency: Tensor  # `(batch, clips)` 1 where a clip lies in any ground-truth window (by overlap share, in [0, 1]), else 0
     # `(batch,)` int64, the item whose text is known not to describe this item's audio, or -1 where the batch has none.
@@ -165,3 +166,4 @@ class Result:
     saliency: tuple[float, ...]  # one relevance value in [0, 1] per clip, from where the encoded part begins
     notes: tuple[str, ...] = ()  # what the user should know (a verifier that failed, words the encoder has never met)
     heard: Mapping[str, Any] = field(default_factory=dict, hash=False)  # chosen channel and track, as arguments of `audio.Sound`
+    clip_seconds: float = 1.0  # from one value of `saliency` to the next

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qamdetr import spans
+from qamdetr.audio import num_clips
 from qamdetr.errors import DataError
 
 share = st.floats(0.0, 1.0, width=32)
@@ -25,16 +26,17 @@ def test_iou_and_giou_are_symmetric_and_in_range_and_spans_turn_back(a, b):
     torch.testing.assert_close(spans.span_cxw_to_xx(spans.span_xx_to_cxw(a)), a, atol=1e-6, rtol=0)
 
 
-@given(st.floats(1.0, 600.0), st.lists(st.tuples(share, share), min_size=1, max_size=6))
-def test_windows_survive_the_way_to_spans_and_back(duration_seconds, shares):
+@given(st.floats(1.0, 600.0), st.lists(st.tuples(share, share), min_size=1, max_size=6), st.sampled_from([1.0, 0.5]))
+def test_windows_survive_the_way_to_spans_and_back(duration_seconds, shares, clip_seconds):
     starts = [start * (duration_seconds - 0.5) for start, _ in shares]
     windows = [
         (start, min(start + 0.2 + length * duration_seconds, duration_seconds)) for start, (_, length) in zip(starts, shares, strict=True)
     ]
-    num_clips = int(np.ceil(duration_seconds))
-    as_spans = spans.windows_to_spans_cxw(windows, num_clips)
+    length_seconds = num_clips(duration_seconds, clip_seconds) * clip_seconds
+    assert 0 <= length_seconds - duration_seconds + 1e-6 < clip_seconds + 1e-6
+    as_spans = spans.windows_to_spans_cxw(windows, length_seconds)
     assert bool(((as_spans >= 0) & (as_spans <= 1)).all())
-    back = spans.spans_cxw_to_windows(as_spans, num_clips, duration_seconds)
+    back = spans.spans_cxw_to_windows(as_spans, length_seconds, duration_seconds)
     torch.testing.assert_close(back, torch.tensor(windows, dtype=torch.float32), atol=2e-4, rtol=0)
 
 

@@ -34,6 +34,7 @@ class ExtractOptions(EncoderOptions):
     combo: str = option(DEFAULTS.combo, "NAME", "encoders to run")
     dtype: Literal["float32", "bfloat16"] = option(DEFAULTS.encoder_dtype, "", "of the encoders")
     feature_dir: str = option(DEFAULTS.feature_dir, "DIR", "the cache")
+    clip_seconds: float = option(1.0, "S", "from one vector to the next, as model.clip_seconds: 1, or 0.5 for pocket")
 
 
 class _Work(NamedTuple):
@@ -142,7 +143,8 @@ def _encode(options: ExtractOptions, work: _Work, models: Mapping[str, str], sha
         tqdm.write(f"qamdetr: skipped: {reason}", file=sys.stderr)
 
     device = _device(options.device, share)
-    combo = open_streams(*get_combo(options.combo), name=options.combo, models=models, dtype=options.dtype, device=device)
+    how: dict[str, Any] = {"models": models, "dtype": options.dtype, "device": device, "clip_seconds": options.clip_seconds}
+    combo = open_streams(*get_combo(options.combo), name=options.combo, **how)
     for _, reason in work.absent if share.index == 0 else ():
         tell(reason)
     files, feature_dir = work.recordings.items(), Path(options.feature_dir)

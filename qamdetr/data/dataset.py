@@ -22,7 +22,7 @@ from qamdetr.features.store import FeatureStore
 from qamdetr.spans import windows_to_spans_cxw
 from qamdetr.types import Batch, Targets, TextFeatures, Window
 
-MIN_STRETCH_CLIPS = 30  # shortest random stretch of a recording: half of the shortest one that the field's data hold
+MIN_STRETCH_SECONDS = 30  # shortest random stretch of a recording: half of the shortest one that the field's data hold
 MIN_VISIBLE_SECONDS = 1.0  # a window that a crop cuts stays when this much of it, or half of it, is still inside
 MAX_DISAGREEMENT_SECONDS = 2.0  # manifests round durations and encoders round up; a larger difference means the wrong file
 
@@ -37,11 +37,17 @@ class MomentItem:
     windows: tuple[Window, ...]  # ground truth in seconds from the start of the stretch; empty when the query's sound is absent
     duration_seconds: float  # of the stretch
     draw: int  # a random number for whoever makes a batch of this item; fixed by seed, epoch and index
+    clip_seconds: float = 1.0
 
     @property
     def num_clips(self) -> int:
         """Clips of the stretch."""
         return int(next(iter(self.audio.values())).shape[0])
+
+    @property
+    def length_seconds(self) -> float:
+        """Length of all clips, to which spans are relative."""
+        return self.num_clips * self.clip_seconds
 
 
 class MomentDataset(Dataset[MomentItem]):
@@ -66,13 +72,14 @@ class MomentDataset(Dataset[MomentItem]):
         self.seed, self.epoch = seed, 0
         self.crop_probability, self.text_noise = crop_probability, text_noise
         clips = {vid: features.num_clips(vid) for vid in {entry.vid for entry in self.entries}}
-        self._num_clips = [clips[entry.vid] for entry in self.entries]
-        for entry, length in zip(self.entries, self._num_clips, strict=True):
+        self._num_clips, self._hop = [clips[entry.vid] for entry in self.entries], features.clip_seconds
+        lengths_seconds = [length * self._hop for length in self._num_clips]
+        for entry, length in zip(self.entries, lengths_seconds, strict=True):
             if abs(length - entry.duration_seconds) > MAX_DISAGREEMENT_SECONDS:
-                what = f"Recording {entry.vid!r} lasts {entry.duration_seconds:g} s in the manifest, its features {length} s"
+                what = f"Recording {entry.vid!r} lasts {entry.duration_seconds:g} s in the manifest, its features {length:g} s"
                 raise DataError(what, "one of them belongs to another file: correct the manifest or extract again")
         self._max_clips = max_clips or max(self._num_clips, default=1)
-        self._windows = [covered_windows(entry, length) for entry, length in zip(self.entries, self._num_clips, strict=True)]
+        self._windows = [covered_windows(entry, length) for entry, length in zip(self.entries, lengths_seconds, strict=True)]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -94,15 +101,17 @@ class MomentDataset(Dataset[MomentItem]):
         begin, end = self._stretch(index, rng)
         entry = self.entries[index]
         whole = end - begin == self._num_clips[index]
-        duration_seconds = entry.duration_seconds if whole else min(float(end), entry.duration_seconds) - begin
+        start_seconds = begin * self._hop
+        duration_seconds = entry.duration_seconds if whole else min(end * self._hop, entry.duration_seconds) - start_seconds
         text = self.features.text(entry.query, entry.qid)
         return MomentItem(
             entry=entry,
             audio={name: value[begin:end] for name, value in self.features.audio(entry.vid).items()},
             text={name: add_noise(value, self.text_noise, rng) for name, value in text.items()} if self.text_noise else text,
-            windows=cut_windows(self._windows[index], float(begin), begin + duration_seconds),
+            windows=cut_windows(self._windows[index], start_seconds, start_seconds + duration_seconds),
             duration_seconds=duration_seconds,
             draw=int(rng.integers(2**31)),
+            clip_seconds=self._hop,
         )
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -114,12 +123,12 @@ class MomentDataset(Dataset[MomentItem]):
         cropped = rng.random() < self.crop_probability
         if not cropped and longest == num_clips:
             return 0, num_clips
-        length = int(rng.integers(min(MIN_STRETCH_CLIPS, longest), longest + 1)) if cropped else longest
-        return place_stretch(self._windows[index], num_clips, length, rng)
+        length = int(rng.integers(min(round(MIN_STRETCH_SECONDS / self._hop), longest), longest + 1)) if cropped else longest
+        return place_stretch(windows_in_clips(self._windows[index], self._hop), num_clips, length, rng)
 
 
 def place_stretch(windows: Sequence[Window], num_clips: int, length_clips: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Choose `[begin, end)` in clips, of `length_clips`, around one window taken at random, whole where it fits.
+    """Choose `[begin, end)` of `length_clips` around one of the `windows`, taken at random, whole where it fits; all in clips.
 
     So a crop never turns a query that has windows into a query of an absent sound.
     """
@@ -132,9 +141,9 @@ def place_stretch(windows: Sequence[Window], num_clips: int, length_clips: int, 
     return begin, begin + length_clips
 
 
-def covered_windows(entry: QueryEntry, num_clips: int) -> tuple[Window, ...]:
+def covered_windows(entry: QueryEntry, length_seconds: float) -> tuple[Window, ...]:
     """Cut the windows of `entry` to what its features cover; one that loses all must not be trained on: its sound would count as absent."""
-    return cut_windows(entry.relevant_windows or (), 0.0, min(entry.duration_seconds, float(num_clips)))
+    return cut_windows(entry.relevant_windows or (), 0.0, min(entry.duration_seconds, length_seconds))
 
 
 def cut_windows(windows: Sequence[Window], begin_seconds: float, end_seconds: float) -> tuple[Window, ...]:
@@ -200,6 +209,7 @@ class LabelledBatch:
     entries: tuple[QueryEntry, ...]
     durations_seconds: tuple[float, ...]
     num_clips: tuple[int, ...]
+    clip_seconds: float = 1.0
 
     def to(self, device: torch.device | str) -> LabelledBatch:
         """Return a copy with all tensors on `device`."""
@@ -238,13 +248,15 @@ class Collator:
         longest = batch.audio_mask.shape[1]
         paired = sorted(item.draw for item in items)[: math.ceil(self._negative_share * len(items))]
         targets = Targets(
-            spans_cxw=torch.cat([windows_to_spans_cxw(item.windows, item.num_clips) for item in items]),
+            spans_cxw=torch.cat([windows_to_spans_cxw(item.windows, item.length_seconds) for item in items]),
             num_spans=tuple(len(item.windows) for item in items),
-            saliency=torch.stack([clip_coverage(item.windows[: self._most_windows], longest) for item in items]),
+            saliency=torch.stack(
+                [clip_coverage(windows_in_clips(item.windows[: self._most_windows], item.clip_seconds), longest) for item in items]
+            ),
             negative_index=torch.tensor([self._negative_of(item, items) if item.draw in paired else -1 for item in items]),
         )
         entries, seconds, clips = zip(*((item.entry, item.duration_seconds, item.num_clips) for item in items), strict=True)
-        return LabelledBatch(batch, targets, entries, seconds, clips)
+        return LabelledBatch(batch, targets, entries, seconds, clips, items[0].clip_seconds)
 
     def _negative_of(self, item: MomentItem, items: Sequence[MomentItem]) -> int:
         """Pick an item of another recording, worded differently, whose query is not known to be true of this item's audio; or -1.
@@ -269,8 +281,13 @@ class Collator:
         return bool(vectors) and bool((torch.stack(vectors[1:]) @ vectors[0] > self._negative_similarity).any())
 
 
+def windows_in_clips(windows: Sequence[Window], clip_seconds: float) -> tuple[Window, ...]:
+    """Count windows in clips, whole ones or not, in the place of seconds."""
+    return tuple((start / clip_seconds, end / clip_seconds) for start, end in windows)
+
+
 def clip_coverage(windows: Sequence[Window], num_clips: int) -> Tensor:
-    """Return `(num_clips,)` share of each one-second clip that lies in any window, in [0, 1]; all windows count, overlaps once."""
+    """Return `(num_clips,)` share of each clip that lies in any window (in clips), in [0, 1]; all windows count, overlaps once."""
     coverage, clip_start, covered_until = torch.zeros(num_clips), torch.arange(num_clips, dtype=torch.float32), 0.0
     for start, end in sorted(windows):
         begin, covered_until = max(start, covered_until), max(end, covered_until)

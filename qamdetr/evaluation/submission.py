@@ -157,7 +157,8 @@ def describe_checkpoint(name_or_dir: str | Path) -> dict[str, Any]:
     }
     try:
         streams, data = (tuple(config.model.audio_streams), tuple(config.model.text_streams)), config.data
-        encoders = open_streams(*streams, name=data.combo, models=data.encoder_models, dtype=data.encoder_dtype, download=False)
+        how: dict[str, Any] = {"models": data.encoder_models, "dtype": data.encoder_dtype, "clip_seconds": config.model.clip_seconds}
+        encoders = open_streams(*streams, name=data.combo, download=False, **how)
         facts["frozen_parameters"] = encoders.num_parameters
     except (ConfigError, CheckpointError):
         pass

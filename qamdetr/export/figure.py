@@ -105,9 +105,10 @@ def _draw_lane(axes: Axes, answer: Answer, colour: str) -> None:
     result, moments = answer.result, answer.moments()
     step = 1 + len(result.saliency) // (2 * _COLUMNS)  # of hours, the highest of neighbours: an SVG keeps every point
     begins = np.arange(0, len(result.saliency), step)
-    seconds, relevance = np.minimum(begins + step / 2, result.duration_seconds), np.maximum.reduceat(result.saliency, begins)
+    seconds = np.minimum((begins + step / 2) * result.clip_seconds, result.duration_seconds)
+    relevance = np.maximum.reduceat(result.saliency, begins)
     axes.fill_between(seconds, relevance, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(seconds, relevance, color=colour, linewidth=0.9, label="relevance of each second")
+    axes.plot(seconds, relevance, color=colour, linewidth=0.9, label="relevance from clip to clip")
     sure = result.found and bool(moments)
     if not moments and answer.ranks is None:
         moments = [(1, moment) for moment in result.moments[:1]]  # the best guess

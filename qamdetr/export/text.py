@@ -111,7 +111,7 @@ def to_json_object(result: Result) -> dict[str, Any]:
     told = {name: getattr(result, name) for name in ("query", "found", "encoder", "verifier", "beta")}
     saliency = [round(value, 6) for value in result.saliency]
     known = {"audio": result.audio, "duration": round(result.duration_seconds, 3), **told}
-    return {**known, "moments": moments, "saliency": saliency, "notes": list(result.notes)}
+    return {**known, "moments": moments, "saliency": saliency, "clip_seconds": result.clip_seconds, "notes": list(result.notes)}
 
 
 @export("table", label="Table: to read here")
@@ -132,7 +132,7 @@ def _table(answers: Sequence[Answer]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-@export("json", label="JSON (.json): for programs, with the relevance of each second", ending="-moments.json")
+@export("json", label="JSON (.json): for programs, with the relevance of each clip", ending="-moments.json")
 def _json(answers: Sequence[Answer]) -> str:
     objects = []
     for answer in answers:

@@ -42,11 +42,12 @@ class FeatureListener(Listener, Protocol):
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How a big encoder runs; the pocket encoders take no options."""
+    """How an encoder runs; of these, the pocket encoders take the hop alone."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     batch_clips: int = 16  # that run through the network at once; bounds memory for long recordings
+    clip_seconds: float = 1.0  # from one vector to the next, one of the encoder's `hops_seconds`
 
 
 class Stream:
@@ -58,6 +59,7 @@ class Stream:
     text_dim: int = 0
     rate_hz: int = 0  # that the audio encoder wants
     hub: Hub | None = None  # the default model; None where nothing has to be fetched
+    hops_seconds: tuple[float, ...] = (1.0,)  # that the audio encoder can go in, see `EncoderOptions.clip_seconds`
     raw_scale = False  # the size of its vectors carries meaning (loudness); those of other streams are scaled to unit length
     has_audio = has_text = False
     fingerprint: str  # changes with all that decides the features; see `weights_fingerprint`
@@ -69,7 +71,7 @@ class Stream:
 
 
 class AudioStream(Stream):
-    """One vector per clip: of each second by itself, by `encode_windows`, or with its own `listener` and `features`."""
+    """One vector per clip: of each second by itself, by `encode_windows`, or with its own `listener` and `features`, at any hop."""
 
     has_audio = True
 
@@ -101,12 +103,21 @@ STREAMS: dict[str, type[Stream]] = {}
 
 
 def stream(
-    name: str, *, dim: int, text_dim: int = 0, rate_hz: int = 0, hub: Hub | None = None, label: str = "", raw_scale: bool = False
+    name: str,
+    *,
+    dim: int,
+    text_dim: int = 0,
+    rate_hz: int = 0,
+    hops_seconds: tuple[float, ...] = (1.0,),
+    hub: Hub | None = None,
+    label: str = "",
+    raw_scale: bool = False,
 ) -> Callable[[_Class], _Class]:
     """Register an encoder class; the rest as in `Stream`, with `text_dim` = `dim` unless said otherwise."""
 
     def register(encoder: _Class) -> _Class:
         encoder.name, encoder.label, encoder.hub, encoder.raw_scale = name, label or name, hub, raw_scale
+        encoder.hops_seconds = hops_seconds
         encoder.dim, encoder.text_dim, encoder.rate_hz = dim * encoder.has_audio, (text_dim or dim) * encoder.has_text, rate_hz
         STREAMS[name] = encoder
         return encoder
@@ -151,10 +162,10 @@ class WindowListener:
 
 
 class Streams:
-    """A set of opened encoders (stream -> encoder, main stream first), and the version of all; see `join_fingerprints`."""
+    """A set of opened encoders (stream -> encoder, main stream first), all of one hop, and their version; see `join_fingerprints`."""
 
-    def __init__(self, name: str, audio: Mapping[str, AudioStream], text: Mapping[str, TextStream]) -> None:
-        self.name = name
+    def __init__(self, name: str, audio: Mapping[str, AudioStream], text: Mapping[str, TextStream], clip_seconds: float = 1.0) -> None:
+        self.name, self.clip_seconds = name, clip_seconds
         self.audio, self.text = dict(audio), dict(text)
         self.fingerprint = join_fingerprints({key: encoder.fingerprint for key, encoder in [*audio.items(), *text.items()]})
 
@@ -170,9 +181,10 @@ class Streams:
         kept = {listener: each.finish() for listener, each in listeners.items()}
         rows = {}
         for name, encoder in encoders.items():
-            # Resampling may round a recording of whole seconds up by a sample, hence the cut.
-            rows[name] = (yield from encoder.features(kept[encoder.listener]))[: num_clips(sound.duration_seconds)]
-        return Recording(sound.name, sound.path, sound.duration_seconds, rows, sound.peaks, sound.notes)
+            # Resampling may round a recording of whole seconds up by a sample, and the last clip need not fill a second: hence the cut.
+            rows[name] = (yield from encoder.features(kept[encoder.listener]))[: num_clips(sound.duration_seconds, self.clip_seconds)]
+        facts = (sound.name, sound.path, sound.duration_seconds, rows, sound.peaks, sound.notes)
+        return Recording(*facts, clip_seconds=self.clip_seconds)
 
     def encode(self, sound: Sound, only: Sequence[str] = ()) -> Recording:
         """Encode a recording; see `encoding`."""
@@ -208,8 +220,9 @@ def open_streams(
     dtype: str = "float32",
     device: str | None = None,
     download: bool = True,
+    clip_seconds: float = 1.0,
 ) -> Streams:
-    """Open the encoders of streams. Each is opened once in a process and shared by all that ask for it.
+    """Open the encoders of streams. Each is opened once in a process (for each hop, `clip_seconds`) and shared by all that ask for it.
 
     `audio` and `text` name streams, main stream first; `name` is what results call this set. `models` (stream -> hub id or folder) take the
     place of defaults, see `hub.locate`; `dtype` and `device` are of the big encoders: the pocket encoders stay in float32 on the CPU.
@@ -221,27 +234,47 @@ def open_streams(
             raise ConfigError(f"Unknown stream {each!r}", f"there are encoders for {', '.join(STREAMS)}")
         if not getattr(STREAMS[each], f"has_{kind}"):
             raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
+    check_hop(audio, clip_seconds)
     device = _check(models, device)
     _locate_all(wanted, models, download=download)
     with _opening:  # two threads that ask at once must not hold the weights twice
-        opened: dict[str, Any] = {
-            each: _open(each, models.get(each, ""), dtype, device) if STREAMS[each].hub else _open(each) for each in wanted
-        }
+        opened: dict[str, Any] = {}
+        for each in wanted:
+            how = (models.get(each, ""), dtype, device) if STREAMS[each].hub else ()
+            opened[each] = _open(each, *how, clip_seconds=own_hop(each, clip_seconds))
     name = name or "+".join(dict.fromkeys([*audio, *text]))
-    return Streams(name, {each: opened[each] for each in audio}, {each: opened[each] for each in text})
+    return Streams(name, {each: opened[each] for each in audio}, {each: opened[each] for each in text}, clip_seconds)
+
+
+def own_hop(stream: str, clip_seconds: float) -> float:
+    """Return the hop of a stream in a combo of `clip_seconds`: that, but 1 s where the stream has no audio and the hop means nothing."""
+    return clip_seconds if stream not in STREAMS or STREAMS[stream].has_audio else 1.0
+
+
+def check_hop(audio: Sequence[str], clip_seconds: float) -> None:
+    """Raise `ConfigError` where one of the audio streams cannot give a vector each `clip_seconds`; unknown streams can."""
+    for name in audio:
+        hops = STREAMS[name].hops_seconds if name in STREAMS else (clip_seconds,)
+        if clip_seconds not in hops:
+            told = " or ".join(f"{hop:g}" for hop in hops)
+            able = ", ".join(other for other, encoder in STREAMS.items() if encoder.has_audio and clip_seconds in encoder.hops_seconds)
+            what = f"Stream {name!r} gives a vector for each {told} s, not for each {clip_seconds:g} s"
+            raise ConfigError(what, f"choose clips of {told} s" + (f", or of the streams {able}" if able else ""))
 
 
 _opening = threading.RLock()
 
 
 @functools.cache
-def _open(name: str, model: str = "", dtype: str = "", device: str = "cpu") -> Stream:
+def _open(name: str, model: str = "", dtype: str = "float32", device: str = "cpu", *, clip_seconds: float) -> Stream:
     hub = STREAMS[name].hub
-    if hub is None:
-        return STREAMS[name](Path(), EncoderOptions())
     batch_clips = 64 if device.startswith("cuda") else EncoderOptions.batch_clips
-    encoder = STREAMS[name](locate(name, hub, model), EncoderOptions(device, DTYPES[dtype], batch_clips))
-    encoder.source, encoder.dtype = model, dtype
+    options = EncoderOptions(device, DTYPES[dtype], batch_clips, clip_seconds)
+    encoder = STREAMS[name](locate(name, hub, model) if hub else Path(), options)
+    if hub:
+        encoder.source, encoder.dtype = model, dtype
+    if clip_seconds != 1.0:  # else the version is what it was when all clips lasted a second, which stores and checkpoints name
+        encoder.fingerprint = f"{clip_seconds:g}s-{encoder.fingerprint}"
     return encoder
 
 

@@ -58,7 +58,9 @@ def extract(
     share = share or Share()
     paths = dict(sorted(dict(recordings).items())[share.index :: share.count])
     encoders = {**streams.audio, **streams.text}
-    versions = {name: StreamVersion(name, each.fingerprint, each.source, each.dtype) for name, each in encoders.items()}
+    versions = {
+        name: StreamVersion(name, each.fingerprint, each.source, each.dtype, each.options.clip_seconds) for name, each in encoders.items()
+    }
     audio = {name: StreamFiles.claimed(feature_dir, versions[name], "audio", paths) for name in streams.audio}
     text = {name: StreamFiles.claimed(feature_dir, versions[name], "text", paths) for name in streams.text}
     of = f" (process 1 of {share.count})" if share.count > 1 else ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, normalize
+from torch.nn.functional import avg_pool1d, normalize, pad
 
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError
@@ -22,7 +22,7 @@ POCKET_CHECKPOINT = "pocket-encoder"
 MAX_TOKENS = 256
 SAMPLE_RATE_HZ = 24_000
 HOP_SAMPLES = 375
-FRAMES_PER_CLIP = SAMPLE_RATE_HZ // HOP_SAMPLES  # 64
+FRAMES_PER_CLIP = SAMPLE_RATE_HZ // HOP_SAMPLES  # 64, in the second that every vector sees, whatever the hop
 FFT_SAMPLES = 1024
 _OVERLAP_SAMPLES = FFT_SAMPLES - HOP_SAMPLES  # what the frames of some clips see beyond them
 NUM_MELS = 64
@@ -33,8 +33,8 @@ MEL_STATS_DIM = 24
 SILENT_DB = -48.0  # mean mel power of noise at about -60 dB full scale; seconds below it, and far under the loudest, are silent
 SILENT_BELOW_LOUDEST_DB = 40.0
 
-_SECTION_CLIPS = 120
-_SECTION_MARGIN_CLIPS = 4
+_SECTION_SECONDS = 120
+_SECTION_MARGIN_SECONDS = 4
 _FRONT_END_CLIPS = 8  # whose spectrum is held at once
 
 
@@ -150,18 +150,32 @@ class PocketAudioModel(nn.Module):
         return mixed
 
 
-def audible_clips(power: Tensor) -> Tensor:
-    """Return `(clips,)` bool of mel power `(mels, 64 * clips)`: False where a second is silent, see `SILENT_DB`."""
+def at_hop(describe: Callable[[Tensor], Tensor], power: Tensor, clip_seconds: float) -> Tensor:
+    """Describe mel power `(mels, 64 * seconds)` by one row per clip, `describe` giving one per second of what it gets.
+
+    Clips of half a second are seen with a quarter of a second on both sides, silence beyond the ends: every other clip from the power moved
+    by a quarter of a second, those between from the power moved by three.
+    """
+    if clip_seconds == 1.0:
+        return describe(power)
+    quarter = FRAMES_PER_CLIP // 4
+    even, odd = describe(pad(power, (quarter, 3 * quarter)))[:-1], describe(pad(power, (3 * quarter, quarter)))[1:]
+    return torch.stack([even, odd], dim=1).flatten(0, 1)
+
+
+def audible_clips(power: Tensor, clip_seconds: float = 1.0) -> Tensor:
+    """Return `(clips,)` bool of mel power `(mels, 64 * seconds)`: False where what is seen of a clip is silent, see `SILENT_DB`."""
     # The outermost frames reach into the neighbouring seconds.
-    level_db = 10 * torch.log10(power.reshape(NUM_MELS, -1, FRAMES_PER_CLIP)[:, :, 2:-2].mean(dim=(0, 2)) + 1e-12)
+    seen = at_hop(lambda part: part.reshape(NUM_MELS, -1, FRAMES_PER_CLIP)[:, :, 2:-2].mean(dim=(0, 2)), power, clip_seconds)
+    level_db = 10 * torch.log10(seen + 1e-12)
     return (level_db > SILENT_DB) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
 
 
 def mel_stats(power: Tensor) -> Tensor:
-    """Describe each clip by hand-made numbers; `(clips, 24)`, each about in [-1, 1].
+    """Describe each second of mel power `(mels, 64 * seconds)` by hand-made numbers; `(seconds, 24)`, each about in [-1, 1].
 
     Columns: 16 band levels (mean log power of four mels each), then loudest frame, quietest frame, spread over time, strongest and mean
-    onset (rise of log power from frame to frame), spectral centroid, spectral flatness, and the step in level from the clip before.
+    onset (rise of log power from frame to frame), spectral centroid, spectral flatness, and the step in level from the second before.
     """
     frames = log_mel(power).reshape(NUM_MELS, -1, FRAMES_PER_CLIP)
     bands = frames.mean(dim=2).reshape(16, 4, -1).mean(dim=1)
@@ -215,9 +229,9 @@ def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return unpacked
 
 
-@stream("pocket", dim=256, rate_hz=SAMPLE_RATE_HZ, label="pocket")
+@stream("pocket", dim=256, rate_hz=SAMPLE_RATE_HZ, label="pocket", hops_seconds=(1.0, 0.5))
 class Pocket(AudioStream, TextStream):
-    """`(clips, 256)` unit vectors in the joint space, zero for silent seconds; `(tokens, 256)` states and the pooled joint vector."""
+    """`(clips, 256)` unit vectors in the joint space, zero for silent clips; `(tokens, 256)` states and the pooled joint vector."""
 
     listener = MelFrontEnd
 
@@ -241,17 +255,18 @@ class Pocket(AudioStream, TextStream):
         self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
-        """Encode mel power `(mels, 64 * clips)` in sections, so that memory stays bounded; they overlap to agree at the seams."""
-        num_clips = kept.shape[-1] // FRAMES_PER_CLIP
+        """Encode mel power `(mels, 64 * seconds)` in sections, so that memory stays bounded; they overlap to agree at the seams."""
+        seconds, hop = kept.shape[-1] // FRAMES_PER_CLIP, self.options.clip_seconds
         rows = []
-        for begin in range(0, num_clips, _SECTION_CLIPS):
-            yield Step(self.name, begin / num_clips)
-            end = min(begin + _SECTION_CLIPS, num_clips)
-            first, last = max(begin - _SECTION_MARGIN_CLIPS, 0), min(end + _SECTION_MARGIN_CLIPS, num_clips)
+        for begin in range(0, seconds, _SECTION_SECONDS):
+            yield Step(self.name, begin / seconds)
+            end = min(begin + _SECTION_SECONDS, seconds)
+            first, last = max(begin - _SECTION_MARGIN_SECONDS, 0), min(end + _SECTION_MARGIN_SECONDS, seconds)
             with torch.inference_mode():
-                section = log_mel(kept[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP])
-                rows.append(self.audio_model(section.unsqueeze(0))[0, begin - first : end - first])
-        return torch.cat(rows) * audible_clips(kept)[:, None]
+                section = kept[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP]
+                encoded = at_hop(lambda power: self.audio_model(log_mel(power).unsqueeze(0))[0], section, hop)
+                rows.append(encoded[round((begin - first) / hop) : round((end - first) / hop)])
+        return torch.cat(rows) * audible_clips(kept, hop)[:, None]
 
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
@@ -262,14 +277,14 @@ class Pocket(AudioStream, TextStream):
         return TextFeatures(tokens[0].float().clone(), offsets, self.text_model.to_joint(sentence)[0].float().clone())
 
 
-@stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True)
+@stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True, hops_seconds=(1.0, 0.5))
 class MelStats(AudioStream):
-    """The handcrafted stream; see `mel_stats`."""
+    """The handcrafted stream; see `mel_stats`. At any hop each clip is described by the second around its middle."""
 
     fingerprint = "mel_stats-1"
     listener = MelFrontEnd
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
-        """Describe mel power `(mels, 64 * clips)`."""
+        """Describe mel power `(mels, 64 * seconds)`."""
         yield Step(self.name, 0.0)
-        return mel_stats(kept)
+        return at_hop(mel_stats, kept, self.options.clip_seconds)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from qamdetr.config import DataConfig, ModelConfig
 from qamdetr.errors import AudioError, ConfigError, DataError, QamDetrError
-from qamdetr.features.base import COMBOS, join_fingerprints
+from qamdetr.features.base import COMBOS, check_hop, join_fingerprints, own_hop
 from qamdetr.features.hub import one_line
 from qamdetr.files import write_whole
 from qamdetr.types import TextFeatures
@@ -88,6 +88,7 @@ class StreamVersion:
     fingerprint: str
     source: str = ""
     dtype: str = ""
+    clip_seconds: float = 1.0
 
     @property
     def folder(self) -> str:
@@ -242,7 +243,8 @@ class FeatureStore:
 
     def __init__(self, model: ModelConfig, data: DataConfig, recordings: Mapping[str, Path] | None = None) -> None:
         """Find out where each stream lies; no features are read yet. `recordings` (`vid` -> audio file) tell those of one name apart."""
-        self.data = data
+        self.data, self.clip_seconds = data, model.clip_seconds
+        check_hop([name for name in model.audio_streams if name not in data.audio_features], model.clip_seconds)
         self._num_clips: dict[str, int] = {}
         self._kept: dict[tuple[str, ...], Any] = {}
         self._room_bytes = KEPT_BYTES
@@ -250,7 +252,7 @@ class FeatureStore:
         for kind, widths, public in sides:
             if unknown := sorted(set(public) - set(widths)):
                 raise ConfigError(f"data.{kind}_features names {unknown[0]!r}; model.{kind}_streams has only {', '.join(widths)}.")
-        self._own = {name: _choose(name, data) for _, widths, public in sides for name in widths if name not in public}
+        self._own = {name: self._choose(name) for _, widths, public in sides for name in widths if name not in public}
 
         def files(kind: Kind, name: str, dim: int, public: Mapping[str, str]) -> StreamFiles:
             if name in public:
@@ -329,6 +331,7 @@ class FeatureStore:
         models = {**{name: version.source for name, version in own.items()}, **data.encoder_models}
         options = ["--combo", data.combo, "--manifest", "JSONL", "--feature-dir", data.feature_dir]
         options += ["--dtype", dtype] if dtype != "float32" else []
+        options += ["--clip-seconds", f"{self.clip_seconds:g}"] if self.clip_seconds != 1.0 else []
         for name, source in sorted(models.items()):
             options += ["--encoder", f"{name}={source}"] if source else []
         return f"run `{shlex.join(['python', '-m', 'qamdetr', 'extract', *options])}`"
@@ -342,7 +345,7 @@ class FeatureStore:
         made = {name: version.fingerprint for name, version in self._own.items() if version.fingerprint}
         if made:
             streams = {name for names in COMBOS.get(self.data.combo, ()) for name in names}
-            whole = {name: _choose(name, self.data).fingerprint for name in streams}
+            whole = {name: self._choose(name).fingerprint for name in streams}
             parts.append(join_fingerprints(whole if whole and all(whole.values()) else made))
         public = [each for each in self.wanted(vids, queries) if not each[1].is_own]
         digest = blake2b(digest_size=8)
@@ -351,6 +354,17 @@ class FeatureStore:
                 rows = files.audio(name)
                 digest.update(f"{stream} {tuple(rows.shape)} ".encode() + rows.numpy().tobytes())
         return "+".join([*parts, f"public-{digest.hexdigest()}"] if public else parts)
+
+    def _choose(self, stream: str) -> StreamVersion:
+        """Pick the version of a stream that a configuration means; one without fingerprint where there is none."""
+        data, hop = self.data, own_hop(stream, self.clip_seconds)
+        found = [version for version in versions_of(Path(data.feature_dir), stream) if version.clip_seconds == hop]
+        wanted = (data.encoder_models.get(stream, ""), data.encoder_dtype)
+        fitting = [version for version in found if (version.source, version.dtype or data.encoder_dtype) == wanted]
+        if len(found) > 1 and len(fitting) != 1:
+            what = f"{data.feature_dir} holds {len(found)} versions of stream {stream!r} ({', '.join(version.folder for version in found)})"
+            raise DataError(what, "delete those that are not wanted, or tell them apart by data.encoder_models and data.encoder_dtype")
+        return (fitting if len(found) > 1 else [*found, StreamVersion(stream, "")])[0]
 
 
 def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[str, str]]]) -> None:
@@ -374,17 +388,6 @@ def require_features(sets: Iterable[tuple[FeatureStore, Iterable[str], Mapping[s
 def _count_names(names: Sequence[str], kind: Kind) -> str:
     shown = ", ".join(map(repr, names[:_NAMES_SHOWN]))
     return f"{len(names)} {_NOUNS[kind][len(names) != 1]} ({shown}{', …' if len(names) > _NAMES_SHOWN else ''})"
-
-
-def _choose(stream: str, data: DataConfig) -> StreamVersion:
-    """Pick the version of a stream that a configuration means; one without fingerprint where there is none."""
-    found = versions_of(Path(data.feature_dir), stream)
-    wanted = (data.encoder_models.get(stream, ""), data.encoder_dtype)
-    fitting = [version for version in found if (version.source, version.dtype or data.encoder_dtype) == wanted]
-    if len(found) > 1 and len(fitting) != 1:
-        what = f"{data.feature_dir} holds {len(found)} versions of stream {stream!r} ({', '.join(version.folder for version in found)})"
-        raise DataError(what, "delete those that are not wanted, or tell them apart by data.encoder_models and data.encoder_dtype")
-    return (fitting if len(found) > 1 else [*found, StreamVersion(stream, "")])[0]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ DENSE_NMS_IOU = 0.6
 MIN_SECONDS = 0.3
 """Soft ends of a segment that leave less than this are not believed; the whole clips are taken."""
 
+MIN_REACH_SECONDS = 2.0
+"""How far beyond a window the curve is looked at, where the window is shorter."""
+
 
 class Decoded(NamedTuple):
     """What the network, or several, say to one query on one recording, before a verifier looks."""
@@ -58,11 +61,13 @@ def answers(
     settings: InferenceConfig,
     *,
     protocol: DecodeProtocol = "exact",
+    clip_seconds: float = 1.0,
 ) -> list[Decoded]:
     """Read the answer to each item of a batch off the last decoder layer; serving and validation both do it here.
 
-    `durations_seconds` are the true length of each item, to which windows are clamped; `num_clips` its valid clips, to which spans are
-    relative. Equal scores keep the order of the slots. The protocol `official` keeps doubles, as the field does; nothing is rounded yet.
+    `durations_seconds` are the true length of each item, to which windows are clamped; `num_clips` its valid clips of `clip_seconds`, to
+    which spans are relative. Equal scores keep the order of the slots. The protocol `official` keeps doubles, as the field does; nothing
+    is rounded yet.
     """
     max_iou = overlap_limit(settings, protocol, dense=output.decoder.cells is not None)
     foreground = output.decoder.logits.detach().float().softmax(dim=-1)[..., 0]
@@ -77,11 +82,12 @@ def answers(
     for spans_cxw, p, q, usable, row, duration_seconds, clips in items:
         order = (p * q).where(usable, -1.0).argsort(descending=True, stable=True)
         best = order[: min(int(usable.sum()), MOST_SLOTS)]
-        windows = spans.spans_cxw_to_windows(spans_cxw[best], clips, duration_seconds).tolist()
+        windows = spans.spans_cxw_to_windows(spans_cxw[best], clips * clip_seconds, duration_seconds).tolist()
         rows = zip(windows, p[best].tolist(), q[best].tolist(), strict=True)
         found = suppress([Candidate(start, end, p, q, decoder_score=p * q) for (start, end), p, q in rows], max_iou)
         curve = row[:clips]
-        pooled = pool_segments(found, curve.numpy(), duration_seconds, settings, nms_iou=max_iou, by_quality=logits is not None)
+        how: dict[str, Any] = {"nms_iou": max_iou, "by_quality": logits is not None, "clip_seconds": clip_seconds}
+        pooled = pool_segments(found, curve.numpy(), duration_seconds, settings, **how)
         decoded.append(Decoded(pooled, curve))
     return decoded
 
@@ -113,6 +119,7 @@ def pool_segments(
     *,
     nms_iou: float,
     by_quality: bool = True,
+    clip_seconds: float = 1.0,
 ) -> list[Candidate]:
     """Pool the decoder's candidates with the saliency's segments, where `settings.segment_threshold` asks for it; doubles are dropped.
 
@@ -125,14 +132,17 @@ def pool_segments(
     values: Curve = np.asarray(saliency, dtype=np.float64)
     weighed = []
     for candidate in candidates:
-        mean, overlap = _agreement(values, candidate.window)
+        mean, overlap = _agreement(values, candidate.window, clip_seconds)
         foreground, quality = candidate.foreground * mean, candidate.quality * overlap if by_quality else 1.0
         weighed.append(replace(candidate, foreground=foreground, quality=quality, decoder_score=foreground * quality))
     threshold = min(settings.segment_threshold, settings.segment_peak_share * float(values.max()))
-    return suppress([*segment_candidates(values, duration_seconds, threshold, by_quality=by_quality), *weighed], nms_iou)
+    segments = segment_candidates(values, duration_seconds, threshold, by_quality=by_quality, clip_seconds=clip_seconds)
+    return suppress([*segments, *weighed], nms_iou)
 
 
-def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: float, *, by_quality: bool = True) -> list[Candidate]:
+def segment_candidates(
+    saliency: ArrayLike, duration_seconds: float, threshold: float, *, by_quality: bool = True, clip_seconds: float = 1.0
+) -> list[Candidate]:
     """Return the runs of clips whose saliency, `(clips,)` in [0, 1], reaches `threshold` as candidates, best decoder score first.
 
     Where no clip does, the best one is the only run. `foreground` is the mean saliency inside, `quality` the overlap of the segment with
@@ -141,9 +151,9 @@ def segment_candidates(saliency: ArrayLike, duration_seconds: float, threshold: 
     values: Curve = np.asarray(saliency, dtype=np.float64)
     found = []
     for first, last in runs_above(values, threshold):
-        start, end = _soft_ends(values, first, last, duration_seconds)
+        start, end = _soft_ends(values, first, last, duration_seconds, clip_seconds)
         foreground = float(values[first:last].mean())
-        quality = _agreement(values, (start, end))[1] if by_quality else 1.0
+        quality = _agreement(values, (start, end), clip_seconds)[1] if by_quality else 1.0
         found.append(Candidate(start, end, foreground=foreground, quality=quality, decoder_score=foreground * quality))
     return sorted(found, key=lambda candidate: -candidate.decoder_score)
 
@@ -157,24 +167,24 @@ def runs_above(values: Curve, threshold: float) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-def _soft_ends(values: Curve, first: int, last: int, duration_seconds: float) -> Window:
+def _soft_ends(values: Curve, first: int, last: int, duration_seconds: float, clip_seconds: float) -> Window:
     """Shorten the run by what its end clips lack, and lengthen it by what the clips beyond them hold."""
     before = values[first - 1] if first > 0 else 0.0
     after = values[last] if last < len(values) else 0.0
-    start = max(first + (1 - values[first]) - before, 0.0)
-    end = min(last - (1 - values[last - 1]) + after, duration_seconds)
+    start = max(first + (1 - values[first]) - before, 0.0) * clip_seconds
+    end = min((last - (1 - values[last - 1]) + after) * clip_seconds, duration_seconds)
     if end - start < MIN_SECONDS:
-        start, end = float(first), min(float(last), duration_seconds)
+        start, end = first * clip_seconds, min(last * clip_seconds, duration_seconds)
     return float(start), float(end)
 
 
-def _agreement(values: Curve, window: Window) -> tuple[float, float]:
+def _agreement(values: Curve, window: Window, clip_seconds: float) -> tuple[float, float]:
     """Return the mean of the curve inside a window, and overlap over union of both, looking as far beyond the window as it is long."""
-    start, end = window
+    start, end = (seconds / clip_seconds for seconds in window)
     clips = np.arange(len(values))
     covered = np.clip(np.minimum(clips + 1, end) - np.maximum(clips, start), 0, 1)
     first, last = math.floor(start), math.ceil(end)
-    reach = max(last - first, 2)
+    reach = max(last - first, round(MIN_REACH_SECONDS / clip_seconds))
     near = slice(max(first - reach, 0), min(last + reach, len(values)))
     union, length = float(np.maximum(covered, values)[near].sum()), float(covered.sum())
     if union <= 0 or length <= 0:  # the field's rounding can empty a window

@@ -76,6 +76,7 @@ def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], dec
         saliency=tuple(decoded.saliency.tolist()),
         notes=notes,
         heard={name: recording.choice[name] for name in ("channel", "track") if name in recording.choice},
+        clip_seconds=recording.clip_seconds,
     )
 
 

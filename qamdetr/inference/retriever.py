@@ -144,7 +144,11 @@ class Member:
     text: Mapping[str, str] = field(default_factory=dict)
 
     def heard(self, recording: Recording) -> Recording:
-        """Return a recording as the network reads it: its streams alone, main stream first."""
+        """Return a recording as the network reads it: its streams alone, main stream first; one of another hop is a `ConfigError`."""
+        own, given = self.config.model.clip_seconds, recording.clip_seconds
+        if given != own:
+            what = f"{recording.name} was encoded in clips of {given:g} s, and this checkpoint reads clips of {own:g} s"
+            raise ConfigError(what, "encode it again, with this checkpoint's own retriever")
         streams = {name: recording.streams[self.audio.get(name, name)] for name in self.config.model.audio_streams}
         return replace(recording, streams=streams)
 
@@ -166,7 +170,8 @@ class Member:
         Recording and queries may hold more streams than the network reads, in any order.
         """
         settings, heard = self.config.inference, self.heard(recording)
-        sections = long_audio.split(heard.num_clips, settings.section_clips, settings.section_overlap_clips)
+        hop, lengths = heard.clip_seconds, (settings.section_clips, settings.section_overlap_clips)
+        sections = long_audio.split(heard.num_clips, *lengths, hop)
         pairs = [(self.read(text), section) for text in texts for section in sections]
         decoded: list[Decoded] = []
         for begin in range(0, len(pairs), _PAIRS_PER_FORWARD):
@@ -176,7 +181,8 @@ class Member:
             batch = prepare([section.cut(heard.streams) for section in parts], [text for text, _ in chunk])
             output = self.model(batch.to(next(self.model.parameters()).device), bypass=bypass)
             durations = [section.seconds(recording.duration_seconds) for _, section in chunk]
-            decoded += answers(output, durations, [section.num_clips for _, section in chunk], settings, protocol=protocol)
+            clips = [section.num_clips for _, section in chunk]
+            decoded += answers(output, durations, clips, settings, protocol=protocol, clip_seconds=hop)
         nms_iou = overlap_limit(settings, protocol, dense=self.config.model.decoder == "dense")
         merged = []
         for at in range(0, len(pairs), len(sections)):
@@ -237,6 +243,7 @@ class MomentRetriever:
         """Open a system as `from_pretrained` a checkpoint; each encoder runs on a recording once, however many members read it."""
         _check_members(system)
         loaded = [(member, *load_checkpoint(member.checkpoint, member.overrides)) for member in system.members.values()]
+        hop = _one_hop({member.checkpoint: config for member, _, config in loaded})
         models = encoder_models or {}
         _check_streams(models, {member.checkpoint: config for member, _, config in loaded})
         audio: dict[str, Any] = {}
@@ -248,7 +255,7 @@ class MomentRetriever:
             names.append(opened.name)
             keys = (_join(audio, opened.audio, config.model.audio_streams), _join(text, opened.text, config.model.text_streams))
             members.append(Member(_move(model, device), config, member.weight, *keys))
-        return cls(members, Streams("+".join(dict.fromkeys(names)), audio, text), system)
+        return cls(members, Streams("+".join(dict.fromkeys(names)), audio, text, hop), system)
 
     @classmethod
     def from_features(
@@ -278,6 +285,7 @@ class MomentRetriever:
         for member in wanted:
             model, config = load_checkpoint(member.checkpoint, member.overrides)
             members.append(Member(_move(model, device), config, member.weight, *stored.add(member.checkpoint, config)))
+        stored.clip_seconds = _one_hop({member.checkpoint: made.config for member, made in zip(wanted, members, strict=True)})
         return cls(members, stored, system)
 
     def encode(self, source: Source, **choice: Any) -> Recording:  # noqa: ANN401 - as `Sound`
@@ -373,12 +381,13 @@ class StoredFeatures:
         self._by_query = {entry.query: entry for entry in entries}
         self._audio = audio
         self._stores: dict[str, tuple[str, FeatureStore]] = {}
-        self.name = ""
+        self.name, self.clip_seconds = "", 1.0
 
     def add(self, checkpoint: str, config: Config) -> tuple[dict[str, str], dict[str, str]]:
         """Read the features that a checkpoint needs, too; returns what its audio and its text streams are called here, see `Member`."""
         data, model = config.data, config.model
-        key = repr((data.feature_dir, data.combo, data.audio_features, data.text_features, model.audio_streams, model.text_streams))
+        streams = (model.audio_streams, model.text_streams, model.clip_seconds)
+        key = repr((data.feature_dir, data.combo, data.audio_features, data.text_features, streams))
         if key not in self._stores:
             suffix = f"#{len(self._stores) + 1}" if self._stores else ""
             self._stores[key] = (suffix, FeatureStore(model, data, self._audio))
@@ -402,7 +411,8 @@ class StoredFeatures:
         """Read the features of a recording; its audio is not opened, so there is no waveform to draw."""
         entry = self._by_vid[vid]
         streams = {name + suffix: rows for suffix, store in self._stores.values() for name, rows in store.audio(entry.vid).items()}
-        return Recording(entry.vid, str(self._audio.get(entry.vid, "")), entry.duration_seconds, streams, np.zeros((2, 0), np.float32))
+        facts = (entry.vid, str(self._audio.get(entry.vid, "")), entry.duration_seconds, streams, np.zeros((2, 0), np.float32))
+        return Recording(*facts, clip_seconds=self.clip_seconds)
 
     def encode_query(self, query: str) -> dict[str, TextFeatures]:
         """Read the features of a query of the manifest."""
@@ -418,7 +428,7 @@ def open_encoder(config: Config, checkpoint: str | Path, *, device: str | None =
     _check_streams(models or {}, {str(checkpoint): config})
     data, model = config.data, config.model
     models = {**data.encoder_models, **(models or {})}
-    options: dict[str, Any] = {"models": models, "dtype": data.encoder_dtype, "device": device}
+    options: dict[str, Any] = {"models": models, "dtype": data.encoder_dtype, "device": device, "clip_seconds": model.clip_seconds}
     wanted = _own_versions(data.encoder)
     public = {*data.audio_features, *data.text_features}
     encoder: Streams | None = None
@@ -480,6 +490,15 @@ def _check_members(system: SystemConfig) -> None:
         remedy = f"make them with {' and '.join(commands)}, or name others with --members"
     if missing:
         raise CheckpointError(f"{len(missing)} of the system's {len(system.members)} members are missing: {', '.join(missing)}", remedy)
+
+
+def _one_hop(configs: Mapping[str, Config]) -> float:
+    """Return the hop of all checkpoints (name -> its configuration), or refuse those that differ: a recording is encoded in one."""
+    hops = {name: config.model.clip_seconds for name, config in configs.items()}
+    if len({*hops.values()}) > 1:
+        told = ", ".join(f"{name} of {hop:g} s" for name, hop in hops.items())
+        raise ConfigError(f"The members read clips of different lengths ({told})", "make a system of those that read the same")
+    return next(iter(hops.values()))
 
 
 def _join(union: dict[str, _Encoder], encoders: Mapping[str, _Encoder], wanted: Collection[str]) -> dict[str, str]:

@@ -24,11 +24,22 @@ class Section:
     start: int
     end: int
     last: bool
+    clip_seconds: float = 1.0
 
     @property
     def num_clips(self) -> int:
         """Length in clips."""
         return self.end - self.start
+
+    @property
+    def start_seconds(self) -> float:
+        """Where it begins in the recording."""
+        return self.start * self.clip_seconds
+
+    @property
+    def end_seconds(self) -> float:
+        """Where it ends."""
+        return self.end * self.clip_seconds
 
     def cut(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cut every stream `(clips, dim_s)` to the section."""
@@ -36,10 +47,10 @@ class Section:
 
     def seconds(self, duration_seconds: float) -> float:
         """Length in seconds; the last clip of a recording may be partly filled."""
-        return min(float(self.end), duration_seconds) - self.start
+        return min(self.end_seconds, duration_seconds) - self.start_seconds
 
 
-def split(num_clips: int, section_clips: int, overlap_clips: int) -> list[Section]:
+def split(num_clips: int, section_clips: int, overlap_clips: int, clip_seconds: float = 1.0) -> list[Section]:
     """Cover a recording with sections of equal length that overlap by at least `overlap_clips`.
 
     A recording that fits, or nearly so, is one section. The last section is moved back to full length, so that no section is a short rest.
@@ -49,9 +60,9 @@ def split(num_clips: int, section_clips: int, overlap_clips: int) -> list[Sectio
             f"inference.section_overlap_clips is {overlap_clips}; it must be 0 or more and below section_clips ({section_clips})."
         )
     if num_clips <= section_clips * _SLACK:
-        return [Section(0, num_clips, last=True)]
+        return [Section(0, num_clips, last=True, clip_seconds=clip_seconds)]
     starts = [*range(0, num_clips - section_clips, section_clips - overlap_clips), num_clips - section_clips]
-    return [Section(start, start + section_clips, last=start == starts[-1]) for start in starts]
+    return [Section(start, start + section_clips, start == starts[-1], clip_seconds) for start in starts]
 
 
 def merge_candidates(
@@ -66,8 +77,8 @@ def merge_candidates(
     cut: list[tuple[Candidate, Section]] = []
     for section, found in zip(sections, candidates, strict=True):
         for local in found:
-            end = min(local.end_seconds + section.start, duration_seconds)  # the sum can round up past it
-            candidate = replace(local, start_seconds=local.start_seconds + section.start, end_seconds=end)
+            end = min(local.end_seconds + section.start_seconds, duration_seconds)  # the sum can round up past it
+            candidate = replace(local, start_seconds=local.start_seconds + section.start_seconds, end_seconds=end)
             (cut if _is_cut(candidate, section) else whole).append((candidate, section))
     alone = [c for c, section in cut if not any(_covers(other, c) for other, origin in whole if origin != section)]
     return suppress([*(candidate for candidate, _ in whole), *alone], nms_iou)
@@ -84,8 +95,8 @@ def merge_saliency(sections: Sequence[Section], saliency: Sequence[Tensor]) -> T
 
 
 def _is_cut(candidate: Candidate, section: Section) -> bool:
-    at_start = section.start > 0 and candidate.start_seconds < section.start + _EDGE_SECONDS
-    at_end = not section.last and candidate.end_seconds > section.end - _EDGE_SECONDS
+    at_start = section.start > 0 and candidate.start_seconds < section.start_seconds + _EDGE_SECONDS
+    at_end = not section.last and candidate.end_seconds > section.end_seconds - _EDGE_SECONDS
     return at_start or at_end
 
 

@@ -53,7 +53,8 @@ def load_data(config: Config) -> TrainingData:
     # All of the validation set is read once now, so that a bad value in it cannot cost an epoch of training.
     val_store.check(*names_in(val_entries))
     # Queries whose windows all lie after the last clip would teach that the sound is absent.
-    heard = [entry for entry in train_entries if not entry.relevant_windows or covered_windows(entry, train_store.num_clips(entry.vid))]
+    seconds = {entry.vid: train_store.num_clips(entry.vid) * train_store.clip_seconds for entry in train_entries}
+    heard = [entry for entry in train_entries if not entry.relevant_windows or covered_windows(entry, seconds[entry.vid])]
     if len(heard) < len(train_entries):
         told = "%s: %d queries whose windows lie after the last clip of the features were left out."
         _log.warning(told, data.train_manifest, len(train_entries) - len(heard))

@@ -38,7 +38,7 @@ def validate(
     for batch in loader:
         with torch.inference_mode(), accelerator.autocast():
             output = model(batch.batch)
-        decoded = answers(output, batch.durations_seconds, batch.num_clips, config)
+        decoded = answers(output, batch.durations_seconds, batch.num_clips, config, clip_seconds=batch.clip_seconds)
         for entry, answer in zip(batch.entries, decoded, strict=True):
             windows = tuple((found.start_seconds, found.end_seconds, found.decoder_score) for found in answer.candidates)
             rows.append(PredictionEntry(entry.qid, entry.query, entry.vid, windows))

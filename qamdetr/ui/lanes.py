@@ -181,6 +181,7 @@ def _lane_view(lane: LaneResult, how: str) -> dict[str, Any]:
             "threshold": lane.threshold,
         },
         "saliency": [round(value, 3) for value in result.saliency],
+        "clip_seconds": result.clip_seconds,
         "moments": moment_rows(result.moments, truth),
         "truth": None if truth is None else [[round(start, 3), round(end, 3)] for start, end in truth],
     }

@@ -17,7 +17,7 @@ function curve(...shapes) {
 
 function saliencyCurve(lane) {
   const point = (second, value) => `${second},${(100 - 96 * value).toFixed(1)}`;
-  const middles = lane.saliency.map((value, clip) => point(Math.min(clip + 0.5, view.duration), value));
+  const middles = lane.saliency.map((value, clip) => point(Math.min((clip + 0.5) * lane.clip_seconds, view.duration), value));
   const line = [point(0, lane.saliency[0]), ...middles, point(view.duration, lane.saliency[lane.saliency.length - 1])];
   return curve(
     draw("polygon", { points: [`0,100`, ...line, `${view.duration},100`].join(" ") }),

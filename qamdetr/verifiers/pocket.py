@@ -36,8 +36,9 @@ class PocketVerifier(Verifier):
         cosine = normalize(clips.float(), dim=-1) @ normalize(pooled.float(), dim=-1)
         scores = []
         for candidate in candidates:
-            inside = _overlap_clips(candidate.window, len(cosine))
-            around = _overlap_clips(crop_bounds(candidate.window, recording.duration_seconds, math.inf), len(cosine)) - inside
+            crop = crop_bounds(candidate.window, recording.duration_seconds, math.inf)
+            inside, whole = (_overlap_clips(window, len(cosine), recording.clip_seconds) for window in (candidate.window, crop))
+            around = whole - inside
             mean = float(inside @ cosine / inside.sum().clamp(min=1e-6))
             # A window that fills its crop (the whole recording) has nothing to stand out from.
             contrast = mean - float(around @ cosine / around.sum()) if float(around.sum()) > 1e-3 else 0.0
@@ -45,7 +46,7 @@ class PocketVerifier(Verifier):
         return scores
 
 
-def _overlap_clips(window: Window, num_clips: int) -> Tensor:
-    """Share of each one-second clip that lies in a window: `(num_clips,)` in [0, 1]."""
-    begin = torch.arange(num_clips, dtype=torch.float32)
-    return (torch.clamp(begin + 1, max=window[1]) - torch.clamp(begin, min=window[0])).clamp(min=0)
+def _overlap_clips(window: Window, num_clips: int, clip_seconds: float) -> Tensor:
+    """Share of each clip that lies in a window: `(num_clips,)` in [0, 1]."""
+    begin, (first, last) = torch.arange(num_clips, dtype=torch.float32), (seconds / clip_seconds for seconds in window)
+    return (torch.clamp(begin + 1, max=last) - torch.clamp(begin, min=first)).clamp(min=0)

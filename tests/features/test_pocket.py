@@ -53,7 +53,7 @@ def test_sections_agree_with_one_pass(audio, monkeypatch: pytest.MonkeyPatch) ->
     power = mel_power(noise(25))
     with torch.inference_mode():
         whole = audio["pocket"].audio_model(log_mel(power).unsqueeze(0))[0]
-    monkeypatch.setattr(pocket, "_SECTION_CLIPS", 10)
+    monkeypatch.setattr(pocket, "_SECTION_SECONDS", 10)
     torch.testing.assert_close(finish(audio["pocket"].features(power)), whole, atol=1e-5, rtol=0)
 
 

@@ -95,6 +95,7 @@ def test_switches_and_streams_reach_the_configuration_and_encoded_scenes_are_not
     assert [step.arguments[3] for step in steps[:2]] == ["extract", "extract"]
     features = scenes / "features" / "pocket-0123456789abcdef"
     features.mkdir(parents=True)
+    (features / "encoder.json").write_text(json.dumps({"stream": "pocket", "fingerprint": "0123456789abcdef"}))
     for vid in ("train_1", "val_1"):
         (features / f"{vid}.0123.npz").touch()
     assert [step.label for step in plan_training(TrainOrder("new", "mine"), tmp_path, made)[1]] == ["Training"]

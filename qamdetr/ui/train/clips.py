@@ -278,14 +278,14 @@ def _synthesize(target: Path, part: str, recipe: SceneRecipe, backgrounds: str, 
     return Step(label, arguments, done_when=str(output / "manifest.jsonl"), counted=str(output / "audio"), total=number)
 
 
-def extract_steps(scenes: Path, combo: str, counts: Mapping[str, int]) -> list[Step]:
+def extract_steps(scenes: Path, combo: str, counts: Mapping[str, int], clip_seconds: float = 1.0) -> list[Step]:
     """Encode what is not encoded yet."""
     steps, total = [], 0
     for part, number in counts.items():
         total += number
         manifest, features = scenes / part / "manifest.jsonl", scenes / "features"
         arguments = (
-            *(sys.executable, "-m", "qamdetr", "extract", "--combo", combo),
+            *(sys.executable, "-m", "qamdetr", "extract", "--combo", combo, "--clip-seconds", f"{clip_seconds:g}"),
             *("--manifest", str(manifest), "--feature-dir", str(features)),
         )
         label = f"Listening to the {'training' if part == 'train' else 'validation'} scenes"

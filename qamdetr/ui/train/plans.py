@@ -12,6 +12,7 @@ from qamdetr.config import CONFIG_DIR, Config, ModelConfig, load_config, save_co
 from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import ConfigError, DataError, QamDetrError
 from qamdetr.features.base import COMBOS
+from qamdetr.features.store import versions_of
 from qamdetr.ui.train.clips import MAX_NAME, SCENES, extract_steps, offered_scenes
 from qamdetr.ui.train.jobs import REPOSITORY, Step, check_name
 from qamdetr.ui.train.runs import BEST
@@ -98,8 +99,8 @@ def plan_training(order: TrainOrder, root: Path, job_folder: Path) -> tuple[Path
     except OSError as error:
         raise ConfigError(f"Cannot write {path} ({error.strerror or error}); free some space there.") from error
     vids = {part: _vids(scenes / part / "manifest.jsonl") for part in ("train", "val")}
-    encoded = _is_encoded(scenes, config.data.combo, vids)
-    steps = [] if encoded else extract_steps(scenes, config.data.combo, {part: len(known) for part, known in vids.items()})
+    encoded, counts = _is_encoded(scenes, config, vids), {part: len(known) for part, known in vids.items()}
+    steps = [] if encoded else extract_steps(scenes, config.data.combo, counts, config.model.clip_seconds)
     arguments = (sys.executable, script, "--config", str(path), "--name", order.name)
     return target, [*steps, Step("Training", arguments)]
 
@@ -234,9 +235,11 @@ def _check_init(checkpoint: str, model: ModelConfig) -> None:
         )
 
 
-def _is_encoded(scenes: Path, combo: str, vids: Mapping[str, set[str]]) -> bool:
+def _is_encoded(scenes: Path, config: Config, vids: Mapping[str, set[str]]) -> bool:
     """Whether features of every recording lie there; `train.py` checks each of them again."""
-    names = {file.name.rsplit(".", 2)[0] for file in (scenes / "features").glob(f"{COMBOS[combo].audio_streams[0]}-*/*.npz")}
+    features, main = scenes / "features", COMBOS[config.data.combo].audio_streams[0]
+    versions = [each for each in versions_of(features, main) if each.clip_seconds == config.model.clip_seconds]
+    names = {file.name.rsplit(".", 2)[0] for each in versions for file in (features / each.folder).glob("*.npz")}
     return all(part <= names for part in vids.values())
 
 

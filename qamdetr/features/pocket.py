@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, normalize, pad
+from torch.nn.functional import avg_pool1d, conv1d, normalize, pad
 
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError
@@ -131,12 +131,12 @@ class PocketAudioModel(nn.Module):
         nn.init.zeros_(self.context.bias)  # type: ignore[arg-type]
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, log_mels: Tensor) -> Tensor:
-        """Encode `(batch, mels, 64 * clips)` log-mels to unit vectors `(batch, clips, dim)`."""
-        return normalize(self.output(self.hidden(log_mels)).float(), dim=-1)
+    def forward(self, log_mels: Tensor, clip_seconds: float = 1.0) -> Tensor:
+        """Encode `(batch, mels, 64 * seconds)` log-mels to unit vectors `(batch, clips, dim)`, a clip for each `clip_seconds`."""
+        return normalize(self.output(self.hidden(log_mels, clip_seconds)).float(), dim=-1)
 
-    def hidden(self, log_mels: Tensor) -> Tensor:
-        """Encode `(batch, mels, 64 * clips)` log-mels to the states `(batch, clips, dim)` before the joint space."""
+    def hidden(self, log_mels: Tensor, clip_seconds: float = 1.0) -> Tensor:
+        """Encode log-mels likewise to the states before the joint space; a clip of any hop is seen with the second around its middle."""
         # Loudness of the last second and a half or so is taken away: a far dog is a dog.
         level = avg_pool1d(log_mels.mean(dim=1, keepdim=True), 97, stride=1, padding=48, count_include_pad=False)
         x = ((log_mels - level).unsqueeze(1) + self.band_bias).contiguous(memory_format=torch.channels_last)
@@ -144,10 +144,13 @@ class PocketAudioModel(nn.Module):
         x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
         x = self.frame(x)
         x = x + self.smooth(x)
-        clips = x.unflatten(2, (log_mels.shape[-1] // FRAMES_PER_CLIP, -1))
+        second = x.shape[2] * FRAMES_PER_CLIP // log_mels.shape[-1]
+        hop = round(second * clip_seconds)
+        clips = pad(x, ((second - hop) // 2,) * 2, mode="replicate").unfold(2, second, hop)
         hidden: Tensor = self.head(torch.cat([clips.mean(dim=-1), clips.amax(dim=-1)], dim=1).transpose(1, 2))
-        mixed: Tensor = hidden + self.context(hidden.transpose(1, 2)).transpose(1, 2)
-        return mixed
+        apart = second // hop  # the neighbours are those a second away
+        mixed = conv1d(hidden.transpose(1, 2), self.context.weight, self.context.bias, padding=apart, dilation=apart)
+        return hidden + mixed.transpose(1, 2)
 
 
 def at_hop(describe: Callable[[Tensor], Tensor], power: Tensor, clip_seconds: float) -> Tensor:
@@ -264,7 +267,7 @@ class Pocket(AudioStream, TextStream):
             first, last = max(begin - _SECTION_MARGIN_SECONDS, 0), min(end + _SECTION_MARGIN_SECONDS, seconds)
             with torch.inference_mode():
                 section = kept[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP]
-                encoded = at_hop(lambda power: self.audio_model(log_mel(power).unsqueeze(0))[0], section, hop)
+                encoded = self.audio_model(log_mel(section).unsqueeze(0), hop)[0]
                 rows.append(encoded[round((begin - first) / hop) : round((end - first) / hop)])
         return torch.cat(rows) * audible_clips(kept, hop)[:, None]
 

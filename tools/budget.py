@@ -15,20 +15,20 @@ BUDGETS = {
     **{
         "errors.py": 50,
         "types.py": 170,
-        "config.py": 350,
+        "config.py": 360,
         "spans.py": 105,
         "files.py": 70,
         "audio.py": 940,
         "model": 1385,
         "kernels": 1230,
     },
-    **{"features": 1955, "data": 490, "inference": 1200, "verifiers": 820, "training": 915, "evaluation": 1030, "synthesis": 960},
-    **{"export": 570, "cli": 1055, "ui": 5600},
+    **{"features": 2000, "data": 550, "inference": 1240, "verifiers": 825, "training": 920, "evaluation": 1030, "synthesis": 960},
+    **{"export": 575, "cli": 1060, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_295, 76, 13_270
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4910, 13_460, 76, 13_530
 """Of the heart; of the package without `ui`; of the tests."""
 
 

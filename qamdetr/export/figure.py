@@ -108,7 +108,7 @@ def _draw_lane(axes: Axes, answer: Answer, colour: str) -> None:
     seconds = np.minimum((begins + step / 2) * result.clip_seconds, result.duration_seconds)
     relevance = np.maximum.reduceat(result.saliency, begins)
     axes.fill_between(seconds, relevance, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(seconds, relevance, color=colour, linewidth=0.9, label="relevance from clip to clip")
+    axes.plot(seconds, relevance, color=colour, linewidth=0.9, label="relevance over time")
     sure = result.found and bool(moments)
     if not moments and answer.ranks is None:
         moments = [(1, moment) for moment in result.moments[:1]]  # the best guess

@@ -132,7 +132,7 @@ def _table(answers: Sequence[Answer]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-@export("json", label="JSON (.json): for programs, with the relevance of each clip", ending="-moments.json")
+@export("json", label="JSON (.json): for programs, with the relevance over time", ending="-moments.json")
 def _json(answers: Sequence[Answer]) -> str:
     objects = []
     for answer in answers:

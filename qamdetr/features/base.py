@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -59,7 +59,6 @@ class Stream:
     text_dim: int = 0
     rate_hz: int = 0  # that the audio encoder wants
     hub: Hub | None = None  # the default model; None where nothing has to be fetched
-    hops_seconds: tuple[float, ...] = (1.0,)  # that the audio encoder can go in, see `EncoderOptions.clip_seconds`
     raw_scale = False  # the size of its vectors carries meaning (loudness); those of other streams are scaled to unit length
     has_audio = has_text = False
     fingerprint: str  # changes with all that decides the features; see `weights_fingerprint`
@@ -71,9 +70,10 @@ class Stream:
 
 
 class AudioStream(Stream):
-    """One vector per clip: of each second by itself, by `encode_windows`, or with its own `listener` and `features`, at any hop."""
+    """One vector per clip: of each second by itself, by `encode_windows`, or with its own `listener` and `features`."""
 
     has_audio = True
+    hops_seconds: tuple[float, ...] = (1.0,)  # what `options.clip_seconds` may be; others than 1 s want a `features` that heeds it
 
     def encode_windows(self, windows: Tensor) -> Tensor:
         """Encode `(batch, rate_hz)` mono samples on the encoder's device to `(batch, dim)`; a shorter last second comes alone."""
@@ -103,21 +103,12 @@ STREAMS: dict[str, type[Stream]] = {}
 
 
 def stream(
-    name: str,
-    *,
-    dim: int,
-    text_dim: int = 0,
-    rate_hz: int = 0,
-    hops_seconds: tuple[float, ...] = (1.0,),
-    hub: Hub | None = None,
-    label: str = "",
-    raw_scale: bool = False,
+    name: str, *, dim: int, text_dim: int = 0, rate_hz: int = 0, hub: Hub | None = None, label: str = "", raw_scale: bool = False
 ) -> Callable[[_Class], _Class]:
     """Register an encoder class; the rest as in `Stream`, with `text_dim` = `dim` unless said otherwise."""
 
     def register(encoder: _Class) -> _Class:
         encoder.name, encoder.label, encoder.hub, encoder.raw_scale = name, label or name, hub, raw_scale
-        encoder.hops_seconds = hops_seconds
         encoder.dim, encoder.text_dim, encoder.rate_hz = dim * encoder.has_audio, (text_dim or dim) * encoder.has_text, rate_hz
         STREAMS[name] = encoder
         return encoder
@@ -251,13 +242,13 @@ def own_hop(stream: str, clip_seconds: float) -> float:
     return clip_seconds if stream not in STREAMS or STREAMS[stream].has_audio else 1.0
 
 
-def check_hop(audio: Sequence[str], clip_seconds: float) -> None:
-    """Raise `ConfigError` where one of the audio streams cannot give a vector each `clip_seconds`; unknown streams can."""
+def check_hop(audio: Iterable[str], clip_seconds: float) -> None:
+    """Raise `ConfigError` where one of the audio streams has an encoder that cannot give a vector each `clip_seconds`."""
+    hops = {name: encoder.hops_seconds for name, encoder in STREAMS.items() if issubclass(encoder, AudioStream)}
     for name in audio:
-        hops = STREAMS[name].hops_seconds if name in STREAMS else (clip_seconds,)
-        if clip_seconds not in hops:
-            told = " or ".join(f"{hop:g}" for hop in hops)
-            able = ", ".join(other for other, encoder in STREAMS.items() if encoder.has_audio and clip_seconds in encoder.hops_seconds)
+        if clip_seconds not in hops.get(name, (clip_seconds,)):
+            told = " or ".join(f"{hop:g}" for hop in hops[name])
+            able = ", ".join(other for other in hops if clip_seconds in hops[other])
             what = f"Stream {name!r} gives a vector for each {told} s, not for each {clip_seconds:g} s"
             raise ConfigError(what, f"choose clips of {told} s" + (f", or of the streams {able}" if able else ""))
 

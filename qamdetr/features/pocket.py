@@ -232,11 +232,11 @@ def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return unpacked
 
 
-@stream("pocket", dim=256, rate_hz=SAMPLE_RATE_HZ, label="pocket", hops_seconds=(1.0, 0.5))
+@stream("pocket", dim=256, rate_hz=SAMPLE_RATE_HZ, label="pocket")
 class Pocket(AudioStream, TextStream):
     """`(clips, 256)` unit vectors in the joint space, zero for silent clips; `(tokens, 256)` states and the pooled joint vector."""
 
-    listener = MelFrontEnd
+    listener, hops_seconds = MelFrontEnd, (1.0, 0.5)
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         super().__init__(folder, options)  # the weights are the shipped ones, whatever these say
@@ -280,12 +280,12 @@ class Pocket(AudioStream, TextStream):
         return TextFeatures(tokens[0].float().clone(), offsets, self.text_model.to_joint(sentence)[0].float().clone())
 
 
-@stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True, hops_seconds=(1.0, 0.5))
+@stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True)
 class MelStats(AudioStream):
     """The handcrafted stream; see `mel_stats`. At any hop each clip is described by the second around its middle."""
 
     fingerprint = "mel_stats-1"
-    listener = MelFrontEnd
+    listener, hops_seconds = MelFrontEnd, (1.0, 0.5)
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Describe mel power `(mels, 64 * seconds)`."""

@@ -89,7 +89,8 @@ class Endpoint:
         """Find the moments of a recording that match a query, with scores, best first; times are in seconds.
 
         The answer is what `python -m qamdetr predict --format json` writes per query: `audio, duration, query, found, encoder, verifier,
-        beta, moments: [{start, end, score, decoder_score, foreground, quality, verifier_score, likely}], saliency: [per second], notes`.
+        beta, moments: [{start, end, score, decoder_score, foreground, quality, verifier_score, likely}], saliency: [per clip],
+        clip_seconds, notes`.
         Look at `found` first: when it is false, the best moment is below the model's threshold, and the sound is not in this recording.
         Then take the moments that are `likely`; the others are what else came into question.
 

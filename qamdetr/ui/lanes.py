@@ -135,7 +135,7 @@ def result_view(base: View, lanes: Sequence[LaneResult]) -> View:
     Returns:
         `base` with `beta` and `verifier` (of the first lane that a verifier looked at; else 0 and `none`), `shared_how` (what `shared_how`
         says of all lanes) and `lanes`, each with `label, how, query, found, message, notes, encoder, verifier, likely, saliency,
-        moments, truth`.
+        clip_seconds, moments, truth`.
     """
     shared, hows = shared_how([lane.how for lane in lanes])
     verified = next((lane.result for lane in lanes if lane.result.verifier != "none"), None)

@@ -47,9 +47,9 @@ function answerBlock(lane) {
   block.setAttribute("aria-label", `${lane.label}: ${answerTitle(lane, lane.rows)}`);
   const relevance = make("div", "qd-relevance");
   const words = make("div", "qd-label");
-  if (several()) words.append(oneLine("b", "", lane.label), make("span", "", lane.how || "relevance, second by second"));
-  else words.append(make("span", "", "Relevance to the query, second by second"));
-  lane.curve ??= saliencyCurve(lane); // up to an hour of seconds: drawn once, however often the ranks change
+  if (several()) words.append(oneLine("b", "", lane.label), make("span", "", lane.how || "relevance over time"));
+  else words.append(make("span", "", "Relevance to the query over time"));
+  lane.curve ??= saliencyCurve(lane); // up to an hour of clips: drawn once, however often the ranks change
   relevance.append(lane.curve, words);
   const kind = { found: several() ? answerTitle(lane, lane.rows) : "Moments found", absent: "Not in this recording: best guess only", none: "No moment" };
   block.append(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Sampler
 
-from qamdetr.data.manifest import QueryEntry, are_related
+from qamdetr.data.manifest import QueryEntry, are_related, is_within
 from qamdetr.errors import DataError
 from qamdetr.features.pipeline import prepare
 from qamdetr.features.store import FeatureStore
@@ -266,14 +266,17 @@ class Collator:
         own, true = item.entry, self._true.get(item.entry.vid, {})
         others = ((position, other.entry) for position, other in enumerate(items) if other.entry.vid != own.vid)
         worded = [(position, entry) for position, entry in others if _wording(entry.query) not in {_wording(own.query), *true}]
-        eligible = [position for position, entry in worded if not self._may_be_one_of(entry, true.values())]
+        heard = {group for entry in true.values() for group in entry.groups}
+        # A true query about "an animal" is taken to mean the dog of another one: else no cat could be absent.
+        heard = {group for group in heard if not any(is_within(other, group) for other in heard - {group})}
+        eligible = [position for position, entry in worded if not self._may_be_true(entry, heard, true.values())]
         return eligible[item.draw % len(eligible)] if eligible else -1
 
-    def _may_be_one_of(self, query: QueryEntry, true: Iterable[QueryEntry]) -> bool:
-        """Tell whether a query may be about the sound of one of the `true` ones."""
-        unknown = [entry for entry in true if not (entry.groups and query.groups)]
-        if any(are_related(*pair) for entry in true for pair in itertools.product(entry.groups, query.groups)):
+    def _may_be_true(self, query: QueryEntry, heard: Iterable[str], true: Iterable[QueryEntry]) -> bool:
+        """Tell whether a query may be about one of the groups `heard`, or about the sound of a `true` query of which no group is known."""
+        if any(are_related(*pair) for pair in itertools.product(heard, query.groups)):
             return True
+        unknown = [entry for entry in true if not (entry.groups and query.groups)]
         if not unknown or self._negative_similarity >= 1:
             return False
         # All have a vector or none has.

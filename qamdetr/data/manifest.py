@@ -54,9 +54,14 @@ def read_manifest(path: str | Path, *, clamp: bool = True) -> list[QueryEntry]:
     return clamped if clamp else entries
 
 
+def is_within(group: str, ancestor: str) -> bool:
+    """Tell whether `group` is `ancestor` or lies below it: a sound of the one is a sound of the other."""
+    return f"{group}/".startswith(f"{ancestor}/")
+
+
 def are_related(group: str, other: str) -> bool:
-    """Tell whether groups are one, or one lies below the other: a sound of the lower is one of the upper."""
-    return f"{group}/".startswith(f"{other}/") or f"{other}/".startswith(f"{group}/")
+    """Tell whether either is within the other."""
+    return is_within(group, other) or is_within(other, group)
 
 
 def names_in(entries: Iterable[QueryEntry]) -> tuple[list[str], dict[str, str]]:

@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from qamdetr.data.manifest import are_related
+from qamdetr.data.manifest import are_related, is_within
 from qamdetr.errors import DataError
 from qamdetr.synthesis import SceneRecipe
-from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Clip, Library, Window, is_within, merge_windows
+from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Clip, Library, Window, merge_windows
 
 T = TypeVar("T")
 

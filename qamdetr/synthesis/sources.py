@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qamdetr.audio import AUDIO_SUFFIXES, Sound
+from qamdetr.data.manifest import is_within
 from qamdetr.errors import DataError, QamDetrError
 
 Samples = npt.NDArray[np.float32]
@@ -222,11 +223,6 @@ def _read_groups(path: Path, known: set[str]) -> list[tuple[str, str]]:
             raise DataError(f"{path}:{line}: group {group!r} holds no clip of clips.csv", "correct the name or remove the line")
         rows.append((group, values["caption"]))
     return rows
-
-
-def is_within(group: str, ancestor: str) -> bool:
-    """Tell whether `group` is `ancestor` or lies below it."""
-    return group == ancestor or group.startswith(ancestor + "/")
 
 
 def _clean_group(text: str, path: Path, line: int) -> str:

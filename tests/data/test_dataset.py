@@ -182,17 +182,18 @@ GROUPS = {"a dog barks": "animal/dog", "a barking dog": "animal/dog", "a cat mew
 
 
 @pytest.mark.parametrize(
-    ("similarity", "grouped", "kept"),
+    ("similarity", "grouped", "also_true", "kept"),
     [
-        (1.0, (), {"a barking dog", "a cat mews", "an animal"}),
-        (0.7, (), {"a cat mews", "an animal"}),
-        (0.5, (), {"an animal"}),
-        (0.5, ("a dog barks",), {"an animal"}),  # groups count where both have them
-        (0.5, ("a dog barks", "a cat mews"), {"a cat mews", "an animal"}),
-        (1.0, tuple(GROUPS), {"a cat mews"}),  # a dog is an animal
+        (1.0, (), (), {"a barking dog", "a cat mews", "an animal"}),
+        (0.7, (), (), {"a cat mews", "an animal"}),
+        (0.5, (), (), {"an animal"}),
+        (0.5, ("a dog barks",), (), {"an animal"}),  # groups count where both have them
+        (0.5, ("a dog barks", "a cat mews"), (), {"a cat mews", "an animal"}),
+        (1.0, tuple(GROUPS), (), {"a cat mews"}),  # a dog is an animal
+        (1.0, tuple(GROUPS), ("an animal",), {"a cat mews"}),  # and the animal that is heard is the dog
     ],
 )
-def test_a_query_that_may_be_true_in_other_words_is_no_negative(similarity: float, grouped: tuple, kept: set) -> None:
+def test_a_query_that_may_be_true_in_other_words_is_no_negative(similarity: float, grouped: tuple, also_true: tuple, kept: set) -> None:
     def item(number: int, query: str, draw: int) -> MomentItem:
         made = make_item(f"v{number}", query, draw=draw)
         return replace(made, entry=replace(made.entry, groups=(GROUPS[query],) if query in grouped else ()))
@@ -203,7 +204,8 @@ def test_a_query_that_may_be_true_in_other_words_is_no_negative(similarity: floa
     chosen = set()
     for draw in range(6):
         items = [item(number, query, draw) for number, query in enumerate(DIRECTIONS)]
-        collate = Collator([items[0].entry], negative_similarity=similarity, pooled=pooled)
+        true = [item(0, query, draw).entry for query in ("a dog barks", *also_true)]
+        collate = Collator(true, negative_similarity=similarity, pooled=pooled)
         chosen.add(items[int(collate(items).targets.negative_index[0])].entry.query)
     assert chosen == kept
 

@@ -29,7 +29,7 @@ def write_lines(path, *lines):
 def test_reading_and_writing_are_inverse(tmp_path):
     entries = [
         QueryEntry("a_1", "ein Hund bellt - 犬", "a é", 60.5, ((0.0, 4.0), (5.25, 60.5))),
-        QueryEntry("a_2", "absent", "a é", 60.5, ()),
+        QueryEntry("a_2", "absent", "a é", 60.5, (), groups=("animal/cat", "animal")),
         QueryEntry("7", "unknown", "b", 300.0, None, numeric_qid=True),
     ]
     path = tmp_path / "deep" / "m.jsonl"
@@ -59,6 +59,7 @@ def test_extra_fields_blank_lines_and_a_byte_order_mark_are_accepted(tmp_path):
         ({"query": "half \ud83d"}, "query", r"half \\ud83d.*holds a character that is no text"),
         ({"duration": "60"}, "duration", 'is "60"'),
         ({"duration": float("nan")}, "duration", "is NaN"),
+        ({"groups": "animal/cat"}, "groups", 'is "animal/cat"; it must be a list of paths'),
         ({"relevant_windows": [[1, 2, 3]]}, "relevant_windows", r"holds \[1, 2, 3\]"),
         ({"relevant_windows": [[-1, 2]]}, "relevant_windows", "0 <= start"),
         ({"relevant_windows": [[2, 2]]}, "relevant_windows", "cannot be empty"),

@@ -290,6 +290,11 @@ def test_data_set_is_complete_and_true_to_its_plan(clips_dir, backgrounds_dir, t
     planner = ScenePlanner(read_library(clips_dir, backgrounds_dir), recipe)
     assert entries == [entry for index in range(3) for entry in entries_of(planner.plan(index))]
     assert any(entry.relevant_windows == () for entry in entries)
+    spelling = str.maketrans("", "", " .")
+    captions = {group: [text.casefold().translate(spelling) for text in texts] for group, texts in planner.library.captions.items()}
+    for entry in entries:
+        assert entry.groups
+        assert all(entry.query.casefold().translate(spelling) in captions[group] for group in entry.groups)
     assert [entry.qid for entry in entries if entry.vid == "scene_0_00001"][:2] == ["scene_0_00001_1", "scene_0_00001_2"]
     for entry in entries:
         information = soundfile.info(output / "audio" / f"{entry.vid}.flac")

@@ -5,9 +5,9 @@
 `--real` holds the folders `esc10`, `sounds`, `sonic_pi_samples` and `speech`. Each fold of ESC-10 and ESC-50 gets a bank of its own
 (`fold1` … `fold4`). The other clips of `sounds` are dealt out to `real` (five sixths of the recordings) and `real-heldout`, generated and
 other sounds to `train` and `heldout`, so that tests can use sounds that training never heard. More folders only list clips of these, as
-`python -m qamdetr synthesize --clips` reads them: `scenes-train` (`TRAIN_BANKS`), `scenes-val` (what is held out and fold 4), and
-`scenes-test` (the ten kinds of ESC-10's fold 4 in wordings that training never saw, with heldout generated sounds as distractors without
-captions).
+`python -m qamdetr synthesize --clips` reads them: `scenes-train` (`TRAIN_BANKS`), `scenes-val` (what is held out and fold 4), `scenes-fifty`
+(all kinds of fold 4 in wordings that training never saw), and `scenes-test` (the ten kinds of ESC-10's fold 4, likewise, with heldout
+generated sounds as distractors without captions).
 """
 
 from __future__ import annotations
@@ -42,6 +42,20 @@ ESC10_GROUPS = {
     "chainsaw": "tool/chainsaw",
 }  # fmt: skip
 """Class folder of ESC-10 -> group of the bank."""
+
+ESC50_GROUPS = ESC10_GROUPS | {
+    "pig": "animal/pig", "cow": "animal/cow", "frog": "animal/frog", "cat": "animal/cat", "hen": "animal/hen", "insects": "animal/insect",
+    "sheep": "animal/sheep", "crow": "animal/crow", "crickets": "animal/crickets", "chirping_birds": "animal/bird",
+    "water_drops": "water/drip", "wind": "weather/wind", "pouring_water": "water/pour", "toilet_flush": "household/toilet",
+    "thunderstorm": "weather/thunder", "clapping": "human/clapping", "breathing": "human/breathing", "coughing": "human/cough",
+    "footsteps": "human/footsteps", "laughing": "human/laugh", "brushing_teeth": "human/toothbrush", "snoring": "snore",
+    "drinking_sipping": "human/drinking", "door_wood_knock": "door/knock", "mouse_click": "tool/mouse", "keyboard_typing": "tool/typing",
+    "door_wood_creaks": "door/creak", "can_opening": "household/can", "washing_machine": "household/washing_machine",
+    "vacuum_cleaner": "tool/vacuum", "clock_alarm": "alarm/clock", "glass_breaking": "glass/break", "siren": "alarm/siren",
+    "car_horn": "vehicle/horn", "engine": "vehicle/engine", "train": "vehicle/train", "church_bells": "bell/church",
+    "airplane": "vehicle/airplane", "fireworks": "fireworks", "hand_saw": "tool/saw",
+}  # fmt: skip
+"""Class of ESC-50 -> group of the bank."""
 
 SONIC_PI_GROUPS = {
     "ambi_choir": "music/choir", "ambi_glass": "music/glass", "ambi_piano": "music/piano", "arovane_beat": "music/drums/loop",
@@ -116,6 +130,11 @@ def load_groups(file_name: str = "groups.yaml") -> dict[str, Any]:
     """Read a table of groups that lies beside this file."""
     groups: dict[str, Any] = yaml.safe_load((Path(__file__).parent / file_name).read_text(encoding="utf-8"))
     return groups
+
+
+def unseen_wordings() -> dict[str, list[str]]:
+    """Return, per group of ESC-50's kinds, the wordings that training never saw."""
+    return {ESC50_GROUPS[kind]: wordings for kind, wordings in load_groups("unseen_wordings.yaml").items()}
 
 
 def real_sounds(real: Path) -> list[RealSound]:
@@ -211,6 +230,7 @@ def write_scene_folders(output: Path, banks: dict[str, Bank], groups: dict[str, 
     members = {
         "scenes-train": (TRAIN_BANKS, captions),
         "scenes-val": (("heldout", "real-heldout", "fold4"), captions),
+        "scenes-fifty": (("fold4",), unseen_wordings()),
         "scenes-test": (("heldout", "fold4"), load_groups("test_wordings.yaml")),
     }
     for folder, (names, wordings) in members.items():

@@ -5,7 +5,7 @@
 `--real` holds the folders `esc10`, `sounds`, `sonic_pi_samples` and `speech`. Each fold of ESC-10 and ESC-50 gets a bank of its own
 (`fold1` … `fold4`). The other clips of `sounds` are dealt out to `real` (five sixths of the recordings) and `real-heldout`, generated and
 other sounds to `train` and `heldout`, so that tests can use sounds that training never heard. More folders only list clips of these, as
-`python -m qamdetr synthesize --clips` reads them: `scenes-train` (`TRAIN_BANKS`), `scenes-val` (what is held out and fold 4), `scenes-fifty`
+`python -m qamdetr synthesize --clips` reads them: `scenes-train` (`TRAIN_BANKS`), `scenes-val` (what is held out, fold 4), `scenes-fifty`
 (all kinds of fold 4 in wordings that training never saw), and `scenes-test` (the ten kinds of ESC-10's fold 4, likewise, with heldout
 generated sounds as distractors without captions).
 """

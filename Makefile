@@ -51,11 +51,14 @@ bench-beside: .venv/.dev
 	$(BIN)/python -m benchmarks.beside $(BEFORE)
 
 # Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores), then measures.
-# docs/pocket.md explains the steps. REAL: folder with esc10, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach
+# docs/pocket.md explains the steps. REAL: folder with esc10, sounds, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach
 # the text encoder; HELD_OUT: one that measures it.
 REAL ?= ../shared/data
 CAPTIONS ?= $(addprefix $(REAL)/,castella/train.jsonl castella/val.jsonl clotho_moment/val.jsonl clotho_moment/test.jsonl)
 HELD_OUT ?= $(REAL)/castella/test.jsonl
+# Half a minute to five, levels down to -5 dB, sounds that overlap and die away by themselves, truth where they can be heard; a third of
+# the queries about absent sounds.
+WILD = --min-scene-seconds 30 --max-scene-seconds 300 --min-snr-db -5 --overlap-share 0.35 --tail-seconds 1 --audible-db -10 --absent-share 0.34
 SYNTHESIZE = $(BIN)/python -m qamdetr synthesize --clips build/sounds/scenes-$(1) --output build/scenes/$(1) --name $(1)
 EXTRACT = $(BIN)/python -m qamdetr extract --manifest build/scenes/$(1)/manifest.jsonl --feature-dir build/features
 
@@ -65,8 +68,9 @@ first-light: .venv/.train
 	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-text --output build/pocket-first --steps 3000
 	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first \
 		--output checkpoints/pocket-encoder --steps 2000 --learning-rate 1.2e-3 --warm-fraction 0
-	$(call SYNTHESIZE,train) --backgrounds build/sounds/backgrounds-train --num-scenes 400 --seed 1 --captions-per-target 2
-	$(call SYNTHESIZE,val) --backgrounds build/sounds/backgrounds-heldout --num-scenes 90 --seed 2
+	$(call SYNTHESIZE,train) $(WILD) --backgrounds build/sounds/backgrounds-train --num-scenes 640 --seed 1 --captions-per-target 2
+	$(call SYNTHESIZE,val) $(WILD) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 2
+	$(call SYNTHESIZE,fifty) $(WILD) --backgrounds build/sounds/backgrounds-heldout --num-scenes 150 --seed 4
 	$(call SYNTHESIZE,test) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 3
 	$(call EXTRACT,train)
 	$(call EXTRACT,val)

@@ -45,6 +45,12 @@ class SceneRecipe:
     absent_share: float = _option(0.1, "share of queries whose sound is not in the recording", 0, 0.9)
     captions_per_target: int = _option(1, "differently worded queries per sound", 1)
     ancestor_caption_share: float = _option(0.2, "share of queries worded by a caption of a group above the sound's own", 0, 1)
+    audible_db: float = _option(
+        -100.0, "a window ends where its event falls this far below the background, in dB (-100 = wherever it sounds)", -100, 0
+    )
+    tail_seconds: float = _option(
+        0.0, "decay kept of each clip after its sounding, in seconds; above 0, no sounding is cut to length", 0, 10
+    )
     fade_seconds: float = _option(0.02, "fade at both ends of each sound, outside its window where the clip allows, in seconds", 0, 1)
     num_workers: int = _option(1, "processes to use; does not change the result", 1)
 

@@ -20,7 +20,7 @@ import numpy as np
 from qamdetr.data.manifest import are_related, is_within
 from qamdetr.errors import DataError
 from qamdetr.synthesis import SceneRecipe
-from qamdetr.synthesis.sources import SHORT_SILENCE_SECONDS, Clip, Library, Window, merge_windows
+from qamdetr.synthesis.sources import LEVELS_DB, SHORT_SILENCE_SECONDS, Clip, Library, Window, merge_windows
 
 T = TypeVar("T")
 
@@ -45,11 +45,12 @@ class Segment:
     length_seconds: float
     offset_seconds: float  # from the start of the event; a little below 0 when the part begins with silence
     loop: Window | None = None
+    tail_seconds: float = 0.0  # of the clip's decay, fading out after the part and outside the event's windows
 
 
 @dataclass(frozen=True)
 class Event:
-    """One occurrence of a sound. `windows` say where it is audible, in seconds of the scene; the first begins at `start_seconds`."""
+    """One occurrence of a sound, from `start_seconds` of the scene on. `windows` say where in the scene it is audible."""
 
     group: str
     start_seconds: float
@@ -165,7 +166,8 @@ class ScenePlanner:
                 length = medians[group] * math.exp(own * rng.standard_normal())
                 length = min(max(length, recipe.event_min_seconds), recipe.event_max_seconds, duration)
                 clip = clips[group][occurrence % len(clips[group])]
-                shape = make_event(rng, clip, self._clips[group], length, min(recipe.event_max_seconds, duration))
+                longest = min(recipe.event_max_seconds, duration)
+                shape = make_event(rng, clip, self._clips[group], length, longest, recipe.tail_seconds)
                 filled = sum(event.length_seconds for event in events)
                 if not events or filled + shape.length_seconds <= MAX_FILL * duration:
                     events += self._place(rng, shape, events, duration)
@@ -197,7 +199,11 @@ class ScenePlanner:
                 continue
             for event in under:
                 snr_db = min(max(snr_db, event.snr_db - MAX_LEVEL_DIFFERENCE_DB), event.snr_db + MAX_LEVEL_DIFFERENCE_DB)
-            windows = tuple((a + start, b + start) for a, b in shape.windows)
+            heard = shape.windows
+            if (level_db := recipe.audible_db - snr_db) >= LEVELS_DB[0] - 3:
+                takes = {take.file: take for take in self._clips[shape.group]}
+                heard = tuple(_audible(takes, shape.segments, level_db)) or heard
+            windows = tuple((a + start, b + start) for a, b in heard)
             return [replace(shape, start_seconds=start, snr_db=round(snr_db, 2), windows=windows)]
         return []
 
@@ -251,35 +257,53 @@ class ScenePlanner:
         return tuple((round(start, 2), round(end, 2)) for start, end in merged)
 
 
-def make_event(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float, max_seconds: float) -> Event:
+def make_event(
+    rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float, max_seconds: float, tail_seconds: float = 0.0
+) -> Event:
     """Make an event of the wanted length, at time 0 and without a level, out of a clip: as it is, looped, or repeated (`extend`).
 
-    `takes` are all clips of the sound's group, `clip` among them; one with `extend=no` keeps its length and is cut at `max_seconds`.
+    `takes` are all clips of the sound's group, `clip` among them; one with `extend=no` keeps its length and is cut at `max_seconds`. With
+    tails, so is one that is repeated, and what is not cut decays as its file does.
     """
     if clip.extend == "loop":
         segments = _loop(rng, clip, length)
     elif clip.extend == "repeat":
-        segments = _repeat(rng, clip, [take for take in takes if take.extend == "repeat"], length)
+        repeated = [take for take in takes if take.extend == "repeat"]
+        segments = _repeat(rng, clip, repeated, length, max_seconds if tail_seconds else None)
     else:
         start, end = clip.active[0][0], clip.active[-1][1]
         segments = [Segment(clip.file, start, min(end - start, max_seconds), 0.0)]
-    windows = _audible({take.file: take for take in takes}, segments)
+    by_file = {take.file: take for take in takes}
+    windows = _audible(by_file, segments)
+    if tail_seconds:
+        segments = [replace(segment, tail_seconds=min(tail_seconds, _decay(by_file[segment.file], segment))) for segment in segments]
     first = windows[0][0]
     audible = tuple((start - first, end - first) for start, end in windows)
     moved = tuple(replace(segment, offset_seconds=segment.offset_seconds - first) for segment in segments)
     return Event(clip.group, 0.0, audible[-1][1], 0.0, audible, moved)
 
 
-def _repeat(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float) -> list[Segment]:
-    """Play the clip's soundings, and those of other takes, with short gaps until `length` is filled."""
+def _decay(clip: Clip, segment: Segment) -> float:
+    """Seconds from the end of a part to the clip's next sounding or its end; 0 where the part was cut."""
+    end = segment.source_start_seconds + segment.length_seconds
+    if segment.loop or not any(abs(end - sounding_end) < 0.001 for _, sounding_end in clip.stretches):
+        return 0.0
+    return round(max(0.0, min((start for start, _ in clip.stretches if start >= end), default=clip.duration_seconds) - end), 4)
+
+
+def _repeat(rng: np.random.Generator, clip: Clip, takes: Sequence[Clip], length: float, max_seconds: float | None) -> list[Segment]:
+    """Play the clip's soundings, and those of other takes, with short gaps until `length` is filled.
+
+    With `max_seconds` only what would last longer than that is cut, without it what would last longer than `length`.
+    """
     segments: list[Segment] = []
     offset = 0.0
     while True:
         start, end = pick(rng, clip.stretches)
         remaining = length - offset
-        if segments and end - start > remaining and remaining < MIN_CUT_SECONDS:
+        if segments and end - start > remaining and (max_seconds or remaining < MIN_CUT_SECONDS):
             return segments
-        segments.append(Segment(clip.file, start, min(end - start, remaining), offset))
+        segments.append(Segment(clip.file, start, min(end - start, remaining if max_seconds is None else max_seconds), offset))
         offset += segments[-1].length_seconds + float(rng.uniform(*REPEAT_GAP_SECONDS))
         if offset >= length:
             return segments
@@ -297,14 +321,14 @@ def _loop(rng: np.random.Generator, clip: Clip, length: float) -> list[Segment]:
     return [part] if _audible({clip.file: clip}, [part]) else [Segment(clip.file, start, length, 0.0)]
 
 
-def _audible(clips: dict[str, Clip], segments: Sequence[Segment]) -> list[Window]:
-    """Where the segments sound, in seconds of the event; touching parts are joined."""
+def _audible(clips: dict[str, Clip], segments: Sequence[Segment], level_db: float = -math.inf) -> list[Window]:
+    """Where the segments sound, and reach a level against their clip's RMS, in seconds of the event; touching parts are joined."""
     windows = []
     for segment in segments:
         begin, length = segment.source_start_seconds, segment.length_seconds
         low, high = segment.loop or (begin, begin + length)
         period = high - low - (min(LOOP_CROSSFADE_SECONDS, (high - low) / 4) if segment.loop else 0.0)
-        for start, end in clips[segment.file].active:
+        for start, end in clips[segment.file].above(level_db):
             for later in (turn * period for turn in range(2 + int(length / period))):
                 start_here, end_here = max(max(start, low) + later, begin), min(min(end, high) + later, begin + length)
                 if end_here - start_here > 0.001:

@@ -13,7 +13,7 @@ import soundfile
 from qamdetr.audio import Sound
 from qamdetr.files import write_whole
 from qamdetr.synthesis.plan import LOOP_CROSSFADE_SECONDS, BackgroundPart, Event, ScenePlan
-from qamdetr.synthesis.sources import SOUNDING_DB, Samples, frame_rms
+from qamdetr.synthesis.sources import Samples, active_rms
 
 CACHE_BYTES = 512 * 2**20  # decoded sources kept in memory per process; the longest unused go first
 LONG_BACKGROUND_SECONDS = 900.0  # of longer backgrounds only the part that a scene needs is read
@@ -88,13 +88,6 @@ def render_scenes(
         tell()
 
 
-def active_rms(samples: Samples, sample_rate_hz: int) -> float:
-    """RMS over the frames that sound: those at most 30 dB below the loudest one. Never 0."""
-    rms = frame_rms(samples, sample_rate_hz)
-    sounding = rms[rms >= rms.max() * 10 ** (SOUNDING_DB["no"] / 20)]
-    return max(float(np.sqrt(np.square(sounding).mean())), 1e-9)
-
-
 def loop_to(samples: Samples, offset: int, length: int, fade: int) -> Samples:
     """Return `length` samples of the endlessly repeated source, from `offset` on; its end fades into its start over `fade` samples."""
     fade = min(fade, len(samples) // 4)
@@ -133,12 +126,13 @@ def _assemble(event: Event, sources: SourceCache, fade_seconds: float) -> tuple[
     fade, edge = round(fade_seconds * rate), round(MIN_EDGE_SECONDS * rate)
     lead = fade + round(-min(0.0, *(segment.offset_seconds for segment in event.segments)) * rate)
     end_seconds = max(segment.offset_seconds + segment.length_seconds for segment in event.segments)
-    sound = np.zeros(lead + round(end_seconds * rate) + fade + 2, dtype=np.float32)
+    longest = max(fade, *(round(segment.tail_seconds * rate) for segment in event.segments))
+    sound = np.zeros(lead + round(end_seconds * rate) + longest + 2, dtype=np.float32)
     for segment in event.segments:
         source = sources.clip(segment.file)
         begin, length = round(segment.source_start_seconds * rate), round(segment.length_seconds * rate)
         # The fades at the ends of a part lie outside its window where the file goes on.
-        before, after = min(fade, begin), max(0, min(fade, len(source) - begin - length))
+        before, after = min(fade, begin), max(0, min(max(fade, round(segment.tail_seconds * rate)), len(source) - begin - length))
         if segment.loop:
             low, high = (round(seconds * rate) for seconds in segment.loop)
             before = after = fade

@@ -39,6 +39,8 @@ FAINT_STRETCH_DB = -20.0
 """A separate stretch whose loudest frame lies below this (relative to the clip's loudest) is handling noise or an echo: left out."""
 SHORT_SILENCE_SECONDS = 0.1  # silences up to this length belong to the sound around them
 LONG_SILENCE_SECONDS = 1.0  # longer ones separate two soundings of a clip; ticks of a clock, one a second, stay one sounding
+LEVELS_DB = tuple(range(-27, 1, 3))
+"""Levels, relative to a clip's active RMS, for which is noted where it is at least as loud."""
 MIN_STRETCH_SECONDS = 0.03  # shorter separate stretches are clicks, not sounds that a caption is about
 
 
@@ -52,6 +54,11 @@ class Clip:
     duration_seconds: float = 0.0
     active: tuple[Window, ...] = ()  # where the file sounds, in seconds; sorted, silences over `SHORT_SILENCE_SECONDS` apart
     source: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)  # licence, author and so on, as far as known
+    louder: tuple[tuple[Window, ...], ...] = field(default=(), repr=False)  # where it sounds at least as loudly as each of `LEVELS_DB`
+
+    def above(self, level_db: float) -> tuple[Window, ...]:
+        """Where the file sounds and is no further than this from its active RMS, to the next of `LEVELS_DB`."""
+        return next((w for level, w in zip(LEVELS_DB, self.louder, strict=False) if level >= level_db > LEVELS_DB[0] - 3), self.active)
 
     @property
     def stretches(self) -> tuple[Window, ...]:
@@ -97,9 +104,10 @@ def read_library(clips_dir: Path, backgrounds_dir: Path | None) -> Library:
     for clip, _ in captioned:
         sound = Sound(clips_dir / clip.file)
         try:
-            if active := find_active(sound.samples(), sound.rate_hz, clip.extend):
+            if active := find_active(samples := sound.samples(), sound.rate_hz, clip.extend):
                 source = {**clip.source, **sources.get(clip.file, {})}
-                measured.append(replace(clip, duration_seconds=sound.duration_seconds, active=active, source=source))
+                louder = find_louder(samples, sound.rate_hz, active)
+                measured.append(replace(clip, duration_seconds=sound.duration_seconds, active=active, source=source, louder=louder))
             else:
                 faults.append(f"{clip.file} (silent throughout)")
         except QamDetrError as error:
@@ -134,12 +142,8 @@ def find_active(samples: Samples, sample_rate_hz: int, extend: str = "no") -> tu
     loudest = float(rms.max())
     if loudest < 1e-5:
         return ()
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], rms >= loudest * 10 ** (SOUNDING_DB[extend] / 20), [False]])))
     step = max(1, round(FRAME_SECONDS * sample_rate_hz)) / sample_rate_hz
-    length = len(samples) / sample_rate_hz
-    # Rounded, so that plans (and with them manifests) do not hang on the last bits of a float.
-    frames = [(round(a * step, 4), round(min(b * step, length), 4)) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
-    active = merge_windows(frames, SHORT_SILENCE_SECONDS)
+    active = _windows(rms >= loudest * 10 ** (SOUNDING_DB[extend] / 20), len(samples), sample_rate_hz)
     kept = []
     for start, end in merge_windows(active, LONG_SILENCE_SECONDS):
         peak = float(rms[int(start / step) : max(int(start / step) + 1, round(end / step))].max())
@@ -150,6 +154,36 @@ def find_active(samples: Samples, sample_rate_hz: int, extend: str = "no") -> tu
         peak_at = float(rms.argmax()) * step
         kept = [min(active, key=lambda window: abs(window[0] - peak_at))]
     return tuple(window for window in active if any(start <= window[0] and window[1] <= end for start, end in kept))
+
+
+def find_louder(samples: Samples, sample_rate_hz: int, active: tuple[Window, ...]) -> tuple[tuple[Window, ...], ...]:
+    """Find, for each of `LEVELS_DB`, the parts of a clip's `active` windows that reach it."""
+    samples = samples - samples.mean()
+    rms, reference = frame_rms(samples, sample_rate_hz), active_rms(samples, sample_rate_hz)
+    found = []
+    for level in LEVELS_DB:
+        windows = _windows(rms >= reference * 10 ** (level / 20), len(samples), sample_rate_hz)
+        parts = [(max(a, start), min(b, end)) for a, b in windows for start, end in active]
+        found.append(tuple((a, b) for a, b in parts if a < b))
+    return tuple(found)
+
+
+def active_rms(samples: Samples, sample_rate_hz: int) -> float:
+    """RMS over the frames that sound: those at most 30 dB below the loudest one. Never 0."""
+    rms = frame_rms(samples, sample_rate_hz)
+    sounding = rms[rms >= rms.max() * 10 ** (SOUNDING_DB["no"] / 20)]
+    return max(float(np.sqrt(np.square(sounding).mean())), 1e-9)
+
+
+def _windows(frames: npt.NDArray[np.bool_], num_samples: int, sample_rate_hz: int) -> list[Window]:
+    """Windows in seconds of the frames that are True, short silences closed."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], frames, [False]])))
+    step, length = max(1, round(FRAME_SECONDS * sample_rate_hz)) / sample_rate_hz, num_samples / sample_rate_hz
+    # Rounded, so that plans (and with them manifests) do not hang on the last bits of a float.
+    windows = [
+        (round(a * step, 4), round(min(b * step, length), 4)) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    ]
+    return merge_windows(windows, SHORT_SILENCE_SECONDS)
 
 
 def spoken(name: str) -> str:

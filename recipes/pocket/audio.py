@@ -35,7 +35,7 @@ from qamdetr.features.pocket import (
     unpack_state,
 )
 from recipes.pocket.mixtures import MixtureMaker, Source, load_backgrounds, load_sources
-from recipes.pocket.sound_bank.build import ESC10_GROUPS, load_groups
+from recipes.pocket.sound_bank.build import ESC10_GROUPS, TRAIN_BANKS, load_groups
 from recipes.pocket.text import encode_batch, pack_state
 
 REAL_GROUP_WEIGHT = 6.0
@@ -245,12 +245,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             text_model.joint.weight.copy_(torch.linalg.svd(torch.cat(captions), full_matrices=True)[2][: text_model.joint.out_features])
     ancestors = torch.tensor([any(other.startswith(name + "/") for other in names) for name in names])
     objective = JointObjective(text_model, captions, ancestors)
-    sources = load_sources([arguments.bank / name for name in ("train", "fold1", "fold2", "fold3")])
+    sources = load_sources([arguments.bank / name for name in TRAIN_BANKS])
     log(f"{len(sources)} sources in {len({source.group for source in sources})} groups")
     weights = dict.fromkeys(ESC10_GROUPS.values(), REAL_GROUP_WEIGHT)
     maker = MixtureMaker(sources, load_backgrounds(arguments.bank / "backgrounds-train"), names, weights, config.num_clips, config.seed)
-    validation = load_sources([arguments.bank / "fold4"], speeds=(1.0,))
     ten = list(ESC10_GROUPS.values())
+    validation = [source for source in load_sources([arguments.bank / "fold4"], speeds=(1.0,)) if source.group in ten]
 
     def validate(model: PocketAudioModel) -> dict[str, float]:
         prompts = torch.stack([text_model.to_joint(captions[names.index(group)][:1]).detach()[0] for group in ten])
@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name in ("text_report.json", "tokenizer.json"):
         shutil.copyfile(arguments.text / name, arguments.output / name)
-    write_attribution([arguments.bank / name for name in ("train", "fold1", "fold2", "fold3")], arguments.output / "attribution.csv")
+    write_attribution([arguments.bank / name for name in TRAIN_BANKS], arguments.output / "attribution.csv")
 
 
 if __name__ == "__main__":

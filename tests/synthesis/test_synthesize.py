@@ -19,8 +19,8 @@ from qamdetr.errors import DataError
 from qamdetr.synthesis import SceneRecipe
 from qamdetr.synthesis import render as scene_audio
 from qamdetr.synthesis.plan import ScenePlanner
-from qamdetr.synthesis.render import SourceCache, active_rms, loop_to, render
-from qamdetr.synthesis.sources import Background, Clip, Library, find_active, is_within, merge_windows, read_library
+from qamdetr.synthesis.render import SourceCache, loop_to, render
+from qamdetr.synthesis.sources import Background, Clip, Library, active_rms, find_active, is_within, merge_windows, read_library
 from qamdetr.synthesis.synthesize import entries_of, synthesize
 
 RATE_HZ = 8000
@@ -267,6 +267,40 @@ def test_window_of_a_lone_event_holds_its_sound(clips_dir, backgrounds_dir, exte
         assert band_level(scene[start + 100 : start + 900], frequencies[event.group]) > 0.7 * level
         assert band_level(scene[end - 900 : end - 100], frequencies[event.group]) > 0.7 * level
         assert 20 * np.log10(np.abs(scene).max()) == pytest.approx(plan.peak_dbfs, abs=0.01)
+
+
+@pytest.fixture
+def dying_away(clips_dir):
+    """A folder whose one clip falls by 10 dB a second for four seconds: it sounds for three, with an RMS 8.4 dB under its loudest."""
+    soundfile.write(clips_dir / "decay.wav", tone(4, 1500) * 10 ** (-np.arange(4 * RATE_HZ) / RATE_HZ / 2), RATE_HZ, subtype="FLOAT")
+    write_table(clips_dir / "clips.csv", ["file_name", "group", "extend"], [("decay.wav", "gong", "repeat")])
+    write_table(clips_dir / "groups.csv", ["group", "caption"], [("gong", "A gong")])
+    return clips_dir
+
+
+GONG = replace(SMALL, min_groups=1, max_groups=1, max_occurrences=1, event_median_seconds=1, event_spread=0, tail_seconds=0.8)
+
+
+@pytest.mark.parametrize(("snr_db", "audible_db", "seconds"), [(-5, -100, 3.0), (-5, -10, 1.16), (0, -10, 1.76), (20, -10, 3.0)])
+def test_a_window_ends_where_the_background_hides_its_event(dying_away, snr_db, audible_db, seconds):
+    recipe = replace(GONG, min_snr_db=snr_db, max_snr_db=snr_db, audible_db=audible_db)
+    plan = ScenePlanner(read_library(dying_away, None), recipe).plan(0)
+    ((start, end),) = plan.queries[0].windows
+    assert end - start == pytest.approx(seconds, abs=0.03)
+
+
+def test_a_sound_with_a_tail_dies_away_as_its_file_does(dying_away):
+    recipe = replace(GONG, min_snr_db=40, max_snr_db=40)
+    library = read_library(dying_away, None)
+    levels = {}
+    for tail_seconds in (0.0, 0.8):
+        plan = ScenePlanner(library, replace(recipe, tail_seconds=tail_seconds)).plan(0)
+        (event,) = plan.events
+        scene = render(plan, SourceCache(dying_away, None, RATE_HZ), recipe.fade_seconds)
+        tail = [round((event.end_seconds + seconds) * RATE_HZ) for seconds in (0.05, 0.45)]
+        levels[tail_seconds] = event.end_seconds - event.start_seconds, band_level(scene[slice(*tail)], 1500) / np.abs(scene).max()
+    assert levels[0.0] == (pytest.approx(1.0), pytest.approx(0, abs=0.002))  # cut after a second
+    assert levels[0.8] == (pytest.approx(3.0, abs=0.02), pytest.approx(0.5 * 10 ** (-32 / 20), rel=0.3))
 
 
 def test_takes_of_different_loudness_become_even(clips_dir):

@@ -2,17 +2,19 @@
 
     python -m recipes.pocket.sound_bank.build --real DIR --output build/sounds
 
-`--real` holds the folders `esc10`, `sonic_pi_samples` and `speech`. Each fold of ESC-10 gets a bank of its own (`fold1` … `fold4`);
-generated and other sounds are dealt out to `train` (five sixths) and `heldout` (one sixth) in turn, so that tests can use
-sounds that training never heard. Three more folders only list clips of these, as `python -m qamdetr synthesize --clips` reads them:
-`scenes-train` (train and folds 1-3), `scenes-val` (heldout and fold 4), and `scenes-test` (fold 4 asked for in wordings that training
-never saw, heldout sounds as distractors without captions).
+`--real` holds the folders `esc10`, `sounds`, `sonic_pi_samples` and `speech`. Each fold of ESC-10 and ESC-50 gets a bank of its own
+(`fold1` … `fold4`). The other clips of `sounds` are dealt out to `real` (five sixths of the recordings) and `real-heldout`, generated and
+other sounds to `train` and `heldout`, so that tests can use sounds that training never heard. More folders only list clips of these, as
+`python -m qamdetr synthesize --clips` reads them: `scenes-train` (`TRAIN_BANKS`), `scenes-val` (what is held out, fold 4), `scenes-fifty`
+(all kinds of fold 4 in wordings that training never saw), and `scenes-test` (the ten kinds of ESC-10's fold 4, likewise, with heldout
+generated sounds as distractors without captions).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,8 @@ from recipes.pocket.sound_bank import instruments, synthetic, voices
 
 SAMPLE_RATE_HZ = 24_000
 HELD_OUT_EVERY = 6
+TRAIN_BANKS = ("train", "real", "fold1", "fold2", "fold3")
+"""Folders of the bank that training may hear."""
 
 ESC10_GROUPS = {
     "dog_bark": "animal/dog", "rooster": "animal/rooster", "rain": "water/rain", "sea_waves": "water/sea", "crackling_fire": "fire",
@@ -39,6 +43,20 @@ ESC10_GROUPS = {
 }  # fmt: skip
 """Class folder of ESC-10 -> group of the bank."""
 
+ESC50_GROUPS = ESC10_GROUPS | {
+    "pig": "animal/pig", "cow": "animal/cow", "frog": "animal/frog", "cat": "animal/cat", "hen": "animal/hen", "insects": "animal/insect",
+    "sheep": "animal/sheep", "crow": "animal/crow", "crickets": "animal/crickets", "chirping_birds": "animal/bird",
+    "water_drops": "water/drip", "wind": "weather/wind", "pouring_water": "water/pour", "toilet_flush": "household/toilet",
+    "thunderstorm": "weather/thunder", "clapping": "human/clapping", "breathing": "human/breathing", "coughing": "human/cough",
+    "footsteps": "human/footsteps", "laughing": "human/laugh", "brushing_teeth": "human/toothbrush", "snoring": "snore",
+    "drinking_sipping": "human/drinking", "door_wood_knock": "door/knock", "mouse_click": "tool/mouse", "keyboard_typing": "tool/typing",
+    "door_wood_creaks": "door/creak", "can_opening": "household/can", "washing_machine": "household/washing_machine",
+    "vacuum_cleaner": "tool/vacuum", "clock_alarm": "alarm/clock", "glass_breaking": "glass/break", "siren": "alarm/siren",
+    "car_horn": "vehicle/horn", "engine": "vehicle/engine", "train": "vehicle/train", "church_bells": "bell/church",
+    "airplane": "vehicle/airplane", "fireworks": "fireworks", "hand_saw": "tool/saw",
+}  # fmt: skip
+"""Class of ESC-50 -> group of the bank."""
+
 SONIC_PI_GROUPS = {
     "ambi_choir": "music/choir", "ambi_glass": "music/glass", "ambi_piano": "music/piano", "arovane_beat": "music/drums/loop",
     "drum_bass": "music/drums/kick", "drum_heavy_kick": "music/drums/kick", "drum_cowbell": "music/drums/cowbell",
@@ -46,11 +64,29 @@ SONIC_PI_GROUPS = {
     "drum_snare": "music/drums/snare", "drum_tom": "music/drums/tom", "elec_beep": "alarm/beep", "elec_bell": "bell/strike",
     "elec_chime": "bell/chime", "guit_": "music/guitar", "loop_3d_printer": "tool/printer", "loop_amen": "music/drums/loop",
     "loop_breakbeat": "music/drums/loop", "loop_drone": "music/synth", "loop_tabla": "music/drums/tabla", "tabla_": "music/drums/tabla",
-    "mehackit_phone": "phone/electronic", "misc_burp": "human/burp", "misc_cineboom": "boom", "misc_crow": "animal/crow",
+    "mehackit_phone": "phone/electronic", "misc_burp": "human/burp", "misc_cineboom": "explosion", "misc_crow": "animal/crow",
     "perc_bell": "bell/strike", "perc_door": "door/slam", "perc_snap": "human/snap", "perc_till": "tool/till",
     "vinyl_hiss": "vinyl/hiss", "vinyl_backspin": "vinyl", "vinyl_rewind": "vinyl", "vinyl_scratch": "vinyl",
 }  # fmt: skip
 """Beginning of a Sonic Pi sample's name -> group; samples without an entry are not used."""
+
+
+@dataclass(frozen=True)
+class RealSound:
+    """One real recording on disk: what it is, which folder of the bank it belongs to, and whom to thank."""
+
+    path: Path
+    group: str
+    fold: int | None  # of ESC-10 and ESC-50
+    bank: str  # fold1 … fold4, real or real-heldout
+    caption: str
+    source: str
+    licence: str
+
+    @property
+    def split(self) -> str:
+        """`train`, or `val` for what no training may hear."""
+        return "train" if self.bank in TRAIN_BANKS else "val"
 
 
 @dataclass(frozen=True)
@@ -96,12 +132,49 @@ def load_groups(file_name: str = "groups.yaml") -> dict[str, Any]:
     return groups
 
 
-def esc10_clips(folder: Path) -> Iterator[tuple[int, Clip]]:
-    """Yield `(fold, clip)` for ESC-10 in folders of classes, files named `fold-source-take.ogg`."""
-    with (folder / "attribution.csv").open(encoding="utf-8") as file:
+def unseen_wordings() -> dict[str, list[str]]:
+    """Return, per group of ESC-50's kinds, the wordings that training never saw."""
+    return {ESC50_GROUPS[kind]: wordings for kind, wordings in load_groups("unseen_wordings.yaml").items()}
+
+
+def real_sounds(real: Path) -> list[RealSound]:
+    """List every clip of `esc10` and `sounds` that the bank uses, in a fixed order.
+
+    ESC-10's class folders hold files named `fold-source-take.ogg`. `sounds/clips.csv` labels its files; `real_sounds.csv` beside this file
+    says which group each label belongs to (none: nobody can name it by ear), and the worst place among the teacher's classes
+    (`teacher_rank`) at which a weak label is still believed. Takes of one recording stay on one side.
+    """
+    found = []
+    with (real / "esc10" / "attribution.csv").open(encoding="utf-8") as file:
         for row in sorted(csv.DictReader(file), key=lambda row: row["file"]):
             source = f"{row['title']} by {row['author']} ({row['source_id']})"
-            yield int(row["fold"]), Clip(ESC10_GROUPS[row["class"]], *_heard(folder / row["file"]), source, row["license"])
+            path, fold = real / "esc10" / row["file"], int(row["fold"])
+            found.append(RealSound(path, ESC10_GROUPS[row["class"]], fold, f"fold{fold}", row["title"], source, row["license"]))
+    with (Path(__file__).parent / "real_sounds.csv").open(encoding="utf-8") as file:
+        labels = {row["label"]: row for row in csv.DictReader(file)}
+    side: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    with (real / "sounds" / "clips.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            group, worst_rank = labels[row["label"]]["group"], labels[row["label"]]["worst_rank"]
+            if not group or (worst_rank and int(row["teacher_rank"] or worst_rank) > int(worst_rank)):
+                continue
+            recording = _recording(row)
+            if recording not in side:
+                counts[group] = counts.get(group, 0) + 1
+                side[recording] = "real-heldout" if counts[group] % HELD_OUT_EVERY == 0 else "real"
+            bank = f"fold{row['fold']}" if row["fold"] else side[recording]
+            source = f"{row['caption']} by {row['author']} ({row['source']})"
+            path, fold = real / "sounds" / row["file"], int(row["fold"]) if row["fold"] else None
+            found.append(RealSound(path, group, fold, bank, row["caption"], source, row["licence"]))
+    return found
+
+
+def _recording(row: dict[str, str]) -> str:
+    """Name the recording a clip was cut from: the page it came from, or else its file name without number or note of the take."""
+    page = re.search(r"\((https?://(?!github)[^)\s]+)\)", row["source"])
+    stem = re.sub(r"([-_.]?([A-G][bs]?)?\d+(-\w+)?)+$", "", Path(row["file"]).stem)
+    return page[1] if page else str(Path(row["file"]).with_name(stem))
 
 
 def sonic_pi_clips(folder: Path) -> Iterator[Clip]:
@@ -153,20 +226,24 @@ def generated_clips(rng: np.random.Generator, per_group: int) -> Iterator[Clip]:
 
 def write_scene_folders(output: Path, banks: dict[str, Bank], groups: dict[str, Any], captions: dict[str, list[str]]) -> None:
     """Write the folders that only list clips of the banks."""
+    ten = set(ESC10_GROUPS.values())
     members = {
-        "scenes-train": ("train", "fold1", "fold2", "fold3"),
-        "scenes-val": ("heldout", "fold4"),
-        "scenes-test": ("heldout", "fold4"),
+        "scenes-train": (TRAIN_BANKS, captions),
+        "scenes-val": (("heldout", "real-heldout", "fold4"), captions),
+        "scenes-fifty": (("fold4",), unseen_wordings()),
+        "scenes-test": (("heldout", "fold4"), load_groups("test_wordings.yaml")),
     }
-    for folder, names in members.items():
+    for folder, (names, wordings) in members.items():
         listing = Bank(output / folder, groups)
         listing.folder.mkdir()
         for name in names:
             for file, group, extend, source, licence in banks[name].rows:
-                # Test scenes draw distractors by kind, so that half of a scene's sounds are ones it asks for.
+                if folder == "scenes-test" and name == "fold4" and group not in ten:
+                    continue
+                # These scenes draw distractors by kind, so that half of a scene's sounds are ones it asks for.
                 distractor = folder == "scenes-test" and name == "heldout"
                 listing.rows.append((f"../{name}/{file}", f"other/{group.split('/')[0]}" if distractor else group, extend, source, licence))
-        listing.finish(load_groups("test_wordings.yaml") if folder == "scenes-test" else captions)
+        listing.finish(wordings)
 
 
 def write_backgrounds(folder: Path, rng: np.random.Generator, count: int) -> None:
@@ -185,11 +262,11 @@ def build(real: Path, output: Path, per_group: int, backgrounds: int, seed: int)
     if output.exists():
         raise QamDetrError(f"{output} exists already; remove it or choose another --output.")
     groups = load_groups()
-    names = ["train", "heldout", *(f"fold{fold}" for fold in range(1, 5))]
+    names = ["train", "heldout", "real", "real-heldout", *(f"fold{fold}" for fold in range(1, 5))]
     banks = {name: Bank(output / name, groups) for name in names}
-    for fold, clip in esc10_clips(real / "esc10"):
-        banks[f"fold{fold}"].add(clip)
-    say(f"ESC-10: {sum(len(bank.rows) for bank in banks.values())} clips")
+    for sound in real_sounds(real):
+        banks[sound.bank].add(Clip(sound.group, *_heard(sound.path), sound.source, sound.licence))
+    say(f"real recordings: {sum(len(bank.rows) for bank in banks.values())} clips")
     rng = np.random.default_rng(seed)
     counts: dict[str, int] = {}
     for clip in chain(sonic_pi_clips(real / "sonic_pi_samples"), speech_clips(real / "speech", rng), generated_clips(rng, per_group)):
@@ -212,7 +289,7 @@ def say(message: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Build the sound bank.")
-    parser.add_argument("--real", type=Path, required=True, help="folder with esc10, sonic_pi_samples and speech")
+    parser.add_argument("--real", type=Path, required=True, help="folder with esc10, sounds, sonic_pi_samples and speech")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--per-group", type=int, default=36, help="variations of each generated group")
     parser.add_argument("--backgrounds", type=int, default=24)

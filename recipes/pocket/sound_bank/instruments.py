@@ -21,7 +21,7 @@ PROGRAMS: dict[str, tuple[int, ...]] = {
     "music/electric_guitar": (29, 30), "music/bass": (32, 33), "music/strings": (40, 42, 48), "music/choir": (52, 53),
     "music/brass": (56, 57, 61), "music/saxophone": (65, 66), "music/flute": (71, 73, 74), "music/whistle": (78,), "music/harp": (46,),
     "music/xylophone": (9, 10, 12, 13), "music/bagpipe": (109,), "music/sitar": (104, 105), "music/synth": (80, 81, 90),
-    "bell/tubular": (14,), "animal/bird": (123,), "phone/ring": (124,), "human/applause": (126,), "gunshot": (127,),
+    "bell/tubular": (14,), "animal/bird": (123,), "phone/ring": (124,), "human/clapping": (126,), "gunshot": (127,),
 }  # fmt: skip
 """Group -> General MIDI programs (counted from 0)."""
 
@@ -32,7 +32,7 @@ PERCUSSION: dict[str, tuple[int, ...]] = {
 }  # fmt: skip
 """Group -> keys of the General MIDI percussion channel."""
 
-EFFECTS = frozenset({"animal/bird", "phone/ring", "human/applause", "gunshot"})
+EFFECTS = frozenset({"animal/bird", "phone/ring", "human/clapping", "gunshot"})
 PHRASE_SECONDS = 4.0
 _TICKS_PER_SECOND = 960  # 480 ticks per beat at 120 beats per minute, mido's default tempo
 _PERCUSSION_CHANNEL = 9

@@ -324,7 +324,7 @@ MAKERS: dict[str, Maker] = {
     "vehicle/horn": car_horn, "vehicle/train_horn": train_horn, "vehicle/engine": engine, "vehicle/motorcycle": motorcycle,
     "weather/wind": wind, "weather/thunder": thunder, "tool/vacuum": vacuum, "tool/drill": drill, "tool/hammer": hammering,
     "tool/typing": typing, "human/footsteps": footsteps, "human/heartbeat": heartbeat, "door/knock": knocking, "water/drip": dripping,
-    "animal/crickets": crickets, "animal/bee": bee, "phone/ring": telephone, "phone/dial": dialling, "laser": laser,
+    "animal/crickets": crickets, "animal/insect": bee, "phone/ring": telephone, "phone/dial": dialling, "laser": laser,
 }  # fmt: skip
 """Group of the bank -> maker of one variation."""
 

@@ -153,7 +153,7 @@ def _check(options: PredictOptions) -> None:
 
 def _predict_files(options: PredictOptions) -> None:
     """Every recording with every query; a recording that cannot be read is told at the end, after the results of the others."""
-    from qamdetr.export.text import Answer
+    from qamdetr.export.text import Answer, verdict
 
     retriever = open_retriever(options)
     verifier = open_verifier(options, retriever)
@@ -171,7 +171,7 @@ def _predict_files(options: PredictOptions) -> None:
     name = options.format or "table"
     for result in results:
         if not result.found and not everything and name not in ("table", "json", "png", "svg"):
-            note(f"{result.audio}: {result.query!r} is not in this recording; nothing is written for it.")
+            note(f"{result.audio}: {result.query!r}: {verdict(result)}; nothing is written for it.")
     answers = [Answer(result, everything=everything) for result in results]
     if results and options.output is not None:
         EXPORTS[name].write(answers, Path(options.output))

@@ -103,7 +103,7 @@ def fit_score_map(scores: Sequence[float], right: Sequence[bool]) -> tuple[tuple
     raw = np.array([0.0, *(values[part].mean() for part in parts), 1.0]).round(4)
     shares = [(hits[part].sum() + 0.5) / (len(part) + 1) for part in parts]
     fitted = isotonic_regression(shares, weights=[len(part) for part in parts]).x
-    mixed = (0.99 * np.array([0.0, *fitted, fitted[-1]]) + 0.01 * raw).round(6)
+    mixed = (0.99 * np.array([0.0, *fitted, fitted[-1]]) + 0.01 * raw).round(8)
     kept = [0, *(np.flatnonzero(np.diff(raw) > 0) + 1)]
     return tuple((float(raw[index]), float(mixed[index])) for index in kept)
 

@@ -99,8 +99,8 @@ def calibrated(candidates: Sequence[Candidate], knots: Sequence[tuple[float, flo
     """Give candidates the probability that they are right, read off lines between `knots`; none without knots."""
     if not knots:
         return list(candidates)
-    scores = [candidate.decoder_score for candidate in candidates]
-    return [replace(each, probability=float(p)) for each, p in zip(candidates, np.interp(scores, *zip(*knots, strict=True)), strict=True)]
+    scores, (raw, probable) = [candidate.decoder_score for candidate in candidates], np.asarray(knots).T
+    return [replace(each, probability=float(p)) for each, p in zip(candidates, np.interp(scores, raw, probable), strict=True)]
 
 
 def rerank(candidates: Sequence[Candidate], verifier_scores: Sequence[float] | None, beta: float) -> tuple[Moment, ...]:

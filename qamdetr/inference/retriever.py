@@ -382,7 +382,7 @@ class MomentRetriever:
             marked = result.moments if result.found else mark_likely(result.moments, found=True, threshold=perhaps)
             moments = [moment for moment in marked if moment.likely]
             near = [other for name, others, _ in kept if known.are_near(kind, name) for other in others]
-            if not all(any(is_double(moment, other) for other in near) for moment in moments):
+            if any(not any(is_double(moment, other) for other in near) for moment in moments):
                 kept.append((kind, moments, Heard(kind.name, kind.wordings[0], len(moments), moments[0].score, result.tier)))
         return [row for *_, row in kept]
 
@@ -415,9 +415,10 @@ class MomentRetriever:
     def _known_sounds(self) -> KnownSounds | None: ...
     def _known_sounds(self, *, must: bool = False) -> KnownSounds | None:
         """Return the table of known sounds, where all words go through the pocket encoder; None, or an error if it `must` be there."""
-        texts = list(self.encoder.text.values()) if isinstance(self.encoder, Streams) else []
-        known = texts[0].known_sounds if len(texts) == 1 and isinstance(texts[0], Pocket) else None
-        if must and (known is None or POCKET not in self.encoder.audio):
+        opened = self.encoder.text if isinstance(self.encoder, Streams) else {}
+        pocket = opened.get(POCKET) if len(opened) == 1 else None
+        known = pocket.known_sounds if isinstance(pocket, Pocket) else None
+        if must and known is None:
             what = f"The {self.encoder.name} encoders come without a table of known sounds"
             raise ConfigError(
                 what, f"take a checkpoint on the pocket encoders, such as {DEFAULT_CHECKPOINT}, with the table that is theirs"

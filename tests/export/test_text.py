@@ -108,7 +108,7 @@ def test_each_program_shows_what_was_asked(query, vtt, srt, rttm, table):
 def test_json_is_the_contract():
     (one,) = json.loads(as_text([RESULT], "json"))
     assert one == to_json_object(RESULT)
-    assert list(one) == ["audio", "duration", "query", "found", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
+    assert list(one) == ["audio", "duration", "query", "found", "tier", "encoder", "verifier", "beta", "moments", "saliency", "notes"]
     scores = {"score": 0.9, "decoder_score": 0.72, "foreground": 0.9, "quality": 0.8, "verifier_score": 0.95}
     assert list(one["moments"][0].items()) == [("start", 3661.25), ("end", 3665.5), *scores.items(), ("likely", True)]
     hostile = json.loads(as_text([replace(ABSENT, query=query) for query in HOSTILE_QUERIES], "json"))
@@ -120,7 +120,9 @@ def test_table_shows_rank_time_score_and_notes():
     lines = as_text([replace(RESULT, notes=("no\nanswer", "another note"))], "table").splitlines()
     first = "rec/walk é.wav (62:05.500), 'a dog barks', encoder pocket, verifier pocket"
     assert [*lines[:3], lines[4].split()] == [first, "  no answer", "  another note", ["1", "61:01.250", "61:05.500", "0.900"]]
-    assert "not in this recording; the nearest guesses are:" in as_text([ABSENT], "table")
+    for changes, said in (({}, "not in this recording"), ({"perhaps": True}, "perhaps in"), ({"understood": False}, "words are not known")):
+        assert f"{said}; the nearest guesses are:".replace("in;", "in this recording;") in as_text([replace(ABSENT, **changes)], "table")
+    assert [to_json_object(replace(ABSENT, perhaps=perhaps))["tier"] for perhaps in (True, False)] == ["perhaps", "nothing found"]
 
 
 # Fault B1: nine moments for one siren, eight with score 0.00.

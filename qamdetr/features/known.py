@@ -26,6 +26,7 @@ TABLE_FILE, VECTORS_FILE = "known_sounds.json", "known_sounds.safetensors"
 NEAREST = 5  # captions whose mean cosine counts beside the best one's
 NAMED = 3  # kinds that a note names
 SHARPNESS = 0.1  # of the kinds' shares in a clip: the cosine that counts e-fold
+WORDED = 0.05  # likewise of the captions that put a sound in words
 NEAR = 0.5  # cosine of kinds that one sound can pass for
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
@@ -111,6 +112,14 @@ class KnownSounds:
         for index in cosines.argsort(descending=True)[: 20 * NAMED].tolist():
             found.setdefault(self._kind_of[index], float(cosines[index]))
         return [(self.kinds[index], cosine) for index, cosine in found.items()]
+
+    def in_words(self, vector: Tensor) -> Tensor:
+        """Return the unit vector `(dim,)` of the words for a sound's vector: the mean of all captions, the more like it the more.
+
+        Vectors of sounds lie apart from those of words; a network that reads words is lost with one.
+        """
+        near = (self._captions @ normalize(vector.float(), dim=-1) / WORDED).softmax(dim=0)
+        return normalize(near @ self._captions, dim=-1)
 
     def evidence(self, query: str, text: TextFeatures) -> list[float]:
         """Return what speaks for a query's words being understood: see the comments."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeAlias, 
 import numpy as np
 import torch
 from pydantic import BeforeValidator
-from torch.nn.functional import normalize
 
 from qamdetr.audio import Sound, find_recordings
 from qamdetr.config import (
@@ -389,7 +388,7 @@ class MomentRetriever:
     def retrieve_like(self, recording: Recording, window: Window, **options: Any) -> Result:  # noqa: ANN401 - as `retrieve_many`
         """Find what sounds like a window `(start, end)` of the recording, in seconds of its file; takes the options of `retrieve_many`.
 
-        The window's mean vector stands where that of a sentence does, beside the words of the known sound that is nearest to it.
+        The window's mean vector, put in words, stands where that of a sentence does, beside the tokens of the nearest known wording.
 
         Raises:
             QamDetrError: Nothing of the window was encoded, or it is silent.
@@ -405,7 +404,7 @@ class MomentRetriever:
             what = f"There is nothing to hear from {window[0]:g} to {window[1]:g} s of {recording.name}"
             raise QamDetrError(what, f"choose a window with sound between {recording.start_seconds:g} and {end:g} s")
         wording = known.nearest(mean)[0][0].wordings[0]
-        text = {name: replace(each, pooled=normalize(mean, dim=-1)) for name, each in self.encoder.encode_query(wording).items()}
+        text = {name: replace(each, pooled=known.in_words(mean)) for name, each in self.encoder.encode_query(wording).items()}
         query = f"like {window[0]:g}-{window[1]:g} s ({wording})"
         return self.retrieve_many(recording, [query], texts=[text], **options)[0]
 

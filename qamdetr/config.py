@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,13 @@ def one_of(*choices: float) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _rising(knots: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """Refuse a map that would change the order of scores."""
+    if any(one[axis] >= two[axis] for one, two in itertools.pairwise(knots) for axis in (0, 1)):
+        raise ValueError(f"is {knots}; both numbers must rise from one pair to the next.")
+    return knots
+
+
 Whole = Annotated[int, Strict()]
 # YAML 1.1 reads "1e-4" as a word, which a float takes; it would also take truth values. It reads a bare `no` as False.
 Number = Annotated[float, BeforeValidator(lambda value: str(value) if isinstance(value, bool) else value)]
@@ -59,6 +67,7 @@ Share = Annotated[Number, between(0.0, 1.0)]
 Weight = Annotated[Number, between(0.0, 1e6)]
 Count = Annotated[Whole, between(1, 1_000_000)]
 Layers = Annotated[Whole, between(1, 32)]
+Knots = Annotated[tuple[tuple[Share, Share], ...], AfterValidator(_rising)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -217,6 +226,8 @@ class InferenceConfig:
     top_k: Count = 10
     nms_iou: Share = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all, but those of `dense`
     found_threshold: Share = 0.0  # decoder score under which the answer is "not in this recording"; set by calibration
+    perhaps_threshold: Share = 1.0  # and under this one it is not even "perhaps"; 1 = never perhaps
+    score_calibration: Knots = ()  # [decoder score, probability that the moment is right], by lines between them; empty = as they are
     segment_threshold: Share = 0.0  # above 0, runs of clips whose saliency reaches it join the decoder's candidates
     segment_peak_share: Share = 0.4  # that threshold is lowered to this share of the curve's maximum, for wordings the model is unsure of
     section_clips: Count = 300  # longer recordings run in overlapping sections of this length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
+
+Tier = Literal["found", "perhaps", "nothing found"]
 
 Window = tuple[float, float]
 """`(start, end)` in seconds."""
@@ -136,6 +138,7 @@ class Candidate:
     quality: float
     decoder_score: float  # `foreground * quality` (report, Eq. 2)
     verifier_score: float | None = None  # normalised probability of "Yes" in [0, 1], or None when no verifier looked at it
+    probability: float | None = None  # that it is right, by its decoder score and `inference.score_calibration`; None without
 
     @property
     def window(self) -> Window:
@@ -147,8 +150,19 @@ class Candidate:
 class Moment(Candidate):
     """A ranked candidate: what the user gets."""
 
-    score: float = 0.0  # the blended score in [0, 1] (report, Eq. 3)
+    score: float = 0.0  # the blended score in [0, 1] (report, Eq. 3), of `probability` where the checkpoint is calibrated
     likely: bool = True  # worth showing as an answer; `inference` decides
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A known kind of sound that a recording holds."""
+
+    kind: str  # its name in the table of known sounds, such as `animal/dog`
+    wording: str  # the sentence that was asked for
+    count: int  # likely moments
+    score: float  # of the best
+    tier: Tier  # found or perhaps
 
 
 @dataclass(frozen=True)
@@ -158,7 +172,7 @@ class Result:
     audio: str  # path or name of the recording, as the user gave it
     duration_seconds: float  # where the recording ends, in seconds of its file
     query: str  # the user's sentence
-    found: bool  # false when the best moment scores below the checkpoint's calibrated threshold ("not in this recording")
+    found: bool  # the best moment reaches the checkpoint's calibrated threshold, and the words are understood; see `tier`
     encoder: str  # name of the combo in use, such as `pocket`
     verifier: str  # name of the verifier in use, `none` when the decoder alone ranked
     beta: float  # weight of the verifier in the score
@@ -167,3 +181,10 @@ class Result:
     notes: tuple[str, ...] = ()  # what the user should know (a verifier that failed, words the encoder has never met)
     heard: Mapping[str, Any] = field(default_factory=dict, hash=False)  # chosen channel and track, as arguments of `audio.Sound`
     clip_seconds: float = 1.0  # from one value of `saliency` to the next
+    perhaps: bool = False  # it does not, and the sound is still more likely there than not
+    understood: bool = True  # false when the encoders do not know the query's words; then nothing is found
+
+    @property
+    def tier(self) -> Tier:
+        """How sure the answer is."""
+        return "found" if self.found else "perhaps" if self.perhaps else "nothing found"

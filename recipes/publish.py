@@ -1,4 +1,4 @@
-"""Makes a shipped checkpoint of a run: float16 weights, the threshold for "not in this recording" calibrated anew, metrics, card.
+"""Makes a shipped checkpoint of a run: float16 weights, scores and tiers calibrated anew, metrics, card.
 
     python -m recipes.publish RUN_DIR --output checkpoints/NAME
 
@@ -48,11 +48,7 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
             f"float16 lowers R1@0.7 from {full.metrics['R1@0.7']} to {halved.metrics['R1@0.7']}, more than {MAX_LOSS}; "
             f"ship {best} as it is, or train without such large weights."
         )
-    calibrated = replace(
-        config,
-        data=data.section,
-        inference=replace(config.inference, found_threshold=round(halved.found_threshold, 4)),
-    )
+    calibrated = replace(config, data=data.section, inference=halved.inference)
     card = model_card(output.name, model, calibrated, Run(run_dir).facts(), halved.metrics, data, _best_epoch(run_dir))
     save_checkpoint(output, model, calibrated, card, half=True)
     return halved.metrics

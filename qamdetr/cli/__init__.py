@@ -17,7 +17,7 @@ import typer
 from qamdetr import __version__
 from qamdetr.cli.evaluate import calibrate, data_report, evaluate, submit, synthesize
 from qamdetr.cli.extract import extract
-from qamdetr.cli.predict import command, predict, print_error
+from qamdetr.cli.predict import command, heard, predict, print_error
 from qamdetr.errors import QamDetrError
 
 # What every version of typer calls a mistake in the words of a command; it keeps the class in a different place now and then.
@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _run in (predict, evaluate, calibrate, submit, synthesize, extract, data_report):
+for _run in (predict, heard, evaluate, calibrate, submit, synthesize, extract, data_report):
     app.command()(_run if _run is data_report else command(_run))
 
 

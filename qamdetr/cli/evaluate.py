@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,7 +168,10 @@ class CalibrateOptions(RetrieverOptions):
 
 
 def calibrate(options: CalibrateOptions) -> None:
-    """Choose beta, the weight of the verifier, on validation by R1@0.7, then mAP; write it into the checkpoint or system."""
+    """Fit to validation, and write into the checkpoint or system: with --verifier its weight beta, by R1@0.7, then mAP.
+
+    Without, what scores mean and from where a sound is found, or perhaps there.
+    """
     from tqdm import tqdm
 
     from qamdetr.data.manifest import read_manifest
@@ -183,6 +186,11 @@ def calibrate(options: CalibrateOptions) -> None:
     if options.figure is not None:
         check_figure_path(options.figure)
     path, name, top_k, fits = _open_target(options)
+    if name == "none":
+        given = options.grid or options.figure
+        refuse(given, "--grid and --figure are about the weight of a verifier", "give --verifier, or leave them out")
+        _calibrate_answers(options, path)
+        return
     # Unclamped, as the official evaluator reads it.
     entries = read_manifest(options.manifest, clamp=False)
     counted = [entry for entry in entries if entry.relevant_windows]
@@ -286,7 +294,7 @@ def _open_target(options: CalibrateOptions) -> tuple[Path, str, int, bool]:
     else:
         raise QamDetrError("The weight is written into a checkpoint or system", "name it with --checkpoint or --system")
     lacking = f"The verifier is {verifier}, which has no weight to choose"
-    refuse(verifier == none, lacking, f"give --verifier with one of {', '.join(others)}")
+    refuse(verifier == none and options.system is not None, lacking, f"give --verifier with one of {', '.join(others)}")
     return path, verifier, top_k, fits
 
 
@@ -296,18 +304,58 @@ def _store(options: CalibrateOptions, path: Path, verifier: str, beta: float, *,
 
     is_system = options.system is not None
     line = f"`{beta_line(beta)}`" if is_system else f"inference.beta_by_verifier.{verifier}: {beta:g}"
-    changes = [f"--set {override}" for override in options.overrides or () if not override.startswith(HARMLESS)]
+    changes = _changes(options)
     changes += [] if options.verifier_model is None else [f"--verifier-model {options.verifier_model}"]
     if fits and not changes:
         if is_system:
             store_in_system(path, beta)
         else:
-            store_in_checkpoint(path.parent, verifier, beta)
+            store_in_checkpoint(path.parent, lambda own: replace(own, beta_by_verifier={**own.beta_by_verifier, verifier: beta}))
         return f"{line} is now in {path}."
     reason = f", as the weight goes with {' '.join(changes)}; put that and" if changes else "; put"
     if is_system:
         return f"nothing was written{reason} `verify_with: {verifier}` and {line} into a system file of your own."
     return f"nothing was written{reason} `{line}` into the config.yaml of a copy."
+
+
+def _changes(options: CalibrateOptions) -> list[str]:
+    """Return the overrides with which it is not the checkpoint or system alone that is calibrated."""
+    return [f"--set {override}" for override in options.overrides or () if not override.startswith(HARMLESS)]
+
+
+def _calibrate_answers(options: CalibrateOptions, path: Path) -> None:
+    """Fit what scores mean, and from where a sound is found or perhaps there, to the decoder's answers; write it into the checkpoint."""
+    from tqdm import tqdm
+
+    from qamdetr.data.manifest import read_manifest
+    from qamdetr.evaluation.calibration import BestMoment, calibrate_answers, verify_manifest
+    from qamdetr.inference.checkpoint import store_in_checkpoint
+
+    entries = [entry for entry in read_manifest(options.manifest, clamp=False) if entry.relevant_windows is not None]
+    refuse(not entries, f"{options.manifest}: no query has `relevant_windows`", "give a validation manifest")
+    one_sided = f"{options.manifest} has no queries of both kinds, about sounds that are there and about sounds that are not"
+    refuse(len({bool(entry.relevant_windows) for entry in entries}) < 2, one_sided, "give such ones, with empty `relevant_windows`")
+    retriever, recordings, verifier = open_for_manifest(options, options.manifest, entries)
+    found = verify_manifest(retriever, recordings, entries, verifier, top_k=1)
+    parts = list(tqdm(found, desc="recordings", unit="recording", total=len(recordings), file=sys.stderr, disable=None))
+    answers = [answer for part in parts if not isinstance(part, AudioError) for answer in part]
+    best = [
+        BestMoment.of([(*each.window, each.decoder_score) for each in answer.candidates], answer.entry.relevant_windows or ())
+        for answer in answers
+    ]
+    fitted = calibrate_answers(best, retriever.config.inference)
+    names = ("found_threshold", "perhaps_threshold", "score_calibration")
+    values = {name: getattr(fitted.inference, name) for name in names}
+    told = {"num_queries": len(best), **fitted.metrics, **values}
+    print(
+        json.dumps(told, ensure_ascii=False) if options.as_json else _columns([[name, f"  {value}"] for name, value in told.items()], 20, 1)
+    )
+    failures, changes = [str(part) for part in parts if isinstance(part, AudioError)], _changes(options)
+    if failures or changes:
+        note(f"nothing was written, as this is fitted {'to a part of the recordings' if failures else 'with ' + ' '.join(changes)}.")
+    elif not options.dry_run:
+        note(f"inference.{', '.join(names)} are now in {store_in_checkpoint(path.parent, lambda own: replace(own, **values))}.")
+    raise_failures(failures, len(recordings))
 
 
 @dataclass(frozen=True)

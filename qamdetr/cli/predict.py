@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import sys
 import textwrap
 from collections import Counter
@@ -153,7 +154,7 @@ def _check(options: PredictOptions) -> None:
 
 def _predict_files(options: PredictOptions) -> None:
     """Every recording with every query; a recording that cannot be read is told at the end, after the results of the others."""
-    from qamdetr.export.text import Answer
+    from qamdetr.export.text import Answer, verdict
 
     retriever = open_retriever(options)
     verifier = open_verifier(options, retriever)
@@ -171,7 +172,7 @@ def _predict_files(options: PredictOptions) -> None:
     name = options.format or "table"
     for result in results:
         if not result.found and not everything and name not in ("table", "json", "png", "svg"):
-            note(f"{result.audio}: {result.query!r} is not in this recording; nothing is written for it.")
+            note(f"{result.audio}: {result.query!r}: {verdict(result)}; nothing is written for it.")
     answers = [Answer(result, everything=everything) for result in results]
     if results and options.output is not None:
         EXPORTS[name].write(answers, Path(options.output))
@@ -198,6 +199,32 @@ def _encode_choice(options: PredictOptions) -> dict[str, Any]:
     """Return what of a recording is heard, as far as it was said."""
     names = ("channel", "track", "start_seconds", "end_seconds")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeardOptions(EncoderOptions):
+    """What `heard` can be told."""
+
+    audio: list[str] = option(..., "AUDIO...", "recordings", argument=True)
+    checkpoint: str | None = option(None, "NAME_OR_DIR", "a shipped checkpoint or a folder (default: qam-detr-pocket)")
+    as_json: bool = option(False, "", "print one JSON list", "--json")
+
+
+def heard(options: HeardOptions) -> None:
+    """List the known kinds of sound that recordings hold, the surest first."""
+    retriever = open_retriever(RetrieverOptions(encoders=options.encoders, device=options.device, checkpoint=options.checkpoint))
+    told, failures = [], []
+    for path in dict.fromkeys(options.audio):
+        try:
+            told.append((path, retriever.heard(retriever.encode(path))))
+        except AudioError as error:  # noqa: PERF203 - encoding takes far longer
+            failures.append(str(error))
+    if options.as_json:
+        print(json.dumps([{"audio": path, "heard": [vars(row) for row in rows]} for path, rows in told], ensure_ascii=False, indent=1))
+    else:
+        for path, rows in told:
+            print(path, *(f"  {row.score:5.3f} {row.count:4d} x  {row.tier:8}{row.wording} ({row.kind})" for row in rows), sep="\n")
+    raise_failures(failures, len(set(options.audio)))
 
 
 def _predict_manifest(options: PredictOptions, manifest: str, output: str) -> None:

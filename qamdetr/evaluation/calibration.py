@@ -1,25 +1,130 @@
-"""What is calibrated on validation: the threshold of "not in this recording", and the weight of the verifier."""
+"""What is calibrated on validation: what scores mean, when an answer is "found" or "perhaps", and the weight of the verifier."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
 
+from qamdetr import spans
+from qamdetr.config import InferenceConfig
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.evaluation.compare import DEFAULT_RESAMPLES, Difference, compare_best
 from qamdetr.evaluation.metrics import QueryScores, match, query_scores
-from qamdetr.inference.rerank import check_beta, rerank
+from qamdetr.inference.rerank import calibrated, check_beta, rerank
 from qamdetr.inference.retriever import MomentRetriever
-from qamdetr.types import Candidate
+from qamdetr.types import Candidate, Window
 from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in `typing` from Python 3.11 on
 
 REPORT_BETAS = (0.30, 0.35, 0.45)  # the weights that the report names: submissions 4, 2 and 3
 FINE_GRID = tuple(step / 20 for step in range(21))  # 0.00:0.05:1.00, which holds the report's
 CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
+
+
+REFUSED_SHARE = 0.9  # of the queries about absent sounds that are not "found"
+RIGHT_IOU = 0.5  # with a true window, from which a moment is right
+MAX_BINS, QUERIES_PER_BIN = 12, 20  # of the map from scores to probabilities
+
+
+@dataclass(frozen=True)
+class BestMoment:
+    """What the decoder ranks first for a validation query."""
+
+    score: float  # its decoder score, in [0, 1]; 0 where it proposes nothing
+    right: bool  # whether it overlaps a true window by `RIGHT_IOU`
+    present: bool  # whether there is a true window
+
+    @classmethod
+    def of(cls, windows: Sequence[tuple[float, float, float]], truth: Sequence[Window]) -> Self:
+        """Read it off ranked windows `(start, end, score)`."""
+        if not windows:
+            return cls(0.0, False, bool(truth))
+        overlaps = spans.pairwise_iou(torch.tensor([windows[0][:2]]), torch.tensor(truth).reshape(-1, 2))
+        return cls(windows[0][2], bool((overlaps >= RIGHT_IOU).any()), bool(truth))
+
+
+@dataclass(frozen=True)
+class AnswerCalibration:
+    """What makes a checkpoint's answers ones to lean on, and how well it does so on the queries it was fitted to."""
+
+    inference: InferenceConfig  # with the thresholds and the map, in the digits that are stored
+    metrics: Mapping[str, float]  # shares in percent and the calibration error; empty where no sound was absent
+
+
+def calibrate_answers(best: Sequence[BestMoment], settings: InferenceConfig) -> AnswerCalibration:
+    """Fit thresholds and score map on the best moments of a validation set's queries, and put them into the settings.
+
+    *Found* is from the lowest decoder score at which `REFUSED_SHARE` of the absent sounds are refused, so that as few present ones as can
+    be are lost. *Perhaps* is below it, down to where a sound of this score is still more likely present than absent, with as many of both
+    asked for, since nobody knows beforehand: that is the threshold of the best balanced accuracy. Without present or without absent sounds
+    everything is found.
+    """
+    present, absent = (np.sort([each.score for each in best if each.present is there]) for there in (True, False))
+    knots = fit_score_map([each.score for each in best], [each.right for each in best])
+    even, accuracy = calibrate_found_threshold(present.tolist(), absent.tolist())
+    if not len(present) or not len(absent):
+        return AnswerCalibration(replace(settings, found_threshold=0.0, perhaps_threshold=1.0, score_calibration=knots), {})
+    edges = np.unique([0.0, *present, *absent, 1.0])
+    between = (edges[:-1] + edges[1:]) / 2
+    enough = np.searchsorted(absent, between) >= REFUSED_SHARE * len(absent)
+    found = float(between[enough.argmax()]) if enough.any() else 1.0
+    stored = replace(settings, found_threshold=round(found, 4), perhaps_threshold=round(min(even, found), 4), score_calibration=knots)
+    probabilities = score_map(knots, [each.score for each in best])
+    metrics = {
+        "found_accuracy": round(100 * accuracy, 2),
+        "absent_refused": round(100 * float(np.mean(absent < stored.found_threshold)), 2),
+        "present_lost": round(100 * float(np.mean(present < stored.found_threshold)), 2),
+        "calibration_error": round(expected_calibration_error(probabilities, [each.right for each in best]), 4),
+    }
+    return AnswerCalibration(stored, metrics)
+
+
+def fit_score_map(scores: Sequence[float], right: Sequence[bool]) -> tuple[tuple[float, float], ...]:
+    """Fit the probability of being right to decoder scores in [0, 1]; returns `inference.score_calibration`, none for too few scores.
+
+    Isotonic regression over bins of equally many scores, whose shares are pulled to a half by one vote. A hundredth of the score itself
+    is mixed in, so that the map rises everywhere and no order ever changes.
+    """
+    bins = min(MAX_BINS, len(scores) // QUERIES_PER_BIN)
+    if bins < 1:
+        return ()
+    order = np.argsort(scores, kind="stable")
+    parts = np.array_split(order, bins)
+    values, hits = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    raw = np.array([0.0, *(values[part].mean() for part in parts), 1.0]).round(4)
+    shares = [(hits[part].sum() + 0.5) / (len(part) + 1) for part in parts]
+    fitted = isotonic_regression(shares, weights=[len(part) for part in parts]).x
+    mixed = (0.99 * np.array([0.0, *fitted, fitted[-1]]) + 0.01 * raw).round(8)
+    kept = [0, *(np.flatnonzero(np.diff(raw) > 0) + 1)]
+    return tuple((float(raw[index]), float(mixed[index])) for index in kept)
+
+
+def score_map(knots: Sequence[tuple[float, float]], scores: Sequence[float]) -> list[float]:
+    """Read probabilities off a map as serving does; the scores themselves where there is none."""
+    blank = [Candidate(0.0, 1.0, score, 1.0, score) for score in scores]
+    return [moment.score for moment in (rerank([each], None, 0.0)[0] for each in calibrated(blank, knots))]
+
+
+def expected_calibration_error(probabilities: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
+    """Return how far probabilities are from the shares that are right: the mean distance over `bins` equal ranges, by their sizes.
+
+    Source: M. P. Naeini, G. Cooper, M. Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015.
+    """
+    if not len(probabilities):
+        return 0.0
+    p, hits = np.asarray(probabilities, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, weights=p - hits, minlength=bins)
+    return float(np.abs(gaps).sum() / len(p))
 
 
 def calibrate_found_threshold(present_scores: Sequence[float], absent_scores: Sequence[float]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from qamdetr.audio import Overview, Sound, hz_to_mel
 from qamdetr.errors import AudioError, QamDetrError
-from qamdetr.export.text import Answer, clock, one_line
+from qamdetr.export.text import Answer, clock, one_line, verdict
 from qamdetr.files import write_whole
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _draw_lane(axes: Axes, answer: Answer, colour: str) -> None:
     axes.set(ylim=(-0.42 if answer.truth else -0.05, 1.12 + 0.4 * (max(rows, default=0) + 1)))
     axes.set_yticks([0, 1], ["0", "1"], size="x-small")
     _set_title(axes, answer.title, size="small")
-    note = "" if result.found else "not in this recording" + ("; best guess dashed" if moments else "")
+    note = verdict(result) + ("; best guess dashed" if moments and not result.found else "")
     axes.set_title(note, loc="right", size="small", style="italic")
 
 

@@ -68,6 +68,13 @@ def file_name_part(text: str, *, fallback: str, max_letters: int = 40) -> str:
     return part.encode("utf-8")[:120].decode("utf-8", errors="ignore").strip("-") or fallback
 
 
+def verdict(result: Result) -> str:
+    """Say in a few words that a sound was not, or not surely, found; empty where it was."""
+    if not result.understood:
+        return "nothing found, for the words are not known"
+    return {"found": "", "perhaps": "perhaps in this recording", "nothing found": "not in this recording"}[result.tier]
+
+
 @dataclass(frozen=True)
 class Answer:
     """A result as it is written to a file."""
@@ -108,7 +115,7 @@ def to_json_object(result: Result) -> dict[str, Any]:
         | {"likely": moment.likely}
         for moment in result.moments
     ]
-    told = {name: getattr(result, name) for name in ("query", "found", "encoder", "verifier", "beta")}
+    told = {name: getattr(result, name) for name in ("query", "found", "tier", "encoder", "verifier", "beta")}
     saliency = [round(value, 6) for value in result.saliency]
     known = {"audio": result.audio, "duration": round(result.duration_seconds, 3), **told}
     return {**known, "moments": moments, "saliency": saliency, "clip_seconds": result.clip_seconds, "notes": list(result.notes)}
@@ -124,7 +131,7 @@ def _table(answers: Sequence[Answer]) -> str:
         lines += [f"  {one_line(text)}" for text in result.notes]
         shown = answer.moments() if result.found or answer.ranks is not None else list(enumerate(result.moments, start=1))
         if not result.found:
-            lines.append("  not in this recording" + ("; the nearest guesses are:" if result.moments else ""))
+            lines.append(f"  {verdict(result)}" + ("; the nearest guesses are:" if result.moments else ""))
         if result.moments:
             lines.append("  rank       start         end   score")
         lines += [f"  {rank:4d}  {clock(m.start_seconds):>10}  {clock(m.end_seconds):>10}  {m.score:6.3f}" for rank, m in shown]

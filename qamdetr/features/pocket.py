@@ -16,6 +16,7 @@ from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, TextStream, stream
 from qamdetr.features.hub import HubTokenizer, one_line
+from qamdetr.features.known import KnownSounds
 from qamdetr.types import TextFeatures
 
 POCKET_CHECKPOINT = "pocket-encoder"
@@ -254,8 +255,14 @@ class Pocket(AudioStream, TextStream):
             raise CheckpointError(f"{folder} cannot be read ({one_line(error)})", remedy) from error
         self.audio_model = audio.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.text_model = text.eval()
+        self._folder = folder
         # Of the files, not of the weights: the shipped checkpoints name this version.
         self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+    @functools.cached_property
+    def known_sounds(self) -> KnownSounds | None:
+        """What the encoder's words are near to; None where no table of this version lies beside it."""
+        return KnownSounds.beside(self._folder)
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Encode mel power `(mels, 64 * seconds)` in sections, so that memory stays bounded; they overlap to agree at the seams."""

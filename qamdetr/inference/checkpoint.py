@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import qamdetr.config
-from qamdetr.config import Config, load_config, save_config
+from qamdetr.config import Config, InferenceConfig, load_config, save_config
 from qamdetr.errors import CheckpointError, ConfigError
 from qamdetr.files import replacing, write_whole
 from qamdetr.kernels import speed_up
@@ -129,14 +129,13 @@ def available_checkpoints() -> list[str]:
     return sorted(folder.name for folder in folders if (folder / WEIGHTS_FILE).is_file())
 
 
-def store_in_checkpoint(folder: Path, verifier: str, beta: float) -> Path:
-    """Write `inference.beta_by_verifier.{verifier}` into a checkpoint's configuration, whose path is returned; the rest stays."""
+def store_in_checkpoint(folder: Path, change: Callable[[InferenceConfig], InferenceConfig]) -> Path:
+    """Change the section `inference` of a checkpoint's configuration, whose path is returned; the rest stays."""
     path = folder / CONFIG_FILE
     config = load_config(path)
-    weights = {**config.inference.beta_by_verifier, verifier: beta}
     try:
         with replacing(path) as temporary:
-            save_config(replace(config, inference=replace(config.inference, beta_by_verifier=weights)), temporary)
+            save_config(replace(config, inference=change(config.inference)), temporary)
     except OSError as error:
         what = f"{path} cannot be written ({error.strerror or error})"
         raise CheckpointError(what, "calibrate a copy of the checkpoint, or give --dry-run") from error

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from qamdetr.errors import QamDetrError
+from qamdetr.features.known import Understood
 from qamdetr.inference.candidates import Decoded, DecodeProtocol
-from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures
+from qamdetr.types import Candidate, Moment, Recording, Result, TextFeatures, Tier
 from qamdetr.verifiers.base import Verifier
 
 OFFICIAL_MAX_SECONDS = 300.0
@@ -34,6 +37,7 @@ class Ranking:
     verified_k: int  # candidates that the verifier sees; more when `top_k` is more
     threshold: float  # decoder score from which the sound counts as found
     encoder: str  # name of the encoders in use
+    calibration: Sequence[tuple[float, float]] = ()  # `inference.score_calibration`
     protocol: DecodeProtocol = "exact"  # `official` rounds the moments as the field does, last of all
 
     def __post_init__(self) -> None:
@@ -43,14 +47,24 @@ class Ranking:
         check_beta(self.beta)
 
 
-def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], decoded: Decoded, ranking: Ranking, *, found: bool) -> Result:
-    """Make the answer to one query.
+def rank(
+    recording: Recording,
+    query: str,
+    text: Mapping[str, TextFeatures],
+    decoded: Decoded,
+    ranking: Ranking,
+    *,
+    tier: Tier,
+    words: Understood,
+) -> Result:
+    """Make the answer to one query, whose `tier` the decoder has settled, and which is about nothing where its `words` are not understood.
 
     Where a verifier fails, or gives no score in [0, 1] for each candidate, the decoder's ranking stands and a note says so.
     """
-    candidates, verifier = decoded.candidates, ranking.verifier
+    candidates, verifier = calibrated(decoded.candidates, ranking.calibration), ranking.verifier
+    found, perhaps = (words.known and tier == name for name in ("found", "perhaps"))
     scores: list[float] | None = None
-    notes = recording.notes
+    notes = (*recording.notes, *words.notes)
     if verifier is not None:
         candidates = candidates[: max(ranking.top_k, ranking.verified_k)]
         try:
@@ -77,13 +91,24 @@ def rank(recording: Recording, query: str, text: Mapping[str, TextFeatures], dec
         notes=notes,
         heard={name: recording.choice[name] for name in ("channel", "track") if name in recording.choice},
         clip_seconds=recording.clip_seconds,
+        perhaps=perhaps,
+        understood=words.known,
     )
+
+
+def calibrated(candidates: Sequence[Candidate], knots: Sequence[tuple[float, float]]) -> list[Candidate]:
+    """Give candidates the probability that they are right, read off lines between `knots`; none without knots."""
+    if not knots:
+        return list(candidates)
+    scores, (raw, probable) = [candidate.decoder_score for candidate in candidates], np.asarray(knots).T
+    return [replace(each, probability=float(p)) for each, p in zip(candidates, np.interp(scores, raw, probable), strict=True)]
 
 
 def rerank(candidates: Sequence[Candidate], verifier_scores: Sequence[float] | None, beta: float) -> tuple[Moment, ...]:
     """Rank candidates by `(1 - beta) * decoder_score + beta * verifier_score`, best first; equal scores keep their order.
 
-    `verifier_scores` are one in [0, 1] per candidate, or None when no verifier looked: then the decoder score is the score.
+    Of calibrated candidates, the `probability` stands in the place of the decoder score. `verifier_scores` are one in [0, 1] per candidate,
+    or None when no verifier looked: then the decoder's is the score.
 
     Source: report Eq. 3; beta 0.30 to 0.45 there.
     """
@@ -91,7 +116,8 @@ def rerank(candidates: Sequence[Candidate], verifier_scores: Sequence[float] | N
     judged: Sequence[float | None] = [None] * len(candidates) if verifier_scores is None else verifier_scores
     moments = []
     for candidate, verified in zip(candidates, judged, strict=True):
-        score = candidate.decoder_score if verified is None else (1 - beta) * candidate.decoder_score + beta * verified
+        own = candidate.decoder_score if candidate.probability is None else candidate.probability
+        score = own if verified is None else (1 - beta) * own + beta * verified
         moments.append(Moment(**{**vars(candidate), "verifier_score": verified, "score": score}))
     return tuple(sorted(moments, key=lambda moment: -moment.score))
 
@@ -112,7 +138,7 @@ def mark_likely(moments: Sequence[Moment], *, found: bool, threshold: float) -> 
     for place, moment in enumerate(moments):
         strong = moment.score >= max(LIKELY_SCORE, LIKELY_SHARE * moments[0].score)
         vouched = place == 0 or moment.decoder_score >= threshold or (moment.verifier_score or 0.0) >= VERIFIER_SAYS_YES
-        likely = found and strong and vouched and not any(other.likely and _is_double(moment, other) for other in marked)
+        likely = found and strong and vouched and not any(other.likely and is_double(moment, other) for other in marked)
         marked.append(replace(moment, likely=likely))
     return tuple(marked)
 
@@ -123,7 +149,8 @@ def check_beta(beta: float) -> None:
         raise QamDetrError(f"beta is {beta:g}; it must lie between 0 (decoder alone) and 1 (verifier alone).")
 
 
-def _is_double(one: Moment, other: Moment) -> bool:
+def is_double(one: Moment, other: Moment) -> bool:
+    """Whether two moments share more than `LIKELY_OVERLAP` of the shorter."""
     shared = min(one.end_seconds, other.end_seconds) - max(one.start_seconds, other.start_seconds)
     return shared > LIKELY_OVERLAP * min(one.end_seconds - one.start_seconds, other.end_seconds - other.start_seconds)
 

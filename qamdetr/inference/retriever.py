@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -39,20 +39,25 @@ from qamdetr.data.manifest import QueryEntry, names_in
 from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
 from qamdetr.features import base as encoders
 from qamdetr.features.base import COMBOS, STREAMS, Combo, Step, Streams, finish
+from qamdetr.features.known import Kind, KnownSounds, Understood
 from qamdetr.features.pipeline import prepare
+from qamdetr.features.pocket import Pocket
 from qamdetr.features.store import FeatureStore, describe_settings, require_features
 from qamdetr.inference import sections as long_audio
 from qamdetr.inference.candidates import Decoded, DecodeProtocol, answers, overlap_limit
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint, load_checkpoint
 from qamdetr.inference.pools import MergeMethod, merge_pools
-from qamdetr.inference.rerank import Ranking, rank
+from qamdetr.inference.rerank import Ranking, is_double, mark_likely, rank
 from qamdetr.model.qam_detr import QamDetr
-from qamdetr.types import Recording, Result, TextFeatures
+from qamdetr.types import Heard, Moment, Recording, Result, TextFeatures, Tier, Window
 from qamdetr.verifiers import base as verifiers
 from qamdetr.verifiers.base import DEFAULT_VERIFIER, Verifier, check_verifier
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
+
+POCKET = Pocket.name
+MOST_HEARD, MOST_COUNTED = 20, 100  # kinds that `heard` asks for, and moments of each that it counts
 
 _PAIRS_PER_FORWARD = 8  # of section and query, through the network at once; bounds memory for long recordings and many queries
 _INVISIBLE = {"Cc", "Cf"}  # Unicode categories of control and format characters, such as the zero-width space
@@ -321,11 +326,13 @@ class MomentRetriever:
         beta: float | None = None,
         protocol: DecodeProtocol = "exact",
         bypass: Collection[str] = (),
+        texts: Sequence[Mapping[str, TextFeatures]] | None = None,
     ) -> list[Result]:
         """Answer several queries on one recording, in their order.
 
         With several members, the sound counts as found when their best decoder scores, in the weighted mean, reach the weighted mean of
-        their calibrated thresholds: each is compared with its own, and the best of many is not taken for the opinion of all.
+        their calibrated thresholds: each is compared with its own, and the best of many is not taken for the opinion of all. The score map
+        of one checkpoint says nothing of merged scores, which stay as they are.
 
         Args:
             recording: From `encode`, or any that holds the streams of every member.
@@ -337,25 +344,93 @@ class MomentRetriever:
             beta: Weight of the verifier's score, in [0, 1]; None takes the settings' for this verifier. Without verifier, results say 0.
             protocol: `official` rounds windows as the field's evaluation does; see `rerank.round_officially`.
             bypass: Components to leave out of the networks; see `QamDetr.forward`.
+            texts: The queries as they are to be read, in the place of what the encoders make of their words, which are then not judged.
         """
         verifier = self.verifier if verifier is None else verifier
         checker = self._made(verifier) if isinstance(verifier, str) else verifier
         if beta is None:
             own = self._system or self.config.inference
             beta = own.beta if self._system or checker is None else self.config.inference.beta_by_verifier.get(checker.name, own.beta)
-        thresholds = np.array([member.config.inference.found_threshold for member in self.members])
+        thresholds = np.array([(own.found_threshold, own.perhaps_threshold) for own in (m.config.inference for m in self.members)])
+        calibration = () if self._system else self.config.inference.score_calibration  # of one checkpoint's scores, not of merged ones
         verified_k = self._system.top_k if self._system else self.config.inference.top_k
-        ranking = Ranking(checker, beta, top_k, verified_k, float(self._mean(thresholds)), self.encoder.name, protocol)
-        texts = [self.encoder.encode_query(check_query(query)) for query in queries]
+        ranking = Ranking(checker, beta, top_k, verified_k, float(self._mean(thresholds)[0]), self.encoder.name, calibration, protocol)
+        given, known = texts is not None, self._known_sounds()
+        texts = texts or [self.encoder.encode_query(check_query(query)) for query in queries]
         by_member = [member.decode(recording, texts, protocol=protocol, bypass=bypass) for member in self.members]
         results = []
         for query, text, decoded in zip(queries, texts, zip(*by_member, strict=True), strict=True):
             best = np.array([answer.best_score for answer in decoded])
-            found = any(answer.candidates for answer in decoded) and bool(self._mean(best - thresholds) >= 0)
+            reached = self._mean(best[:, None] - thresholds) >= 0 if any(answer.candidates for answer in decoded) else (False, False)
+            tier: Tier = "found" if reached[0] else "perhaps" if reached[1] else "nothing found"
             views = [(member.heard(recording), member.read(text)) for member in self.members]
             heard, read = next((view for view in views if next(iter(view[1].values())).pooled is not None), views[0])
-            results.append(rank(heard, query, read, self._merge(decoded), ranking, found=found))
+            words = Understood(True) if given or known is None else known.understand(query, text[POCKET])
+            results.append(rank(heard, query, read, self._merge(decoded), ranking, tier=tier, words=words))
         return results
+
+    def heard(self, recording: Recording) -> list[Heard]:
+        """Say which of the known sounds are in a recording, the surest first: the likeliest by their vectors, each asked for by name.
+
+        A kind whose moments are those of a surer one that is near to it (a rooster, a hen) is left out.
+
+        Raises:
+            ConfigError: The encoders have no table of known sounds.
+        """
+        known = self._known_sounds(must=True)
+        kinds = known.likeliest(recording.streams[POCKET], MOST_HEARD)
+        wordings = [kind.wordings[0] for kind in kinds]
+        texts = [self.encoder.encode_query(wording) for wording in wordings]
+        results = self.retrieve_many(recording, wordings, texts=texts, top_k=MOST_COUNTED)
+        perhaps = float(self._mean([np.asarray(member.config.inference.perhaps_threshold) for member in self.members]))
+        kept: list[tuple[Kind, list[Moment], Heard]] = []
+        answered = [(kind, result) for kind, result in zip(kinds, results, strict=True) if result.tier != "nothing found"]
+        for kind, result in sorted(answered, key=lambda pair: -pair[1].moments[0].score):
+            marked = result.moments if result.found else mark_likely(result.moments, found=True, threshold=perhaps)
+            moments = [moment for moment in marked if moment.likely]
+            near = [other for name, others, _ in kept if known.are_near(kind, name) for other in others]
+            if any(not any(is_double(moment, other) for other in near) for moment in moments):
+                kept.append((kind, moments, Heard(kind.name, kind.wordings[0], len(moments), moments[0].score, result.tier)))
+        return [row for *_, row in kept]
+
+    def retrieve_like(self, recording: Recording, window: Window, **options: Any) -> Result:  # noqa: ANN401 - as `retrieve_many`
+        """Find what sounds like a window `(start, end)` of the recording, in seconds of its file; takes the options of `retrieve_many`.
+
+        The window's mean vector, put in words, stands where that of a sentence does, beside the tokens of the nearest known wording.
+
+        Raises:
+            QamDetrError: Nothing of the window was encoded, or it is silent.
+            ConfigError: The encoders have no table of known sounds.
+        """
+        known = self._known_sounds(must=True)
+        hop_seconds = getattr(recording, "clip_seconds", 1.0)
+        begins = recording.start_seconds + hop_seconds * torch.arange(recording.num_clips)
+        shares = (begins + hop_seconds).clamp(max=window[1]) - begins.clamp(min=window[0])
+        mean = shares.clamp(min=0) @ recording.streams[POCKET]
+        if not mean.any():
+            end = recording.start_seconds + recording.duration_seconds
+            what = f"There is nothing to hear from {window[0]:g} to {window[1]:g} s of {recording.name}"
+            raise QamDetrError(what, f"choose a window with sound between {recording.start_seconds:g} and {end:g} s")
+        wording = known.nearest(mean)[0][0].wordings[0]
+        text = {name: replace(each, pooled=known.in_words(mean)) for name, each in self.encoder.encode_query(wording).items()}
+        query = f"like {window[0]:g}-{window[1]:g} s ({wording})"
+        return self.retrieve_many(recording, [query], texts=[text], **options)[0]
+
+    @overload
+    def _known_sounds(self, *, must: Literal[True]) -> KnownSounds: ...
+    @overload
+    def _known_sounds(self) -> KnownSounds | None: ...
+    def _known_sounds(self, *, must: bool = False) -> KnownSounds | None:
+        """Return the table of known sounds, where all words go through the pocket encoder; None, or an error if it `must` be there."""
+        opened = self.encoder.text if isinstance(self.encoder, Streams) else {}
+        pocket = opened.get(POCKET) if len(opened) == 1 else None
+        known = pocket.known_sounds if isinstance(pocket, Pocket) else None
+        if must and known is None:
+            what = f"The {self.encoder.name} encoders come without a table of known sounds"
+            raise ConfigError(
+                what, f"take a checkpoint on the pocket encoders, such as {DEFAULT_CHECKPOINT}, with the table that is theirs"
+            )
+        return known
 
     def _merge(self, decoded: Sequence[Decoded]) -> Decoded:
         if self._system is None:

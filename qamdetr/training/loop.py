@@ -212,9 +212,8 @@ class Training:
         return row | {"gates": {name: round(gate, 4) for part in parts for name, gate in part.gates().items()}}
 
     def save_best(self, validation: Validation) -> None:
-        """Write the checkpoint of this epoch, with its threshold and its card."""
-        inference = replace(self.config.inference, found_threshold=round(validation.found_threshold, 4))
-        calibrated = replace(self.config, data=self.data.section, inference=inference)
+        """Write the checkpoint of this epoch, with what was calibrated and its card."""
+        calibrated = replace(self.config, data=self.data.section, inference=validation.inference)
         facts, epoch = self.run.facts(), self.progress.epoch
         card = model_card(self.run.directory.name, self.evaluated, calibrated, facts, validation.metrics, self.data, epoch)
         self.run.save_best(self.evaluated, calibrated, card)

@@ -334,6 +334,8 @@ validated on content `{facts["val_manifest"]}`.
 all settings in `config.yaml`.
 - **Chosen**: epoch {epoch} of {config.train.epochs}, by validation R1@0.7, ties by mAP\
 {f"; weights averaged with decay {decay:g}" if decay else ""}. Such numbers flatter a little.
-- **"Not in this recording"**: said below a decoder score of {config.inference.found_threshold:.3f}, calibrated on the same validation set.
+- **Answers**: *found* from a decoder score of {config.inference.found_threshold:.3f}, \
+*perhaps* from {min(config.inference.perhaps_threshold, config.inference.found_threshold):.3f}; these and the scores are calibrated \
+on the same validation set.
 - **Made by**: `{facts["command"]}`, seed {config.train.seed}, git revision `{facts["git_revision"]}`.
 """

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from qamdetr.config import InferenceConfig
 from qamdetr.data.dataset import LabelledBatch
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
-from qamdetr.evaluation.calibration import calibrate_found_threshold
+from qamdetr.evaluation.calibration import BestMoment, calibrate_answers
 from qamdetr.evaluation.metrics import evaluate
 from qamdetr.inference.candidates import answers
 from qamdetr.model.qam_detr import QamDetr
@@ -25,8 +25,8 @@ class Validation:
 
     metrics: dict[str, float]
     """The field's five numbers in percent, and with absent queries in the set: mean best decoder score of queries whose sound is present
-    and absent, and the balanced accuracy of telling them apart, in percent."""
-    found_threshold: float  # decoder score that tells them apart best; 0 without absent queries
+    and absent, the balanced accuracy of telling them apart, and what `calibrate_answers` measures."""
+    inference: InferenceConfig  # the settings with the thresholds and the score map that were fitted
 
 
 def validate(
@@ -48,11 +48,9 @@ def validate(
     present, absent = ([entry for entry in entries if bool(entry.relevant_windows) is there] for there in (True, False))
     metrics = evaluate([predictions[entry.qid] for entry in present], present)
     metrics.pop("num_queries")
-    best = {qid: max((score for _, _, score in row.pred_relevant_windows), default=0.0) for qid, row in predictions.items()}
-    present_scores, absent_scores = ([best[entry.qid] for entry in part] for part in (present, absent))
-    threshold, accuracy = calibrate_found_threshold(present_scores, absent_scores)
+    best = [BestMoment.of(predictions[entry.qid].pred_relevant_windows, entry.relevant_windows or ()) for entry in entries]
+    answering = calibrate_answers(best, config)
     if absent:
-        metrics["present_score"] = round(float(np.mean(present_scores)), 4)
-        metrics["absent_score"] = round(float(np.mean(absent_scores)), 4)
-        metrics["found_accuracy"] = round(100 * accuracy, 2)
-    return Validation(metrics, threshold)
+        for name, there in (("present_score", True), ("absent_score", False)):
+            metrics[name] = round(float(np.mean([each.score for each in best if each.present is there])), 4)
+    return Validation({**metrics, **answering.metrics}, answering.inference)

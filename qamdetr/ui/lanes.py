@@ -202,6 +202,7 @@ def moment_rows(moments: Sequence[Moment], truth: Sequence[Window] | None) -> li
             "end": round(moment.end_seconds, 3),
             "score": moment.score,
             "decoder_score": moment.decoder_score,
+            "probability": moment.decoder_score if moment.probability is None else moment.probability,
             "foreground": moment.foreground,
             "quality": moment.quality if by_quality else None,
             "verifier_score": moment.verifier_score,
@@ -216,11 +217,18 @@ def answer_message(result: Result, truth: Sequence[Window] | None, *, can_refuse
     if not result.moments:
         return {"kind": "none", "title": "Nothing to show", "detail": "The model proposed no moment. Try other words for the same sound."}
     known_absent = truth is not None and not truth
+    if not result.understood:
+        return {"kind": "absent", "title": "These words are not known", "detail": " ".join(result.notes)}
     if not result.found:
-        detail = f"Nothing scores high enough for “{result.query}”. The best guess is shown, marked as such."
+        enough = (
+            "A sound like “{}” may be there, but the best guess is not sure enough"
+            if result.perhaps
+            else "Nothing scores high enough for “{}”"
+        )
+        detail = f"{enough.format(result.query)}. The best guess is shown, marked as such."
         if known_absent:
             detail += " And indeed: the sound is not in this example."
-        return {"kind": "absent", "title": "Not in this recording", "detail": detail}
+        return {"kind": "absent", "title": "Perhaps in this recording" if result.perhaps else "Not in this recording", "detail": detail}
     likely = sum(moment.likely for moment in result.moments)
     title = "1 likely moment" if likely == 1 else f"{likely} likely moments"
     detail = f"for “{result.query}”, best first. Press one to hear it."

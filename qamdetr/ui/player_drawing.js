@@ -51,7 +51,7 @@ function answerBlock(lane) {
   else words.append(make("span", "", "Relevance to the query over time"));
   lane.curve ??= saliencyCurve(lane); // up to an hour of clips: drawn once, however often the ranks change
   relevance.append(lane.curve, words);
-  const kind = { found: several() ? answerTitle(lane, lane.rows) : "Moments found", absent: "Not in this recording: best guess only", none: "No moment" };
+  const kind = { found: several() ? answerTitle(lane, lane.rows) : "Moments found", absent: `${lane.message.title}: best guess only`, none: "No moment" };
   block.append(
     relevance,
     momentLane(shownRows(lane), "qd-lane", kind[lane.message.kind], (button, bar, row) => {

@@ -18,7 +18,7 @@ function ranked(lane, beta) {
   const rows = lane.moments.map((row, candidate) => ({
     ...row,
     candidate,
-    score: verified ? (1 - beta) * row.decoder_score + beta * row.verifier_score : row.score,
+    score: verified ? (1 - beta) * row.probability + beta * row.verifier_score : row.score,
   }));
   if (verified) rows.sort((a, b) => b.decoder_score - a.decoder_score); // equal scores keep the decoder's order, as on the server
   const byDecoder = rows.map((row) => row.candidate);

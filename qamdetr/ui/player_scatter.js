@@ -20,7 +20,7 @@ function scatter(lane) {
     const [[x1, y1], [x2, y2]] = line;
     svg.append(draw("line", { class: "qd-blend", x1: x(x1), y1: y(y1), x2: x(x2), y2: y(y2) }));
   }
-  for (const row of [...lane.rows].reverse()) svg.append(point(lane, row, x(row.decoder_score), y(row.verifier_score))); // the best on top
+  for (const row of [...lane.rows].reverse()) svg.append(point(lane, row, x(row.probability), y(row.verifier_score))); // the best on top
   const figureBox = make("figure", "qd-scatter");
   const words = lane.found ? "Dashed: equal blended score; what lies below it is less likely." : "Nothing here is likely; number 1 is the best guess.";
   figureBox.append(svg, make("figcaption", "", words));
@@ -35,7 +35,7 @@ function label(text, x, y, anchor) {
 
 function point(lane, row, x, y) {
   const node = draw("g", { class: `qd-point ${row.likely && !row.guess ? "qd-likely" : "qd-unlikely"}`, tabindex: 0, role: "button" });
-  const words = `${row.rank}: ${windowWords(row)}, decoder ${figure(row.decoder_score)}, verifier ${figure(row.verifier_score)}, score ${figure(row.score)}`;
+  const words = `${row.rank}: ${windowWords(row)}, decoder ${figure(row.probability)}, verifier ${figure(row.verifier_score)}, score ${figure(row.score)}`;
   node.setAttribute("aria-label", `Play moment ${words}`);
   const tip = draw("title", {});
   tip.textContent = words;

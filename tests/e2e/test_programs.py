@@ -37,6 +37,7 @@ def test_retrieve_answers_with_the_json_of_the_command_line(client, recordings):
         "duration",
         "query",
         "found",
+        "tier",
         "encoder",
         "verifier",
         "beta",

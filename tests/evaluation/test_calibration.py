@@ -1,4 +1,4 @@
-"""Calibration on validation: of the answer "not in this recording", and of the verifier's weight."""
+"""Calibration on validation: of scores, of the tiers of answers, and of the verifier's weight."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_system import tiny_retriever, write_sound
 
+from qamdetr.config import InferenceConfig
 from qamdetr.data.manifest import PredictionEntry, QueryEntry
-from qamdetr.errors import AudioError
+from qamdetr.errors import AudioError, ConfigError
 from qamdetr.evaluation.calibration import (
+    REFUSED_SHARE,
+    BestMoment,
     VerifiedAnswer,
+    calibrate_answers,
     calibrate_beta,
     calibrate_found_threshold,
+    expected_calibration_error,
+    fit_score_map,
+    score_map,
     verify_manifest,
 )
 from qamdetr.evaluation.figures import save_beta_figure
@@ -70,6 +77,61 @@ def test_the_threshold_is_that_of_trying_every_one():
     balanced = [0.5 * np.mean(present >= value) + 0.5 * np.mean(absent < value) for value in [threshold, *np.linspace(0, 1, 2001)]]
     assert balanced[0] == pytest.approx(accuracy)
     assert accuracy == pytest.approx(max(balanced), abs=1e-9)
+
+
+def test_the_map_of_scores_makes_probabilities_of_them_and_keeps_every_order():
+    rng = np.random.default_rng(1)
+    scores = rng.beta(1, 3, 2000)
+    right = rng.random(2000) < np.sqrt(scores)  # a timid model
+    knots = fit_score_map(scores[:1000].tolist(), right[:1000].tolist())
+    held = [expected_calibration_error(score_map(chosen, scores[1000:].tolist()), right[1000:].tolist()) for chosen in ((), knots)]
+    assert held[0] > 0.2 > 0.05 > held[1]
+    assert InferenceConfig(score_calibration=knots).score_calibration == knots, "it can be stored"
+    assert len(knots) <= 14
+    with pytest.raises(ConfigError, match="both numbers must rise from one pair to the next"):
+        InferenceConfig(score_calibration=((0.0, 0.2), (0.5, 0.2)))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=200), st.lists(st.floats(0, 1), max_size=20))
+def test_a_map_of_any_scores_rises_everywhere(seen, asked):
+    knots = fit_score_map([score for score, _ in seen], [right for _, right in seen])
+    assert bool(knots) == (len(seen) >= 20)
+    assert InferenceConfig(score_calibration=knots).score_calibration == knots
+    apart = sorted({round(score, 4) for score in asked})
+    mapped = score_map(knots, apart)
+    assert mapped == sorted(set(mapped)) and all(0 <= value <= 1 for value in mapped)
+
+
+def test_the_calibration_error_is_the_mean_distance_of_the_bins():
+    # In [0.4, 0.6) two say 0.5 and one is right; in [0.8, 1] two say 0.9 and none is right.
+    assert expected_calibration_error([0.5, 0.5, 0.9, 1.0], [True, False, False, False], bins=5) == pytest.approx(1.9 / 4)
+    assert expected_calibration_error([0.25, 0.25, 0.25, 0.25], [True, False, False, False]) == 0
+    assert expected_calibration_error([], []) == 0
+
+
+def test_found_loses_the_fewest_of_the_thresholds_that_refuse_enough_and_perhaps_lies_below():
+    rng = np.random.default_rng(2)
+    present, absent = rng.beta(3, 2, 300), rng.beta(2, 3, 100)
+    best = [BestMoment(score, True, True) for score in present] + [BestMoment(score, False, False) for score in absent]
+    fitted = calibrate_answers(best, InferenceConfig(top_k=3))
+    found, perhaps = fitted.inference.found_threshold, fitted.inference.perhaps_threshold
+    enough = [value for value in np.linspace(0, 1, 5001) if np.mean(absent < value) >= REFUSED_SHARE]
+    assert fitted.metrics["present_lost"] == pytest.approx(100 * np.mean(present < min(enough)), abs=0.01)
+    assert fitted.metrics["absent_refused"] == pytest.approx(100 * REFUSED_SHARE)
+    assert perhaps == pytest.approx(calibrate_found_threshold(present.tolist(), absent.tolist())[0], abs=1e-4)
+    assert (perhaps < found, fitted.inference.top_k) == (True, 3)
+    assert fitted.metrics["calibration_error"] < 0.05
+    for side in (best[:300], best[300:]):  # nothing to tell apart: everything is found, as before
+        alone = calibrate_answers(side, InferenceConfig()).inference
+        assert (alone.found_threshold, alone.perhaps_threshold) == (0.0, 1.0)
+
+
+def test_a_best_moment_is_right_by_its_overlap_with_any_true_window():
+    rows = [(10.0, 20.0, 0.7), (0.0, 5.0, 0.6)]
+    assert BestMoment.of(rows, [(50.0, 60.0), (10.0, 15.1)]) == BestMoment(0.7, True, True)
+    assert BestMoment.of(rows, [(0.0, 5.0)]) == BestMoment(0.7, False, True), "the second does not count"
+    assert BestMoment.of(rows, []) == BestMoment(0.7, False, False)
+    assert BestMoment.of([], [(0.0, 5.0)]) == BestMoment(0.0, False, True)
 
 
 grids = st.lists(st.integers(0, 16).map(lambda step: step / 16), min_size=1, max_size=6)

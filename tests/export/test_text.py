@@ -113,6 +113,7 @@ def test_json_is_the_contract():
         "duration",
         "query",
         "found",
+        "tier",
         "encoder",
         "verifier",
         "beta",
@@ -132,7 +133,9 @@ def test_table_shows_rank_time_score_and_notes():
     lines = as_text([replace(RESULT, notes=("no\nanswer", "another note"))], "table").splitlines()
     first = "rec/walk é.wav (62:05.500), 'a dog barks', encoder pocket, verifier pocket"
     assert [*lines[:3], lines[4].split()] == [first, "  no answer", "  another note", ["1", "61:01.250", "61:05.500", "0.900"]]
-    assert "not in this recording; the nearest guesses are:" in as_text([ABSENT], "table")
+    for changes, said in (({}, "not in this recording"), ({"perhaps": True}, "perhaps in"), ({"understood": False}, "words are not known")):
+        assert f"{said}; the nearest guesses are:".replace("in;", "in this recording;") in as_text([replace(ABSENT, **changes)], "table")
+    assert [to_json_object(replace(ABSENT, perhaps=perhaps))["tier"] for perhaps in (True, False)] == ["perhaps", "nothing found"]
 
 
 # Fault B1: nine moments for one siren, eight with score 0.00.

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_system import candidate
 
-from qamdetr.inference.rerank import LIKELY_SCORE, mark_likely, rerank, round_officially
+from qamdetr.inference.rerank import LIKELY_SCORE, calibrated, mark_likely, rerank, round_officially
 
 BOTH = [candidate(0, 2.5, 0.8), candidate(10, 12.5, 0.6)]
 unit = st.floats(0, 1)
@@ -31,6 +31,19 @@ def test_scores_blend_by_equation_3(verifier_scores, beta, ranked):
     moments = rerank(BOTH, verifier_scores, beta)
     assert [(moment.start_seconds, moment.score) for moment in moments] == [(start, pytest.approx(score)) for start, score in ranked]
     assert {m.start_seconds: m.verifier_score for m in moments} == dict(zip((0, 10), verifier_scores or (None, None), strict=True))
+
+
+@given(st.lists(unit, min_size=1, max_size=12), unit)
+def test_calibrated_scores_are_probabilities_in_the_same_order(scores, beta):
+    found = sorted((candidate(0, 2.5 + place, score) for place, score in enumerate(scores)), key=lambda each: -each.decoder_score)
+    known = calibrated(found, [(0.0, 0.0), (0.2, 0.7), (1.0, 0.9)])
+    moments = rerank(known, None, beta)
+    assert [(m.window, m.decoder_score) for m in moments] == [(each.window, each.decoder_score) for each in found]
+    line = [3.5 * x if x < 0.2 else 0.7 + 0.25 * (x - 0.2) for x in (each.decoder_score for each in found)]
+    assert [moment.score for moment in moments] == pytest.approx(line)
+    (blended,) = rerank(known[:1], [0.5], beta)
+    assert blended.score == pytest.approx((1 - beta) * line[0] + beta * 0.5)
+    assert calibrated(found, ()) == found
 
 
 @given(st.lists(st.tuples(st.floats(0, 1000), unit, unit), max_size=12), unit)

@@ -24,7 +24,7 @@ from torch.optim import AdamW
 from toy import ToyConfig, forget_accelerate, toy_settings
 
 from qamdetr.cli import main as command_line
-from qamdetr.config import Config, TrainConfig, build, load_config
+from qamdetr.config import Config, InferenceConfig, TrainConfig, build, load_config
 from qamdetr.data.manifest import QueryEntry, read_manifest, write_manifest
 from qamdetr.errors import CheckpointError, ConfigError, QamDetrError
 from qamdetr.model.qam_detr import QamDetr
@@ -53,7 +53,9 @@ def test_learns_the_toy_task_and_leaves_a_whole_checkpoint(decoder: str, toy_con
     assert epochs[-1]["loss"]["total"] < 0.4 * epochs[0]["loss"]["total"]
     assert max(row["val"]["R1@0.5"] for row in epochs) >= 90
     assert epochs[-1]["val"]["present_score"] > epochs[-1]["val"]["absent_score"]
-    assert 0 < load_config(run.best_dir / "config.yaml").inference.found_threshold < 1
+    answering = load_config(run.best_dir / "config.yaml").inference
+    assert 0 < answering.perhaps_threshold <= answering.found_threshold < 1
+    assert len(answering.score_calibration) > 2, "scores are calibrated, too"
     card = (run.best_dir / "README.md").read_text()
     assert "python train.py --config toy" in card
     assert f"R1@0.7 | {max(row['val']['R1@0.7'] for row in epochs):g}" in card
@@ -124,7 +126,7 @@ def test_accumulated_batches_weigh_the_same_and_so_does_a_group_that_is_not_full
 def test_a_run_stops_when_validation_no_longer_rises(small_toy_config: ToyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = iter([3.0, 5.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr(
-        loop, "validate", lambda *_: Validation({"R1@0.7": (value := next(ranks)), "mAP": value, "R1@0.5": value}, found_threshold=0.0)
+        loop, "validate", lambda *_: Validation({"R1@0.7": (value := next(ranks)), "mAP": value, "R1@0.5": value}, InferenceConfig())
     )
     run = train(small_toy_config(epochs=5, batch_size=16, early_stop_epochs=2), tmp_path / "run")
     finished = run.facts()["finished"]

@@ -1,0 +1,192 @@
+"""The known sounds of the pocket encoders: what their words are near to, and whether a query is made of words that they understand.
+
+The table lies beside the encoders, in `known_sounds.json` and `known_sounds.safetensors`, and belongs to one text encoder;
+`recipes.pocket.known` builds it and fits every number in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from qamdetr.types import TextFeatures
+
+TABLE_FILE, VECTORS_FILE = "known_sounds.json", "known_sounds.safetensors"
+NEAREST = 5  # captions whose mean cosine counts beside the best one's
+NAMED = 3  # kinds that a note names
+SHARPNESS = 0.1  # of the kinds' shares in a clip: the cosine that counts e-fold
+WORDED = 0.05  # likewise of the captions that put a sound in words
+NEAR = 0.5  # cosine of kinds that one sound can pass for
+
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+_ENDING = re.compile(r"(?<=...)(?:ing|ed|es|s|e)$")
+_NEGATION = re.compile(r"\b(?:no|not|never|without|nobody|nothing|none|except|\w+n['\u2019]t)\b|\bcannot\b", re.IGNORECASE)
+_GOES_ON = re.compile(r"\b(?:not|never|cannot|\w+n['\u2019]t)\s+(?:stop|start|end|go|run)\w*", re.IGNORECASE)  # it does sound
+_NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|twice|thrice"
+_ORDINALS = "first|third|fourth|fifth|sixth|last|final|next|previous"
+_COUNTING = re.compile(rf"\b(?:{_NUMBERS}|{_ORDINALS}|the second|second to last|\d+(?:st|nd|rd|th)?)\b", re.IGNORECASE)
+_SCRIPTS = {"CJK": "Chinese characters", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of sound, and sentences for it, the plainest first."""
+
+    name: str
+    wordings: tuple[str, ...]
+    is_heard: bool  # the encoders were taught it with real sounds, so that `heard` asks for it
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What there is to say of the words of a query."""
+
+    known: bool
+    notes: tuple[str, ...] = ()
+
+
+class KnownSounds:
+    """The table, opened; read-only, threads share it.
+
+    Attributes:
+        kinds: The kinds of sound.
+        vectors: `(kinds, dim)` unit vectors in the joint space, the mean of the captions of each.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        table = json.loads((folder / TABLE_FILE).read_text(encoding="utf-8"))
+        stored = load_file(folder / VECTORS_FILE)
+        self.version: str = table["text_encoder"]
+        self.kinds = tuple(Kind(row["kind"], tuple(row["wordings"]), row["heard"]) for row in table["kinds"])
+        self._captions = normalize(stored["captions"].float(), dim=-1)
+        self._kind_of: list[int] = stored["kind_of"].tolist()
+        self.vectors = normalize(
+            torch.zeros(len(self.kinds), self._captions.shape[1]).index_add(0, stored["kind_of"].long(), self._captions)
+        )
+        self._words = frozenset(table["words"])
+        self._languages: dict[str, list[str]] = {}
+        for language, words in table["languages"].items():
+            for word in words:
+                self._languages.setdefault(word, []).append(language)
+        self._judge = table["judge"]  # weights of `evidence`, a bias, and the probability from which words are understood
+        self._taken_from: float = table["taken_from"]  # cosine with a caption from which a query is taken as its kind
+
+    @classmethod
+    def beside(cls, folder: Path) -> KnownSounds | None:
+        """Open the table of the encoders in a folder; None where there is none, or one that was made for another text encoder."""
+        if not (folder / TABLE_FILE).is_file():
+            return None
+        table = cls(folder)
+        return table if table.version == text_version(folder) else None
+
+    def likeliest(self, clips: Tensor, count: int) -> list[Kind]:
+        """Return the kinds, of those taught with sounds, that have the largest shares in some clip of `(clips, dim)`, largest first."""
+        heard = [index for index, kind in enumerate(self.kinds) if kind.is_heard]
+        shares = (normalize(clips.float(), dim=-1) @ self.vectors[heard].T / SHARPNESS).softmax(dim=-1)
+        best = (shares * clips.any(dim=-1, keepdim=True)).amax(dim=0)  # silent clips are zero
+        return [self.kinds[heard[place]] for place in best.argsort(descending=True)[:count].tolist()]
+
+    def are_near(self, one: Kind, other: Kind) -> bool:
+        """Whether two kinds are one above the other, or near in meaning, so that one sound can pass for both."""
+        nested = f"{one.name}/".startswith(f"{other.name}/") or f"{other.name}/".startswith(f"{one.name}/")
+        a, b = (self.vectors[self.kinds.index(kind)] for kind in (one, other))
+        return nested or float(a @ b) >= NEAR
+
+    def nearest(self, vector: Tensor) -> list[tuple[Kind, float]]:
+        """Return kinds and cosines of their best captions with a vector `(dim,)` of the joint space, best first."""
+        cosines = self._captions @ normalize(vector.float(), dim=-1)
+        found: dict[int, float] = {}
+        for index in cosines.argsort(descending=True)[: 20 * NAMED].tolist():
+            found.setdefault(self._kind_of[index], float(cosines[index]))
+        return [(self.kinds[index], cosine) for index, cosine in found.items()]
+
+    def in_words(self, vector: Tensor) -> Tensor:
+        """Return the unit vector `(dim,)` of the words for a sound's vector: the mean of all captions, the more like it the more.
+
+        Vectors of sounds lie apart from those of words; a network that reads words is lost with one.
+        """
+        near = (self._captions @ normalize(vector.float(), dim=-1) / WORDED).softmax(dim=0)
+        return normalize(near @ self._captions, dim=-1)
+
+    def evidence(self, query: str, text: TextFeatures) -> list[float]:
+        """Return what speaks for a query's words being understood: see the comments."""
+        words = list(_WORD.finditer(query))
+        lowered = [match.group().lower().replace("\u2019", "'") for match in words]
+        count = max(len(words), 1)
+        pooled = torch.zeros(self._captions.shape[1]) if text.pooled is None else text.pooled.float()
+        best = (self._captions @ pooled).topk(NEAREST).values
+        known = sum(stem(word) in self._words for word in lowered) / count
+        # A tokenizer cuts words that it has not met into many pieces.
+        pieces = sum(end > begin for begin, end in text.offsets)
+        foreign = sum(word in self._languages for word in lowered) / count
+        return [float(best[0]), float(best.mean()), known, min(pieces / count - 1, 3.0) if words else 3.0, foreign]
+
+    def understand(self, query: str, text: TextFeatures) -> Understood:
+        """Judge the words of a query and say what is to be said of them; `text` is the query, encoded."""
+        if strange := script(query):
+            return Understood(False, (f"This is written in {strange}; these encoders know English words only.",))
+        *weights, bias = self._judge["weights"]
+        logit = bias + sum(weight * value for weight, value in zip(weights, self.evidence(query, text), strict=True))
+        near = self.nearest(text.pooled if text.pooled is not None else torch.zeros(self._captions.shape[1]))
+        named = list(dict.fromkeys(f"“{kind.wordings[0]}”" for kind, _ in near))
+        if 1 / (1 + math.exp(-logit)) < self._judge["from"]:
+            language = self._language(query)
+            said = f"This looks like {language}; these encoders know English words only" if language else "I do not know these words"
+            return Understood(False, (f"{said}; nearest: {', '.join(named[:NAMED])}.",))
+        notes = []
+        plain = {wording.lower() for wording in near[0][0].wordings}
+        if near[0][1] >= self._taken_from and query.strip().rstrip(".!").lower() not in plain:
+            notes.append(f"Taken as {named[0]}.")
+        if negation := _NEGATION.search(_GOES_ON.sub("", query)):
+            notes.append(f"“{negation.group()}” is not understood; the answer is about the other words.")
+        if counting := _COUNTING.search(query):
+            notes.append(f"“{counting.group()}” is not understood: sounds are neither counted nor put in order.")
+        return Understood(True, tuple(notes))
+
+    def _language(self, query: str) -> str:
+        """Name the language whose small words a sentence has; empty where none stands out."""
+        words = [match.group().lower() for match in _WORD.finditer(query)]
+        votes = Counter(language for word in words for language in self._languages.get(word, ())).most_common(2)
+        if votes and (len(votes) == 1 or votes[0][1] > votes[1][1]):
+            return votes[0][0]
+        return "a language other than English" if votes or any(not word.isascii() for word in words) else ""
+
+
+def script(query: str) -> str:
+    """Name the script of a sentence most of whose letters are not Latin; empty for Latin ones and for no letters."""
+    letters = [unicodedata.name(letter, "?").split()[0] for letter in query if letter.isalpha()]
+    strange = [name for name in letters if name not in ("LATIN", "FULLWIDTH", "MODIFIER")]
+    if 2 * len(strange) <= len(letters):
+        return ""
+    names = Counter(strange)
+    name = next((name for name in ("HIRAGANA", "KATAKANA", "HANGUL") if name in names), names.most_common(1)[0][0])
+    return _SCRIPTS.get(name, f"{name.capitalize()} letters")
+
+
+def stem(word: str) -> str:
+    """Cut off the ending by which an English word is bent."""
+    return _ENDING.sub("", word.removesuffix("'s"))
+
+
+def words_of(sentences: Sequence[str]) -> set[str]:
+    """Return the stems of the words of sentences."""
+    return {stem(match.group().lower()) for sentence in sentences for match in _WORD.finditer(sentence)}
+
+
+def text_version(folder: Path) -> str:
+    """Return 16 hex digits of the text encoder in a folder."""
+    files = (folder / "text.safetensors", folder / "tokenizer.json")
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

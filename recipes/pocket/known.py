@@ -1,0 +1,159 @@
+"""Builds the table of known sounds that is shipped with the pocket encoders; run it again whenever they or their captions change.
+
+    python -m recipes.pocket.known [--groups groups.yaml] [--classes audioset.yaml] [--output checkpoints/pocket-encoder]
+
+Kinds are the groups of the sound bank, which were taught with sounds, and the teacher's classes, which are there as words. What tells words
+that are understood from others is fitted to `known_dev.yaml`; see `qamdetr.features.known`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from qamdetr.config import CHECKPOINT_DIR
+from qamdetr.features.base import open_streams
+from qamdetr.features.known import TABLE_FILE, VECTORS_FILE, KnownSounds, script, text_version, words_of
+from qamdetr.features.pocket import POCKET_CHECKPOINT
+from qamdetr.types import TextFeatures
+
+HERE = Path(__file__).parent
+WORDINGS = 3  # of a kind that the table shows
+KNOWN_REFUSED = 0.01  # share of understood sentences that may be taken for unknown ones
+TAKEN_RIGHT = (
+    0.9  # share of captions, each asked for with the others, that lead to their own kind from the cosine on from which one is "taken as" it
+)
+PENALTY = 0.05
+FOLDS = 10
+
+
+def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any]:
+    """Write the table; returns what was measured."""
+    encoder = open_streams(("pocket",), ("pocket",))
+    kinds = _kinds(groups, heard=True) + (_kinds(classes, heard=False) if classes.is_file() else [])
+    taken: set[str] = set()  # a caption belongs to the first that has it
+    captions, kind_of = [], []
+    for index, (_, wordings, _) in enumerate(kinds):
+        fresh = [caption for caption in wordings if caption not in taken]
+        taken.update(fresh)
+        captions += fresh
+        kind_of += [index] * len(fresh)
+
+    def encode(sentence: str) -> TextFeatures:
+        return encoder.encode_query(sentence)["pocket"]
+
+    vectors = torch.stack([encode(caption).pooled for caption in captions])  # type: ignore[misc]
+    stored = {"captions": (vectors * 127 / vectors.abs().amax(dim=-1, keepdim=True)).round().to(torch.int8)}
+    stored["kind_of"] = torch.tensor(kind_of, dtype=torch.int16)
+    words = words_of(captions)
+    languages = yaml.safe_load((HERE / "languages.yaml").read_text(encoding="utf-8"))
+    spoken = {word.lower() for caption in captions for word in caption.replace(",", "").split()}
+    table: dict[str, Any] = {
+        "text_encoder": text_version(CHECKPOINT_DIR / POCKET_CHECKPOINT),
+        "taken_from": _taken_from(vectors, np.array(kind_of), [name for name, _, _ in kinds], sum(heard for *_, heard in kinds)),
+        "judge": {"weights": [0.0] * 6, "from": 0.5},
+        "kinds": [{"kind": name, "wordings": wordings[:WORDINGS], "heard": heard} for name, wordings, heard in kinds],
+        "languages": {language: sorted({*small} - spoken) for language, small in languages.items()},
+        "words": sorted(words),
+    }
+    _write(output, table, stored)
+    known, unknown = _dev_sentences(dev, taken)
+    opened = KnownSounds(output)
+    rows = np.array([opened.evidence(sentence, encode(sentence)) for sentence in (*known, *unknown)])
+    truth = np.array([True] * len(known) + [False] * len(unknown))
+    table["judge"], report = _fit_judge(rows, truth, [*known, *unknown])
+    _write(output, table, stored)
+    return {"kinds": len(kinds), "captions": len(captions), "taken_from": table["taken_from"], **report}
+
+
+def _kinds(path: Path, *, heard: bool) -> list[tuple[str, list[str], bool]]:
+    """Read names and captions of groups (mappings with `captions`) or classes (lists)."""
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [(name, list(row["captions"] if isinstance(row, dict) else row), heard) for name, row in table.items()]
+
+
+def _dev_sentences(path: Path, captions: set[str]) -> tuple[list[str], list[str]]:
+    """Read the sentences to fit to; those that are captions, and those that their script gives away, would say nothing."""
+    dev = yaml.safe_load(path.read_text(encoding="utf-8"))
+    known = [sentence for sentence in map(str, dev["known"]) if sentence not in captions]
+    unknown = [str(sentence) for part in dev["unknown"].values() for sentence in part]
+    return known, [sentence for sentence in unknown if not script(sentence)]
+
+
+def _fit_judge(rows: np.ndarray, truth: np.ndarray, sentences: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit a logistic regression, and its threshold to the probabilities of sentences that it was not fitted to."""
+    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
+    held_out = np.empty(len(rows))
+    for number in range(FOLDS):
+        held_out[fold == number] = _probability(_logistic(rows[fold != number], truth[fold != number]), rows[fold == number])
+    threshold = float(np.quantile(held_out[truth], KNOWN_REFUSED, method="lower"))
+    wrong = [sentences[index] for index in np.flatnonzero((held_out >= threshold) != truth)]
+    measured = {"known": int(truth.sum()), "unknown": int((~truth).sum()), "wrong": wrong}
+    measured |= {
+        "known_refused": float(np.mean(held_out[truth] < threshold)),
+        "unknown_taken": float(np.mean(held_out[~truth] >= threshold)),
+    }
+    return {"weights": [round(float(value), 4) for value in _logistic(rows, truth)], "from": round(threshold, 4)}, measured
+
+
+def _logistic(rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return weights and bias with the least cross-entropy, both sides counting the same."""
+    sign, share = np.where(truth, 1.0, -1.0), np.where(truth, 0.5 / truth.sum(), 0.5 / (~truth).sum())
+    padded = np.column_stack([rows, np.ones(len(rows))])
+
+    def loss(weights: np.ndarray) -> float:
+        return float((share * np.logaddexp(0, -sign * (padded @ weights))).sum() + PENALTY / len(rows) * (weights[:-1] ** 2).sum())
+
+    return np.asarray(minimize(loss, np.zeros(padded.shape[1])).x)
+
+
+def _probability(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return np.asarray(expit(rows @ weights[:-1] + weights[-1]))
+
+
+def _taken_from(vectors: torch.Tensor, kind_of: np.ndarray, names: Sequence[str], num_heard: int) -> float:
+    """Return the cosine from which a caption's nearest other caption is of its own group, or of one above or below, in `TAKEN_RIGHT`."""
+    heard = kind_of < num_heard
+    vectors, kinds = vectors[torch.from_numpy(heard)], kind_of[heard]
+    cosines = vectors @ vectors.T
+    cosines.fill_diagonal_(-1)
+    best = cosines.max(dim=1)
+    pairs = [(names[one], names[two]) for one, two in zip(kinds, kinds[best.indices.numpy()], strict=True)]
+    right = np.array([f"{one}/".startswith(f"{two}/") or f"{two}/".startswith(f"{one}/") for one, two in pairs])
+    order = np.argsort(-best.values.numpy())
+    good = np.flatnonzero(np.cumsum(right[order]) >= TAKEN_RIGHT * np.arange(1, len(order) + 1))
+    return round(float(best.values[order[good[-1]]]), 4) if len(good) else 1.0
+
+
+def _write(output: Path, table: dict[str, Any], stored: dict[str, torch.Tensor]) -> None:
+    save_file(stored, output / VECTORS_FILE)
+    rows = {key: json.dumps(value, ensure_ascii=False) for key, value in table.items()}
+    rows["kinds"] = "[\n  " + ",\n  ".join(json.dumps(kind, ensure_ascii=False) for kind in table["kinds"]) + "\n ]"
+    text = ",\n".join(f' "{key}": {value}' for key, value in rows.items())
+    (output / TABLE_FILE).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Build the table of known sounds.")
+    parser.add_argument("--groups", type=Path, default=HERE / "sound_bank" / "groups.yaml")
+    parser.add_argument("--classes", type=Path, default=HERE / "sound_bank" / "audioset.yaml")
+    parser.add_argument("--output", type=Path, default=CHECKPOINT_DIR / POCKET_CHECKPOINT)
+    arguments = parser.parse_args(argv)
+    measured = build(arguments.groups, arguments.classes, HERE / "known_dev.yaml", arguments.output)
+    sys.stdout.write(json.dumps(measured, ensure_ascii=False, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The table of known sounds that is shipped: what is understood, what is not, and what is said of it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from qamdetr.config import CHECKPOINT_DIR
+from qamdetr.features.base import open_streams
+from qamdetr.features.known import TABLE_FILE, VECTORS_FILE, KnownSounds
+
+FOLDER = CHECKPOINT_DIR / "pocket-encoder"
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return open_streams(("pocket",), ("pocket",)).text["pocket"]
+
+
+@pytest.fixture(scope="module")
+def known(pocket):
+    assert pocket.known_sounds is not None, "the table is not of this encoder: run `python -m recipes.pocket.known`"
+    return pocket.known_sounds
+
+
+GOOD = ["a dog barks", "the lawn is being mown", "a tram squeals round a bend", "hoovering the stairs", "somebody hammers at the gate"]
+
+
+@pytest.mark.parametrize("query", [*GOOD, "Rain!", "THUNDER", "the neighbour's dog", "a caf\u00e9 full of people talking", "birds"])
+def test_good_english_is_understood_however_it_is_put(known, pocket, query):
+    assert known.understand(query, pocket.encode_text(query)).known
+
+
+SAID = {
+    "a hound is barking": "Taken as \u201ca dog barks\u201d.",
+    "no speech": "\u201cno\u201d is not understood; the answer is about the other words.",
+    "rain without thunder": "\u201cwithout\u201d is not understood",
+    "the third bark": "\u201cthird\u201d is not understood: sounds are neither counted nor put in order.",
+    "two dogs bark": "\u201ctwo\u201d is not understood",
+}
+
+
+@pytest.mark.parametrize(("query", "note"), SAID.items())
+def test_what_is_made_of_the_words_is_said(known, pocket, query, note):
+    words = known.understand(query, pocket.encode_text(query))
+    assert words.known
+    assert any(said.startswith(note) for said in words.notes), words.notes
+
+
+@pytest.mark.parametrize("query", ["a dog barks", "the dog will not stop barking", "a second-hand car starts"])
+def test_nothing_is_said_where_nothing_has_to_be(known, pocket, query):
+    assert not [note for note in known.understand(query, pocket.encode_text(query)).notes if "not understood" in note]
+
+
+UNKNOWN = {
+    "the meaning of life": "I do not know these words; nearest: \u201c",
+    "xqzvbn kkjh": "I do not know these words; nearest: \u201c",
+    "ein Kind lacht und der Hund bellt": "This looks like German; these encoders know English words only; nearest: \u201c",
+    "quelqu'un chante dans la rue": "This looks like French",
+    "\u0441\u043e\u0431\u0430\u043a\u0430": "This is written in Cyrillic letters; these encoders know English words only.",
+    "\u72ac\u304c\u5420\u3048\u308b": "This is written in Japanese",
+    "\u72d7\u5728\u53eb": "This is written in Chinese characters",
+    "\U0001f436": "I do not know these words",
+    "4711": "I do not know these words",
+}
+
+
+@pytest.mark.parametrize(("query", "note"), UNKNOWN.items())
+def test_words_that_are_not_known_are_named_as_such(known, pocket, query, note):
+    words = known.understand(query, pocket.encode_text(query))
+    assert (words.known, len(words.notes)) == (False, 1)
+    assert words.notes[0].startswith(note), words.notes
+
+
+def test_a_table_of_another_encoder_is_not_used(known, tmp_path):
+    names = (TABLE_FILE, VECTORS_FILE, "text.safetensors", "tokenizer.json")
+    for name in names:
+        shutil.copy(FOLDER / name, tmp_path / name)
+    assert KnownSounds.beside(tmp_path) is not None
+    (tmp_path / "tokenizer.json").write_bytes(b"another")
+    assert KnownSounds.beside(tmp_path) is None
+    (tmp_path / TABLE_FILE).unlink()
+    assert KnownSounds.beside(tmp_path) is None
+
+
+def test_kinds_explain_the_clips_that_are_most_like_them(known):
+    index = [kind.is_heard for kind in known.kinds].index(True)
+    clips = torch.stack([torch.zeros_like(known.vectors[0]), known.vectors[index]])
+    assert known.likeliest(clips, 5)[0] == known.kinds[index]
+    assert known.nearest(known.vectors[index])[0][0] == known.kinds[index]

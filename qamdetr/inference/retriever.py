@@ -403,7 +403,7 @@ class MomentRetriever:
             ConfigError: The encoders have no table of known sounds.
         """
         known = self._known_sounds(must=True)
-        hop_seconds = getattr(recording, "clip_seconds", 1.0)
+        hop_seconds = recording.clip_seconds
         begins = recording.start_seconds + hop_seconds * torch.arange(recording.num_clips)
         shares = (begins + hop_seconds).clamp(max=window[1]) - begins.clamp(min=window[0])
         mean = shares.clamp(min=0) @ recording.streams[POCKET]

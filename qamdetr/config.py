@@ -185,7 +185,7 @@ class DataConfig:
     text_features: Mapping[str, Text] = field(default_factory=dict)  # stream -> folder of public qid{qid}.npz
     saliency_windows: Literal["all", "first"] = "all"  # first: as the official loop, other true windows count as negatives
     negative_share: Share = 0.125  # of a batch's items (per process, rounded up) run once more with a query that is not about them
-    negative_similarity: Annotated[Number, between(-1, 1)] = 0.65  # no such query is closer (cosine) to a true one; 1: any in other words
+    negative_similarity: Share = 0.65  # no such query is closer (cosine) to a true one; 1: any in other words
     encoder: Text = ""  # version of the combo's encoders that a checkpoint was trained on; written when it is saved
     encoder_models: Mapping[str, Text] = field(default_factory=dict)  # stream -> hub id or folder in the place of the stream's default
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"  # of the big encoders' weights; the pocket encoders stay float32

@@ -22,13 +22,13 @@ BUDGETS = {
         "model": 1365,
         "kernels": 1230,
     },
-    **{"features": 1955, "data": 490, "inference": 1200, "verifiers": 820, "training": 915, "evaluation": 1030, "synthesis": 960},
+    **{"features": 1955, "data": 490, "inference": 1200, "verifiers": 820, "training": 915, "evaluation": 1030, "synthesis": 1020},
     **{"export": 570, "cli": 1055, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_280, 76, 13_260
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_340, 76, 13_445
 """Of the heart; of the package without `ui`; of the tests."""
 
 

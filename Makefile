@@ -77,7 +77,7 @@ first-light: .venv/.train
 	$(BIN)/python train.py --config pocket --threads 2 --name qam-detr-pocket
 	$(BIN)/python -m recipes.publish runs/qam-detr-pocket --output checkpoints/qam-detr-pocket
 	$(BIN)/python -m recipes.pocket.sound_bank.examples --bank build/sounds --output assets
-	$(BIN)/python -m benchmarks.first_light --esc10 $(REAL)/esc10
+	$(BIN)/python -m benchmarks.hearing --real $(REAL)
 
 # Scenes of the ablation ladder and their features; docs/ladder.md says what is run on them. Needs the sound bank (first lines above).
 LADDER = $(BIN)/python -m qamdetr synthesize --clips build/sounds/scenes-$(1) --output build/ladder/$(1) --name $(1) \

@@ -22,13 +22,13 @@ BUDGETS = {
         "model": 1385,
         "kernels": 1230,
     },
-    **{"features": 2000, "data": 550, "inference": 1240, "verifiers": 825, "training": 920, "evaluation": 1030, "synthesis": 960},
+    **{"features": 2000, "data": 550, "inference": 1240, "verifiers": 825, "training": 920, "evaluation": 1030, "synthesis": 1020},
     **{"export": 575, "cli": 1060, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4910, 13_460, 76, 13_530
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4910, 13_700, 76, 13_900
 """Of the heart; of the package without `ui`; of the tests."""
 
 

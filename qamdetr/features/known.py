@@ -26,6 +26,7 @@ TABLE_FILE, VECTORS_FILE = "known_sounds.json", "known_sounds.safetensors"
 NEAREST = 5  # captions whose mean cosine counts beside the best one's
 NAMED = 3  # kinds that a note names
 SHARPNESS = 0.1  # of the kinds' shares in a clip: the cosine that counts e-fold
+SAME = 0.98  # cosine of a query that is a caption, but for rounding
 WORDED = 0.05  # likewise of the captions that put a sound in words
 NEAR = 0.5  # cosine of kinds that one sound can pass for
 
@@ -147,8 +148,9 @@ class KnownSounds:
             said = f"This looks like {language}; these encoders know English words only" if language else "I do not know these words"
             return Understood(False, (f"{said}; nearest: {', '.join(named[:NAMED])}.",))
         notes = []
-        plain = {wording.lower() for wording in near[0][0].wordings}
-        if near[0][1] >= self._taken_from and query.strip().rstrip(".!").lower() not in plain:
+        kind, cosine = near[0]
+        # Nothing to tell where the query is one of the captions, or holds all words of the plainest.
+        if self._taken_from <= cosine < SAME and not words_of(kind.wordings[:1]) - {"a", "an", "the"} <= words_of([query]):
             notes.append(f"Taken as {named[0]}.")
         if negation := _NEGATION.search(_GOES_ON.sub("", query)):
             notes.append(f"“{negation.group()}” is not understood; the answer is about the other words.")

@@ -172,3 +172,29 @@ def test_a_system_of_one_s_own_gets_its_weight_and_keeps_the_rest(world):
     assert (status, path.read_text(encoding="utf-8")) == (2, odd)
     assert "laid out in an unusual way; write `beta: " in err
     assert contents(world.checkpoint) == model
+
+
+def test_without_a_verifier_scores_and_tiers_are_fitted_and_nothing_else_changes(world):
+    absent = [replace(entry, qid=f"a{entry.qid}", query=f"no {entry.query}", relevant_windows=()) for entry in world.entries]
+    many = [replace(entry, qid=f"{entry.qid}-{n}") for n in range(2) for entry in (*world.entries, *absent)]
+    write_manifest(world.folder / "val.jsonl", [*many, QueryEntry("unknown", "a whale", "r0", 20.0, None)])
+    before, source = load_config(world.checkpoint / "config.yaml"), ("--checkpoint", world.checkpoint)
+    status, out, err = world.run("--json", source=source)
+    told, after = json.loads(out), load_config(world.checkpoint / "config.yaml")
+    fitted = ("found_threshold", "perhaps_threshold", "score_calibration")
+    assert (status, told["num_queries"]) == (0, 24), "the one that nobody knows about does not count"
+    assert err.splitlines()[-1] == f"qamdetr: inference.{', '.join(fitted)} are now in {world.checkpoint / 'config.yaml'}."
+    assert [
+        [list(pair) for pair in value] if isinstance(value, tuple) else value for value in map(after.inference.__getattribute__, fitted)
+    ] == [told[name] for name in fitted]
+    assert replace(after, inference=replace(after.inference, **{name: getattr(before.inference, name) for name in fitted})) == before
+    assert world.oracle.asked == []
+    retriever = MomentRetriever.from_pretrained(world.checkpoint)
+    best = retriever.retrieve(retriever.encode(world.paths["r0"]), "rain").moments[0]
+    assert best.score == pytest.approx(best.probability) != pytest.approx(best.decoder_score)
+    kept = contents(world.checkpoint)
+    assert (
+        "nothing was written, as this is fitted with --set inference.nms_iou=0.5"
+        in world.run("--set", "inference.nms_iou=0.5", source=source)[2]
+    )
+    assert world.run("--dry-run", source=source)[2] == "" and contents(world.checkpoint) == kept

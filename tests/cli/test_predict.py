@@ -21,6 +21,7 @@ from qamdetr import cli
 from qamdetr.data.manifest import QueryEntry, read_manifest, read_predictions, write_manifest
 from qamdetr.evaluation.submission import check_output
 from qamdetr.features.extract import extract
+from qamdetr.inference.retriever import MomentRetriever
 
 CHALLENGE_NAME = "Muster_UNI_task6_2.output.jsonl"
 ENTRIES = [
@@ -202,3 +203,17 @@ def test_a_verifier_that_fails_leaves_the_decoders_ranking_and_notes(system, ora
         status, _, err = system(*STORED, *options, "--output", "failed.jsonl")
         assert (status, err[: len(told) + 9]) == (0, f"qamdetr: {told}")
         assert Path("failed.jsonl").read_text() == Path("decoder.jsonl").read_text()
+
+
+def test_heard_lists_the_known_sounds_of_each_recording(monkeypatch, capsys, shipped, examples):
+    monkeypatch.setattr(MomentRetriever, "from_pretrained", lambda *_, **__: shipped)
+    monkeypatch.setattr(shipped, "encode", lambda path: examples[Path(path).name])
+    streets = ["assets/street.ogg", "assets/empty-room.ogg"]
+    assert cli.main(["heard", *streets, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["audio"] for row in told] == streets
+    assert told[1]["heard"] == []
+    siren = next(row for row in told[0]["heard"] if row["kind"] == "alarm/siren")
+    assert (siren["wording"], siren["count"], siren["tier"]) == ("a siren wails", 1, "found")
+    assert cli.main(["heard", *streets]) == 0
+    assert f"{siren['score']:.3f}    1 x  found   a siren wails (alarm/siren)" in capsys.readouterr().out

@@ -5,7 +5,7 @@ last one before the rebuilding, on two x86 cores, and uses only the command line
 after. Rows of `mistakes.tsv` are `command, exit status, line`; a new row needs only its command. Run it again only to change an answer on
 purpose, and look at the difference. Changed since on purpose: what typer says of unknown words and bad values; keys, ranges and endings
 that came or went; remedies that fit (a wrong rate, a missing tracker); the folder of features, which has one per stream; the weights, since
-dropout draws otherwise and fewer items have a negative.
+dropout draws otherwise and fewer items have a negative; notes say what words are taken as.
 """
 
 from __future__ import annotations

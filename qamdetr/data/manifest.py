@@ -93,8 +93,9 @@ def write_manifest(path: str | Path, entries: Iterable[QueryEntry]) -> None:
 
     def line(entry: QueryEntry) -> dict[str, Any]:
         windows = entry.relevant_windows
-        fields = {"qid": raw_qid(entry), "query": entry.query, "duration": short(entry.duration_seconds), "vid": entry.vid}
-        fields |= {"groups": list(entry.groups)} if entry.groups else {}
+        fields: dict[str, Any] = {"qid": raw_qid(entry), "query": entry.query, "duration": short(entry.duration_seconds), "vid": entry.vid}
+        if entry.groups:
+            fields["groups"] = list(entry.groups)
         return fields if windows is None else {**fields, "relevant_windows": [[short(start), short(end)] for start, end in windows]}
 
     _write_lines(Path(path), (line(entry) for entry in entries))

@@ -27,8 +27,8 @@ def masked_average_pool(x: Tensor, mask: Tensor, stride: int) -> Tensor:
     return (runs * weight[..., None]).sum(dim=2) / weight.sum(dim=2).clamp(min=1.0)[..., None]
 
 
-def convolve(x: Tensor, convolution: nn.Conv1d) -> Tensor:
-    """Apply a `convolution` over three to `x` `(batch, clips, dim)`, zeros beyond its ends; same length out.
+def convolve(x: Tensor, convolution: nn.Module) -> Tensor:
+    """Apply an `nn.Conv1d` over three to `x` `(batch, clips, dim)`, zeros beyond its ends; same length out.
 
     As a product with three clips side by side, which is faster than PyTorch's own convolution for so few and wide ones.
     """

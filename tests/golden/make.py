@@ -50,18 +50,19 @@ def run(*words: object) -> tuple[int, str, str]:
     return status, out.getvalue(), err.getvalue()
 
 
-def answers(recordings: dict | None = None) -> dict[str, list]:
+def answers() -> dict[str, list]:
     """`checkpoint/verifier/protocol/recording` -> for each query: found, beta, moments (start, end, scores), and the saliency once."""
     from qamdetr.inference.retriever import MomentRetriever
 
-    recordings, found = dict(recordings or {}), {}
+    recordings, found = {}, {}
     for checkpoint in CHECKPOINTS:
         retriever = MomentRetriever.from_pretrained(checkpoint)
         for item, verifier, protocol in itertools.product(EXAMPLES, ("none", "pocket"), ("exact", "official")):
             file, queries = item["file"], [query["query"] for query in item["queries"]]
-            if file not in recordings:  # all shipped checkpoints share their encoders
-                recordings[file] = retriever.encode(ASSETS / file)
-            results = retriever.retrieve_many(recordings[file], queries, verifier=verifier, protocol=protocol)
+            heard = (retriever.encoder.clip_seconds, file)  # all shipped checkpoints of one hop share their encoders
+            if heard not in recordings:
+                recordings[heard] = retriever.encode(ASSETS / file)
+            results = retriever.retrieve_many(recordings[heard], queries, verifier=verifier, protocol=protocol)
             rows = [_row(result, with_saliency=verifier == "none" and protocol == "exact") for result in results]
             found[f"{checkpoint}/{verifier}/{protocol}/{file}"] = rows
     return found

@@ -24,8 +24,8 @@ def read(name: str):
 
 
 @pytest.fixture(scope="module")
-def answered(examples) -> dict[str, list]:
-    return make.answers(recordings=examples)
+def answered() -> dict[str, list]:
+    return make.answers()
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ class InferenceConfig:
     beta_by_verifier: Mapping[str, Share] = field(default_factory=dict)  # verifier -> beta that `calibrate` chose; others take `beta`
     top_k: Count = 10
     nms_iou: Share = 0.7  # candidates that overlap a better one by more are dropped; 1.0 = keep all, but those of `dense`
-    found_threshold: Share = 0.0  # decoder score under which the answer is "not in this recording"; set by calibration
+    found_threshold: Share = 0.0  # decoder score under which a sound is not "found"; set by calibration
     perhaps_threshold: Share = 1.0  # and under this one it is not even "perhaps"; 1 = never perhaps
     score_calibration: Knots = ()  # [decoder score, probability that the moment is right], by lines between them; empty = as they are
     segment_threshold: Share = 0.0  # above 0, runs of clips whose saliency reaches it join the decoder's candidates

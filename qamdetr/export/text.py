@@ -72,7 +72,7 @@ def verdict(result: Result) -> str:
     """Say in a few words that a sound was not, or not surely, found; empty where it was."""
     if not result.understood:
         return "nothing found, for the words are not known"
-    return {"found": "", "perhaps": "perhaps in this recording", "nothing found": "not in this recording"}[result.tier]
+    return {"found": "", "perhaps": "perhaps in this recording", "nothing found": "nothing found"}[result.tier]
 
 
 @dataclass(frozen=True)

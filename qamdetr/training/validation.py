@@ -1,4 +1,4 @@
-"""Validation during training: decode, score with the field's metrics, and calibrate when to answer "not in this recording"."""
+"""Validation during training: decode, score with the field's metrics, and calibrate what scores mean and when to answer "nothing found"."""
 
 from __future__ import annotations
 

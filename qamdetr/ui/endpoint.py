@@ -91,7 +91,7 @@ class Endpoint:
         The answer is what `python -m qamdetr predict --format json` writes per query: `audio, duration, query, found, encoder, verifier,
         beta, moments: [{start, end, score, decoder_score, foreground, quality, verifier_score, likely}], saliency: [per clip],
         clip_seconds, notes`.
-        Look at `found` first: when it is false, the best moment is below the model's threshold, and the sound is not in this recording.
+        Look at `found` first: when it is false, the best moment is below the model's threshold, and nothing was found for sure; `tier` says more.
         Then take the moments that are `likely`; the others are what else came into question.
 
         In the Model Context Protocol (MCP), `audio` is the address of a file that was uploaded to this page, a public http or https address

@@ -80,7 +80,7 @@ NOTHING_FOUND = "Nothing was found, so no moment is chosen. If you want a guess 
 
 
 _SAYS_NOTHING_FOUND = ("png", "svg", "json")
-"""Kinds that are worth having of a sound that was not found: "not in this recording" is an answer too."""
+"""Kinds that are worth having of a sound that was not found: that nothing was found is an answer too."""
 
 
 def export_choices() -> list[tuple[str, str]]:

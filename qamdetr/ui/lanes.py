@@ -228,7 +228,7 @@ def answer_message(result: Result, truth: Sequence[Window] | None, *, can_refuse
         detail = f"{enough.format(result.query)}. The best guess is shown, marked as such."
         if known_absent:
             detail += " And indeed: the sound is not in this example."
-        return {"kind": "absent", "title": "Perhaps in this recording" if result.perhaps else "Not in this recording", "detail": detail}
+        return {"kind": "absent", "title": "Perhaps in this recording" if result.perhaps else "Nothing found", "detail": detail}
     likely = sum(moment.likely for moment in result.moments)
     title = "1 likely moment" if likely == 1 else f"{likely} likely moments"
     detail = f"for “{result.query}”, best first. Press one to hear it."

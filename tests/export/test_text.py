@@ -133,7 +133,7 @@ def test_table_shows_rank_time_score_and_notes():
     lines = as_text([replace(RESULT, notes=("no\nanswer", "another note"))], "table").splitlines()
     first = "rec/walk é.wav (62:05.500), 'a dog barks', encoder pocket, verifier pocket"
     assert [*lines[:3], lines[4].split()] == [first, "  no answer", "  another note", ["1", "61:01.250", "61:05.500", "0.900"]]
-    for changes, said in (({}, "not in this recording"), ({"perhaps": True}, "perhaps in"), ({"understood": False}, "words are not known")):
+    for changes, said in (({}, "nothing found"), ({"perhaps": True}, "perhaps in"), ({"understood": False}, "words are not known")):
         assert f"{said}; the nearest guesses are:".replace("in;", "in this recording;") in as_text([replace(ABSENT, **changes)], "table")
     assert [to_json_object(replace(ABSENT, perhaps=perhaps))["tier"] for perhaps in (True, False)] == ["perhaps", "nothing found"]
 

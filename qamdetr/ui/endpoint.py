@@ -88,10 +88,10 @@ class Endpoint:
     ) -> dict[str, Any]:
         """Find the moments of a recording that match a query, with scores, best first; times are in seconds.
 
-        The answer is what `python -m qamdetr predict --format json` writes per query: `audio, duration, query, found, encoder, verifier,
-        beta, moments: [{start, end, score, decoder_score, foreground, quality, verifier_score, likely}], saliency: [per clip],
+        The answer is what `python -m qamdetr predict --format json` writes per query: `audio, duration, query, found, tier, encoder,
+        verifier, beta, moments: [{start, end, score, decoder_score, foreground, quality, verifier_score, likely}], saliency: [per clip],
         clip_seconds, notes`.
-        Look at `found` first: when it is false, the best moment is below the model's threshold, and nothing was found for sure; `tier` says more.
+        Look at `found` first: when it is false, the best moment is below the model's threshold, and `tier` says *perhaps* or *nothing found*.
         Then take the moments that are `likely`; the others are what else came into question.
 
         In the Model Context Protocol (MCP), `audio` is the address of a file that was uploaded to this page, a public http or https address

@@ -14,21 +14,21 @@ BUDGETS = {
     **dict.fromkeys(("__init__.py", "__main__.py"), 20),
     **{
         "errors.py": 50,
-        "types.py": 170,
-        "config.py": 350,
+        "types.py": 190,
+        "config.py": 360,
         "spans.py": 105,
         "files.py": 70,
         "audio.py": 940,
         "model": 1365,
         "kernels": 1230,
     },
-    **{"features": 1955, "data": 490, "inference": 1200, "verifiers": 820, "training": 915, "evaluation": 1030, "synthesis": 960},
-    **{"export": 570, "cli": 1055, "ui": 5600},
+    **{"features": 2160, "data": 490, "inference": 1300, "verifiers": 820, "training": 915, "evaluation": 1135, "synthesis": 960},
+    **{"export": 580, "cli": 1135, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4900, 13_280, 76, 13_260
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4910, 13_800, 77, 13_600
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -88,9 +88,9 @@ class Endpoint:
     ) -> dict[str, Any]:
         """Find the moments of a recording that match a query, with scores, best first; times are in seconds.
 
-        The answer is what `python -m qamdetr predict --format json` writes per query: `audio, duration, query, found, encoder, verifier,
+        It is what `python -m qamdetr predict --format json` writes per query: `audio, duration, query, found, tier, encoder, verifier,
         beta, moments: [{start, end, score, decoder_score, foreground, quality, verifier_score, likely}], saliency: [per second], notes`.
-        Look at `found` first: when it is false, the best moment is below the model's threshold, and the sound is not in this recording.
+        Look at `found` first: when it is false, `tier` says whether the sound is perhaps there, and `notes` whether the words are known.
         Then take the moments that are `likely`; the others are what else came into question.
 
         In the Model Context Protocol (MCP), `audio` is the address of a file that was uploaded to this page, a public http or https address

@@ -68,6 +68,7 @@ first-light: .venv/.train
 	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-text --output build/pocket-first --steps 3000
 	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first \
 		--output checkpoints/pocket-encoder --steps 2000 --learning-rate 1.2e-3 --warm-fraction 0
+	$(BIN)/python -m recipes.pocket.known
 	$(call SYNTHESIZE,train) $(WILD) --backgrounds build/sounds/backgrounds-train --num-scenes 640 --seed 1 --captions-per-target 2
 	$(call SYNTHESIZE,val) $(WILD) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 2
 	$(call SYNTHESIZE,fifty) $(WILD) --backgrounds build/sounds/backgrounds-heldout --num-scenes 150 --seed 4

@@ -31,6 +31,7 @@ CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
 
 
 REFUSED_SHARE = 0.9  # of the queries about absent sounds that are not "found"
+PRESENT_SHARE = 2 / 3  # of the queries that are asked, where nothing is known of them
 RIGHT_IOU = 0.5  # with a true window, from which a moment is right
 MAX_BINS, QUERIES_PER_BIN = 12, 20  # of the map from scores to probabilities
 
@@ -64,23 +65,22 @@ def calibrate_answers(best: Sequence[BestMoment], settings: InferenceConfig) -> 
     """Fit thresholds and score map on the best moments of a validation set's queries, and put them into the settings.
 
     *Found* is from the lowest decoder score at which `REFUSED_SHARE` of the absent sounds are refused, so that as few present ones as can
-    be are lost. *Perhaps* is below it, down to where a sound of this score is still more likely present than absent, with as many of both
-    asked for, since nobody knows beforehand: that is the threshold of the best balanced accuracy. Without present or without absent sounds
-    everything is found.
+    be are lost. *Perhaps* is below it, down to where a sound of this score is still more likely present than absent, were `PRESENT_SHARE`
+    of the sounds that are asked for present: people ask for what they expect. Without present or without absent sounds everything is found.
     """
     present, absent = (np.sort([each.score for each in best if each.present is there]) for there in (True, False))
     knots = fit_score_map([each.score for each in best], [each.right for each in best])
-    even, accuracy = calibrate_found_threshold(present.tolist(), absent.tolist())
     if not len(present) or not len(absent):
         return AnswerCalibration(replace(settings, found_threshold=0.0, perhaps_threshold=1.0, score_calibration=knots), {})
     edges = np.unique([0.0, *present, *absent, 1.0])
     between = (edges[:-1] + edges[1:]) / 2
-    enough = np.searchsorted(absent, between) >= REFUSED_SHARE * len(absent)
-    found = float(between[enough.argmax()]) if enough.any() else 1.0
-    stored = replace(settings, found_threshold=round(found, 4), perhaps_threshold=round(min(even, found), 4), score_calibration=knots)
+    missed, refused = (np.searchsorted(side, between) / len(side) for side in (present, absent))
+    found = float(between[(refused >= REFUSED_SHARE).argmax()]) if refused[-1] >= REFUSED_SHARE else 1.0
+    likely = float(between[(PRESENT_SHARE * (1 - missed) + (1 - PRESENT_SHARE) * refused).argmax()])
+    stored = replace(settings, found_threshold=round(found, 4), perhaps_threshold=round(min(likely, found), 4), score_calibration=knots)
     probabilities = score_map(knots, [each.score for each in best])
     metrics = {
-        "found_accuracy": round(100 * accuracy, 2),
+        "found_accuracy": round(100 * calibrate_found_threshold(present.tolist(), absent.tolist())[1], 2),
         "absent_refused": round(100 * float(np.mean(absent < stored.found_threshold)), 2),
         "present_lost": round(100 * float(np.mean(present < stored.found_threshold)), 2),
         "calibration_error": round(expected_calibration_error(probabilities, [each.right for each in best]), 4),

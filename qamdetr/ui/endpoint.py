@@ -91,7 +91,7 @@ class Endpoint:
         The answer is what `python -m qamdetr predict --format json` writes per query: `audio, duration, query, found, tier, encoder,
         verifier, beta, moments: [{start, end, score, decoder_score, foreground, quality, verifier_score, likely}], saliency: [per clip],
         clip_seconds, notes`.
-        Look at `found` first: when it is false, the best moment is below the model's threshold, and `tier` says *perhaps* or *nothing found*.
+        Look at `found` first: when it is false, `tier` says whether the sound is perhaps there, and `notes` whether the words are known.
         Then take the moments that are `likely`; the others are what else came into question.
 
         In the Model Context Protocol (MCP), `audio` is the address of a file that was uploaded to this page, a public http or https address

@@ -98,7 +98,7 @@ def _fit_judge(rows: np.ndarray, truth: np.ndarray, sentences: Sequence[str]) ->
     for number in range(FOLDS):
         held_out[fold == number] = _probability(_logistic(rows[fold != number], truth[fold != number]), rows[fold == number])
     threshold = float(np.quantile(held_out[truth], KNOWN_REFUSED, method="lower"))
-    wrong = [sentences[index] for index in np.flatnonzero((held_out >= threshold) != truth)]
+    wrong = [sentences[int(index)] for index in np.flatnonzero((held_out >= threshold) != truth)]
     measured = {"known": int(truth.sum()), "unknown": int((~truth).sum()), "wrong": wrong}
     measured |= {
         "known_refused": float(np.mean(held_out[truth] < threshold)),

@@ -249,7 +249,7 @@ def nonsense(retriever: MomentRetriever, asked: Asked, recordings: int) -> list[
     heard = list(asked.recordings.values())[:recordings]
     found = {name: [[retriever.retrieve(each, text).found for each in heard] for text in texts] for name, texts in groups.items()}
     sentences = [text for texts in groups.values() for text in texts for _ in heard]
-    rows = [measure("nonsense called found", np.ravel([*found.values()]), sentences)]
+    rows = [measure("nonsense called found", [answer for each in found.values() for row in each for answer in row], sentences)]
     rows = [replace(row, n=row.n // len(heard)) for row in rows]
     return rows + [Measure(f"nonsense called found: {name}", 100 * float(np.mean(f)), None, None, len(f)) for name, f in found.items()]
 
@@ -441,14 +441,15 @@ def hear(checkpoint: str, real: Path, scenes: Path, teacher: Path | None, limit:
         "kinds": by_kind(features, named, sets[0]),
     }
     if alone:
+        found = {}
         tagger = Teacher(teacher, retriever) if teacher else None
-        found = baselines(retriever, sets, scenes / "val", tagger, limit)
         if tagger:
             heard = np.stack([tagger.scores(clip.path).mean(axis=0) for clip in tqdm(clips, desc="teacher, clips", disable=None)])
             tagger.usual = heard.mean(axis=0)
             found["teacher and sentences"] = named_apart(
                 "naming", naming(lambda texts: tagger.match(heard, texts), clips, wordings), features
             )
+        found |= baselines(retriever, sets, scenes / "val", tagger, limit)
         report["baselines"] = {name: [asdict(row) for row in rows] for name, rows in found.items()}
     return report
 

@@ -165,8 +165,8 @@ def real_sounds(real: Path) -> list[RealSound]:
                 side[recording] = "real-heldout" if counts[group] % HELD_OUT_EVERY == 0 else "real"
             bank = f"fold{row['fold']}" if row["fold"] else side[recording]
             source = f"{row['caption']} by {row['author']} ({row['source']})"
-            path, fold = real / "sounds" / row["file"], int(row["fold"]) if row["fold"] else None
-            found.append(RealSound(path, group, fold, bank, row["caption"], source, row["licence"]))
+            path = real / "sounds" / row["file"]
+            found.append(RealSound(path, group, int(row["fold"]) if row["fold"] else None, bank, row["caption"], source, row["licence"]))
     return found
 
 

@@ -14,21 +14,21 @@ BUDGETS = {
     **dict.fromkeys(("__init__.py", "__main__.py"), 20),
     **{
         "errors.py": 50,
-        "types.py": 170,
-        "config.py": 360,
+        "types.py": 190,
+        "config.py": 372,
         "spans.py": 105,
         "files.py": 70,
         "audio.py": 940,
         "model": 1385,
         "kernels": 1230,
     },
-    **{"features": 2000, "data": 550, "inference": 1240, "verifiers": 825, "training": 920, "evaluation": 1030, "synthesis": 1020},
-    **{"export": 575, "cli": 1060, "ui": 5600},
+    **{"features": 2205, "data": 556, "inference": 1345, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
+    **{"export": 580, "cli": 1135, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 4910, 13_700, 76, 13_900
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5060, 14_060, 77, 14_100
 """Of the heart; of the package without `ui`; of the tests."""
 
 

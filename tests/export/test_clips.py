@@ -20,7 +20,7 @@ from qamdetr.export.text import Answer
 from qamdetr.types import Moment, Result
 
 MOMENTS = tuple(
-    Moment(start, end, 0.9, 0.8, 0.72, 0.5, score) for start, end, score in ((2.0, 3.5, 0.9), (0.25, 0.75, 0.6), (2.5, 2.5004, 0.3))
+    Moment(start, end, 0.9, 0.8, 0.72, 0.5, score=score) for start, end, score in ((2.0, 3.5, 0.9), (0.25, 0.75, 0.6), (2.5, 2.5004, 0.3))
 )
 RESULT = Result("rec/walk.wav", 4.0, "a dog barks", True, "pocket", "pocket", 0.35, MOMENTS, (0.5, 0.25, 1.0, 0.0))
 

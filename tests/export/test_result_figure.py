@@ -23,7 +23,7 @@ from qamdetr.types import Moment, Result
 def result(tmp_path):
     path = tmp_path / "walk é.wav"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, (12 * 8000, 2)), 8000)
-    moments = (Moment(2.0, 4.5, 0.9, 0.8, 0.72, 0.9, 0.8), Moment(4.0, 6.0, 0.5, 0.5, 0.25, 0.2, 0.3))
+    moments = (Moment(2.0, 4.5, 0.9, 0.8, 0.72, 0.9, score=0.8), Moment(4.0, 6.0, 0.5, 0.5, 0.25, 0.2, score=0.3))
     return Result(str(path), 12.0, "a dog barks", True, "pocket", "pocket", 0.35, moments, tuple(np.linspace(0, 1, 12)))
 
 

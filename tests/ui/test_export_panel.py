@@ -22,7 +22,7 @@ def lanes(tmp_path):
     """One query, answered by the full model and without a part of it; the verifier turns the order round."""
     path = write_noise(tmp_path / "walk é.wav", 12)
     scores = ((2.0, 0.8, 0.1), (5.0, 0.6, 0.3), (8.0, 0.3, 0.9))
-    moments = tuple(Moment(at, at + 1.0, 0.9, 0.8, decoder, verifier, 0.0) for at, decoder, verifier in scores)
+    moments = tuple(Moment(at, at + 1.0, 0.9, 0.8, decoder, verifier, score=0.0) for at, decoder, verifier in scores)
     result = Result(str(path), 12.0, "a dog barks", True, "pocket", "pocket", BETA, moments, (0.5,) * 12)
     result = reranked(LaneResult("", "", result, None), BETA)
     return [

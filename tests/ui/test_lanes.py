@@ -37,7 +37,7 @@ def run_js(expression, given):
 
 
 def moment(start, end, score, *, likely=True):
-    return Moment(start, end, score, 1.0, score, None, score, likely)
+    return Moment(start, end, score, 1.0, score, None, score=score, likely=likely)
 
 
 def result(*moments, found=True, verifier="none"):

@@ -93,9 +93,9 @@ def test_switches_and_streams_reach_the_configuration_and_encoded_scenes_are_not
     assert (train.seed, train.epochs, train.output_dir, train.save_every_steps > 0) == (7, 2, str(tmp_path.resolve()), True)
     assert (config.data.feature_dir, target) == (str(scenes / "features"), tmp_path / "new")
     assert [step.arguments[3] for step in steps[:2]] == ["extract", "extract"]
-    features = scenes / "features" / "pocket-0123456789abcdef"
+    features = scenes / "features" / "pocket-0.5s-0123456789a"
     features.mkdir(parents=True)
-    (features / "encoder.json").write_text(json.dumps({"stream": "pocket", "fingerprint": "0123456789abcdef"}))
+    (features / "encoder.json").write_text(json.dumps({"stream": "pocket", "fingerprint": "0.5s-0123456789abcdef", "clip_seconds": 0.5}))
     for vid in ("train_1", "val_1"):
         (features / f"{vid}.0123.npz").touch()
     assert [step.label for step in plan_training(TrainOrder("new", "mine"), tmp_path, made)[1]] == ["Training"]

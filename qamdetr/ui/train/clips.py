@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from qamdetr.audio import AUDIO_SUFFIXES
+from qamdetr.config import CONFIG_DIR, load_config
 from qamdetr.errors import ConfigError, DataError
 from qamdetr.features.base import COMBOS
 from qamdetr.files import write_whole
@@ -234,7 +235,8 @@ def plan_scenes(order: SceneOrder, root: Path) -> tuple[Path, list[Step]]:
         write_clips(rows, folder, target / f"clips-{part}")
     counts = {"train": order.num_scenes, "val": order.num_validation}
     steps = [_synthesize(target, part, recipe, order.backgrounds, counts[part]) for part, recipe in recipes.items()]
-    return target, [*steps, *extract_steps(target, "pocket", counts)]
+    # As the shipped model hears, which most trainings follow; another hop is encoded when it is asked for.
+    return target, [*steps, *extract_steps(target, "pocket", counts, load_config(CONFIG_DIR / "pocket.yaml").model.clip_seconds)]
 
 
 def offered_scenes(root: Path) -> list[str]:
@@ -278,7 +280,7 @@ def _synthesize(target: Path, part: str, recipe: SceneRecipe, backgrounds: str, 
     return Step(label, arguments, done_when=str(output / "manifest.jsonl"), counted=str(output / "audio"), total=number)
 
 
-def extract_steps(scenes: Path, combo: str, counts: Mapping[str, int], clip_seconds: float = 1.0) -> list[Step]:
+def extract_steps(scenes: Path, combo: str, counts: Mapping[str, int], clip_seconds: float) -> list[Step]:
     """Encode what is not encoded yet."""
     steps, total = [], 0
     for part, number in counts.items():

@@ -335,17 +335,15 @@ class Teacher:
 
     def _window(self, samples: NDArray[np.float32]) -> Array:
         wave = np.pad(samples, (0, TEACHER_SAMPLES - len(samples)))
-        entry, (out,) = self._spectra.get_input_details()[0], self._spectra.get_output_details()[:1]
-        self._wave.set_tensor(self._wave.get_input_details()[0]["index"], wave.reshape(self._wave.get_input_details()[0]["shape"]))
+        entry, out = self._wave.get_input_details()[0], self._wave.get_output_details()
+        self._wave.set_tensor(entry["index"], wave.reshape(entry["shape"]))
         self._wave.invoke()
-        patch = next(each for each in self._wave.get_output_details() if 64 in each["shape"])
-        values = self._wave.get_tensor(patch["index"]).reshape(entry["shape"])
-        scale, zero = entry["quantization"]
-        info = np.iinfo(entry["dtype"])
-        self._spectra.set_tensor(entry["index"], np.clip(np.round(values / scale + zero), info.min, info.max).astype(entry["dtype"]))
+        patch = self._wave.get_tensor(next(each["index"] for each in out if 64 in each["shape"]))
+        entry, (answer, *_) = self._spectra.get_input_details()[0], self._spectra.get_output_details()
+        self._spectra.set_tensor(entry["index"], patch.reshape(entry["shape"]))
         self._spectra.invoke()
-        scale, zero = out["quantization"]
-        return (self._spectra.get_tensor(out["index"]).ravel().astype(np.float64) - zero) * scale
+        scores: Array = self._spectra.get_tensor(answer["index"]).ravel().astype(np.float64)
+        return scores
 
     def match(self, scores: Array, sentences: Sequence[str]) -> Array:
         """Return `(windows, sentences)`: scores over what is usual, weighted by how near each class lies to the sentence."""

@@ -60,7 +60,7 @@ HELD_OUT ?= $(REAL)/castella/test.jsonl
 # the queries about absent sounds.
 WILD = --min-scene-seconds 30 --max-scene-seconds 300 --min-snr-db -5 --overlap-share 0.35 --tail-seconds 1 --audible-db -10 --absent-share 0.34
 SYNTHESIZE = $(BIN)/python -m qamdetr synthesize --clips build/sounds/scenes-$(1) --output build/scenes/$(1) --name $(1)
-EXTRACT = $(BIN)/python -m qamdetr extract --manifest build/scenes/$(1)/manifest.jsonl --feature-dir build/features
+EXTRACT = $(BIN)/python -m qamdetr extract --clip-seconds 0.5 --manifest build/scenes/$(1)/manifest.jsonl --feature-dir build/features
 
 first-light: .venv/.train
 	$(BIN)/python -m recipes.pocket.sound_bank.build --real $(REAL) --output build/sounds

@@ -85,6 +85,9 @@ def train(name):
     files = {"audio_features": "{pocket: %s/pocket, mel_stats: %s/mel_stats}", "text_features": "{pocket: %s/text}"}
     settings = [f"data.{part}={folders.replace('%s', str(folder))}" for part, folders in files.items()]
     settings += [f"data.{name}_manifest={folder}/{name}.jsonl" for name in ("train", "val")]
+    # The work that both checkouts know: later ones ship a dense decoder on clips of half a second.
+    first, own = {"decoder": "detr", "clip_seconds": 1}, train_step.load_config("pocket").model
+    settings += [f"model.{key}={value}" for key, value in first.items() if hasattr(own, key)]
     config = train_step.load_config("pocket", [*settings, "model.similarity=false", "train.epochs=1", "train.tracker="])
     return lambda: run(config, folder / f"run-{len(list(folder.iterdir()))}")
 

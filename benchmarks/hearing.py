@@ -234,7 +234,9 @@ def trust(asked: Asked) -> list[Measure]:
 def _area_under_curve(items: Array) -> float:
     """Chance that a present sound outscores an absent one, of `(queries, 2)` scores and presence."""
     present, absent = items[items[:, 1] == 1, 0], items[items[:, 1] == 0, 0]
-    return float(stats.mannwhitneyu(present, absent).statistic / max(len(present) * len(absent), 1))
+    if not len(present) or not len(absent):
+        return 0.5  # a draw of recordings in which no sound is absent
+    return float(stats.mannwhitneyu(present, absent).statistic / (len(present) * len(absent)))
 
 
 def _calibration_error(items: Array, bins: int = 10) -> float:

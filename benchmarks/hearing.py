@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from tqdm import tqdm
 
@@ -76,7 +76,7 @@ class Measure:
         return "-" if self.value is None else f"{self.value:.1f}{interval} ({self.n})"
 
 
-def measure(name: str, values: Array | Sequence[float], units: Sequence[str], statistic: Callable[[Array], float] | None = None) -> Measure:
+def measure(name: str, values: ArrayLike, units: Sequence[str], statistic: Callable[[Array], float] | None = None) -> Measure:
     """Measure the mean of values, or another statistic of them, in percent; the interval draws `units` (recordings) with replacement.
 
     `values` are `(items,)`, or `(items, columns)` where the statistic wants several numbers of each.
@@ -139,7 +139,8 @@ def naming(scores: Callable[[list[str]], Array], clips: Sequence[RealSound], wor
     kinds = list(wordings)
     truth = np.array([kinds.index(clip.group) for clip in clips])
     turns = range(min(len(sentences) for sentences in wordings.values()))
-    return np.mean([scores([wordings[kind][turn] for kind in kinds]).argmax(axis=1) == truth for turn in turns], axis=0)
+    right: Array = np.mean([scores([wordings[kind][turn] for kind in kinds]).argmax(axis=1) == truth for turn in turns], axis=0)
+    return right
 
 
 @dataclass(frozen=True)
@@ -350,7 +351,8 @@ class Teacher:
     def match(self, scores: Array, sentences: Sequence[str]) -> Array:
         """Return `(windows, sentences)`: scores over what is usual, weighted by how near each class lies to the sentence."""
         near = torch.softmax(sentence_vectors(self._retriever, sentences) @ self._classes.T / 0.05, dim=1).double().numpy()
-        return (scores - self.usual) @ near.T
+        matched: Array = (scores - self.usual) @ near.T
+        return matched
 
 
 Curves = Mapping[str, Array]

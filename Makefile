@@ -56,6 +56,7 @@ bench-beside: .venv/.dev
 REAL ?= ../shared/data
 CAPTIONS ?= $(addprefix $(REAL)/,castella/train.jsonl castella/val.jsonl clotho_moment/val.jsonl clotho_moment/test.jsonl)
 HELD_OUT ?= $(REAL)/castella/test.jsonl
+WORDINGS = $(addprefix recipes/pocket/sound_bank/,groups.yaml audioset.yaml)
 # Half a minute to five, levels down to -5 dB, sounds that overlap and die away by themselves, truth where they can be heard; a third of
 # the queries about absent sounds.
 WILD = --min-scene-seconds 30 --max-scene-seconds 300 --min-snr-db -5 --overlap-share 0.35 --tail-seconds 1 --audible-db -10 --absent-share 0.34
@@ -64,7 +65,7 @@ EXTRACT = $(BIN)/python -m qamdetr extract --clip-seconds 0.5 --manifest build/s
 
 first-light: .venv/.train
 	$(BIN)/python -m recipes.pocket.sound_bank.build --real $(REAL) --output build/sounds
-	$(BIN)/python -m recipes.pocket.text --captions $(CAPTIONS) --held-out $(HELD_OUT) --output build/pocket-text --epochs 10
+	$(BIN)/python -m recipes.pocket.text --captions $(CAPTIONS) --wordings $(WORDINGS) --held-out $(HELD_OUT) --output build/pocket-text --epochs 10
 	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-text --output build/pocket-first --steps 3000
 	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first \
 		--output checkpoints/pocket-encoder --steps 2000 --learning-rate 1.2e-3 --warm-fraction 0

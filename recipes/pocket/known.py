@@ -38,10 +38,12 @@ PENALTY = 0.05
 FOLDS = 10
 
 
-def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any]:
+def build(groups: Path, classes: Path, taught: Path, dev: Path, output: Path) -> dict[str, Any]:
     """Write the table; returns what was measured."""
     encoder = open_streams(("pocket",), ("pocket",))
-    kinds = _kinds(groups, heard=True) + (_kinds(classes, heard=False) if classes.is_file() else [])
+    heard = {name for name, *_ in _kinds(taught)}
+    kinds = [(name, captions, name in heard) for name, captions in _kinds(groups) + _kinds(classes)]
+    kinds.sort(key=lambda kind: not kind[2])  # those that are heard come first
     taken: set[str] = set()  # a caption belongs to the first that has it
     captions, kind_of = [], []
     for index, (_, wordings, _) in enumerate(kinds):
@@ -77,10 +79,10 @@ def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any
     return {"kinds": len(kinds), "captions": len(captions), "taken_from": table["taken_from"], **report}
 
 
-def _kinds(path: Path, *, heard: bool) -> list[tuple[str, list[str], bool]]:
+def _kinds(path: Path) -> list[tuple[str, list[str]]]:
     """Read names and captions of groups (mappings with `captions`) or classes (lists)."""
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [(name, list(row["captions"] if isinstance(row, dict) else row), heard) for name, row in table.items()]
+    return [(name, list(row["captions"] if isinstance(row, dict) else row)) for name, row in table.items()]
 
 
 def _dev_sentences(path: Path, captions: set[str]) -> tuple[list[str], list[str]]:
@@ -149,9 +151,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build the table of known sounds.")
     parser.add_argument("--groups", type=Path, default=HERE / "sound_bank" / "groups.yaml")
     parser.add_argument("--classes", type=Path, default=HERE / "sound_bank" / "audioset.yaml")
+    parser.add_argument("--taught", type=Path, help="groups that the encoders were taught with sounds, if others than --groups")
     parser.add_argument("--output", type=Path, default=CHECKPOINT_DIR / POCKET_CHECKPOINT)
     arguments = parser.parse_args(argv)
-    measured = build(arguments.groups, arguments.classes, HERE / "known_dev.yaml", arguments.output)
+    taught = arguments.taught or arguments.groups
+    measured = build(arguments.groups, arguments.classes, taught, HERE / "known_dev.yaml", arguments.output)
     sys.stdout.write(json.dumps(measured, ensure_ascii=False, indent=1) + "\n")
 
 

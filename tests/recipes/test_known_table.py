@@ -15,7 +15,7 @@ def test_the_table_holds_groups_and_classes_and_tells_known_words_from_others(tm
     (tmp_path / "groups.yaml").write_text(yaml.safe_dump({name: {"captions": captions} for name, captions in GROUPS.items()}))
     (tmp_path / "classes.yaml").write_text(yaml.safe_dump({"Whistle": ["a whistle", "a dog barks"]}))
     (tmp_path / "dev.yaml").write_text(yaml.safe_dump(DEV))
-    measured = build(tmp_path / "groups.yaml", tmp_path / "classes.yaml", tmp_path / "dev.yaml", tmp_path)
+    measured = build(tmp_path / "groups.yaml", tmp_path / "classes.yaml", tmp_path / "groups.yaml", tmp_path / "dev.yaml", tmp_path)
     assert (measured["kinds"], measured["captions"], measured["known"], measured["unknown"]) == (3, 6, 12, 12), "none counts twice"
     table = KnownSounds(tmp_path)
     assert [(kind.name, kind.is_heard) for kind in table.kinds] == [("animal/dog", True), ("water/rain", True), ("Whistle", False)]

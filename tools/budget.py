@@ -23,7 +23,7 @@ BUDGETS = {
         "kernels": 1230,
     },
     **{"features": 2205, "data": 556, "inference": 1345, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
-    **{"export": 580, "cli": 1135, "ui": 5600},
+    **{"export": 580, "cli": 1142, "ui": 5600},
 }
 """Part of the package -> lines."""
 

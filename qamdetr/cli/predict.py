@@ -164,8 +164,8 @@ def _predict_files(options: PredictOptions) -> None:
     paths = list(dict.fromkeys(options.audio or ()))
     for path in paths:
         found = _answer(retriever, path, options.query or (), verifier, options, failures)
-        for text in dict.fromkeys(text for result in found for text in result.notes):
-            note(f"{path}: {text}")
+        for text, queries in _noted(found).items():
+            note(f"{path}: {', '.join(map(repr, queries))}: {text}" if len(queries) < len(found) else f"{path}: {text}")
         for result in found:
             wanted = tuple(moment for moment in result.moments if moment.score >= (options.min_score or 0))
             results.append(replace(result, audio=path, moments=wanted))
@@ -180,6 +180,15 @@ def _predict_files(options: PredictOptions) -> None:
         sys.stdout.write(EXPORTS[name].make(answers))
         sys.stdout.flush()
     raise_failures(failures, len(paths))
+
+
+def _noted(results: Sequence[Result]) -> dict[str, list[str]]:
+    """Return which queries each note is about."""
+    about: dict[str, list[str]] = {}
+    for result in results:
+        for text in result.notes:
+            about.setdefault(text, []).append(result.query)
+    return about
 
 
 def _answer(

@@ -144,16 +144,17 @@ class KnownSounds:
         near = self.nearest(text.pooled if text.pooled is not None else torch.zeros(self._captions.shape[1]))
         named = list(dict.fromkeys(f"“{kind.wordings[0]}”" for kind, _ in near))
         if 1 / (1 + math.exp(-logit)) < self._judge["from"]:
-            language = self._language(query)
-            said = f"This looks like {language}; these encoders know English words only" if language else "I do not know these words"
-            return Understood(False, (f"{said}; nearest: {', '.join(named[:NAMED])}.",))
+            if language := self._language(query):
+                return Understood(False, (f"This looks like {language}; these encoders know English words only.",))
+            return Understood(False, (f"I do not know these words; nearest: {', '.join(named[:NAMED])}.",))
         notes = []
         kind, cosine = near[0]
+        negation = _NEGATION.search(_GOES_ON.sub("", query))
         # Nothing to tell where the query is one of the captions, or holds all words of the plainest.
-        if self._taken_from <= cosine < SAME and not words_of(kind.wordings[:1]) - {"a", "an", "the"} <= words_of([query]):
+        if not negation and self._taken_from <= cosine < SAME and not words_of(kind.wordings[:1]) - {"a", "an", "the"} <= words_of([query]):
             notes.append(f"Taken as {named[0]}.")
-        if negation := _NEGATION.search(_GOES_ON.sub("", query)):
-            notes.append(f"“{negation.group()}” is not understood; the answer is about the other words.")
+        if negation:
+            notes.append(f"“{negation.group()}” is not understood: what it denies is asked for, too.")
         if counting := _COUNTING.search(query):
             notes.append(f"“{counting.group()}” is not understood: sounds are neither counted nor put in order.")
         return Understood(True, tuple(notes))

@@ -7,6 +7,7 @@ a YAML file, strict and with `extends:` like an experiment's (`qamdetr.config`);
 from __future__ import annotations
 
 import functools
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Generator, Mapping, Sequence
@@ -355,6 +356,8 @@ class MomentRetriever:
         calibration = () if self._system else self.config.inference.score_calibration  # of one checkpoint's scores, not of merged ones
         verified_k = self._system.top_k if self._system else self.config.inference.top_k
         ranking = Ranking(checker, beta, top_k, verified_k, float(self._mean(thresholds)[0]), self.encoder.name, calibration, protocol)
+        if isinstance(queries, str):
+            raise QamDetrError(f"The queries are one sentence, {queries!r}", "give a list of sentences, or use `retrieve`")
         given, known = texts is not None, self._known_sounds()
         texts = texts or [self.encoder.encode_query(check_query(query)) for query in queries]
         by_member = [member.decode(recording, texts, protocol=protocol, bypass=bypass) for member in self.members]
@@ -399,10 +402,12 @@ class MomentRetriever:
         The window's mean vector, put in words, stands where that of a sentence does, beside the tokens of the nearest known wording.
 
         Raises:
-            QamDetrError: Nothing of the window was encoded, or it is silent.
+            QamDetrError: It is no window, or nothing of it was encoded.
             ConfigError: The encoders have no table of known sounds.
         """
         known = self._known_sounds(must=True)
+        if not (math.isfinite(window[0]) and math.isfinite(window[1]) and window[0] < window[1]):
+            raise QamDetrError(f"The window is {window}", "give its start and its end in seconds, the end after the start")
         hop_seconds = recording.clip_seconds
         begins = recording.start_seconds + hop_seconds * torch.arange(recording.num_clips)
         shares = (begins + hop_seconds).clamp(max=window[1]) - begins.clamp(min=window[0])

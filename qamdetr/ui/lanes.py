@@ -218,7 +218,7 @@ def answer_message(result: Result, truth: Sequence[Window] | None, *, can_refuse
         return {"kind": "none", "title": "Nothing to show", "detail": "The model proposed no moment. Try other words for the same sound."}
     known_absent = truth is not None and not truth
     if not result.understood:
-        return {"kind": "absent", "title": "These words are not known", "detail": " ".join(result.notes)}
+        return {"kind": "absent", "title": "These words are not known", "detail": "What comes nearest is shown, marked as a guess."}
     if not result.found:
         enough = (
             "A sound like “{}” may be there, but the best guess is not sure enough"

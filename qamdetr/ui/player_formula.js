@@ -12,6 +12,9 @@ function isVerified(lane) {
   return lane.verifier !== "none" && lane.moments.every((row) => row.verifier_score !== null);
 }
 
+/** Whether the decoder's scores were made into probabilities, which are what is shown and blended. */
+const isCalibrated = (lane) => lane.moments.some((row) => row.probability !== row.decoder_score);
+
 /** Rows of a lane as they rank at a weight of the verifier, best first; `candidate` is the index in the lane's `moments`. */
 function ranked(lane, beta) {
   const verified = isVerified(lane);

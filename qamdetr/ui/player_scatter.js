@@ -11,7 +11,7 @@ function scatter(lane) {
   for (const value of [0, 0.5, 1]) {
     svg.append(label(String(value), x(value), y(0) + 20, "middle"), label(String(value), x(0) - 11, y(value) + 4, "end"));
   }
-  const across = label("Decoder score", x(0.5), box.height - 5, "middle");
+  const across = label(isCalibrated(lane) ? "Probability by the decoder" : "Decoder score", x(0.5), box.height - 5, "middle");
   const up = label("Verifier score", 0, 0, "middle");
   up.setAttribute("transform", `translate(9 ${y(0.5)}) rotate(-90)`);
   svg.append(across, up);
@@ -35,7 +35,7 @@ function label(text, x, y, anchor) {
 
 function point(lane, row, x, y) {
   const node = draw("g", { class: `qd-point ${row.likely && !row.guess ? "qd-likely" : "qd-unlikely"}`, tabindex: 0, role: "button" });
-  const words = `${row.rank}: ${windowWords(row)}, decoder ${figure(row.probability)}, verifier ${figure(row.verifier_score)}, score ${figure(row.score)}`;
+  const words = `${row.rank}: ${windowWords(row)}, ${isCalibrated(lane) ? "probability" : "decoder"} ${figure(row.probability)}, verifier ${figure(row.verifier_score)}, score ${figure(row.score)}`;
   node.setAttribute("aria-label", `Play moment ${words}`);
   const tip = draw("title", {});
   tip.textContent = words;

@@ -1,6 +1,7 @@
 // Below the plot, for each answer: what was found, the table of its candidates, and which of them are chosen for export.
 
 const IOU_COLUMN = { head: "IoU", help: "Overlap with the best true moment: 1 is exact, 0 is beside it", cell: (row) => figure(row.iou) };
+const PROBABILITY_COLUMN = { head: "Probability", help: "How often a moment of such a decoder score was right", cell: (row) => figure(row.probability) };
 const VERIFIER_COLUMNS = [
   { head: "Verifier", help: "How sure the verifier is", cell: (row) => figure(row.verifier_score) },
   { head: "Moved", help: "Places gained or lost against the decoder alone", cell: movedCell },
@@ -11,11 +12,12 @@ function columns(lane) {
     { head: "#", help: "Rank", cell: rankCell },
     { head: "Start", cell: (row) => clock(row.start, 1) },
     { head: "End", cell: (row) => clock(row.end, 1) },
-    { head: "Score", help: isVerified(lane) ? "Decoder and verifier, blended" : "The decoder's score", cell: scoreCell },
+    { head: "Score", help: scoreHelp(lane), cell: scoreCell },
     ...(lane.truth === null ? [] : [IOU_COLUMN]),
     { head: "Decoder", help: decoderFormula(lane), cell: (row) => figure(row.decoder_score) },
     { head: "Foreground", help: "How likely the window holds the sound", cell: (row) => figure(row.foreground) },
     { head: "Quality", help: hasQuality(lane) ? "How well the model thinks the window fits (predicted IoU)" : "Not in this ranking", cell: (row) => figure(row.quality) },
+    ...(isVerified(lane) && isCalibrated(lane) ? [PROBABILITY_COLUMN] : []),
     ...(isVerified(lane) ? VERIFIER_COLUMNS : []),
   ];
 }
@@ -52,10 +54,15 @@ function drawSections() {
 
 const decoderFormula = (lane) => (hasQuality(lane) ? "Foreground · quality" : "Foreground");
 
+function scoreHelp(lane) {
+  if (isVerified(lane)) return "Decoder and verifier, blended";
+  return isCalibrated(lane) ? PROBABILITY_COLUMN.help : "The decoder's score";
+}
+
 function captionOf(lane) {
-  const formula = isVerified(lane)
-    ? `Score = ${(1 - beta).toFixed(2)} · decoder + ${beta.toFixed(2)} · verifier`
-    : `Score = ${decoderFormula(lane).toLowerCase()}`;
+  const own = isCalibrated(lane) ? "probability" : "decoder";
+  const alone = isCalibrated(lane) ? "how often a moment of such a decoder score was right" : decoderFormula(lane).toLowerCase();
+  const formula = `Score = ${isVerified(lane) ? `${(1 - beta).toFixed(2)} · ${own} + ${beta.toFixed(2)} · verifier` : alone}`;
   return `Encoder: ${lane.encoder}. Verifier: ${lane.verifier}. ${formula}.`;
 }
 

@@ -35,7 +35,7 @@ def test_good_english_is_understood_however_it_is_put(known, pocket, query):
 
 SAID = {
     "a hound is barking": "Taken as \u201ca dog barks\u201d.",
-    "no speech": "\u201cno\u201d is not understood; the answer is about the other words.",
+    "no speech": "\u201cno\u201d is not understood: what it denies is asked for, too.",
     "rain without thunder": "\u201cwithout\u201d is not understood",
     "the third bark": "\u201cthird\u201d is not understood: sounds are neither counted nor put in order.",
     "two dogs bark": "\u201ctwo\u201d is not understood",
@@ -57,7 +57,7 @@ def test_nothing_is_said_where_nothing_has_to_be(known, pocket, query):
 UNKNOWN = {
     "the meaning of life": "I do not know these words; nearest: \u201c",
     "xqzvbn kkjh": "I do not know these words; nearest: \u201c",
-    "ein Kind lacht und der Hund bellt": "This looks like German; these encoders know English words only; nearest: \u201c",
+    "ein Kind lacht und der Hund bellt": "This looks like German; these encoders know English words only.",
     "quelqu'un chante dans la rue": "This looks like French",
     "\u0441\u043e\u0431\u0430\u043a\u0430": "This is written in Cyrillic letters; these encoders know English words only.",
     "\u72ac\u304c\u5420\u3048\u308b": "This is written in Japanese",

@@ -61,6 +61,9 @@ def test_more_like_a_window_finds_the_others(shipped, examples):
         QamDetrError, match=r"nothing to hear from 500 to 501 s of street.ogg; choose a window with sound between 0 and 90 s"
     ):
         shipped.retrieve_like(street, (500, 501))
+    for window in ((20.0, 10.0), (float("nan"), 3.0)):
+        with pytest.raises(QamDetrError, match="the end after the start"):
+            shipped.retrieve_like(street, window)
 
 
 def test_other_encoders_have_no_known_sounds():

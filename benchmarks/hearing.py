@@ -33,6 +33,7 @@ from tqdm import tqdm
 from benchmarks._timing import median_seconds, write_json
 from qamdetr.audio import Sound
 from qamdetr.data.manifest import PredictionEntry, QueryEntry, read_manifest
+from qamdetr.evaluation.calibration import expected_calibration_error
 from qamdetr.evaluation.compare import CONFIDENCE, bootstrap
 from qamdetr.evaluation.metrics import IOU_THRESHOLDS, LENGTH_EDGES_SECONDS, Matching, evaluate, match, query_scores
 from qamdetr.inference.candidates import runs_above
@@ -222,13 +223,18 @@ def trust(asked: Asked) -> list[Measure]:
     vids, present = np.array(asked.vids), asked.present
     right = np.zeros(len(present))
     right[present] = asked.matching.first_iou >= RIGHT_IOU
-    perhaps = np.array([getattr(result, "perhaps", False) for result in asked.results])
+    perhaps = np.array([result.perhaps for result in asked.results])
     return [
         measure(f"{asked.name}, absent recognised", ~asked.found[~present], vids[~present].tolist()),
         measure(f"{asked.name}, absent called perhaps", perhaps[~present], vids[~present].tolist()),
         measure(f"{asked.name}, present lost", ~asked.found[present], vids[present].tolist()),
         measure(f"{asked.name}, AUC", np.stack([asked.best, present], axis=1), asked.vids, _area_under_curve),
-        measure(f"{asked.name}, calibration error", np.stack([asked.best, right], axis=1), asked.vids, _calibration_error),
+        measure(
+            f"{asked.name}, calibration error",
+            np.stack([asked.best, right], axis=1),
+            asked.vids,
+            lambda drawn: expected_calibration_error(*drawn.T),
+        ),
     ]
 
 
@@ -238,12 +244,6 @@ def _area_under_curve(items: Array) -> float:
     if not len(present) or not len(absent):
         return 0.5  # a draw of recordings in which no sound is absent
     return float(stats.mannwhitneyu(present, absent).statistic / (len(present) * len(absent)))
-
-
-def _calibration_error(items: Array, bins: int = 10) -> float:
-    """Mean distance of scores from the share that is right, over `bins` equal ranges, of `(queries, 2)` scores and rightness."""
-    gaps = np.bincount(np.minimum((items[:, 0] * bins).astype(int), bins - 1), weights=items[:, 0] - items[:, 1])
-    return float(np.abs(gaps).sum() / len(items))
 
 
 def nonsense(retriever: MomentRetriever, asked: Asked, recordings: int) -> list[Measure]:

@@ -81,7 +81,7 @@ SWITCHES = (
 
 CHOSEN = Variant(
     "chosen",
-    "posterior, quality targets for all slots and one BiMamba layer: the shipped model's settings",
+    "posterior, quality targets for all slots and one BiMamba layer: as shipped with version 0.2",
     FULL.config,
     ("loss.quality_targets=all", "model.encoder_layers=1", "loss.saliency_clip=1", "loss.saliency_negative=mean"),
     {"decoder": (), "pooled": _POOLED},

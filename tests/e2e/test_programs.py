@@ -35,20 +35,7 @@ def client(app_url):
 def test_retrieve_answers_with_the_json_of_the_command_line(client, recordings):
     audio = gradio_client.handle_file(recordings["walk.wav"])
     answer = client.predict(audio, "a bell rings", 2, "pocket", 0.5, "qam-detr-pocket", api_name="/retrieve")
-    assert list(answer) == [
-        "audio",
-        "duration",
-        "query",
-        "found",
-        "tier",
-        "encoder",
-        "verifier",
-        "beta",
-        "moments",
-        "saliency",
-        "clip_seconds",
-        "notes",
-    ]
+    assert " ".join(answer) == "audio duration query found tier encoder verifier beta moments saliency clip_seconds notes"
     assert (answer["audio"], answer["duration"], len(answer["saliency"])) == ("walk.wav", pytest.approx(40.0), 80)
     assert 1 <= len(answer["moments"]) <= 2
     knots = load_checkpoint("qam-detr-pocket")[1].inference.score_calibration

@@ -108,20 +108,7 @@ def test_each_program_shows_what_was_asked(query, vtt, srt, rttm, table):
 def test_json_is_the_contract():
     (one,) = json.loads(as_text([RESULT], "json"))
     assert one == to_json_object(RESULT)
-    assert list(one) == [
-        "audio",
-        "duration",
-        "query",
-        "found",
-        "tier",
-        "encoder",
-        "verifier",
-        "beta",
-        "moments",
-        "saliency",
-        "clip_seconds",
-        "notes",
-    ]
+    assert " ".join(one) == "audio duration query found tier encoder verifier beta moments saliency clip_seconds notes"
     scores = {"score": 0.9, "decoder_score": 0.72, "foreground": 0.9, "quality": 0.8, "verifier_score": 0.95}
     assert list(one["moments"][0].items()) == [("start", 3661.25), ("end", 3665.5), *scores.items(), ("likely", True)]
     hostile = json.loads(as_text([replace(ABSENT, query=query) for query in HOSTILE_QUERIES], "json"))

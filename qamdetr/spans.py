@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,11 +83,13 @@ def nms(windows: Sequence[Window] | Tensor, scores: Sequence[float] | Tensor, ma
     """
     windows_xx = torch.as_tensor(windows, dtype=torch.float64).reshape(-1, 2)
     order = torch.as_tensor(scores, dtype=torch.float64).reshape(-1).argsort(descending=True, stable=True)
-    suppresses = (pairwise_iou(windows_xx, windows_xx) > max_iou).tolist()
+    suppresses = (pairwise_iou(windows_xx, windows_xx) > max_iou).cpu().numpy()
     kept: list[int] = []
+    dropped = np.zeros(len(suppresses), dtype=bool)
     for index in order.tolist():
-        if not any(suppresses[better][index] for better in kept):
+        if not dropped[index]:
             kept.append(index)
+            dropped |= suppresses[index]
     return kept
 
 

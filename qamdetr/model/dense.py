@@ -61,15 +61,17 @@ class DenseDecoder(nn.Module):
         `slots` of the output are the cells, the finest level first; those in the padding hold finite numbers that mean nothing
         (`DecoderOutput.valid`). `bypass_quality` leaves `quality_logits` None, as without the head.
         """
-        found, measured, cells = [], [], []
+        pooled, valid, cells = [], [], []
         for level, stride in zip(self.levels, self.strides, strict=True):
-            x, valid = masked_average_pool(memory, mask, stride) + level, mask[:, ::stride]
-            x = self.stem(x, valid)
-            found.append(self.find(x, valid))
-            measured.append(self.measure(x, valid))
+            # A cell of padding behind each level keeps it from the next: all go through the layers at once.
+            pooled.append(F.pad(masked_average_pool(memory, mask, stride) + level, (0, 0, 0, 1)))
+            valid.append(F.pad(mask[:, ::stride], (0, 1)))
             starts = torch.arange(0, mask.shape[1], stride, dtype=torch.float32, device=mask.device)
             cells.append(torch.stack([starts + 0.5 * stride, torch.full_like(starts, stride)], dim=-1))
-        inside, ends, grid = self.inside(torch.cat(found, dim=1)), torch.cat(measured, dim=1), torch.cat(cells)
+        x, usable, grid = torch.cat(pooled, dim=1), torch.cat(valid, dim=1), torch.cat(cells)
+        own = torch.cat([F.pad(torch.ones(len(level), dtype=torch.bool), (0, 1)) for level in cells]).nonzero()[:, 0].to(mask.device)
+        x = self.stem(x, usable)
+        inside, ends = self.inside(self.find(x, usable)[:, own]), self.measure(x, usable)[:, own]
         before, after = self.distances(ends).unbind(-1)
         middles, sizes = grid.unbind(-1)
         spans_clips = torch.stack([middles + 0.5 * (after - before) * sizes, F.softplus(before + after) * sizes], dim=-1)

@@ -89,16 +89,27 @@ class RetrieverOptions(EncoderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(RetrieverOptions):
+class ChoiceOptions:
+    """What of a recording is heard."""
+
+    start_seconds: float | None = option(None, "SECONDS", "hear from here on", "--from")
+    end_seconds: float | None = option(None, "SECONDS", "hear up to here", "--to")
+    channel: int | None = option(None, "N", "the channel that is heard, from 1 (default: the mean of all)")
+    track: int | None = option(None, "N", "of several audio tracks the one that is heard, from 1")
+
+    def choice(self) -> dict[str, Any]:
+        """Return what was said, as `retriever.encode` takes it."""
+        names = ("channel", "track", "start_seconds", "end_seconds")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(RetrieverOptions, ChoiceOptions):
     """What `predict` can be told."""
 
     audio: list[str] | None = option(None, "[AUDIO]...", "recordings, - for stdin; each is searched for every query", argument=True)
     query: list[str] | None = option(None, "TEXT", "what to find; may be given several times")
     manifest: str | None = option(None, "JSONL", "field JSONL with queries, in the place of AUDIO and --query")
-    start_seconds: float | None = option(None, "SECONDS", "search from here on", "--from")
-    end_seconds: float | None = option(None, "SECONDS", "search up to here", "--to")
-    channel: int | None = option(None, "N", "the channel that is heard, from 1 (default: the mean of all)")
-    track: int | None = option(None, "N", "of several audio tracks the one that is heard, from 1")
     top_k: int = option(10, "N", "most moments per query")
     everything: bool = option(False, "", "write all moments, and not only the likely ones", "--all")
     min_score: float | None = option(None, "S", "write the moments of this score or more, in the place of the likely ones")
@@ -122,7 +133,7 @@ def _check(options: PredictOptions) -> None:
     from qamdetr.inference.rerank import check_beta
     from qamdetr.inference.retriever import check_query
 
-    manifest, of_files = options.manifest is not None, _encode_choice(options) or options.everything or options.min_score is not None
+    manifest, of_files = options.manifest is not None, options.choice() or options.everything or options.min_score is not None
     if manifest:
         taken = options.audio or options.query or options.format
         refuse(taken, "--manifest brings its own recordings, queries and format", "leave out AUDIO, --query and --format")
@@ -196,7 +207,7 @@ def _answer(
 ) -> list[Result]:
     """Encode a recording once and answer all queries; one that cannot be read gives no results and adds to `failures`."""
     try:
-        recording = retriever.encode(path, **_encode_choice(options))
+        recording = retriever.encode(path, **options.choice())
     except AudioError as error:
         failures.append(str(error))
         return []
@@ -204,14 +215,8 @@ def _answer(
     return retriever.retrieve_many(recording, queries, top_k=options.top_k, verifier=verifier, beta=beta, protocol=protocol)
 
 
-def _encode_choice(options: PredictOptions) -> dict[str, Any]:
-    """Return what of a recording is heard, as far as it was said."""
-    names = ("channel", "track", "start_seconds", "end_seconds")
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
 @dataclass(frozen=True, kw_only=True)
-class HeardOptions(EncoderOptions):
+class HeardOptions(EncoderOptions, ChoiceOptions):
     """What `heard` can be told."""
 
     audio: list[str] = option(..., "AUDIO...", "recordings", argument=True)
@@ -225,7 +230,7 @@ def heard(options: HeardOptions) -> None:
     told, failures = [], []
     for path in dict.fromkeys(options.audio):
         try:
-            told.append((path, retriever.heard(retriever.encode(path))))
+            told.append((path, retriever.heard(retriever.encode(path, **options.choice()))))
         except AudioError as error:  # noqa: PERF203 - encoding takes far longer
             failures.append(str(error))
     if options.as_json:

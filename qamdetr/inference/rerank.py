@@ -61,12 +61,14 @@ def rank(
 
     Where a verifier fails, or gives no score in [0, 1] for each candidate, the decoder's ranking stands and a note says so.
     """
-    candidates, verifier = calibrated(decoded.candidates, ranking.calibration), ranking.verifier
+    verifier = ranking.verifier
+    # Calibration keeps the order, so without a verifier what comes after the first `top_k` cannot be among them.
+    looked_at = ranking.top_k if verifier is None else max(ranking.top_k, ranking.verified_k)
+    candidates = calibrated(decoded.candidates[:looked_at], ranking.calibration)
     found, perhaps = (words.known and tier == name for name in ("found", "perhaps"))
     scores: list[float] | None = None
     notes = (*recording.notes, *words.notes)
     if verifier is not None:
-        candidates = candidates[: max(ranking.top_k, ranking.verified_k)]
         try:
             scores = _checked(verifier.verify(recording, query, text, candidates), len(candidates))
         except Exception as error:

@@ -73,6 +73,8 @@ def merge_candidates(
     Besides plain suppression, a candidate that an inner edge may have cut gives way to an uncut one of another section that covers
     at least half of it, whatever their scores.
     """
+    if len(sections) == 1:  # which has its own doubles dropped already
+        return sorted(candidates[0], key=lambda candidate: -candidate.decoder_score)
     whole: list[tuple[Candidate, Section]] = []
     cut: list[tuple[Candidate, Section]] = []
     for section, found in zip(sections, candidates, strict=True):

@@ -207,12 +207,14 @@ def test_a_verifier_that_fails_leaves_the_decoders_ranking_and_notes(system, ora
 
 def test_heard_lists_the_known_sounds_of_each_recording(monkeypatch, capsys, shipped, examples):
     monkeypatch.setattr(MomentRetriever, "from_pretrained", lambda *_, **__: shipped)
-    monkeypatch.setattr(shipped, "encode", lambda path: examples[Path(path).name])
+    choices = []
+    monkeypatch.setattr(shipped, "encode", lambda path, **choice: choices.append(choice) or examples[Path(path).name])
     streets = ["assets/street.ogg", "assets/empty-room.ogg"]
     assert cli.main(["heard", *streets, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [row["audio"] for row in told] == streets
     siren = next(row for row in told[0]["heard"] if row["kind"] == "alarm/siren")
     assert (siren["wording"], siren["count"], siren["tier"]) == ("a siren wails", 1, "found")
-    assert cli.main(["heard", *streets]) == 0
+    assert cli.main(["heard", *streets, "--from", "10", "--to", "20.5", "--channel", "1"]) == 0
+    assert choices == [{}, {}, *2 * [{"channel": 1, "start_seconds": 10.0, "end_seconds": 20.5}]]
     assert f"{siren['score']:.3f}    1 x  found   a siren wails (alarm/siren)" in capsys.readouterr().out

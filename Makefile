@@ -52,10 +52,11 @@ bench-beside: .venv/.dev
 
 # Rebuilds the sound bank, the pocket encoders, the scenes and the shipped model (about two hours on two cores), then measures.
 # docs/pocket.md explains the steps. REAL: folder with esc10, sounds, sonic_pi_samples and speech. CAPTIONS: manifests whose sentences teach
-# the text encoder; HELD_OUT: one that measures it.
+# the text encoder; HELD_OUT: one that measures it; TEACHER: folder of the AudioSet tagger that teaches the audio encoder.
 REAL ?= ../shared/data
 CAPTIONS ?= $(addprefix $(REAL)/,castella/train.jsonl castella/val.jsonl clotho_moment/val.jsonl clotho_moment/test.jsonl)
 HELD_OUT ?= $(REAL)/castella/test.jsonl
+TEACHER ?= ../shared/teacher
 WORDINGS = $(addprefix recipes/pocket/sound_bank/,groups.yaml audioset.yaml)
 # Half a minute to five, levels down to -5 dB, sounds that overlap and die away by themselves, truth where they can be heard; a third of
 # the queries about absent sounds.
@@ -66,9 +67,9 @@ EXTRACT = $(BIN)/python -m qamdetr extract --clip-seconds 0.5 --manifest build/s
 first-light: .venv/.train
 	$(BIN)/python -m recipes.pocket.sound_bank.build --real $(REAL) --output build/sounds
 	$(BIN)/python -m recipes.pocket.text --captions $(CAPTIONS) --wordings $(WORDINGS) --held-out $(HELD_OUT) --output build/pocket-text --epochs 10
-	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-text --output build/pocket-first --steps 3000
-	$(BIN)/python -m recipes.pocket.audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first \
-		--output checkpoints/pocket-encoder --steps 2000 --learning-rate 1.2e-3 --warm-fraction 0
+	$(BIN)/python -m recipes.pocket.mixtures --bank build/sounds --teacher $(TEACHER) --output build/pool
+	$(BIN)/python -m recipes.pocket.audio --pool build/pool --bank build/sounds --text build/pocket-text --teacher $(TEACHER) \
+		--output checkpoints/pocket-encoder
 	$(BIN)/python -m recipes.pocket.known
 	$(call SYNTHESIZE,train) $(WILD) --backgrounds build/sounds/backgrounds-train --num-scenes 640 --seed 1 --captions-per-target 2
 	$(call SYNTHESIZE,val) $(WILD) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 2

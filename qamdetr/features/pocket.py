@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, conv1d, normalize, pad
+from torch.nn.functional import normalize, pad, relu6
 
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError
@@ -25,13 +25,15 @@ SAMPLE_RATE_HZ = 24_000
 HOP_SAMPLES = 375
 FRAMES_PER_CLIP = SAMPLE_RATE_HZ // HOP_SAMPLES  # 64, in the second that every vector sees, whatever the hop
 FFT_SAMPLES = 1024
-_OVERLAP_SAMPLES = FFT_SAMPLES - HOP_SAMPLES  # what the frames of some clips see beyond them
 NUM_MELS = 64
 MIN_HZ, MAX_HZ = 40.0, 11_800.0
 LOG_FLOOR = 1e-8
 MEL_STATS_DIM = 24
 
-SILENT_DB = -48.0  # mean mel power of noise at about -60 dB full scale; seconds below it, and far under the loudest, are silent
+HEARD_FRAMES, PATCH_FRAMES = 100, 96  # of 10 ms, in a second; which are seen at once
+WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+PATCH_LEVEL = 0.6  # mean magnitude that every patch is brought to, about what ordinary recordings have
+
 SILENT_BELOW_LOUDEST_DB = 40.0
 
 _SECTION_SECONDS = 120
@@ -58,49 +60,100 @@ def mel_power(samples: np.ndarray) -> Tensor:
 class MelFrontEnd:
     """Takes mono samples at 24 kHz in as they come and keeps their mel power, 16 kB per clip; the same bits however they are cut."""
 
-    rate_hz = SAMPLE_RATE_HZ
+    rate_hz, frames_per_second, fft_samples = SAMPLE_RATE_HZ, FRAMES_PER_CLIP, FFT_SAMPLES
 
     def __init__(self) -> None:
         self.begin()
 
+    def spectrum(self, samples: Tensor) -> Tensor:
+        """Return `(mels, frames)` of `(n,)` samples."""
+        window = torch.hann_window(FFT_SAMPLES)
+        spectrum = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True)
+        return mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square())
+
     def begin(self) -> None:
         """Forget what was heard."""
         # One array that grows in place, frames first: small ones among the spectra that come and go would scatter the memory.
-        self._power, self._frames = np.empty((0, NUM_MELS), dtype=np.float32), 0
+        self._kept, self._frames = np.empty((0, NUM_MELS), dtype=np.float32), 0
         # Frames are centred: the first reaches half a window before the recording.
-        self._held = [np.zeros(FFT_SAMPLES // 2, dtype=np.float32)]
+        self._held = [np.zeros(self.fft_samples // 2, dtype=np.float32)]
+        self._overlap = self.fft_samples - self.rate_hz // self.frames_per_second  # what the frames of some clips see beyond them
 
     def feed(self, samples: np.ndarray) -> None:
         """Take the next samples `(n,)` float32."""
         self._held.append(samples)
-        if sum(map(len, self._held)) >= _FRONT_END_CLIPS * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES:
+        if sum(map(len, self._held)) >= _FRONT_END_CLIPS * SAMPLE_RATE_HZ + self._overlap:
             self._take()
 
     def finish(self) -> Tensor:
-        """Return mel power `(mels, 64 * ceil(n / 24000))` of all `n` samples, and let go of it."""
+        """Return `(mels, frames_per_second * ceil(n / 24000))` of all `n` samples, and let go of it."""
         held_samples = sum(map(len, self._held))
-        clips = -(-(held_samples - FFT_SAMPLES // 2) // SAMPLE_RATE_HZ)
-        self._held.append(np.zeros(clips * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES - held_samples, dtype=np.float32))
+        clips = -(-(held_samples - self.fft_samples // 2) // SAMPLE_RATE_HZ)
+        self._held.append(np.zeros(clips * SAMPLE_RATE_HZ + self._overlap - held_samples, dtype=np.float32))
         self._take()
-        power = torch.from_numpy(self._power[: self._frames]).T.contiguous()
+        kept = torch.from_numpy(self._kept[: self._frames]).T.contiguous()
         self.begin()
-        return power
+        return kept
 
     def _take(self) -> None:
-        """Turn the whole clips that are held into power, and go on behind them."""
-        held, window = torch.from_numpy(np.concatenate(self._held)), torch.hann_window(FFT_SAMPLES)
-        clips = (len(held) - _OVERLAP_SAMPLES) // SAMPLE_RATE_HZ
+        """Turn the whole clips that are held into frames, and go on behind them."""
+        held = torch.from_numpy(np.concatenate(self._held))
+        clips = (len(held) - self._overlap) // SAMPLE_RATE_HZ
         for begin in range(0, clips, _FRONT_END_CLIPS):
             end = min(begin + _FRONT_END_CLIPS, clips)
-            part = held[begin * SAMPLE_RATE_HZ : end * SAMPLE_RATE_HZ + _OVERLAP_SAMPLES]
-            spectrum = torch.stft(part, FFT_SAMPLES, HOP_SAMPLES, window=window, center=False, return_complex=True)
-            power = mel_filterbank() @ (spectrum.real.square() + spectrum.imag.square())
-            filled = self._frames + power.shape[1]
-            if filled > len(self._power):
-                self._power.resize((filled * 3 // 2, NUM_MELS), refcheck=False)
-            self._power[self._frames : filled] = power.T.numpy()
+            mels = self.spectrum(held[begin * SAMPLE_RATE_HZ : end * SAMPLE_RATE_HZ + self._overlap])
+            filled = self._frames + mels.shape[1]
+            if filled > len(self._kept):
+                self._kept.resize((filled * 3 // 2, NUM_MELS), refcheck=False)
+            self._kept[self._frames : filled] = mels.T.numpy()
             self._frames = filled
         self._held = [held[clips * SAMPLE_RATE_HZ :].numpy().copy()]
+
+
+class EarFrontEnd(MelFrontEnd):
+    """As its parent, but keeps mel magnitudes as YAMNet takes them in: 64 bands up to 7.5 kHz of 25 ms every 10 ms; 26 kB per clip.
+
+    Source: https://github.com/tensorflow/models/tree/master/research/audioset/yamnet, there of 16 kHz. Much of what there is to learn from
+    holds nothing above 8 kHz.
+    """
+
+    frames_per_second, fft_samples = HEARD_FRAMES, 768
+
+    def spectrum(self, samples: Tensor) -> Tensor:
+        """Return `(mels, frames)` of `(n,)` samples."""
+        length, hop = SAMPLE_RATE_HZ // 40, SAMPLE_RATE_HZ // HEARD_FRAMES
+        spectrum = torch.stft(samples, 768, hop, length, torch.hann_window(length), center=False, return_complex=True)
+        return ear_filterbank() @ spectrum.abs()
+
+
+@functools.cache
+def ear_filterbank() -> Tensor:
+    """Return `(mels, bins)` triangles that are straight in HTK mels, which give magnitudes as of 16 kHz."""
+    lowest, highest, bins = (1127 * np.log1p(hz / 700) for hz in (125.0, 7500.0, np.arange(385) * SAMPLE_RATE_HZ / 768))
+    edges = np.linspace(lowest, highest, NUM_MELS + 2)[:, None]
+    rising, falling = (bins - edges[:-2]) / np.diff(edges, axis=0)[:-1], (edges[2:] - bins) / np.diff(edges, axis=0)[1:]
+    filters = np.minimum(rising, falling).clip(min=0) * 2 / 3
+    filters[:, 0] = 0
+    return torch.from_numpy(filters.astype(np.float32))
+
+
+def mel_magnitudes(samples: np.ndarray) -> Tensor:
+    """Return mel magnitudes `(64, 100 * ceil(n / 24000))` of mono samples `(n,)`, the last clip padded with silence."""
+    front_end = EarFrontEnd()
+    front_end.feed(samples)
+    return front_end.finish()
+
+
+def patches(magnitudes: Tensor) -> Tensor:
+    """Cut mel magnitudes `(batch, 64, 100 * seconds)` into the log mels `(batch, clips, 96, 64)` seen of each half second.
+
+    Each patch is brought to one level, so that gain cancels: a far dog is a dog, and so is one recorded low.
+    """
+    hop = HEARD_FRAMES // 2
+    beyond = (PATCH_FRAMES - hop) // 2
+    seen = pad(magnitudes, (beyond, beyond)).unfold(2, PATCH_FRAMES, hop)
+    level = seen.mean(dim=(1, 3), keepdim=True)
+    return torch.log(seen * (PATCH_LEVEL / (level + 1e-7)) + 0.001).permute(0, 2, 3, 1)
 
 
 def log_mel(power: Tensor) -> Tensor:
@@ -109,49 +162,52 @@ def log_mel(power: Tensor) -> Tensor:
 
 
 class PocketAudioModel(nn.Module):
-    """Log-mel frames to one unit vector per clip in the joint space; the light mix with neighbouring clips starts as the identity."""
+    """Mel magnitudes to one unit vector per half second in the joint space, each with the second around its middle in view.
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256), dim: int = 256) -> None:
+    Source: the shape of MobileNet (Howard et al., 2017, https://arxiv.org/abs/1704.04861) as YAMNet has it, which teaches it layer by layer
+    (`recipes.pocket.layers`); without batch normalisation.
+    """
+
+    def __init__(self, widths: Sequence[int] = WIDTHS, halved: Sequence[int] = (0, 2, 4, 6, 12), dim: int = 256) -> None:
         super().__init__()
-        stem, *stages = channels
-        # A learned shift per band makes the network's start independent of the recording's overall colour.
-        self.band_bias = nn.Parameter(torch.zeros(1, 1, NUM_MELS, 1))
-        self.stem = nn.Sequential(nn.Conv2d(1, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
-        blocks: list[nn.Module] = []
-        for index, (source, target) in enumerate(zip((stem, *stages), stages, strict=False)):
-            pair: list[nn.Module] = []
-            for width in (source, target):
-                pair += [nn.Conv2d(width, target, 3, padding=1, bias=False), nn.BatchNorm2d(target), nn.ReLU()]
-            blocks += [*([nn.AvgPool2d(2)] if index else []), nn.Sequential(*pair)]
-        self.stages = nn.Sequential(*blocks)
-        self.frame = nn.Sequential(nn.Conv1d(2 * stages[-1], dim, 1), nn.ReLU())
-        self.smooth = nn.Conv1d(dim, dim, 3, padding=1, groups=dim)
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(2 * dim, dim), nn.ReLU(), nn.Dropout(0.2))
-        self.context = nn.Conv1d(dim, dim, 3, padding=1)
-        nn.init.zeros_(self.context.weight)
-        nn.init.zeros_(self.context.bias)  # type: ignore[arg-type]
-        self.output = nn.Linear(dim, dim)
+        layers: list[nn.Module] = []
+        for index, (source, target) in enumerate(zip((1, *widths), widths, strict=False)):
+            stride = 2 if index in halved else 1
+            if index == 0:
+                layers.append(CutConvolution(source, target, 3, stride))
+            else:
+                layers += [CutConvolution(source, source, 3, stride, groups=source), CutConvolution(source, target, 1)]
+        self.layers = nn.ModuleList(layers)
+        self.straight = nn.Linear(widths[-1], dim)
+        self.bent = nn.Sequential(nn.Linear(widths[-1], widths[-1] // 2), nn.ReLU(), nn.Linear(widths[-1] // 2, dim))
 
-    def forward(self, log_mels: Tensor, clip_seconds: float = 1.0) -> Tensor:
-        """Encode `(batch, mels, 64 * seconds)` log-mels to unit vectors `(batch, clips, dim)`, a clip for each `clip_seconds`."""
-        return normalize(self.output(self.hidden(log_mels, clip_seconds)).float(), dim=-1)
+    def forward(self, magnitudes: Tensor) -> Tensor:
+        """Encode mel magnitudes `(batch, 64, 100 * seconds)` to unit vectors `(batch, clips, dim)`."""
+        seen = patches(magnitudes)
+        return self.to_joint(self.states(seen.flatten(0, 1))).reshape(*seen.shape[:2], -1)
 
-    def hidden(self, log_mels: Tensor, clip_seconds: float = 1.0) -> Tensor:
-        """Encode log-mels likewise to the states before the joint space; a clip of any hop is seen with the second around its middle."""
-        # Loudness of the last second and a half or so is taken away: a far dog is a dog.
-        level = avg_pool1d(log_mels.mean(dim=1, keepdim=True), 97, stride=1, padding=48, count_include_pad=False)
-        x = ((log_mels - level).unsqueeze(1) + self.band_bias).contiguous(memory_format=torch.channels_last)
-        x = self.stages(self.stem(x))
-        x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)
-        x = self.frame(x)
-        x = x + self.smooth(x)
-        second = x.shape[2] * FRAMES_PER_CLIP // log_mels.shape[-1]
-        hop = round(second * clip_seconds)
-        clips = pad(x, ((second - hop) // 2,) * 2, mode="replicate").unfold(2, second, hop)
-        hidden: Tensor = self.head(torch.cat([clips.mean(dim=-1), clips.amax(dim=-1)], dim=1).transpose(1, 2))
-        apart = second // hop  # the neighbours are those a second away
-        mixed = conv1d(hidden.transpose(1, 2), self.context.weight, self.context.bias, padding=apart, dilation=apart)
-        return hidden + mixed.transpose(1, 2)
+    def states(self, seen: Tensor) -> Tensor:
+        """Return `(patches, 1024)` from 0 to 6, of `(patches, 96, 64)`: what the teacher's embedding is."""
+        x: Tensor = seen.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        for layer in self.layers:
+            x = layer(x)
+        return x.mean(dim=(2, 3))
+
+    def to_joint(self, states: Tensor) -> Tensor:
+        """Map states `(…, 1024)` to unit vectors `(…, dim)` in the joint space."""
+        return normalize((self.straight(states) + self.bent(states)).float(), dim=-1)
+
+
+class CutConvolution(nn.Conv2d):
+    """A square convolution that gives 0 ... 6; where it halves the map, its margin lies behind it rather than around."""
+
+    def __init__(self, source: int, target: int, size: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(source, target, size, stride, padding=size // 2 if stride == 1 else 0, groups=groups)
+        around = size // 2
+        self.margins = (around,) * 4 if stride == 1 else (0, size - stride) * 2  # of a map, on its four sides
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return relu6(super().forward(x if self.stride == (1, 1) else pad(x, self.margins)), inplace=True)
 
 
 def at_hop(describe: Callable[[Tensor], Tensor], power: Tensor, clip_seconds: float) -> Tensor:
@@ -167,12 +223,9 @@ def at_hop(describe: Callable[[Tensor], Tensor], power: Tensor, clip_seconds: fl
     return torch.stack([even, odd], dim=1).flatten(0, 1)
 
 
-def audible_clips(power: Tensor, clip_seconds: float = 1.0) -> Tensor:
-    """Return `(clips,)` bool of mel power `(mels, 64 * seconds)`: False where what is seen of a clip is silent, see `SILENT_DB`."""
-    # The outermost frames reach into the neighbouring seconds.
-    seen = at_hop(lambda part: part.reshape(NUM_MELS, -1, FRAMES_PER_CLIP)[:, :, 2:-2].mean(dim=(0, 2)), power, clip_seconds)
-    level_db = 10 * torch.log10(seen + 1e-12)
-    return (level_db > SILENT_DB) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
+def audible(level_db: Tensor, silent_db: float) -> Tensor:
+    """Return which of `(clips,)` levels are not silence: above what is silent by itself, or not far under the loudest."""
+    return (level_db > silent_db) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
 
 
 def mel_stats(power: Tensor) -> Tensor:
@@ -237,15 +290,19 @@ def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Pocket(AudioStream, TextStream):
     """`(clips, 256)` unit vectors in the joint space, zero for silent clips; `(tokens, 256)` states and the pooled joint vector."""
 
-    listener, hops_seconds = MelFrontEnd, (1.0, 0.5)
+    listener: type[MelFrontEnd] = EarFrontEnd
+    silent_db = -28.2  # level, in the listener's scale, of noise at about -60 dB full scale
+    hops_seconds: tuple[float, ...] = (1.0, 0.5)
+    checkpoint = POCKET_CHECKPOINT
+    network: type[nn.Module] = PocketAudioModel
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         super().__init__(folder, options)  # the weights are the shipped ones, whatever these say
         from safetensors.torch import load_file
 
-        folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
+        folder = CHECKPOINT_DIR / self.checkpoint
         files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
-        audio, text = PocketAudioModel(), PocketTextModel()
+        audio, text = self.network(), PocketTextModel()
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
             text.load_state_dict(unpack_state(load_file(files[1])))
@@ -265,18 +322,31 @@ class Pocket(AudioStream, TextStream):
         return KnownSounds.beside(self._folder)
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
-        """Encode mel power `(mels, 64 * seconds)` in sections, so that memory stays bounded; they overlap to agree at the seams."""
-        seconds, hop = kept.shape[-1] // FRAMES_PER_CLIP, self.options.clip_seconds
+        """Encode what the listener kept in sections, so that memory stays bounded; they overlap to agree at the seams."""
+        frames, hop = self.listener.frames_per_second, self.options.clip_seconds
+        seconds = kept.shape[-1] // frames
         rows = []
         for begin in range(0, seconds, _SECTION_SECONDS):
             yield Step(self.name, begin / seconds)
             end = min(begin + _SECTION_SECONDS, seconds)
             first, last = max(begin - _SECTION_MARGIN_SECONDS, 0), min(end + _SECTION_MARGIN_SECONDS, seconds)
             with torch.inference_mode():
-                section = kept[:, first * FRAMES_PER_CLIP : last * FRAMES_PER_CLIP]
-                encoded = self.audio_model(log_mel(section).unsqueeze(0), hop)[0]
+                encoded = self.encode_section(kept[:, first * frames : last * frames])
                 rows.append(encoded[round((begin - first) / hop) : round((end - first) / hop)])
-        return torch.cat(rows) * audible_clips(kept, hop)[:, None]
+        return torch.cat(rows) * self.audible(kept)[:, None]
+
+    def encode_section(self, kept: Tensor) -> Tensor:
+        """Encode mel magnitudes `(64, 100 * seconds)` at once to unit vectors `(clips, 256)`; a second is the mean of its halves."""
+        vectors: Tensor = self.audio_model(kept.unsqueeze(0))[0]
+        if self.options.clip_seconds == 1.0:
+            vectors = normalize(vectors[::2] + vectors[1::2], dim=-1)
+        return vectors
+
+    def audible(self, kept: Tensor) -> Tensor:
+        """Return `(clips,)` bool: False where a clip is silent."""
+        frames = round(self.listener.frames_per_second * self.options.clip_seconds)
+        level = kept.square().mean(dim=0).reshape(-1, frames)[:, 2:-2].mean(dim=1)  # the outermost reach beyond
+        return audible(10 * torch.log10(level + 1e-12), self.silent_db)
 
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:

@@ -1,10 +1,11 @@
-"""Trains the pocket audio encoder against the distilled text encoder, and the map of text into their joint space.
+r"""Trains the pocket audio encoder on a pool of taught mixtures, and the map of text into the space both share.
 
-    python -m recipes.pocket.audio --bank build/sounds --text build/pocket-text --output build/pocket-first
-    python -m recipes.pocket.audio --bank build/sounds --text build/pocket-first --init-from build/pocket-first --output …
+    python -m recipes.pocket.audio --pool build/pool --bank build/sounds --text build/pocket-text --teacher ../shared/teacher \
+        --output checkpoints/pocket-encoder
 
-Each clip of a mixture should lie near the captions of the groups that sound in it and far from all others: a softmax over groups (which
-sound is it) and a sigmoid per group (is it there at all). Sentence vectors stay as the teacher placed them; only a linear map is learned,
+First the network learns to see in a mel spectrum what the teacher sees (embedding, scores, a map of a layer within) and which groups of the
+bank sound. Then, on its states, the joint space: a clip should lie near the captions of the groups that sound in it, and of the
+classes that the teacher hears, and far from all others. Sentence vectors stay as their teacher placed them; only a linear map is learned,
 so that words outside the captions keep their neighbours.
 """
 
@@ -15,105 +16,193 @@ import csv
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, normalize, pad
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.functional import binary_cross_entropy_with_logits, dropout, log_softmax, normalize
 
-from qamdetr.features.pocket import (
-    FRAMES_PER_CLIP,
-    PocketAudioModel,
-    PocketTextModel,
-    log_mel,
-    unpack_state,
-)
-from recipes.pocket.mixtures import MixtureMaker, Source, load_backgrounds, load_sources
-from recipes.pocket.sound_bank.build import ESC10_GROUPS, TRAIN_BANKS, load_groups
+from qamdetr.features.pocket import PocketAudioModel, PocketTextModel, patches, unpack_state
+from recipes.pocket import teacher
+from recipes.pocket.layers import teach_layers
+from recipes.pocket.mixtures import AUDIBLE_DB, MASKED_DB, NUM_CELLS
+from recipes.pocket.sound_bank.build import TRAIN_BANKS, load_groups
 from recipes.pocket.text import encode_batch, pack_state
 
-REAL_GROUP_WEIGHT = 6.0
-"""Groups of real recordings from many places are drawn this much more often than generated ones."""
+# fmt: off
+GENERAL_CLASSES = frozenset({
+    "Animal", "Domestic animals, pets", "Livestock, farm animals, working animals", "Wild animals", "Outside, urban or manmade",
+    "Outside, rural or natural", "Inside, small room", "Inside, large room or hall", "Inside, public space", "Sound effect", "Silence",
+    "Vehicle", "Field recording", "Reverberation", "Echo", "Noise", "Environmental noise", "Static", "Single-lens reflex camera",
+    "Cacophony", "White noise", "Pink noise", "Distortion", "Sidetone", "Throbbing", "Vibration", "Mechanisms", "Tools", "Human sounds",
+    "Respiratory sounds", "Motor vehicle (road)",
+})
+# fmt: on
+"""Classes whose scores say little of which sound it is, and would win over those that do."""
 
 
 @dataclass(frozen=True)
 class AudioTrainConfig:
-    """The optimisation of the audio encoder."""
+    """How much the network is taught, and the optimisation of the joint space."""
 
     seed: int = 0
-    steps: int = 3000
-    batch_size: int = 32
-    num_clips: int = 5
+    patches: int = 4000
+    steps: int = 2000
+    batch_size: int = 1024
     learning_rate: float = 2e-3
-    joint_learning_rate: float = 2e-4
-    warm_fraction: float = 0.3  # of the steps, in which mixtures go from easy to hard
+    map_learning_rate: float = 3e-4
     weight_decay: float = 0.02
-    ema_decay: float = 0.998
-    sentence_noise: float = 0.35
-    joint_anchor: float = 0.3
+    class_weight: float = 0.5
+    anchor_weight: float = 0.3
+    sentence_noise: float = 0.5
+    dropout: float = 0.2
     threads: int = 2
 
 
-class JointObjective(nn.Module):
-    """Softmax and sigmoid losses of clip vectors against group captions, with learned scales."""
+@dataclass(frozen=True)
+class Cells:
+    """Half seconds of the pool: what is heard in them and what is known of them; shapes `(cells, …)`."""
 
-    def __init__(self, text: PocketTextModel, captions: Sequence[Tensor], ancestors: Tensor) -> None:
-        super().__init__()
-        self.joint = text.joint
-        self.captions = captions
-        self.ancestors = ancestors
-        self.classifier = nn.Linear(text.joint.out_features, len(captions))  # a plain classifier beside the joint space speeds up the start
-        self.log_scale = nn.Parameter(torch.tensor(3.4))
-        self.presence = nn.Parameter(torch.tensor([2.3, -3.0]))  # log of scale, and offset, of the presence logit
-        with torch.no_grad():
-            self.anchor = self._similarity_of_captions()
-
-    def draw_sentences(self, noise: float) -> Tensor:
-        """Return `(groups, sentence_dim)`: per group a random point between two of its captions, with noise."""
-        rows = []
-        for bank in self.captions:
-            first, second = torch.randint(len(bank), (2,)).tolist()
-            rows.append(torch.lerp(bank[first], bank[second], float(torch.rand(())) * 0.7))
-        sentences = normalize(torch.stack(rows), dim=-1)
-        return normalize(sentences + noise * torch.randn_like(sentences) / sentences.shape[-1] ** 0.5, dim=-1)
-
-    def forward(self, audio: Tensor, hidden: Tensor, labels: Tensor, counted: Tensor, noise: float) -> tuple[Tensor, ...]:
-        """Return softmax, presence, anchor and classifier losses of `(batch, clips, dim)` audio; labels `(batch, clips, groups)`."""
-        text = normalize(self.joint(self.draw_sentences(noise)), dim=-1)
-        cosine = audio @ text.T
-        leaf = labels * ~self.ancestors
-        allowed = (counted & ~self.ancestors) | (leaf > 0)
-        softmax_loss = _which(self.log_scale.exp() * cosine, leaf, allowed)
-        classifier_loss = _which(self.classifier(hidden), leaf, allowed)
-        presence_logit = self.presence[0].exp() * cosine + self.presence[1]
-        presence = binary_cross_entropy_with_logits(presence_logit, labels, reduction="none", pos_weight=torch.tensor(4.0))
-        presence_loss = (presence * counted).sum() / counted.sum() * 10
-        anchor_loss = (self._similarity_of_captions() - self.anchor).square().mean() * 10
-        return softmax_loss, presence_loss, anchor_loss, classifier_loss
-
-    def _similarity_of_captions(self) -> Tensor:
-        """Cosines of a fixed spread of captions in the joint space; held near their start so that meaning is kept."""
-        sample = torch.cat([bank[:3] for bank in self.captions])
-        joint = normalize(self.joint(sample), dim=-1)
-        return joint @ joint.T
+    states: Tensor  # (…, 1024) the teacher's embedding, which the network gives too
+    logits: Tensor  # (…, 521) of the teacher
+    labels: Tensor  # (…, groups) 1 where a group sounds
+    counted: Tensor  # (…, groups) False where that cannot be said
 
 
-def _which(logits: Tensor, leaf: Tensor, allowed: Tensor) -> Tensor:
-    """Cross-entropy of `(batch, clips, groups)` logits against the sounding groups, over clips in which something sounds."""
-    log_probability = log_softmax(logits.masked_fill(~allowed, -1e4), dim=-1)
-    sounding = leaf.sum(dim=-1)
-    loss = -(leaf * log_probability).sum(dim=-1) / sounding.clamp(min=1)
+class Pool:
+    """The mixtures of folders, in memory."""
+
+    def __init__(self, folders: Sequence[Path], groups: Sequence[str]) -> None:
+        self.groups = groups
+        # Row of a group marks itself and its ancestors: captions of `speech` describe `speech/man`.
+        self._rows = {name: np.array([f"{name}/".startswith(f"{group}/") for group in groups]) for name in groups}
+        self._mixtures: list[tuple[list[str], dict[str, NDArray[np.generic]]]] = []
+        for folder in folders:
+            names = json.loads((folder / "sources.json").read_text(encoding="utf-8"))
+            for file in sorted(folder.glob("*.npz")):
+                with np.load(file) as shard:
+                    columns = {key: shard[key] for key in shard.files}
+                self._mixtures += [(names, {key: column[row] for key, column in columns.items()}) for row in range(len(columns["logits"]))]
+
+    def __len__(self) -> int:
+        return len(self._mixtures)
+
+    def mixture(self, index: int) -> Cells:
+        """Return all cells of a mixture."""
+        names, kept = self._mixtures[index]
+        labels = np.zeros((NUM_CELLS, len(self.groups)), dtype=np.float32)
+        counted = np.ones(labels.shape, dtype=bool)
+        for source, level_db, share in zip(kept["source"], kept["level_db"], kept["share"], strict=True):
+            if source < 0:
+                continue
+            heard, unheard = (level_db > AUDIBLE_DB) & (share > 0.25), (level_db < MASKED_DB) | (share < 0.04)
+            row = self._rows[names[source]]
+            labels[np.ix_(heard, row)] = 1.0
+            counted[np.ix_(~heard & ~unheard, row)] = False
+        states = (torch.from_numpy(kept["embedding"]).float() - teacher.NOTHING) * teacher.EMBEDDING_STEP
+        logits = (torch.from_numpy(kept["logits"]).float() - teacher.LOGIT_ZERO) * teacher.LOGIT_STEP
+        return Cells(states, logits, torch.from_numpy(labels), torch.from_numpy(counted | (labels > 0)))
+
+    def seen(self, index: int) -> Tensor:
+        """Return the patches `(cells, 96, 64)` of a mixture."""
+        return patches(torch.from_numpy(self._mixtures[index][1]["magnitudes"]).float()[None])[0]
+
+    def everything(self) -> Cells:
+        """Return the cells of all mixtures."""
+        mixtures = [astuple(self.mixture(index)) for index in range(len(self))]
+        return Cells(*(torch.cat(column) for column in zip(*mixtures, strict=True)))
+
+
+def which(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+    """Cross-entropy of `(…, groups)` logits against the groups that sound, over cells in which something sounds."""
+    log_probability = log_softmax(logits.masked_fill(~counted, -1e4), dim=-1)
+    sounding = labels.sum(dim=-1)
+    loss = -(labels * log_probability).sum(dim=-1) / sounding.clamp(min=1)
     return loss.sum() / (sounding > 0).sum().clamp(min=1)
 
 
+class JointObjective(nn.Module):
+    """Losses of clip vectors against the captions of groups and of the teacher's classes, with learned scales."""
+
+    def __init__(self, text: PocketTextModel, groups: Sequence[Tensor], classes: Sequence[Tensor], ancestors: Tensor) -> None:
+        super().__init__()
+        self.joint, self.groups, self.classes, self.ancestors = text.joint, groups, classes, ancestors
+        self.log_scale = nn.Parameter(torch.full((2,), 3.0))
+        self.presence = nn.Parameter(torch.tensor([2.3, -3.0]))  # log of scale, and offset, of the presence logit
+        self.fixed = torch.cat([bank[:2] for bank in (*groups, *classes)])
+        with torch.no_grad():
+            self.anchor = self._similarities()
+
+    def forward(self, audio: Tensor, labels: Tensor, counted: Tensor, shares: Tensor, noise: float) -> tuple[Tensor, ...]:
+        """Return losses of groups, classes, presence, anchor of unit vectors `(batch, dim)`; `shares` `(batch, classes)` sum to <= 1."""
+        cosine = audio @ self._draw(self.groups, noise).T
+        leaves = labels * ~self.ancestors
+        groups = which(self.log_scale[0].exp() * cosine, leaves, (counted & ~self.ancestors) | (leaves > 0))
+        log_probability = log_softmax(self.log_scale[1].exp() * (audio @ self._draw(self.classes, noise).T), dim=-1)
+        classes = -(shares * log_probability).sum() / shares.sum().clamp(min=1)
+        logit = self.presence[0].exp() * cosine + self.presence[1]
+        presence = binary_cross_entropy_with_logits(logit, labels, reduction="none", pos_weight=torch.tensor(4.0))
+        return groups, classes, (presence * counted).sum() / counted.sum() * 10, (self._similarities() - self.anchor).square().mean() * 10
+
+    def _draw(self, banks: Sequence[Tensor], noise: float) -> Tensor:
+        """Return `(banks, dim)`: per bank a random point between two of its captions, with noise, in the joint space."""
+        begins, sizes = torch.tensor([[0, *map(len, banks[:-1])], [*map(len, banks)]])
+        first, second = begins.cumsum(0) + (torch.rand(2, len(banks)) * sizes).long()
+        captions = torch.cat([*banks])
+        sentences = normalize(torch.lerp(captions[first], captions[second], 0.7 * torch.rand(len(banks), 1)), dim=-1)
+        sentences = normalize(sentences + noise * torch.randn_like(sentences) / sentences.shape[-1] ** 0.5, dim=-1)
+        return normalize(self.joint(sentences), dim=-1)
+
+    def _similarities(self) -> Tensor:
+        """Cosines of a fixed spread of captions in the joint space; held near their start so that meaning is kept."""
+        joint = normalize(self.joint(self.fixed), dim=-1)
+        return joint @ joint.T
+
+
+def class_shares(logits: Tensor) -> Tensor:
+    """Turn the teacher's `(cells, classes)` logits into what each class has in a cell, beyond its usual score.
+
+    Rows sum to how sure the teacher is that it hears anything in particular, in [0, 1].
+    """
+    probability = torch.sigmoid(logits)
+    usual = probability.mean(dim=0)
+    beyond = ((probability - 1.2 * usual).clamp(min=0) / (usual + 0.01).sqrt()) ** 1.3
+    sure = ((probability.amax(dim=-1, keepdim=True) - 0.12) / 0.4).clamp(0, 1)
+    return sure * beyond / beyond.sum(dim=-1, keepdim=True).clamp(min=1e-9)
+
+
+def train_joint(model: PocketAudioModel, objective: JointObjective, heard: Cells, classes: Sequence[int], config: AudioTrainConfig) -> None:
+    """Train the last layers of the network and the map of text; `classes` are columns of the logits."""
+    torch.manual_seed(config.seed)
+    shares = class_shares(heard.logits[:, classes])
+    fast = [*model.straight.parameters(), *model.bent.parameters(), objective.log_scale, objective.presence]
+    rates = [config.learning_rate, config.map_learning_rate]
+    optimizer = torch.optim.AdamW(
+        [{"params": fast, "lr": rates[0]}, {"params": objective.joint.parameters(), "lr": rates[1]}], weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=config.steps, pct_start=0.1)
+    for step in range(1, config.steps + 1):
+        drawn = torch.randint(len(heard.states), (config.batch_size,))
+        audio = model.to_joint(dropout(heard.states[drawn], config.dropout))
+        losses = objective(audio, heard.labels[drawn], heard.counted[drawn], shares[drawn], config.sentence_noise)
+        loss = losses[0] + config.class_weight * losses[1] + losses[2] + config.anchor_weight * losses[3]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0:
+            log(f"joint {step}/{config.steps}: " + ", ".join(f"{float(value.detach()):.3f}" for value in losses))
+
+
 def load_text(folder: Path) -> tuple[PocketTextModel, Tokenizer]:
-    """Load the distilled text encoder; its joint map starts as the main directions of the sentence space."""
+    """Load the distilled text encoder."""
     model = PocketTextModel()
     model.load_state_dict(unpack_state(load_file(folder / "text.safetensors")))
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -125,83 +214,6 @@ def embed(model: PocketTextModel, tokenizer: Tokenizer, sentences: Sequence[str]
     with torch.no_grad():
         sentences_out: Tensor = model(ids, mask)[1]
     return sentences_out
-
-
-@torch.inference_mode()
-def zero_shot(model: PocketAudioModel, text: Tensor, sources: Sequence[Source], groups: Sequence[str]) -> dict[str, float]:
-    """Classify clips and one-second windows among `groups` by the cosine with `text` `(groups, dim)`; accuracies in percent.
-
-    As in serving, a recording is padded to whole seconds; seconds 40 dB under the loudest do not count.
-    """
-    right, windows = 0, []
-    for source in sources:
-        power = torch.from_numpy(source.powers[0])
-        power = pad(power, (0, -power.shape[1] % FRAMES_PER_CLIP))
-        level_db = 10 * torch.log10(power.reshape(power.shape[0], -1, FRAMES_PER_CLIP).mean(dim=(0, 2)) + 1e-12)
-        cosine = model(log_mel(power).unsqueeze(0))[0] @ text.T
-        heard = level_db > level_db.max() - 40
-        truth = groups.index(source.group)
-        right += int(cosine[heard].mean(dim=0).argmax() == truth)
-        windows.append((cosine[heard].argmax(dim=-1) == truth).float())
-    return {"clips": 100 * right / len(sources), "windows": 100 * float(torch.cat(windows).mean())}
-
-
-def train(
-    audio: PocketAudioModel,
-    objective: JointObjective,
-    maker: MixtureMaker,
-    config: AudioTrainConfig,
-    validate: Callable[[PocketAudioModel], dict[str, float]],
-) -> PocketAudioModel:
-    """Train and return the averaged (EMA) audio encoder."""
-    torch.manual_seed(config.seed)
-    ema = AveragedModel(audio, avg_fn=_growing_average(config.ema_decay), use_buffers=True)
-    joint = list(objective.joint.parameters())
-    fast = [*audio.parameters(), *(p for p in objective.parameters() if all(p is not other for other in joint))]
-    rates = [config.learning_rate, config.joint_learning_rate]
-    groups = [{"params": fast, "lr": rates[0]}, {"params": joint, "lr": rates[1]}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=config.steps, pct_start=0.1)
-    sums = np.zeros(4)
-    for step in range(1, config.steps + 1):
-        audio.train()
-        maker.difficulty = min(1.0, step / max(config.warm_fraction * config.steps, 1))
-        log_mels, labels, counted = maker.batch(config.batch_size)
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = audio.hidden(log_mels)
-        hidden = hidden.float()
-        vectors = normalize(audio.output(hidden), dim=-1)
-        losses = objective(vectors, hidden, labels, counted, config.sentence_noise)
-        loss = losses[0] + losses[1] + config.joint_anchor * losses[2] + losses[3]
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(fast, 5.0)
-        optimizer.step()
-        schedule.step()
-        ema.update_parameters(audio)
-        sums += [float(value.detach()) for value in losses]
-        if step % 100 == 0:
-            which, presence, anchor, classifier = sums / 100
-            sums[:] = 0
-            scores = validate(_averaged(ema)) if step % 300 == 0 or step == config.steps else {}
-            losses_text = f"which {which:.3f}, presence {presence:.3f}, anchor {anchor:.4f}, classifier {classifier:.3f}"
-            log(f"step {step}/{config.steps}: {losses_text} {scores}")
-    return _averaged(ema)
-
-
-def _averaged(ema: AveragedModel) -> PocketAudioModel:
-    model: PocketAudioModel = ema.module.eval()  # type: ignore[assignment]
-    return model
-
-
-def _growing_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Average that forgets the untrained start soon: the decay grows towards its final value."""
-
-    def average(kept: Tensor, new: Tensor, updates: Tensor | int) -> Tensor:
-        rate = min(decay, (1 + int(updates)) / (10 + int(updates)))
-        return kept + (1 - rate) * (new - kept) if kept.is_floating_point() else new
-
-    return average
 
 
 def write_attribution(folders: Sequence[Path], path: Path) -> None:
@@ -222,46 +234,53 @@ def log(message: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the training from the command line."""
     parser = argparse.ArgumentParser(description="Train the pocket audio encoder.")
-    parser.add_argument("--bank", type=Path, required=True, help="folder made by recipes.pocket.sound_bank.build")
+    parser.add_argument("--pool", type=Path, nargs="+", required=True, help="folders made by recipes.pocket.mixtures")
+    parser.add_argument("--bank", type=Path, required=True, help="folder made by recipes.pocket.sound_bank.build, for the attribution")
     parser.add_argument("--text", type=Path, required=True, help="folder made by recipes.pocket.text")
+    parser.add_argument("--teacher", type=Path, required=True, help="folder of yamnet_class_map.csv")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=AudioTrainConfig.steps)
-    parser.add_argument("--learning-rate", type=float, default=AudioTrainConfig.learning_rate)
-    parser.add_argument("--warm-fraction", type=float, default=AudioTrainConfig.warm_fraction)
-    parser.add_argument("--init-from", type=Path, help="folder of an earlier run of this command, to go on from")
+    parser.add_argument(
+        "--begin-from", type=Path, help="audio.safetensors of an earlier run: its network is kept, the joint space made anew"
+    )
+    parser.add_argument("--seed", type=int, default=AudioTrainConfig.seed)
     arguments = parser.parse_args(argv)
-    config = AudioTrainConfig(steps=arguments.steps, learning_rate=arguments.learning_rate, warm_fraction=arguments.warm_fraction)
+    config = AudioTrainConfig(arguments.seed)
     torch.set_num_threads(config.threads)
-    text_model, tokenizer = load_text(arguments.text)
-    groups = load_groups()
-    names = list(groups)
-    captions = [embed(text_model, tokenizer, groups[name]["captions"]) for name in names]
-    audio = PocketAudioModel()
-    if arguments.init_from:
-        state = load_file(arguments.init_from / "audio.safetensors")
-        audio.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    else:
-        with torch.no_grad():
-            text_model.joint.weight.copy_(torch.linalg.svd(torch.cat(captions), full_matrices=True)[2][: text_model.joint.out_features])
-    ancestors = torch.tensor([any(other.startswith(name + "/") for other in names) for name in names])
-    objective = JointObjective(text_model, captions, ancestors)
-    sources = load_sources([arguments.bank / name for name in TRAIN_BANKS])
-    log(f"{len(sources)} sources in {len({source.group for source in sources})} groups")
-    weights = dict.fromkeys(ESC10_GROUPS.values(), REAL_GROUP_WEIGHT)
-    maker = MixtureMaker(sources, load_backgrounds(arguments.bank / "backgrounds-train"), names, weights, config.num_clips, config.seed)
-    ten = list(ESC10_GROUPS.values())
-    validation = [source for source in load_sources([arguments.bank / "fold4"], speeds=(1.0,)) if source.group in ten]
-
-    def validate(model: PocketAudioModel) -> dict[str, float]:
-        prompts = torch.stack([text_model.to_joint(captions[names.index(group)][:1]).detach()[0] for group in ten])
-        return {name: round(value, 1) for name, value in zero_shot(model, prompts, validation, ten).items()}
-
-    audio = train(audio, objective, maker, config, validate)
+    torch.manual_seed(config.seed)
+    tables = load_groups()
+    names, classes = list(tables), dict(enumerate(teacher.class_names(arguments.teacher)))
+    classes = {column: name for column, name in classes.items() if name not in GENERAL_CLASSES}
+    pool = Pool(arguments.pool, names)
+    log(f"{len(pool)} mixtures, {len(names)} groups")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    halved = {key: value.half() if value.is_floating_point() else value for key, value in audio.state_dict().items()}
+    model = PocketAudioModel()
+    if arguments.begin_from:
+        earlier = load_file(arguments.begin_from)
+        model.layers.load_state_dict({name.removeprefix("layers."): earlier[name] for name in earlier if name.startswith("layers.")})
+    else:
+        drawn = [pool.seen(index) for index in torch.randperm(len(pool))[: config.patches // 4].tolist()]
+        seen = torch.cat([cells[torch.randperm(len(cells))[:4]] for cells in drawn])
+        teach_layers(model, teacher.Teacher(arguments.teacher), seen, log)
+    text, tokenizer = load_text(arguments.text)
+    wordings = yaml.safe_load((Path(__file__).parent / "sound_bank" / "audioset.yaml").read_text(encoding="utf-8"))
+    of_groups = [embed(text, tokenizer, tables[name]["captions"]) for name in names]
+    of_classes = [embed(text, tokenizer, wordings[name]) for name in classes.values()]
+    with torch.no_grad():  # the main directions of the captions
+        directions = torch.linalg.svd(torch.cat([*of_groups, *of_classes]), full_matrices=True)[2]
+        text.joint.weight.copy_(directions[: text.joint.out_features])
+    ancestors = torch.tensor([any(other.startswith(name + "/") for other in names) for name in names])
+    objective = JointObjective(text, of_groups, of_classes, ancestors)
+    train_joint(model, objective, pool.everything(), [*classes], config)
+    halved = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     save_file({key: value.contiguous() for key, value in halved.items()}, arguments.output / "audio.safetensors")
-    save_file(pack_state(text_model), arguments.output / "text.safetensors")
-    report: dict[str, object] = {"steps": config.steps, "sources": len(sources), "groups": len(names), "fold4_zero_shot": validate(audio)}
+    save_file(pack_state(text), arguments.output / "text.safetensors")
+    report: dict[str, object] = {
+        "mixtures": len(pool),
+        "groups": len(names),
+        "classes": len(classes),
+        "patches": config.patches,
+        "steps": config.steps,
+    }
     report["presence"] = [round(float(value), 4) for value in (objective.presence[0].detach().exp(), objective.presence[1].detach())]
     (arguments.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name in ("text_report.json", "tokenizer.json"):

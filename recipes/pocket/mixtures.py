@@ -1,11 +1,17 @@
-"""Endless training mixtures for the pocket audio encoder, made on mel power: add, filter, smear, shift, mask.
+"""Makes a pool of mixtures for the pocket audio encoder: what the student hears, what the teacher hears in it, and which events sound when.
 
-Adding mel powers is what mixing waveforms does on average, and costs a hundredth of it.
+    python -m recipes.pocket.mixtures --bank build/sounds --teacher ../shared/teacher --output build/pool --mixtures 6000
+
+Ten seconds each of up to four clips of the bank, each played faster or slower, filtered, in another room and at another level, over a
+recorded background, noise, or next to nothing. The teacher listens to the mixture itself, so that its scores hold for what is heard.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,206 +19,192 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import lfilter
-from torch import Tensor
+from scipy.signal import fftconvolve, firwin2
 
 from qamdetr.audio import Sound, resample
-from qamdetr.features.pocket import FRAMES_PER_CLIP, LOG_FLOOR, NUM_MELS, SAMPLE_RATE_HZ, log_mel, mel_power
+from qamdetr.features.pocket import HEARD_FRAMES, SAMPLE_RATE_HZ, mel_magnitudes, patches
+from recipes.pocket.sound_bank.build import TRAIN_BANKS
+from recipes.pocket.teacher import Teacher
 
-Power = NDArray[np.float32]
+Samples = NDArray[np.float32]
 
-SPEEDS = (1.0, 0.84, 1.19)
-"""Each source is kept at these playing speeds: pitch and length change together."""
-
-ACTIVE_DB = -30.0
-"""Frames this far under a source's loud frames do not count as sounding."""
+SECONDS = 10
+CELL_SECONDS = 0.5  # the hop of the encoder
+NUM_CELLS = int(SECONDS / CELL_SECONDS)
+CELL_FRAMES = int(HEARD_FRAMES * CELL_SECONDS)
+MAX_EVENTS = 4
+SHARD_MIXTURES = 100
 
 AUDIBLE_DB, MASKED_DB = -10.0, -22.0
-"""An event in a clip is a positive above the first level against the rest of the mixture, a negative below the second, else left out."""
+"""An event in a cell is a positive above the first level against the rest of the mixture, a negative below the second, else left out."""
+
+_SAMPLES = SECONDS * SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True)
 class Source:
-    """One clip of the bank as mel power `(mels, frames)`, one array per speed, with its sounding frames."""
+    """One clip of the bank."""
 
     group: str
-    loops: bool
-    powers: tuple[Power, ...]
-    active: tuple[NDArray[np.bool_], ...]
+    samples: Samples
+    real: bool
 
 
-def load_sources(folders: Sequence[Path], speeds: Sequence[float] = SPEEDS) -> list[Source]:
-    """Read the clips of sound-bank folders."""
+def load_sources(folders: Sequence[Path]) -> list[Source]:
+    """Read the clips of sound-bank folders, without the silence around them."""
     sources = []
     for folder in folders:
         with (folder / "clips.csv").open(encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                sound = Sound(folder / row["file_name"])
-                powers = tuple(played_at(sound.samples(), sound.rate_hz, speed) for speed in speeds)
-                sources.append(Source(row["group"], row["extend"] == "loop", powers, tuple(active_frames(power) for power in powers)))
+                samples = Sound(folder / row["file_name"]).samples()
+                heard = np.flatnonzero(np.abs(samples) > 1e-4)
+                if len(heard):
+                    sources.append(Source(row["group"], samples[heard[0] : heard[-1] + 1], folder.name != "train"))
     return sources
 
 
-def load_backgrounds(folder: Path) -> list[Power]:
-    """Read background recordings as mel power."""
-    sounds = map(Sound, sorted(folder.glob("*.flac")))
-    return [played_at(sound.samples(), sound.rate_hz, 1.0) for sound in sounds]
-
-
-def played_at(samples: NDArray[np.float32], rate_hz: int, speed: float) -> Power:
-    """Return mel power of a sound played `speed` times as fast, without trailing padding."""
-    samples = resample(samples, round(rate_hz * speed), SAMPLE_RATE_HZ)
-    frames = max(len(samples) * FRAMES_PER_CLIP // SAMPLE_RATE_HZ, 1)
-    power: Power = mel_power(samples)[:, :frames].numpy()
-    return power
-
-
-def active_frames(power: Power) -> NDArray[np.bool_]:
-    """Return `(frames,)` True where a source sounds, relative to its loud frames."""
-    level = power.mean(axis=0)
-    loud = float(np.percentile(level, 95))
-    active: NDArray[np.bool_] = level > max(loud * 10 ** (ACTIVE_DB / 10), 1e-9)
-    return active
+def coloured(samples: Samples, rng: np.random.Generator, spread_db: float = 4.0) -> Samples:
+    """Another microphone and room: a smooth filter, at times a narrow band or a tail of reverberation."""
+    hz = np.array([0, 150, 400, 1000, 2500, 5000, SAMPLE_RATE_HZ / 2])
+    gain = 10 ** (rng.normal(0, spread_db, len(hz)) / 20)
+    if rng.random() < 0.12:
+        gain[hz > rng.choice([3000, 4500])] = 1e-3
+    if rng.random() < 0.1:
+        gain[:2] *= 0.05
+    result = fftconvolve(samples, firwin2(257, hz, gain, fs=SAMPLE_RATE_HZ).astype(np.float32), mode="same")
+    if rng.random() < 0.25:
+        length = int(rng.uniform(0.1, 0.8) * SAMPLE_RATE_HZ)
+        echo = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
+        wet = fftconvolve(result, (echo / np.sqrt(np.square(echo).sum())).astype(np.float32))
+        result = np.pad(result, (0, length - 1)) + rng.uniform(0.1, 0.8) * wet
+    return np.asarray(result, dtype=np.float32)
 
 
 class MixtureMaker:
-    """Draws mixtures of `num_clips` seconds with zero to three events, and says which groups sound in which clip."""
+    """Draws mixtures; real kinds of sound more often than generated ones."""
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        backgrounds: Sequence[Power],
-        groups: Sequence[str],
-        weights: dict[str, float],
-        num_clips: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], backgrounds: Sequence[Samples], seed: int, real_weight: float = 8.0) -> None:
         self.rng = np.random.default_rng(seed)
-        self.backgrounds = backgrounds
-        self.num_clips = num_clips
-        self.frames = num_clips * FRAMES_PER_CLIP
-        self.difficulty = 1.0
-        """0: one clear event at a time; 1: up to three, noisy, filtered. Networks that start with 1 hardly start at all."""
-        self.by_group: dict[str, list[Source]] = {}
-        for source in sources:
-            self.by_group.setdefault(source.group, []).append(source)
-        self.names = sorted(self.by_group)
-        draw = np.array([weights.get(name, 1.0) * np.sqrt(min(len(self.by_group[name]), 30)) for name in self.names])
-        self.draw = draw / draw.sum()
-        # Row of a group marks itself and its ancestors: captions of `speech` describe `speech/man`.
-        self.labels = {name: np.array([name == group or name.startswith(group + "/") for group in groups]) for name in self.names}
+        self.sources, self.backgrounds = sources, backgrounds
+        kinds: dict[tuple[bool, str], list[int]] = {}
+        for index, source in enumerate(sources):
+            kinds.setdefault((source.real, source.group), []).append(index)
+        self._kinds = [kinds[key] for key in sorted(kinds)]
+        draw = np.array([(real_weight if real else 1.0) * np.sqrt(min(len(kinds[real, group]), 30)) for real, group in sorted(kinds)])
+        self._draw = draw / draw.sum()
 
-    def batch(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-mels `(size, mels, frames)`, labels `(size, clips, groups)` in {0, 1}, and which of these count (bool)."""
-        items = [self._mixture() for _ in range(size)]
-        power = torch.from_numpy(np.stack([item[0] for item in items]))
-        return (
-            log_mel(power),
-            torch.from_numpy(np.stack([item[1] for item in items])),
-            torch.from_numpy(np.stack([item[2] for item in items])),
-        )
-
-    def _mixture(self) -> tuple[Power, NDArray[np.float32], NDArray[np.bool_]]:
+    def mixture(self) -> tuple[Samples, list[tuple[int, Samples]]]:
+        """Return `(samples,)` at 24 kHz, and the sources in it: index and their share of the samples."""
         rng = self.rng
-        crowd = 0.45 * self.difficulty
-        count = int(rng.choice(4, p=[0.06, 0.94 - crowd, 0.75 * crowd, 0.25 * crowd]))
-        names = rng.choice(len(self.names), size=count, replace=False, p=self.draw)
-        background = self._background()
-        events = [self._event(self.names[index]) for index in names]
-        total = background
-        layers = []
-        for power, active in events:
-            snr_db = rng.uniform(15 - 17 * self.difficulty, 32)
-            gain = 10 ** (snr_db / 10) * background.mean() / max(float(power[:, active].mean()) if active.any() else 1.0, 1e-12)
-            layers.append((power * gain, active))
-            total = total + layers[-1][0]
-        labels, counted = self._labels(total, layers, names)
-        return self._finish(total), labels, counted
+        count = int(rng.choice(MAX_EVENTS + 1, p=[0.03, 0.32, 0.3, 0.2, 0.15]))
+        total, events = self._background(), []
+        for place in range(count):
+            kind = self._kinds[rng.choice(len(self._kinds), p=self._draw)]
+            index = kind[rng.integers(len(kind))]
+            event = self._placed(self._varied(self.sources[index].samples), place, count)
+            events.append((index, event))
+            total = total + event
+        gain = np.float32(10 ** rng.uniform(-2, -0.3) / max(float(np.abs(total).max()), 1e-6))
+        return total * gain, [(index, event * gain) for index, event in events]
 
-    def _background(self) -> Power:
-        rng = self.rng
-        if rng.random() < 0.25:  # a quiet, clean recording: little more than a noise floor
-            slope = np.linspace(0, rng.uniform(-2, 0.5), NUM_MELS)[:, None]
-            noise = rng.gamma(4.0, 0.25, size=(NUM_MELS, self.frames))
-            return (10 ** (slope + rng.uniform(-5, -2)) * noise).astype(np.float32)
-        power = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
-        begin = int(rng.integers(0, power.shape[1] - self.frames))
-        section = power[:, begin : begin + self.frames]
-        return (self._coloured(section) / max(float(section.mean()), 1e-12) * 10 ** rng.uniform(-3.5, -1)).astype(np.float32)
-
-    def _event(self, name: str) -> tuple[Power, NDArray[np.bool_]]:
-        """Place one source of a group in an empty stretch."""
-        rng = self.rng
-        takes = self.by_group[name]
-        source = takes[int(rng.integers(len(takes)))]
-        variant = int(rng.integers(len(source.powers)))
-        power, active = source.powers[variant], source.active[variant]
-        if source.loops and power.shape[1] < 2 * self.frames:
-            repeats = -(-2 * self.frames // power.shape[1])
-            power, active = np.tile(power, (1, repeats)), np.tile(active, repeats)
-        placed = np.zeros((NUM_MELS, self.frames), dtype=np.float32)
-        sounding = np.zeros(self.frames, dtype=bool)
-        length = power.shape[1]
-        if length >= self.frames:
-            begin = int(rng.integers(0, length - self.frames + 1))
-            cut, at = slice(begin, begin + self.frames), 0
+    def _background(self) -> Samples:
+        """Of unit level where there is one."""
+        rng, kind = self.rng, self.rng.random()
+        if kind < 0.45:
+            recording = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
+            begin = rng.integers(0, len(recording) - _SAMPLES)
+            noise = coloured(recording[begin : begin + _SAMPLES], rng)[:_SAMPLES]
+        elif kind < 0.6:
+            white = rng.standard_normal(_SAMPLES).astype(np.float32)
+            noise = coloured(np.cumsum(white) if rng.random() < 0.3 else white, rng, spread_db=6.0)[:_SAMPLES]
+            noise = noise - noise.mean()
         else:
-            at = int(rng.integers(-length // 3, self.frames - length // 3))
-            cut = slice(max(-at, 0), min(length, self.frames - at))
-            at = max(at, 0)
-        size = cut.stop - cut.start
-        placed[:, at : at + size] = power[:, cut]
-        sounding[at : at + size] = active[cut]
-        if source.loops and rng.random() < 0.5:  # textures begin and end somewhere, too
-            edge = int(rng.integers(FRAMES_PER_CLIP // 2, self.frames - FRAMES_PER_CLIP // 2))
-            silent = slice(0, edge) if rng.random() < 0.5 else slice(edge, None)
-            placed[:, silent], sounding[silent] = 0.0, False
-        return self._coloured(placed), sounding
+            return 1e-2 * rng.standard_normal(_SAMPLES).astype(np.float32)
+        return noise / np.float32(np.sqrt(np.square(noise).mean()) + 1e-9)
 
-    def _coloured(self, power: Power) -> Power:
-        """Another microphone, room and pitch: smooth filter, band limits, reverberation tail, shift by a few mel bands."""
+    def _varied(self, samples: Samples) -> Samples:
+        """At another speed, cut to a part where it is long, in another colour."""
         rng = self.rng
-        curve_db = np.interp(np.arange(NUM_MELS), np.linspace(0, NUM_MELS - 1, 6), rng.normal(0, 4, size=6))
-        if rng.random() < 0.3:  # narrow-band recordings
-            curve_db = curve_db - 60 * (np.arange(NUM_MELS) > rng.integers(36, NUM_MELS))
-        if rng.random() < 0.2:
-            curve_db = curve_db - 30 * (np.arange(NUM_MELS) < rng.integers(0, 12))
-        result = power * (10 ** (curve_db / 10)).astype(np.float32)[:, None]
-        if rng.random() < 0.35:
-            decay = float(np.exp(-13.8 / (rng.uniform(0.15, 1.2) * FRAMES_PER_CLIP)))
-            tail = lfilter([1 - decay], [1, -decay], result, axis=1)
-            result = result + rng.uniform(0.1, 1.0) * tail
-        shift = int(rng.integers(-2, 3))
-        if shift:
-            result = np.roll(result, shift, axis=0)
-            result[: max(shift, 0)] = 0
-            result[NUM_MELS + min(shift, 0) :] = 0
-        return result.astype(np.float32)
+        if rng.random() < 0.7:
+            samples = resample(samples, round(SAMPLE_RATE_HZ * np.exp(rng.uniform(-0.22, 0.22))), SAMPLE_RATE_HZ)
+        if len(samples) > 7 * SAMPLE_RATE_HZ:
+            length = int(rng.uniform(3, 7) * SAMPLE_RATE_HZ)
+            begin = rng.integers(0, len(samples) - length)
+            samples = samples[begin : begin + length].copy()
+            fade = np.linspace(0, 1, SAMPLE_RATE_HZ // 10, dtype=np.float32)
+            samples[: len(fade)] *= fade
+            samples[-len(fade) :] *= fade[::-1]
+        return coloured(samples, rng)
 
-    def _labels(
-        self, total: Power, layers: list[tuple[Power, NDArray[np.bool_]]], names: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        width = len(next(iter(self.labels.values())))
-        labels = np.zeros((self.num_clips, width), dtype=np.float32)
-        counted = np.ones((self.num_clips, width), dtype=bool)
-        for (power, active), index in zip(layers, names, strict=True):
-            row = self.labels[self.names[index]]
-            # A source counts where its loudest band stands out, as the ear hears a whistle in noise.
-            bands = power.reshape(16, 4, self.num_clips, FRAMES_PER_CLIP).mean(axis=(1, 3))
-            rest = (total - power).reshape(16, 4, self.num_clips, FRAMES_PER_CLIP).mean(axis=(1, 3)) + 1e-10
-            level_db = 10 * np.log10((bands / rest).max(axis=0) + 1e-10)
-            share = active.reshape(self.num_clips, FRAMES_PER_CLIP).mean(axis=1)
-            heard = (level_db > AUDIBLE_DB) & (share > 0.25)
-            unheard = (level_db < MASKED_DB) | (share < 0.04)
-            labels[np.ix_(heard, row)] = 1.0
-            counted[np.ix_(~heard & ~unheard, row)] = False
-        counted |= labels > 0
-        return labels, counted
+    def _placed(self, samples: Samples, place: int, count: int) -> Samples:
+        """Put a source on the empty stretch, its loud parts -4 to 26 dB above a background of unit level; it may begin before."""
+        rng, length = self.rng, len(samples)
+        share = rng.uniform(-0.3, 1.0) if count == 1 else (place + rng.uniform(-0.5, 1.0)) / count
+        at = int(np.clip(share * _SAMPLES, -length // 3, _SAMPLES - min(length // 3, _SAMPLES // 3)))
+        part = samples[max(-at, 0) : _SAMPLES - at]
+        levels = np.square(part[: len(part) // 480 * 480].reshape(-1, 480)).mean(axis=1)
+        loud = np.sqrt(np.percentile(levels, 90)) if len(levels) else np.abs(part).max(initial=0)
+        event = np.zeros(_SAMPLES, dtype=np.float32)
+        event[max(at, 0) : max(at, 0) + len(part)] = part * (10 ** (rng.uniform(-4, 26) / 20) / (loud + 1e-9))
+        return event
 
-    def _finish(self, power: Power) -> Power:
-        rng = self.rng
-        power = power * 10 ** rng.uniform(-2.5, 2.5)
-        if rng.random() < 0.3 * self.difficulty:
-            begin = int(rng.integers(NUM_MELS - 8))
-            power[begin : begin + int(rng.integers(1, 9))] = np.exp(np.log(power + LOG_FLOOR).mean())
-        return power.astype(np.float32)
+
+def describe(samples: Samples, events: Sequence[tuple[int, Samples]], teacher: Teacher) -> dict[str, NDArray[np.generic]]:
+    """Return what is kept of a mixture: mel magnitudes, the teacher's outputs per cell, and each event's level and share per cell."""
+    magnitudes = mel_magnitudes(samples)
+    total = _bands(magnitudes.square())
+    index = np.full(MAX_EVENTS, -1, dtype=np.int16)
+    level_db, share = np.full((MAX_EVENTS, NUM_CELLS), -99, dtype=np.float16), np.zeros((MAX_EVENTS, NUM_CELLS), dtype=np.float16)
+    for row, (source, event) in enumerate(events):
+        power = mel_magnitudes(event).square()
+        own = _bands(power)
+        # A source counts where its loudest band stands out, as the ear hears a whistle in noise.
+        index[row], level_db[row] = source, 10 * np.log10((own / (total - own).clip(1e-12)).max(axis=0) + 1e-10)
+        frames = power.mean(dim=0).numpy()
+        floor = 1e-3 * np.percentile(frames[frames > 0], 95) if frames.any() else 1.0
+        share[row] = (frames > floor).reshape(NUM_CELLS, CELL_FRAMES).mean(axis=1)
+    heard = [teacher(patch) for patch in patches(magnitudes[None])[0].numpy()]
+    return {
+        "magnitudes": magnitudes.half().numpy(),
+        "logits": np.stack([cell.logits for cell in heard]),
+        "embedding": np.stack([cell.embedding for cell in heard]),
+        "source": index,
+        "level_db": level_db,
+        "share": share,
+    }
+
+
+def _bands(power: torch.Tensor) -> NDArray[np.float32]:
+    """Return `(bands of four mels, cells)` of mel power."""
+    bands: NDArray[np.float32] = power.reshape(-1, 4, NUM_CELLS, CELL_FRAMES).mean(dim=(1, 3)).numpy()
+    return bands
+
+
+def write_pool(maker: MixtureMaker, teacher: Teacher, output: Path, count: int) -> None:
+    """Write `count` mixtures as shards of a hundred, and `sources.json`, the groups of the sources."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "sources.json").write_text(json.dumps([source.group for source in maker.sources]), encoding="utf-8")
+    for begin in range(0, count, SHARD_MIXTURES):
+        rows = [describe(*maker.mixture(), teacher) for _ in range(min(SHARD_MIXTURES, count - begin))]
+        shard = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        np.savez(output / f"{begin // SHARD_MIXTURES:04d}.npz", **shard)  # type: ignore[arg-type]
+        print(f"{time.strftime('%H:%M:%S')} {begin + len(rows)}/{count} mixtures", flush=True)  # noqa: T201 - progress
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make a pool from the command line."""
+    parser = argparse.ArgumentParser(description="Make a pool of taught mixtures.")
+    parser.add_argument("--bank", type=Path, required=True, help="folder made by recipes.pocket.sound_bank.build")
+    parser.add_argument("--teacher", type=Path, required=True, help="folder of yamnet_spectra_in.tflite")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--mixtures", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    sources = load_sources([arguments.bank / name for name in TRAIN_BANKS])
+    backgrounds = [Sound(path).samples() for path in sorted((arguments.bank / "backgrounds-train").glob("*.flac"))]
+    write_pool(MixtureMaker(sources, backgrounds, arguments.seed), Teacher(arguments.teacher), arguments.output, arguments.mixtures)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,16 @@ from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError, QamDetrError
 from qamdetr.features import base, pocket
 from qamdetr.features.base import COMBOS, finish, open_streams
-from qamdetr.features.pocket import FRAMES_PER_CLIP, MAX_TOKENS, MEL_STATS_DIM, SAMPLE_RATE_HZ, MelFrontEnd, log_mel, mel_power
+from qamdetr.features.pocket import (
+    MAX_TOKENS,
+    MEL_STATS_DIM,
+    SAMPLE_RATE_HZ,
+    EarFrontEnd,
+    MelFrontEnd,
+    mel_magnitudes,
+    mel_power,
+    patches,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,33 +58,44 @@ def test_a_quieter_recording_gives_nearly_the_same_vectors_and_other_statistics(
     assert stats[:2, 16].max() < stats[2:, 16].min()
 
 
-def test_sections_agree_with_one_pass(audio, monkeypatch: pytest.MonkeyPatch) -> None:
-    power = mel_power(noise(25))
+@pytest.mark.parametrize("hop", [1.0, 0.5])
+def test_sections_agree_with_one_pass(hop: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, heard = open_streams(*COMBOS["pocket"], clip_seconds=hop).audio["pocket"], mel_magnitudes(noise(25))
     with torch.inference_mode():
-        whole = audio["pocket"].audio_model(log_mel(power).unsqueeze(0))[0]
+        whole = encoder.encode_section(heard)
+    assert len(whole) == 25 / hop
     monkeypatch.setattr(pocket, "_SECTION_SECONDS", 10)
-    torch.testing.assert_close(finish(audio["pocket"].features(power)), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(finish(encoder.features(heard)), whole, atol=1e-5, rtol=0)
 
 
 @given(
+    front_end=st.sampled_from([MelFrontEnd(), EarFrontEnd()]),
     num_samples=st.sampled_from([100, 23_999, 24_000, 24_001, 24_136, 24_137, 192_000, 192_137, 384_001, 500_001]),
     block=st.sampled_from([1_000, 24_000, 200_137]),
 )
-@settings(max_examples=30, deadline=None)
-def test_the_front_end_does_not_care_how_samples_are_cut_and_forgets(num_samples: int, block: int) -> None:
+@settings(max_examples=40, deadline=None)
+def test_the_front_ends_do_not_care_how_samples_are_cut_and_forget(front_end: MelFrontEnd, num_samples: int, block: int) -> None:
     samples = noise(num_samples / SAMPLE_RATE_HZ + 0.01)[:num_samples]
-    front_end = MelFrontEnd()
     front_end.feed(noise(1.5, seed=1))
     front_end.begin()  # another channel was chosen
     for begin in range(0, num_samples, block):
         front_end.feed(samples[begin : begin + block])
-    power = front_end.finish()
-    clips = -(-num_samples // SAMPLE_RATE_HZ)
-    padded = torch.from_numpy(np.pad(samples, (512, clips * SAMPLE_RATE_HZ - num_samples + 512)))
-    spectrum = torch.stft(padded, 1024, 375, window=torch.hann_window(1024), center=False, return_complex=True)
-    whole = pocket.mel_filterbank() @ spectrum.abs().square()[:, : clips * FRAMES_PER_CLIP]
-    torch.testing.assert_close(power, whole, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(power, mel_power(samples), rtol=1e-6, atol=0)
+    kept, half = front_end.finish(), front_end.fft_samples // 2
+    seconds = -(-num_samples // SAMPLE_RATE_HZ)
+    padded = torch.from_numpy(np.pad(samples, (half, seconds * SAMPLE_RATE_HZ - num_samples + half)))
+    whole = front_end.spectrum(padded)[:, : seconds * front_end.frames_per_second]
+    torch.testing.assert_close(kept, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_mels_rise_where_a_tone_is() -> None:
+    tone = np.sin(2 * np.pi * 1000 * np.arange(2 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ).astype(np.float32)
+    assert set(mel_power(tone).argmax(dim=0)[2:-2].tolist()) == {18}
+    heard = mel_magnitudes(tone)
+    assert heard.shape == (64, 200)
+    assert set(heard.argmax(dim=0)[2:-2].tolist()) == {19}
+    seen = patches(heard[None])
+    assert seen.shape == (1, 4, 96, 64)
+    torch.testing.assert_close(patches(0.01 * heard[None])[:, 1:-1], seen[:, 1:-1], atol=1e-3, rtol=0)
 
 
 def test_text_offsets_cover_the_words_and_text_is_never_cut_silently() -> None:

@@ -14,10 +14,11 @@ from doubles import write_noise
 from hub_models import AUDIO_DIMS, TEXT_DIMS
 
 from qamdetr.config import Config, build
-from qamdetr.inference.checkpoint import save_checkpoint
+from qamdetr.inference.checkpoint import available_checkpoints, save_checkpoint
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Candidate, Recording
 from qamdetr.ui import gpu
+from qamdetr.ui.ablations import read_config
 from qamdetr.verifiers import Verifier
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,6 +36,11 @@ def test_a_borrowing_verifier_sends_no_features_and_asks_by_candidates(monkeypat
     recording = Recording("a", "a.wav", 9.0, {"pocket": torch.zeros(9, 4)}, np.zeros((2, 9)))
     candidates = [Candidate(float(at), at + 1.0, 0.9, 0.9, 0.81) for at in range(4)]
     assert gpu.BorrowingVerifier(Ear()).verify(recording, "a bell", {}, candidates) == [0.5] * 4
+
+
+@pytest.mark.parametrize("name", available_checkpoints())
+def test_no_checkpoint_that_is_shipped_asks_for_a_gpu(name):
+    assert not gpu.wants_gpu(read_config(name))
 
 
 @pytest.fixture

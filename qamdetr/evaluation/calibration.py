@@ -33,7 +33,7 @@ CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
 REFUSED_SHARE = 0.9  # of the queries about absent sounds that are not "found"
 PRESENT_SHARE = 2 / 3  # of the queries that are asked, where nothing is known of them
 RIGHT_IOU = 0.5  # with a true window, from which a moment is right
-MAX_BINS, QUERIES_PER_BIN = 12, 20  # of the map from scores to probabilities
+MAX_BINS, QUERIES_PER_BIN, DRAWS = 12, 20, 50  # of the map from scores to probabilities
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,20 @@ def calibrate_answers(best: Sequence[BestMoment], settings: InferenceConfig) -> 
 def fit_score_map(scores: Sequence[float], right: Sequence[bool]) -> tuple[tuple[float, float], ...]:
     """Fit the probability of being right to decoder scores in [0, 1]; returns `inference.score_calibration`, none for too few scores.
 
-    Isotonic regression over bins of equally many scores, whose shares are pulled to a half by one vote. A hundredth of the score itself
-    is mixed in, so that the map rises everywhere and no order ever changes.
+    Isotonic regression over bins of equally many scores, whose shares are pulled to a half by one vote; the mean over draws of the queries
+    with replacement, as one alone has steps, at which a score would jump. A hundredth of the score itself is mixed in, so that the map
+    rises everywhere and no order ever changes.
     """
     bins = min(MAX_BINS, len(scores) // QUERIES_PER_BIN)
     if bins < 1:
         return ()
-    order = np.argsort(scores, kind="stable")
-    parts = np.array_split(order, bins)
-    values, hits = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
-    raw = np.array([0.0, *(values[part].mean() for part in parts), 1.0]).round(4)
-    shares = [(hits[part].sum() + 0.5) / (len(part) + 1) for part in parts]
-    fitted = isotonic_regression(shares, weights=[len(part) for part in parts]).x
+    values, hits = np.array(sorted(zip(scores, right, strict=True)), dtype=np.float64).T
+    raw, maps = np.array([0.0, *(part.mean() for part in np.array_split(values, bins)), 1.0]).round(4), []
+    for drawn in np.sort(np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))):
+        parts = np.array_split(drawn, bins)
+        shares = [(hits[part].sum() + 0.5) / (len(part) + 1) for part in parts]
+        maps.append(np.interp(raw[1:-1], [values[part].mean() for part in parts], isotonic_regression(shares).x))
+    fitted = np.mean(maps, axis=0)
     mixed = (0.99 * np.array([0.0, *fitted, fitted[-1]]) + 0.01 * raw).round(8)
     kept = [0, *(np.flatnonzero(np.diff(raw) > 0) + 1)]
     return tuple((float(raw[index]), float(mixed[index])) for index in kept)

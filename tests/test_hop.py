@@ -86,7 +86,7 @@ def test_an_encoder_sees_a_second_around_each_half_and_nothing_moves() -> None:
     level = encode_samples(two["mel_stats"], burst)[:, 16]
     assert level.argsort()[-4:].sort().values.tolist() == [7, 8, 9, 10], "a quarter of a second is seen on both sides"
     heard = encode_samples(two["pocket"], burst).norm(dim=-1)
-    assert (heard > 0.5).nonzero().flatten().tolist() == [7, 8, 9, 10]
+    assert (heard > 0.5).nonzero().flatten().tolist() == [8, 9], "what a clip itself holds decides whether it is silent"
 
 
 @pytest.fixture(scope="module")

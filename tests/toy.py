@@ -69,6 +69,7 @@ def toy_settings(folder: Path, output_dir: Path, model: dict | None = None, **tr
             "combo": "toy",
         },
         "train": {
+            "mixed_precision": "no",  # whatever the CPU can do
             "epochs": 2,
             "batch_size": 16,
             "learning_rate": 2e-3,

@@ -114,6 +114,10 @@ class KnownSounds:
             found.setdefault(self._kind_of[index], float(cosines[index]))
         return [(self.kinds[index], cosine) for index, cosine in found.items()]
 
+    def names(self, kind: Kind, vector: Tensor) -> bool:
+        """Whether a kind, or one near to it, is among the `NAMED` nearest to a vector `(dim,)` of a sound."""
+        return any(other is kind or self.are_near(other, kind) for other, _ in self.nearest(vector)[:NAMED])
+
     def in_words(self, vector: Tensor) -> Tensor:
         """Return the unit vector `(dim,)` of the words for a sound's vector: the mean of all captions, the more like it the more.
 

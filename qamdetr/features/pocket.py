@@ -300,13 +300,15 @@ class Pocket(AudioStream, TextStream):
         super().__init__(folder, options)  # the weights are the shipped ones, whatever these say
         from safetensors.torch import load_file
 
-        folder = CHECKPOINT_DIR / self.checkpoint
-        files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json")]
+        folder, words = CHECKPOINT_DIR / self.checkpoint, CHECKPOINT_DIR / POCKET_CHECKPOINT
+        files = [folder / "audio.safetensors", words / "text.safetensors", words / "tokenizer.json"]
+        files += [folder / "joint.safetensors"] * (folder != words)  # the same text encoder, mapped into another space
         audio, text = self.network(), PocketTextModel()
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
-            text.load_state_dict(unpack_state(load_file(files[1])))
-            self._tokenizer = HubTokenizer(folder, self.name, max_tokens=MAX_TOKENS, vocab_size=text.embedding.num_embeddings)
+            state = unpack_state(load_file(files[1]))
+            text.load_state_dict({**state, **(unpack_state(load_file(files[3])) if files[3:] else {})})
+            self._tokenizer = HubTokenizer(words, self.name, max_tokens=MAX_TOKENS, vocab_size=text.embedding.num_embeddings)
         except Exception as error:  # safetensors raises classes of its own, torch RuntimeError
             remedy = "restore it from the repository (with Git LFS: `git lfs pull`), or set QAMDETR_CHECKPOINTS"
             raise CheckpointError(f"{folder} cannot be read ({one_line(error)})", remedy) from error

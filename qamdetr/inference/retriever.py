@@ -375,7 +375,8 @@ class MomentRetriever:
     def heard(self, recording: Recording) -> list[Heard]:
         """Say which of the known sounds are in a recording, the surest first: the likeliest by their vectors, each asked for by name.
 
-        A kind whose moments are those of a surer one that is near to it (a rooster, a hen) is left out.
+        A moment counts where its own vector is near the kind; who asks for everything would be told much that is not there. A kind whose
+        moments are those of a surer one that is near to it (a rooster, a hen) is left out.
 
         Raises:
             ConfigError: The encoders have no table of known sounds.
@@ -390,7 +391,7 @@ class MomentRetriever:
         answered = [(kind, result) for kind, result in zip(kinds, results, strict=True) if result.tier != "nothing found"]
         for kind, result in sorted(answered, key=lambda pair: -pair[1].moments[0].score):
             marked = result.moments if result.found else mark_likely(result.moments, found=True, threshold=perhaps)
-            moments = [moment for moment in marked if moment.likely]
+            moments = [moment for moment in marked if moment.likely and known.names(kind, _mean_clip(recording, moment.window))]
             near = [other for name, others, _ in kept if known.are_near(kind, name) for other in others]
             if any(not any(is_double(moment, other) for other in near) for moment in moments):
                 kept.append((kind, moments, Heard(kind.name, kind.wordings[0], len(moments), moments[0].score, result.tier)))
@@ -408,10 +409,7 @@ class MomentRetriever:
         known = self._known_sounds(must=True)
         if not (math.isfinite(window[0]) and math.isfinite(window[1]) and window[0] < window[1]):
             raise QamDetrError(f"The window is {window}", "give its start and its end in seconds, the end after the start")
-        hop_seconds = recording.clip_seconds
-        begins = recording.start_seconds + hop_seconds * torch.arange(recording.num_clips)
-        shares = (begins + hop_seconds).clamp(max=window[1]) - begins.clamp(min=window[0])
-        mean = shares.clamp(min=0) @ recording.streams[POCKET]
+        mean = _mean_clip(recording, window)
         if not mean.any():
             end = recording.start_seconds + recording.duration_seconds
             what = f"There is nothing to hear from {window[0]:g} to {window[1]:g} s of {recording.name}"
@@ -600,6 +598,13 @@ def _move(model: QamDetr, device: str | None) -> QamDetr:
         raise ConfigError(
             f"The network cannot run on device {device!r} ({reason}); choose cpu, or a device that PyTorch finds here."
         ) from error
+
+
+def _mean_clip(recording: Recording, window: Window) -> torch.Tensor:
+    """Sum the clips of a window `(start, end)` in seconds of the file, by how much of each is in it: `(dim,)`, of any length."""
+    begins = recording.start_seconds + recording.clip_seconds * torch.arange(recording.num_clips)
+    shares = (begins + recording.clip_seconds).clamp(max=window[1]) - begins.clamp(min=window[0])
+    return shares.clamp(min=0) @ recording.streams[POCKET]
 
 
 def check_query(query: str) -> str:

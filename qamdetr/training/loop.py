@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, parse_flag_from_env, set_seed
 from torch import Tensor, nn
@@ -272,6 +273,7 @@ def make_accelerator(config: TrainConfig, directory: Path) -> Accelerator:
     if config.tracker and config.tracker not in available:  # Accelerate would silently track nothing
         remedy = f"choose one of those whose packages are installed ({', '.join(available) or 'none'}), or leave it empty"
         raise ConfigError(f"train.tracker is {config.tracker!r}", remedy)
+    AcceleratorState._reset_state()  # or a process could not train a second time in another precision
     return Accelerator(
         mixed_precision=choose_precision(config),
         gradient_accumulation_steps=config.accumulate_batches,

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from accelerate import Accelerator
 from tqdm import tqdm
 
 import train
@@ -117,7 +116,7 @@ def score_run(directory: Path, test_manifest: Path, reading: Sequence[str] = ())
 
 def _score(model: QamDetr, config: Config, manifest: str) -> dict[str, float]:
     data = load_data(replace(config, data=replace(config.data, val_manifest=manifest)))
-    return validate(model, data.val_loader, data.val.entries, config.inference, Accelerator()).metrics
+    return validate(model, data.val_loader, data.val.entries, config.inference).metrics
 
 
 def _train(variant: Variant, seed: int, directory: Path, overrides: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
 
 from qamdetr.config import Config, load_config
 from qamdetr.errors import CheckpointError, QamDetrError
@@ -57,7 +56,7 @@ def publish(run_dir: Path, output: Path, overrides: Sequence[str] = ()) -> dict[
 def _validate(checkpoint: Path, config: Config, data: TrainingData) -> Validation:
     model, _ = load_checkpoint(checkpoint)
     with torch.inference_mode():
-        return validate(model, data.val_loader, data.val.entries, config.inference, Accelerator())
+        return validate(model, data.val_loader, data.val.entries, config.inference)
 
 
 def _best_epoch(run_dir: Path) -> int:

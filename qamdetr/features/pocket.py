@@ -36,7 +36,7 @@ PATCH_LEVEL = 0.6  # mean magnitude that every patch is brought to, about what o
 
 SILENT_BELOW_LOUDEST_DB = 40.0
 
-_SECTION_SECONDS = 120
+_SECTION_SECONDS, _PATCHES_AT_ONCE = 120, 32  # of which the network's first maps are 25 MB
 _SECTION_MARGIN_SECONDS = 4
 _FRONT_END_CLIPS = 8  # whose spectrum is held at once
 
@@ -184,7 +184,8 @@ class PocketAudioModel(nn.Module):
     def forward(self, magnitudes: Tensor) -> Tensor:
         """Encode mel magnitudes `(batch, 64, 100 * seconds)` to unit vectors `(batch, clips, dim)`."""
         seen = patches(magnitudes)
-        return self.to_joint(self.states(seen.flatten(0, 1))).reshape(*seen.shape[:2], -1)
+        states = torch.cat([self.states(part) for part in torch.split(seen.flatten(0, 1), _PATCHES_AT_ONCE)])
+        return self.to_joint(states).reshape(*seen.shape[:2], -1)
 
     def states(self, seen: Tensor) -> Tensor:
         """Return `(patches, 1024)` from 0 to 6, of `(patches, 96, 64)`: what the teacher's embedding is."""

@@ -68,7 +68,7 @@ def train(config: Config, directory: Path, *, resume: bool = False, command: str
             started = time.perf_counter() - progress.seconds
             losses = training.train_epoch(started)
             training.show("validation", losses, started)
-            validation = validate(training.evaluated, training.val_loader, training.data.val.entries, config.inference, accelerator)
+            validation = validate(training.evaluated, training.val_loader, training.data.val.entries, config.inference)
             is_best = progress.finish_epoch(validation.metrics)
             if accelerator.is_main_process:
                 if is_best:

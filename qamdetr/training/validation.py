@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from qamdetr.config import InferenceConfig
@@ -29,14 +28,12 @@ class Validation:
     inference: InferenceConfig  # the settings with the thresholds and the score map that were fitted
 
 
-def validate(
-    model: QamDetr, loader: Iterable[LabelledBatch], truth: Iterable[QueryEntry], config: InferenceConfig, accelerator: Accelerator
-) -> Validation:
+def validate(model: QamDetr, loader: Iterable[LabelledBatch], truth: Iterable[QueryEntry], config: InferenceConfig) -> Validation:
     """Answer as serving does over `loader` (this process's share), join the processes' answers and score them against `truth`."""
     model.eval()
     rows: list[PredictionEntry] = []
     for batch in loader:
-        with torch.inference_mode(), accelerator.autocast():
+        with torch.inference_mode():  # in float32 as in serving, whatever the training multiplies in
             output = model(batch.batch)
         decoded = answers(output, batch.durations_seconds, batch.num_clips, config, clip_seconds=batch.clip_seconds)
         for entry, answer in zip(batch.entries, decoded, strict=True):

@@ -122,7 +122,7 @@ def test_runs_come_and_go_in_list_and_link_while_the_page_is_open(open_page, sta
     url, _ = start_app(lambda _: FakeRetriever())
     page = open_page(url, search="/?q=rain&model=run%3A+second")
     page.get_by_role("button", name="Model and ranking").click()
-    page.wait_for_function("document.querySelector('#qamdetr-model input').value.startsWith('run: second ')")
+    page.wait_for_function("document.querySelector('#qamdetr-model input')?.value.startsWith('run: second ')")
     assert "model=run%3A+second" in page.url
     write_run(runs_dir / "third", [row(1, 5.0)], checkpoint=True)
     page.locator("#qamdetr-query textarea").click()  # elsewhere, so that the list is opened anew

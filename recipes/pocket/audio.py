@@ -3,10 +3,10 @@ r"""Trains the pocket audio encoder on a pool of taught mixtures, and the map of
     python -m recipes.pocket.audio --pool build/pool --bank build/sounds --text build/pocket-text --teacher ../shared/teacher \
         --output checkpoints/pocket-encoder
 
-First the network learns to see in a mel spectrum what the teacher sees (embedding, scores, a map of a layer within) and which groups of the
-bank sound. Then, on its states, the joint space: a clip should lie near the captions of the groups that sound in it, and of the
-classes that the teacher hears, and far from all others. Sentence vectors stay as their teacher placed them; only a linear map is learned,
-so that words outside the captions keep their neighbours.
+First the layers of the network are fitted to the teacher's (`recipes.pocket.layers`). Then, on the teacher's embedding, which the
+network now gives too, the joint space: a clip should lie near the captions of the groups that sound in it, and of the classes that the
+teacher hears, and far from all others. Sentence vectors stay as their teacher placed them; only a linear map of them is learned, so
+that words outside the captions keep their neighbours.
 """
 
 from __future__ import annotations

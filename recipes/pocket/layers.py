@@ -19,7 +19,7 @@ from qamdetr.features.pocket import CutConvolution, PocketAudioModel
 from recipes.pocket.teacher import Teacher
 
 STEPS = 80
-ROWS = 30_000  # places of maps that a layer is fitted on
+ROWS = 30_000  # places of maps that a layer is fitted on; a tenth where each channel has but nine weights
 RIDGE = 1e-5
 TOP = 6.0
 

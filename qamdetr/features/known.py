@@ -194,6 +194,6 @@ def words_of(sentences: Sequence[str]) -> set[str]:
 
 
 def text_version(folder: Path) -> str:
-    """Return 16 hex digits of the text encoder in a folder."""
-    files = (folder / "text.safetensors", folder / "tokenizer.json")
+    """Return 16 hex digits of the text encoder in a folder, and of the map of its words to sounds."""
+    files = (folder / "text.safetensors", folder / "tokenizer.json", folder / "joint.safetensors")
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

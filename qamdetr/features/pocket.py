@@ -34,6 +34,9 @@ HEARD_FRAMES, PATCH_FRAMES = 100, 96  # of 10 ms, in a second; which are seen at
 WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 PATCH_LEVEL = 0.6  # mean magnitude that every patch is brought to, about what ordinary recordings have
 
+RECALL_COSINE, SAME_SENTENCE = 1 / 30, 0.98  # the cosine that counts e-fold; that of a sentence with itself, but for rounding
+RECALLED = 0.7  # share of what near sentences sound like
+
 SILENT_BELOW_LOUDEST_DB = 40.0
 
 _SECTION_SECONDS, _PATCHES_AT_ONCE = 120, 32  # of which the network's first maps are 25 MB
@@ -250,7 +253,7 @@ def mel_stats(power: Tensor) -> Tensor:
 
 
 class PocketTextModel(nn.Module):
-    """Token ids to token states, a sentence vector in the teacher's space (`sentence_dim`), and a joint vector in the audio's (`dim`).
+    """Token ids to token states `dim` wide, and a sentence vector in the teacher's space (`sentence_dim`).
 
     Source: architecture ours; teacher all-MiniLM-L6-v2 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2).
     """
@@ -264,7 +267,6 @@ class PocketTextModel(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(dim)
         self.sentence = nn.Linear(dim, sentence_dim)
-        self.joint = nn.Linear(sentence_dim, dim, bias=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Turn ids and mask `(batch, tokens <= MAX_TOKENS)` into states `(batch, tokens, dim)` and unit vectors `(batch, sentence_dim)`."""
@@ -274,9 +276,44 @@ class PocketTextModel(nn.Module):
         mean = (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         return x, normalize(self.sentence(mean), dim=-1)
 
-    def to_joint(self, sentence: Tensor) -> Tensor:
-        """Map teacher-space sentence vectors `(…, sentence_dim)` to unit vectors `(…, dim)` in the audio's space."""
-        return normalize(self.joint(sentence), dim=-1)
+
+class WordMap(nn.Module):
+    """Sentence vectors to the space of sounds: what sounds like the sentences near to it do, a straight map for the rest.
+
+    The straight map alone loses much of which sound a sentence means (docs/decisions/0017). A sentence does not recall itself, so that a
+    network trained on sentences that are kept here meets vectors as uncertain as those of new ones.
+    """
+
+    sentences: Tensor
+    kind_of: Tensor
+    kinds: Tensor
+    doubt: Tensor
+
+    def __init__(self, dim: int = 256, sentence_dim: int = 384, num_sentences: int = 0, num_kinds: int = 0) -> None:
+        super().__init__()
+        self.straight = nn.Linear(sentence_dim, dim, bias=False)
+        self.register_buffer("sentences", torch.zeros(num_sentences, sentence_dim))
+        self.register_buffer("kind_of", torch.zeros(num_sentences, dtype=torch.long))
+        self.register_buffer("kinds", torch.zeros(num_kinds, dim))
+        self.register_buffer("doubt", torch.zeros(num_kinds))  # how far a kind stands back: it is known by words only
+
+    @classmethod
+    def stored(cls, state: Mapping[str, Tensor]) -> WordMap:
+        """Open what `recipes.pocket.audio` has stored: half precision, and sentences as int8, each with a scale of its own."""
+        word_map = cls(*state["straight.weight"].shape, len(state["sentences"]), len(state["kinds"]))
+        word_map.load_state_dict({name: value.long() if name == "kind_of" else value.float() for name, value in state.items()})
+        word_map.sentences = normalize(word_map.sentences, dim=-1)
+        return word_map.eval()
+
+    def forward(self, sentence: Tensor) -> Tensor:
+        """Map unit vectors `(…, sentence_dim)` to unit vectors `(…, dim)`."""
+        straight = normalize(self.straight(sentence), dim=-1)
+        if not len(self.kinds):
+            return straight
+        cosine = sentence @ self.sentences.T
+        near = (cosine / RECALL_COSINE - self.doubt[self.kind_of]).masked_fill(cosine > SAME_SENTENCE, -torch.inf).softmax(dim=-1)
+        shares = torch.zeros(*near.shape[:-1], len(self.kinds)).index_add(-1, self.kind_of, near)
+        return normalize(torch.lerp(straight, normalize(shares @ self.kinds, dim=-1), RECALLED), dim=-1)
 
 
 def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,13 +339,12 @@ class Pocket(AudioStream, TextStream):
         from safetensors.torch import load_file
 
         folder, words = CHECKPOINT_DIR / self.checkpoint, CHECKPOINT_DIR / POCKET_CHECKPOINT
-        files = [folder / "audio.safetensors", words / "text.safetensors", words / "tokenizer.json"]
-        files += [folder / "joint.safetensors"] * (folder != words)  # the same text encoder, mapped into another space
+        files = [folder / "audio.safetensors", words / "text.safetensors", words / "tokenizer.json", folder / "joint.safetensors"]
         audio, text = self.network(), PocketTextModel()
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
-            state = unpack_state(load_file(files[1]))
-            text.load_state_dict({**state, **(unpack_state(load_file(files[3])) if files[3:] else {})})
+            text.load_state_dict(unpack_state(load_file(files[1])))
+            self.word_map = WordMap.stored(load_file(files[3]))
             self._tokenizer = HubTokenizer(words, self.name, max_tokens=MAX_TOKENS, vocab_size=text.embedding.num_embeddings)
         except Exception as error:  # safetensors raises classes of its own, torch RuntimeError
             remedy = "restore it from the repository (with Git LFS: `git lfs pull`), or set QAMDETR_CHECKPOINTS"
@@ -357,7 +393,7 @@ class Pocket(AudioStream, TextStream):
         ids, offsets = self._tokenizer.encode(query)
         batch = torch.tensor([ids])
         tokens, sentence = self.text_model(batch, torch.ones_like(batch, dtype=torch.bool))
-        return TextFeatures(tokens[0].float().clone(), offsets, self.text_model.to_joint(sentence)[0].float().clone())
+        return TextFeatures(tokens[0].float().clone(), offsets, self.word_map(sentence)[0].float().clone())
 
 
 @stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True)

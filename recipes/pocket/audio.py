@@ -3,10 +3,10 @@ r"""Trains the pocket audio encoder on a pool of taught mixtures, and the map of
     python -m recipes.pocket.audio --pool build/pool --bank build/sounds --text build/pocket-text --teacher ../shared/teacher \
         --output checkpoints/pocket-encoder
 
-First the layers of the network are fitted to the teacher's (`recipes.pocket.layers`). Then, on the teacher's embedding, which the
-network now gives too, the joint space: a clip should lie near the captions of the groups that sound in it, and of the classes that the
-teacher hears, and far from all others. Sentence vectors stay as their teacher placed them; only a linear map of them is learned, so
-that words outside the captions keep their neighbours.
+First the layers of the network are fitted to the teacher's (`recipes.pocket.layers`). Then, on the teacher's embedding, which the network
+now gives too, the joint space: a clip should lie near the captions of the groups that sound in it, and of the classes that the teacher
+hears, and far from all others. Sentence vectors stay as their teacher placed them; a straight map of them is learned, so that words
+outside the captions keep their neighbours, and beside it every caption is kept with the place of its sound (`WordMap`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout, log_softmax, normalize
 
-from qamdetr.features.pocket import PocketAudioModel, PocketTextModel, patches, unpack_state
+from qamdetr.features.pocket import PocketAudioModel, PocketTextModel, WordMap, patches, unpack_state
 from recipes.pocket import teacher
 from recipes.pocket.layers import teach_layers
 from recipes.pocket.mixtures import AUDIBLE_DB, MASKED_DB, NUM_CELLS
 from recipes.pocket.sound_bank.build import TRAIN_BANKS, load_groups
-from recipes.pocket.text import encode_batch, pack_state
+from recipes.pocket.text import encode_batch
 
 # fmt: off
 GENERAL_CLASSES = frozenset({
@@ -131,9 +131,9 @@ def which(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
 class JointObjective(nn.Module):
     """Losses of clip vectors against the captions of groups and of the teacher's classes, with learned scales."""
 
-    def __init__(self, text: PocketTextModel, groups: Sequence[Tensor], classes: Sequence[Tensor], ancestors: Tensor) -> None:
+    def __init__(self, joint: nn.Linear, groups: Sequence[Tensor], classes: Sequence[Tensor], ancestors: Tensor) -> None:
         super().__init__()
-        self.joint, self.groups, self.classes, self.ancestors = text.joint, groups, classes, ancestors
+        self.joint, self.groups, self.classes, self.ancestors = joint, groups, classes, ancestors
         self.log_scale = nn.Parameter(torch.full((2,), 3.0))
         self.presence = nn.Parameter(torch.tensor([2.3, -3.0]))  # log of scale, and offset, of the presence logit
         self.fixed = torch.cat([bank[:2] for bank in (*groups, *classes)])
@@ -201,6 +201,26 @@ def train_joint(model: PocketAudioModel, objective: JointObjective, heard: Cells
             log(f"joint {step}/{config.steps}: " + ", ".join(f"{float(value.detach()):.3f}" for value in losses))
 
 
+CLASS_DOUBT = 1.0
+"""How far kinds that only the teacher knows stand back, in `WordMap`, behind those that the network was taught with sounds."""
+
+
+@torch.no_grad()
+def pack_word_map(objective: JointObjective) -> dict[str, Tensor]:
+    """Return what `WordMap.stored` opens: the map, every caption, and where the captions of a group or class lie together."""
+    banks = [*objective.groups, *objective.classes]
+    sentences = torch.cat(banks)
+    doubt = [0.0] * len(objective.groups) + [CLASS_DOUBT] * len(objective.classes)
+    places = torch.stack([normalize(objective.joint(bank), dim=-1).mean(dim=0) for bank in banks])
+    return {
+        "straight.weight": objective.joint.weight.half(),
+        "sentences": (sentences * 127 / sentences.abs().amax(dim=-1, keepdim=True)).round().to(torch.int8),
+        "kind_of": torch.repeat_interleave(torch.tensor([len(bank) for bank in banks])).to(torch.int16),
+        "kinds": normalize(places, dim=-1).half(),
+        "doubt": torch.tensor(doubt),
+    }
+
+
 def load_text(folder: Path) -> tuple[PocketTextModel, Tokenizer]:
     """Load the distilled text encoder."""
     model = PocketTextModel()
@@ -265,15 +285,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     wordings = yaml.safe_load((Path(__file__).parent / "sound_bank" / "audioset.yaml").read_text(encoding="utf-8"))
     of_groups = [embed(text, tokenizer, tables[name]["captions"]) for name in names]
     of_classes = [embed(text, tokenizer, wordings[name]) for name in classes.values()]
+    joint = WordMap().straight
     with torch.no_grad():  # the main directions of the captions
         directions = torch.linalg.svd(torch.cat([*of_groups, *of_classes]), full_matrices=True)[2]
-        text.joint.weight.copy_(directions[: text.joint.out_features])
+        joint.weight.copy_(directions[: joint.out_features])
     ancestors = torch.tensor([any(other.startswith(name + "/") for other in names) for name in names])
-    objective = JointObjective(text, of_groups, of_classes, ancestors)
+    objective = JointObjective(joint, of_groups, of_classes, ancestors)
     train_joint(model, objective, pool.everything(), [*classes], config)
     halved = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     save_file({key: value.contiguous() for key, value in halved.items()}, arguments.output / "audio.safetensors")
-    save_file(pack_state(text), arguments.output / "text.safetensors")
+    save_file(pack_word_map(objective), arguments.output / "joint.safetensors")
     report: dict[str, object] = {
         "mixtures": len(pool),
         "groups": len(names),
@@ -283,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     report["presence"] = [round(float(value), 4) for value in (objective.presence[0].detach().exp(), objective.presence[1].detach())]
     (arguments.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for name in ("text_report.json", "tokenizer.json"):
+    for name in ("text.safetensors", "text_report.json", "tokenizer.json"):
         shutil.copyfile(arguments.text / name, arguments.output / name)
     write_attribution([arguments.bank / name for name in TRAIN_BANKS], arguments.output / "attribution.csv")
 

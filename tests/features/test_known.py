@@ -75,7 +75,7 @@ def test_words_that_are_not_known_are_named_as_such(known, pocket, query, note):
 
 
 def test_a_table_of_another_encoder_is_not_used(known, tmp_path):
-    names = (TABLE_FILE, VECTORS_FILE, "text.safetensors", "tokenizer.json")
+    names = (TABLE_FILE, VECTORS_FILE, "text.safetensors", "tokenizer.json", "joint.safetensors")
     for name in names:
         shutil.copy(FOLDER / name, tmp_path / name)
     assert KnownSounds.beside(tmp_path) is not None

@@ -229,7 +229,7 @@ def write_scene_folders(output: Path, banks: dict[str, Bank], groups: dict[str, 
     ten = set(ESC10_GROUPS.values())
     members = {
         "scenes-train": (TRAIN_BANKS, captions),
-        "scenes-val": (("heldout", "real-heldout", "fold4"), captions),
+        "scenes-val": (("heldout", "real-heldout", "fold4"), load_groups("validation_wordings.yaml")),
         "scenes-fifty": (("fold4",), unseen_wordings()),
         "scenes-test": (("heldout", "fold4"), load_groups("test_wordings.yaml")),
     }

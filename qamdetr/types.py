@@ -69,6 +69,7 @@ class TextFeatures:
     tokens: Tensor  # `(tokens, dim_s)`
     offsets: tuple[tuple[int, int], ...]  # character range `[begin, end)` of each token in the query; `(0, 0)` for special tokens
     pooled: Tensor | None = None  # `(joint_dim,)` unit vector in the space of the stream's audio partner, or None when it has none
+    sentence: Tensor | None = None  # `(sentence_dim,)` unit vector of its meaning alone, where the encoder gives one
 
 
 @dataclass(frozen=True)

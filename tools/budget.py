@@ -14,7 +14,7 @@ BUDGETS = {
     **dict.fromkeys(("__init__.py", "__main__.py"), 20),
     **{
         "errors.py": 50,
-        "types.py": 190,
+        "types.py": 191,
         "config.py": 372,
         "spans.py": 105,
         "files.py": 70,
@@ -22,13 +22,13 @@ BUDGETS = {
         "model": 1385,
         "kernels": 1230,
     },
-    **{"features": 2345, "data": 556, "inference": 1354, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
+    **{"features": 2376, "data": 556, "inference": 1354, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
     **{"export": 580, "cli": 1146, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5069, 14_223, 78, 14_140
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5069, 14_252, 78, 14_167
 """Of the heart; of the package without `ui`; of the tests."""
 
 

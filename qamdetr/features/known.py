@@ -1,7 +1,7 @@
-"""The known sounds of the pocket encoders: what their words are near to, and whether a query is made of words that they understand.
+"""The known sounds of the pocket encoders: what words are near to, where that sounds (`WordMap`), and whether a query is understood.
 
-The table lies beside the encoders, in `known_sounds.json` and `known_sounds.safetensors`, and belongs to one text encoder;
-`recipes.pocket.known` builds it and fits every number in it.
+The sentences lie beside the encoders, in `joint.safetensors`, and what is said of them in `known_sounds.json`, which belongs to one text
+encoder; `recipes.pocket.known` builds it and fits every number in it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from torch.nn.functional import normalize
 
 from qamdetr.types import TextFeatures
 
-TABLE_FILE, VECTORS_FILE = "known_sounds.json", "known_sounds.safetensors"
+TABLE_FILE = "known_sounds.json"
 NEAREST = 5  # captions whose mean cosine counts beside the best one's
 NAMED = 3  # kinds that a note names
 SHARPNESS = 0.1  # of the kinds' shares in a clip: the cosine that counts e-fold
 SAME = 0.98  # cosine of a query that is a caption, but for rounding
+RECALL_COSINE = 1 / 30  # likewise of the sentences that a query recalls
+RECALLED = 0.7  # share of what near sentences sound like, beside the straight map
 WORDED = 0.05  # likewise of the captions that put a sound in words
 NEAR = 0.5  # cosine of kinds that one sound can pass for
 
@@ -38,6 +40,41 @@ _NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|twice|thrice"
 _ORDINALS = "first|third|fourth|fifth|sixth|last|final|next|previous"
 _COUNTING = re.compile(rf"\b(?:{_NUMBERS}|{_ORDINALS}|the second|second to last|\d+(?:st|nd|rd|th)?)\b", re.IGNORECASE)
 _SCRIPTS = {"CJK": "Chinese characters", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"}
+
+
+class WordMap:
+    """Sentence vectors to the space of sounds: to where the sentences near to it sound, and by a straight map for the rest.
+
+    The straight map alone loses much of which sound a sentence means (docs/decisions/0017). A sentence does not recall itself, so that a
+    network trained on sentences that are kept here meets vectors as uncertain as those of new ones.
+
+    Attributes:
+        sentences: `(sentences, sentence_dim)` unit vectors of what is known; `kind_of` `(sentences,)` are rows of `kinds`.
+        kinds: `(kinds, dim)` unit vectors.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        """Open what `recipes.pocket.audio` has stored: half precision, and sentences as int8, each with a scale of its own."""
+        self.straight, self.kinds = stored["straight.weight"].float(), stored["kinds"].float()
+        self.sentences, self.kind_of = normalize(stored["sentences"].float(), dim=-1), stored["kind_of"].long()
+        self._doubt = stored["doubt"][self.kind_of]  # how far those stand back whose sound was not taught
+
+    def __call__(self, sentence: Tensor) -> Tensor:
+        """Map unit vectors `(…, sentence_dim)` to unit vectors `(…, dim)`."""
+        if not len(self.kinds):
+            return normalize(sentence @ self.straight.T, dim=-1)
+        cosine = sentence @ self.sentences.T
+        near = (cosine / RECALL_COSINE - self._doubt).masked_fill(cosine > SAME, -torch.inf).softmax(dim=-1)
+        shares = torch.zeros(*near.shape[:-1], len(self.kinds)).index_add(-1, self.kind_of, near)
+        return self._place(sentence, shares @ self.kinds)
+
+    def places(self) -> Tensor:
+        """Return where each of the sentences lies itself, `(sentences, dim)`, its own kind being recalled."""
+        return self._place(self.sentences, self.kinds[self.kind_of])
+
+    def _place(self, sentence: Tensor, recalled: Tensor) -> Tensor:
+        straight = normalize(sentence @ self.straight.T, dim=-1)
+        return normalize(torch.lerp(straight, normalize(recalled, dim=-1), RECALLED), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -65,18 +102,13 @@ class KnownSounds:
         vectors: `(kinds, dim)` unit vectors in the joint space, the mean of the captions of each.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
+    def __init__(self, folder: Path, word_map: WordMap) -> None:
         table = json.loads((folder / TABLE_FILE).read_text(encoding="utf-8"))
-        stored = load_file(folder / VECTORS_FILE)
         self.version: str = table["text_encoder"]
         self.kinds = tuple(Kind(row["kind"], tuple(row["wordings"]), row["heard"]) for row in table["kinds"])
-        self._captions = normalize(stored["captions"].float(), dim=-1)
-        self._kind_of: list[int] = stored["kind_of"].tolist()
-        self.vectors = normalize(
-            torch.zeros(len(self.kinds), self._captions.shape[1]).index_add(0, stored["kind_of"].long(), self._captions)
-        )
+        self._sentences, self._captions = word_map.sentences, word_map.places()
+        self._kind_of: list[int] = word_map.kind_of.tolist()
+        self.vectors = word_map.kinds
         self._words = frozenset(table["words"])
         self._languages: dict[str, list[str]] = {}
         for language, words in table["languages"].items():
@@ -86,11 +118,11 @@ class KnownSounds:
         self._taken_from: float = table["taken_from"]  # cosine with a caption from which a query is taken as its kind
 
     @classmethod
-    def beside(cls, folder: Path) -> KnownSounds | None:
+    def beside(cls, folder: Path, word_map: WordMap) -> KnownSounds | None:
         """Open the table of the encoders in a folder; None where there is none, or one that was made for another text encoder."""
         if not (folder / TABLE_FILE).is_file():
             return None
-        table = cls(folder)
+        table = cls(folder, word_map)
         return table if table.version == text_version(folder) else None
 
     def likeliest(self, clips: Tensor, count: int) -> list[Kind]:
@@ -108,9 +140,11 @@ class KnownSounds:
 
     def nearest(self, vector: Tensor) -> list[tuple[Kind, float]]:
         """Return kinds and cosines of their best captions with a vector `(dim,)` of the joint space, best first."""
-        cosines = self._captions @ normalize(vector.float(), dim=-1)
+        return self._best(self._captions @ normalize(vector.float(), dim=-1))
+
+    def _best(self, cosines: Tensor) -> list[tuple[Kind, float]]:
         found: dict[int, float] = {}
-        for index in cosines.argsort(descending=True)[: 20 * NAMED].tolist():
+        for index in cosines.argsort(descending=True, stable=True)[: 20 * NAMED].tolist():
             found.setdefault(self._kind_of[index], float(cosines[index]))
         return [(self.kinds[index], cosine) for index, cosine in found.items()]
 
@@ -131,8 +165,7 @@ class KnownSounds:
         words = list(_WORD.finditer(query))
         lowered = [match.group().lower().replace("\u2019", "'") for match in words]
         count = max(len(words), 1)
-        pooled = torch.zeros(self._captions.shape[1]) if text.pooled is None else text.pooled.float()
-        best = (self._captions @ pooled).topk(NEAREST).values
+        best = self._cosines(text).topk(NEAREST).values
         known = sum(stem(word) in self._words for word in lowered) / count
         # A tokenizer cuts words that it has not met into many pieces.
         pieces = sum(end > begin for begin, end in text.offsets)
@@ -145,7 +178,7 @@ class KnownSounds:
             return Understood(False, (f"This is written in {strange}; these encoders know English words only.",))
         *weights, bias = self._judge["weights"]
         logit = bias + sum(weight * value for weight, value in zip(weights, self.evidence(query, text), strict=True))
-        near = self.nearest(text.pooled if text.pooled is not None else torch.zeros(self._captions.shape[1]))
+        near = self._best(self._cosines(text))
         named = list(dict.fromkeys(f"“{kind.wordings[0]}”" for kind, _ in near))
         if 1 / (1 + math.exp(-logit)) < self._judge["from"]:
             if language := self._language(query):
@@ -162,6 +195,10 @@ class KnownSounds:
         if counting := _COUNTING.search(query):
             notes.append(f"“{counting.group()}” is not understood: sounds are neither counted nor put in order.")
         return Understood(True, tuple(notes))
+
+    def _cosines(self, text: TextFeatures) -> Tensor:
+        """Of a query's meaning with the captions'; zero where its encoder gives none."""
+        return torch.zeros(len(self._sentences)) if text.sentence is None else self._sentences @ text.sentence
 
     def _language(self, query: str) -> str:
         """Name the language whose small words a sentence has; empty where none stands out."""

@@ -16,7 +16,7 @@ from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import CheckpointError
 from qamdetr.features.base import AudioStream, EncoderOptions, Step, TextStream, stream
 from qamdetr.features.hub import HubTokenizer, one_line
-from qamdetr.features.known import KnownSounds
+from qamdetr.features.known import KnownSounds, WordMap
 from qamdetr.types import TextFeatures
 
 POCKET_CHECKPOINT = "pocket-encoder"
@@ -33,9 +33,6 @@ MEL_STATS_DIM = 24
 HEARD_FRAMES, PATCH_FRAMES = 100, 96  # of 10 ms, in a second; which are seen at once
 WIDTHS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 PATCH_LEVEL = 0.6  # mean magnitude that every patch is brought to, about what ordinary recordings have
-
-RECALL_COSINE, SAME_SENTENCE = 1 / 30, 0.98  # the cosine that counts e-fold; that of a sentence with itself, but for rounding
-RECALLED = 0.7  # share of what near sentences sound like
 
 SILENT_BELOW_LOUDEST_DB = 40.0
 
@@ -277,45 +274,6 @@ class PocketTextModel(nn.Module):
         return x, normalize(self.sentence(mean), dim=-1)
 
 
-class WordMap(nn.Module):
-    """Sentence vectors to the space of sounds: what sounds like the sentences near to it do, a straight map for the rest.
-
-    The straight map alone loses much of which sound a sentence means (docs/decisions/0017). A sentence does not recall itself, so that a
-    network trained on sentences that are kept here meets vectors as uncertain as those of new ones.
-    """
-
-    sentences: Tensor
-    kind_of: Tensor
-    kinds: Tensor
-    doubt: Tensor
-
-    def __init__(self, dim: int = 256, sentence_dim: int = 384, num_sentences: int = 0, num_kinds: int = 0) -> None:
-        super().__init__()
-        self.straight = nn.Linear(sentence_dim, dim, bias=False)
-        self.register_buffer("sentences", torch.zeros(num_sentences, sentence_dim))
-        self.register_buffer("kind_of", torch.zeros(num_sentences, dtype=torch.long))
-        self.register_buffer("kinds", torch.zeros(num_kinds, dim))
-        self.register_buffer("doubt", torch.zeros(num_kinds))  # how far a kind stands back: it is known by words only
-
-    @classmethod
-    def stored(cls, state: Mapping[str, Tensor]) -> WordMap:
-        """Open what `recipes.pocket.audio` has stored: half precision, and sentences as int8, each with a scale of its own."""
-        word_map = cls(*state["straight.weight"].shape, len(state["sentences"]), len(state["kinds"]))
-        word_map.load_state_dict({name: value.long() if name == "kind_of" else value.float() for name, value in state.items()})
-        word_map.sentences = normalize(word_map.sentences, dim=-1)
-        return word_map.eval()
-
-    def forward(self, sentence: Tensor) -> Tensor:
-        """Map unit vectors `(…, sentence_dim)` to unit vectors `(…, dim)`."""
-        straight = normalize(self.straight(sentence), dim=-1)
-        if not len(self.kinds):
-            return straight
-        cosine = sentence @ self.sentences.T
-        near = (cosine / RECALL_COSINE - self.doubt[self.kind_of]).masked_fill(cosine > SAME_SENTENCE, -torch.inf).softmax(dim=-1)
-        shares = torch.zeros(*near.shape[:-1], len(self.kinds)).index_add(-1, self.kind_of, near)
-        return normalize(torch.lerp(straight, normalize(shares @ self.kinds, dim=-1), RECALLED), dim=-1)
-
-
 def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo the packing of stored weights (`recipes.pocket.text.pack_state`), up to rounding; everything float32."""
     unpacked = {name: value.float() for name, value in state.items()}
@@ -344,7 +302,7 @@ class Pocket(AudioStream, TextStream):
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
             text.load_state_dict(unpack_state(load_file(files[1])))
-            self.word_map = WordMap.stored(load_file(files[3]))
+            self.word_map = WordMap(load_file(files[3]))
             self._tokenizer = HubTokenizer(words, self.name, max_tokens=MAX_TOKENS, vocab_size=text.embedding.num_embeddings)
         except Exception as error:  # safetensors raises classes of its own, torch RuntimeError
             remedy = "restore it from the repository (with Git LFS: `git lfs pull`), or set QAMDETR_CHECKPOINTS"
@@ -358,7 +316,7 @@ class Pocket(AudioStream, TextStream):
     @functools.cached_property
     def known_sounds(self) -> KnownSounds | None:
         """What the encoder's words are near to; None where no table of this version lies beside it."""
-        return KnownSounds.beside(self._folder)
+        return KnownSounds.beside(self._folder, self.word_map)
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Encode what the listener kept in sections, so that memory stays bounded; they overlap to agree at the seams."""
@@ -393,7 +351,7 @@ class Pocket(AudioStream, TextStream):
         ids, offsets = self._tokenizer.encode(query)
         batch = torch.tensor([ids])
         tokens, sentence = self.text_model(batch, torch.ones_like(batch, dtype=torch.bool))
-        return TextFeatures(tokens[0].float().clone(), offsets, self.word_map(sentence)[0].float().clone())
+        return TextFeatures(tokens[0].float().clone(), offsets, self.word_map(sentence)[0].float().clone(), sentence[0].clone())
 
 
 @stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True)

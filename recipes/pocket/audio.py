@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout, log_softmax, normalize
 
-from qamdetr.features.pocket import PocketAudioModel, PocketTextModel, WordMap, patches, unpack_state
+from qamdetr.features.pocket import PocketAudioModel, PocketTextModel, patches, unpack_state
 from recipes.pocket import teacher
 from recipes.pocket.layers import teach_layers
 from recipes.pocket.mixtures import AUDIBLE_DB, MASKED_DB, NUM_CELLS
@@ -206,18 +206,17 @@ CLASS_DOUBT = 1.0
 
 
 @torch.no_grad()
-def pack_word_map(objective: JointObjective) -> dict[str, Tensor]:
-    """Return what `WordMap.stored` opens: the map, every caption, and where the captions of a group or class lie together."""
-    banks = [*objective.groups, *objective.classes]
+def pack_word_map(joint: nn.Linear, groups: Sequence[Tensor], classes: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what `WordMap` opens: the map, every caption, and where the captions of a group or class lie together."""
+    banks = [*groups, *classes]
     sentences = torch.cat(banks)
-    doubt = [0.0] * len(objective.groups) + [CLASS_DOUBT] * len(objective.classes)
-    places = torch.stack([normalize(objective.joint(bank), dim=-1).mean(dim=0) for bank in banks])
+    places = torch.stack([normalize(joint(bank), dim=-1).mean(dim=0) for bank in banks])
     return {
-        "straight.weight": objective.joint.weight.half(),
+        "straight.weight": joint.weight.half(),
         "sentences": (sentences * 127 / sentences.abs().amax(dim=-1, keepdim=True)).round().to(torch.int8),
         "kind_of": torch.repeat_interleave(torch.tensor([len(bank) for bank in banks])).to(torch.int16),
         "kinds": normalize(places, dim=-1).half(),
-        "doubt": torch.tensor(doubt),
+        "doubt": torch.tensor([0.0] * len(groups) + [CLASS_DOUBT] * len(classes)),
     }
 
 
@@ -284,8 +283,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     text, tokenizer = load_text(arguments.text)
     wordings = yaml.safe_load((Path(__file__).parent / "sound_bank" / "audioset.yaml").read_text(encoding="utf-8"))
     of_groups = [embed(text, tokenizer, tables[name]["captions"]) for name in names]
-    of_classes = [embed(text, tokenizer, wordings[name]) for name in classes.values()]
-    joint = WordMap().straight
+    of_all_classes = {name: embed(text, tokenizer, captions) for name, captions in wordings.items()}
+    of_classes = [of_all_classes[name] for name in classes.values()]
+    joint = nn.Linear(text.sentence.out_features, model.straight.out_features, bias=False)
     with torch.no_grad():  # the main directions of the captions
         directions = torch.linalg.svd(torch.cat([*of_groups, *of_classes]), full_matrices=True)[2]
         joint.weight.copy_(directions[: joint.out_features])
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_joint(model, objective, pool.everything(), [*classes], config)
     halved = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     save_file({key: value.contiguous() for key, value in halved.items()}, arguments.output / "audio.safetensors")
-    save_file(pack_word_map(objective), arguments.output / "joint.safetensors")
+    save_file(pack_word_map(joint, of_groups, [*of_all_classes.values()]), arguments.output / "joint.safetensors")
     report: dict[str, object] = {
         "mixtures": len(pool),
         "groups": len(names),

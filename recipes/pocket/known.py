@@ -2,8 +2,8 @@
 
     python -m recipes.pocket.known [--groups groups.yaml] [--classes audioset.yaml] [--output checkpoints/pocket-encoder]
 
-Kinds are the groups of the sound bank, which were taught with sounds, and the teacher's classes, which are there as words. What tells words
-that are understood from others is fitted to `known_dev.yaml`; see `qamdetr.features.known`.
+Kinds are those of the encoders' word map: the groups of the sound bank, which were taught with sounds, and the teacher's classes, which are
+there as words. What tells words that are understood from others is fitted to `known_dev.yaml`; see `qamdetr.features.known`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from qamdetr.config import CHECKPOINT_DIR
+from qamdetr.errors import QamDetrError
 from qamdetr.features.base import open_streams
-from qamdetr.features.known import TABLE_FILE, VECTORS_FILE, KnownSounds, script, text_version, words_of
+from qamdetr.features.known import TABLE_FILE, KnownSounds, WordMap, script, text_version, words_of
 from qamdetr.features.pocket import POCKET_CHECKPOINT
-from qamdetr.types import TextFeatures
 
 HERE = Path(__file__).parent
-WORDINGS = 3  # of a kind that the table shows
+WORDINGS, PLAIN = 3, 8  # of a kind: those that the table shows; those that are plain, whose words are words for sounds
 KNOWN_REFUSED = 0.01  # share of understood sentences that may be taken for unknown ones
 TAKEN_RIGHT = (
     0.9  # share of captions, each asked for with the others, that lead to their own kind from the cosine on from which one is "taken as" it
@@ -38,44 +38,40 @@ PENALTY = 0.05
 FOLDS = 10
 
 
-def build(groups: Path, classes: Path, taught: Path, dev: Path, output: Path) -> dict[str, Any]:
-    """Write the table; returns what was measured."""
-    encoder = open_streams(("pocket",), ("pocket",))
-    heard = {name for name, *_ in _kinds(taught)}
-    kinds = [(name, captions, name in heard) for name, captions in _kinds(groups) + _kinds(classes)]
-    kinds.sort(key=lambda kind: not kind[2])  # those that are heard come first
-    taken: set[str] = set()  # a caption belongs to the first that has it
-    captions, kind_of = [], []
-    for index, (_, wordings, _) in enumerate(kinds):
-        fresh = [caption for caption in wordings if caption not in taken]
-        taken.update(fresh)
-        captions += fresh
-        kind_of += [index] * len(fresh)
+def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any]:
+    """Write the table beside the word map that was made of these groups and classes; returns what was measured.
 
-    def encode(sentence: str) -> TextFeatures:
-        return encoder.encode_query(sentence)["pocket"]
-
-    vectors = torch.stack([encode(caption).pooled for caption in captions])  # type: ignore[misc]
-    stored = {"captions": (vectors * 127 / vectors.abs().amax(dim=-1, keepdim=True)).round().to(torch.int8)}
-    stored["kind_of"] = torch.tensor(kind_of, dtype=torch.int16)
-    words = words_of(captions)
+    Raises:
+        QamDetrError: The word map was made of others.
+    """
+    pocket = open_streams(("pocket",), ("pocket",)).text["pocket"]
+    word_map = WordMap(load_file(output / "joint.safetensors"))
+    heard, words_only = _kinds(groups), _kinds(classes)
+    kinds = [(name, wordings, is_heard) for part, is_heard in ((heard, True), (words_only, False)) for name, wordings in part]
+    captions = [caption for _, wordings, _ in kinds for caption in wordings]
+    if (len(kinds), len(captions)) != (len(word_map.kinds), len(word_map.sentences)):
+        what = (
+            f"{groups.name} and {classes.name} hold {len(captions)} captions of {len(kinds)} kinds, the word map {len(word_map.sentences)}"
+        )
+        raise QamDetrError(f"{what} of {len(word_map.kinds)}", "run recipes.pocket.audio again")
+    words = words_of([caption for _, wordings, _ in kinds for caption in wordings[:PLAIN]])
     languages = yaml.safe_load((HERE / "languages.yaml").read_text(encoding="utf-8"))
     spoken = {word.lower() for caption in captions for word in caption.replace(",", "").split()}
     table: dict[str, Any] = {
-        "text_encoder": text_version(CHECKPOINT_DIR / POCKET_CHECKPOINT),
-        "taken_from": _taken_from(vectors, np.array(kind_of), [name for name, _, _ in kinds], sum(heard for *_, heard in kinds)),
+        "text_encoder": text_version(output),
+        "taken_from": _taken_from(word_map.sentences, word_map.kind_of.numpy(), [name for name, *_ in kinds], len(heard)),
         "judge": {"weights": [0.0] * 6, "from": 0.5},
-        "kinds": [{"kind": name, "wordings": wordings[:WORDINGS], "heard": heard} for name, wordings, heard in kinds],
+        "kinds": [{"kind": name, "wordings": wordings[:WORDINGS], "heard": is_heard} for name, wordings, is_heard in kinds],
         "languages": {language: sorted({*small} - spoken) for language, small in languages.items()},
         "words": sorted(words),
     }
-    _write(output, table, stored)
-    known, unknown = _dev_sentences(dev, taken)
-    opened = KnownSounds(output)
-    rows = np.array([opened.evidence(sentence, encode(sentence)) for sentence in (*known, *unknown)])
+    _write(output, table)
+    known, unknown = _dev_sentences(dev, {*captions})
+    opened = KnownSounds(output, word_map)
+    rows = np.array([opened.evidence(sentence, pocket.encode_text(sentence)) for sentence in (*known, *unknown)])
     truth = np.array([True] * len(known) + [False] * len(unknown))
     table["judge"], report = _fit_judge(rows, truth, [*known, *unknown])
-    _write(output, table, stored)
+    _write(output, table)
     return {"kinds": len(kinds), "captions": len(captions), "taken_from": table["taken_from"], **report}
 
 
@@ -138,8 +134,7 @@ def _taken_from(vectors: torch.Tensor, kind_of: np.ndarray, names: Sequence[str]
     return round(float(best.values[order[good[-1]]]), 4) if len(good) else 1.0
 
 
-def _write(output: Path, table: dict[str, Any], stored: dict[str, torch.Tensor]) -> None:
-    save_file(stored, output / VECTORS_FILE)
+def _write(output: Path, table: dict[str, Any]) -> None:
     rows = {key: json.dumps(value, ensure_ascii=False) for key, value in table.items()}
     rows["kinds"] = "[\n  " + ",\n  ".join(json.dumps(kind, ensure_ascii=False) for kind in table["kinds"]) + "\n ]"
     text = ",\n".join(f' "{key}": {value}' for key, value in rows.items())
@@ -151,11 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build the table of known sounds.")
     parser.add_argument("--groups", type=Path, default=HERE / "sound_bank" / "groups.yaml")
     parser.add_argument("--classes", type=Path, default=HERE / "sound_bank" / "audioset.yaml")
-    parser.add_argument("--taught", type=Path, help="groups that the encoders were taught with sounds, if others than --groups")
     parser.add_argument("--output", type=Path, default=CHECKPOINT_DIR / POCKET_CHECKPOINT)
     arguments = parser.parse_args(argv)
-    taught = arguments.taught or arguments.groups
-    measured = build(arguments.groups, arguments.classes, taught, HERE / "known_dev.yaml", arguments.output)
+    measured = build(arguments.groups, arguments.classes, HERE / "known_dev.yaml", arguments.output)
     sys.stdout.write(json.dumps(measured, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.features.base import open_streams
-from qamdetr.features.known import TABLE_FILE, VECTORS_FILE, KnownSounds
+from qamdetr.features.known import TABLE_FILE, KnownSounds, WordMap
 
 FOLDER = CHECKPOINT_DIR / "pocket-encoder"
 
@@ -74,15 +75,26 @@ def test_words_that_are_not_known_are_named_as_such(known, pocket, query, note):
     assert words.notes[0].startswith(note), words.notes
 
 
-def test_a_table_of_another_encoder_is_not_used(known, tmp_path):
-    names = (TABLE_FILE, VECTORS_FILE, "text.safetensors", "tokenizer.json", "joint.safetensors")
+def test_a_table_of_another_encoder_is_not_used(pocket, tmp_path):
+    names = (TABLE_FILE, "text.safetensors", "tokenizer.json", "joint.safetensors")
     for name in names:
         shutil.copy(FOLDER / name, tmp_path / name)
-    assert KnownSounds.beside(tmp_path) is not None
+    assert KnownSounds.beside(tmp_path, pocket.word_map) is not None
     (tmp_path / "tokenizer.json").write_bytes(b"another")
-    assert KnownSounds.beside(tmp_path) is None
+    assert KnownSounds.beside(tmp_path, pocket.word_map) is None
     (tmp_path / TABLE_FILE).unlink()
-    assert KnownSounds.beside(tmp_path) is None
+    assert KnownSounds.beside(tmp_path, pocket.word_map) is None
+
+
+def test_a_sentence_goes_where_near_sentences_sound_and_does_not_recall_itself() -> None:
+    torch.manual_seed(0)
+    sentences, kind_of = normalize(torch.eye(8)[[0, 0, 1, 1]] + 0.4 * torch.rand(4, 8), dim=-1), torch.tensor([0, 0, 1, 1])
+    stored = {"straight.weight": torch.zeros(3, 8), "sentences": sentences, "kinds": torch.eye(3)[:2], "doubt": torch.zeros(2)}
+    found = WordMap({**stored, "kind_of": kind_of})(sentences)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(4))
+    assert found.argmax(dim=-1).tolist() == [0, 0, 1, 1]
+    kind_of[1] = 1  # the first sentence is alone now, and its own kind is not what it recalls
+    assert WordMap({**stored, "kind_of": kind_of})(sentences).argmax(dim=-1).tolist() == [1, 0, 1, 1]
 
 
 def test_kinds_explain_the_clips_that_are_most_like_them(known):

@@ -23,7 +23,6 @@ from qamdetr.features.pocket import (
     SAMPLE_RATE_HZ,
     EarFrontEnd,
     MelFrontEnd,
-    WordMap,
     mel_magnitudes,
     mel_power,
     patches,
@@ -50,19 +49,6 @@ def test_sounding_seconds_have_unit_length_and_silent_ones_point_nowhere(audio) 
     torch.testing.assert_close(quiet, torch.ones(3), atol=1e-5, rtol=0)
     silence = np.zeros(3 * SAMPLE_RATE_HZ, dtype=np.float32)
     assert all(encode_samples(encoder, silence).isfinite().all() for encoder in audio.values())
-
-
-def test_a_sentence_goes_where_near_sentences_sound_and_does_not_recall_itself() -> None:
-    torch.manual_seed(0)
-    kinds, sentences = torch.eye(3)[:2], torch.nn.functional.normalize(torch.eye(8)[[0, 0, 1, 1]] + 0.4 * torch.rand(4, 8), dim=-1)
-    word_map = WordMap(dim=3, sentence_dim=8, num_sentences=4, num_kinds=2)
-    word_map.load_state_dict({**word_map.state_dict(), "sentences": sentences, "kinds": kinds, "kind_of": torch.tensor([0, 0, 1, 1])})
-    with torch.no_grad():
-        word_map.straight.weight.zero_()
-        assert word_map(sentences).argmax(dim=-1).tolist() == [0, 0, 1, 1]
-        word_map.kind_of[1] = 1  # the first sentence is alone now, and its own kind is not what it recalls
-        assert word_map(sentences).argmax(dim=-1).tolist() == [1, 0, 1, 1]
-        torch.testing.assert_close(word_map(sentences).norm(dim=-1), torch.ones(4))
 
 
 def test_a_quieter_recording_gives_nearly_the_same_vectors_and_other_statistics(audio) -> None:

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.features.base import open_streams
-from qamdetr.features.known import KnownSounds
+from qamdetr.features.known import KnownSounds, WordMap
+from recipes.pocket.audio import pack_word_map
 from recipes.pocket.known import build
 
 
 def test_the_table_holds_groups_and_classes_and_tells_known_words_from_others(tmp_path: Path) -> None:
     (tmp_path / "groups.yaml").write_text(yaml.safe_dump({name: {"captions": captions} for name, captions in GROUPS.items()}))
-    (tmp_path / "classes.yaml").write_text(yaml.safe_dump({"Whistle": ["a whistle", "a dog barks"]}))
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump(CLASSES))
     (tmp_path / "dev.yaml").write_text(yaml.safe_dump(DEV))
-    measured = build(tmp_path / "groups.yaml", tmp_path / "classes.yaml", tmp_path / "groups.yaml", tmp_path / "dev.yaml", tmp_path)
-    assert (measured["kinds"], measured["captions"], measured["known"], measured["unknown"]) == (3, 6, 12, 12), "none counts twice"
-    table = KnownSounds(tmp_path)
-    assert [(kind.name, kind.is_heard) for kind in table.kinds] == [("animal/dog", True), ("water/rain", True), ("Whistle", False)]
     pocket = open_streams(("pocket",), ("pocket",)).text["pocket"]
+    vectors = [
+        torch.stack([pocket.encode_text(caption).sentence for caption in captions]) for captions in (*GROUPS.values(), *CLASSES.values())
+    ]
+    save_file(pack_word_map(torch.nn.Linear(384, 256, bias=False), vectors[:2], vectors[2:]), tmp_path / "joint.safetensors")
+    for name in ("text.safetensors", "tokenizer.json"):
+        shutil.copy(CHECKPOINT_DIR / "pocket-encoder" / name, tmp_path)
+    measured = build(tmp_path / "groups.yaml", tmp_path / "classes.yaml", tmp_path / "dev.yaml", tmp_path)
+    assert (measured["kinds"], measured["captions"], measured["known"], measured["unknown"]) == (3, 7, 12, 12), "none counts twice"
+    table = KnownSounds(tmp_path, WordMap(load_file(tmp_path / "joint.safetensors")))
+    assert [(kind.name, kind.is_heard) for kind in table.kinds] == [("animal/dog", True), ("water/rain", True), ("Whistle", False)]
     for query, known in (("barking of a dog", True), ("it is raining", True), ("stock market", False)):
         assert table.understand(query, pocket.encode_text(query)).known == known, query
 
 
 GROUPS = {"animal/dog": ["a dog barks", "dogs bark", "barking"], "water/rain": ["it rains", "rain falls"]}
+CLASSES = {"Whistle": ["a whistle", "a dog barks"]}
 KNOWN = ["a dog is barking", "a bark", "rain", "heavy rain", "a barking dog", "the rain falls", "a man whistles"]
 UNKNOWN = ["tax law", "xqz", "blue", "a contract", "geometry", "policy", "price", "kkj", "homework", "theory", "vitamins", "hotel"]
 MORE = ["whistling", "many dogs bark", "raindrops", "the dog barks", "a dog barks", "rainfall"]  # one is a caption

@@ -15,7 +15,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.nn.functional import normalize
 
 from qamdetr.errors import QamDetrError
-from qamdetr.features.pocket import CutConvolution, PocketAudioModel, PocketTextModel, WordMap
+from qamdetr.features.known import WordMap
+from qamdetr.features.pocket import CutConvolution, PocketAudioModel, PocketTextModel
 from recipes.pocket.audio import AudioTrainConfig, JointObjective, Pool, class_shares, pack_word_map, train_joint
 from recipes.pocket.layers import fit, teach_layers
 from recipes.pocket.mixtures import AUDIBLE_DB, MASKED_DB, MixtureMaker, Source, describe, write_pool
@@ -124,12 +125,11 @@ def test_clips_come_to_lie_near_the_captions_of_what_sounds_in_them(folder: Path
     assert heard.states.shape == (800, 1024)
     heard = replace(heard, states=heard.labels @ sounds + 0.1 * torch.rand(800, 32))
     captions = [normalize(torch.randn(3, 48) * 0.3 + torch.randn(48), dim=-1) for _ in range(len(GROUPS) + 521)]
-    objective = JointObjective(
-        torch.nn.Linear(48, 32, bias=False), captions[: len(GROUPS)], captions[len(GROUPS) :], torch.tensor([True, False, False, False])
-    )
+    banks, joint = (captions[: len(GROUPS)], captions[len(GROUPS) :]), torch.nn.Linear(48, 32, bias=False)
+    objective = JointObjective(joint, *banks, torch.tensor([True, False, False, False]))
     train_joint(model, objective, heard, [*range(521)], config)
     with torch.no_grad():
-        word_map = WordMap.stored(pack_word_map(objective))
+        word_map = WordMap(pack_word_map(joint, *banks))
         assert len(word_map.sentences) == 3 * len(captions)
         prompts = word_map(torch.stack([bank[0] for bank in captions[1 : len(GROUPS)]]))
         vectors = model.to_joint(sounds[1:] + sounds[0] * torch.tensor([[1.0], [0.0], [0.0]]))

@@ -221,6 +221,17 @@ class Sound:
         if peak_columns:
             self.peaks = peaks.columns(peak_columns)
 
+    def silent_seconds(self) -> float:
+        """Return how long there is nothing but zeros from `start_seconds` on; 0 where that is over a minute, or all."""
+        silent = 0
+        with contextlib.closing(self._listening()) as blocks:
+            for run, mono, begins in blocks:
+                silent = 0 if begins else silent
+                if mono.any() or silent > 60 * run.rate_hz:
+                    return (silent + int(np.flatnonzero(mono)[0])) / run.rate_hz if mono.any() else 0.0
+                silent += len(mono)
+        return 0.0
+
     def samples(self, rate_hz: int | None = None) -> np.ndarray:
         """Return all mono float32 samples, `(ceil(n * rate_hz / own rate),)`."""
         for run, mono, begins in self._listening():

@@ -345,6 +345,12 @@ def test_a_range_has_its_own_length_and_part_keeps_the_files_clock():
             Sound((samples, 8000), **choice).samples()
 
 
+@pytest.mark.parametrize(("lead", "silent"), [(0, 0.0), (2400, 0.3), (8000 * 59, 59.0), (8000 * 70, 0.0)])
+def test_silence_in_front_is_measured_up_to_a_minute(lead, silent):
+    assert Sound((np.concatenate([np.zeros(lead, dtype=np.float32), 0.5 + 0 * noise(800)]), 8000)).silent_seconds() == silent
+    assert Sound((np.zeros(8000, dtype=np.float32), 8000)).silent_seconds() == 0.0
+
+
 def test_samples_that_are_no_sound_are_silenced_and_told():
     samples = np.full((8000, 2), 0.5, dtype=np.float32)
     samples[10, 0], samples[11, 0], samples[12, 1], samples[13, 1] = np.nan, np.inf, -np.inf, 1e20

@@ -18,17 +18,17 @@ BUDGETS = {
         "config.py": 372,
         "spans.py": 105,
         "files.py": 70,
-        "audio.py": 940,
+        "audio.py": 950,
         "model": 1385,
         "kernels": 1230,
     },
-    **{"features": 2376, "data": 556, "inference": 1354, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
+    **{"features": 2370, "data": 556, "inference": 1360, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
     **{"export": 580, "cli": 1146, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5069, 14_252, 78, 14_167
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5073, 14_262, 78, 14_186
 """Of the heart; of the package without `ui`; of the tests."""
 
 

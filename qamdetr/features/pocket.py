@@ -50,13 +50,6 @@ def mel_filterbank() -> Tensor:
     return torch.from_numpy(filters.astype(np.float32))
 
 
-def mel_power(samples: np.ndarray) -> Tensor:
-    """Return mel power `(mels, 64 * ceil(n / 24000))` of mono samples `(n,)`, the last clip padded with silence."""
-    front_end = MelFrontEnd()
-    front_end.feed(samples)
-    return front_end.finish()
-
-
 class MelFrontEnd:
     """Takes mono samples at 24 kHz in as they come and keeps their mel power, 16 kB per clip; the same bits however they are cut."""
 
@@ -137,9 +130,9 @@ def ear_filterbank() -> Tensor:
     return torch.from_numpy(filters.astype(np.float32))
 
 
-def mel_magnitudes(samples: np.ndarray) -> Tensor:
-    """Return mel magnitudes `(64, 100 * ceil(n / 24000))` of mono samples `(n,)`, the last clip padded with silence."""
-    front_end = EarFrontEnd()
+def mel_magnitudes(samples: np.ndarray, listener: type[MelFrontEnd] = EarFrontEnd) -> Tensor:
+    """Return what a listener keeps, `(64, 100 * ceil(n / 24000))` magnitudes, of mono samples `(n,)`, the last clip padded with silence."""
+    front_end = listener()
     front_end.feed(samples)
     return front_end.finish()
 

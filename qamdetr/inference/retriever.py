@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
 
 POCKET = Pocket.name
+MIN_SILENCE_SECONDS = 0.05  # of silence in front of a recording, from which it is left out
 MOST_HEARD, MOST_COUNTED = 20, 100  # kinds that `heard` asks for, and moments of each that it counts
 
 _PAIRS_PER_FORWARD = 8  # of section and query, through the network at once; bounds memory for long recordings and many queries
@@ -309,7 +310,12 @@ class MomentRetriever:
         """Do what `encode` does step by step: yields what is being done and how far that is. Closing the generator stops the work."""
         if isinstance(self.encoder, StoredFeatures):
             return self.encoder.recording(str(source))
-        recording = yield from self.encoder.encoding(Sound(source, **choice))
+        sound = Sound(source, **choice)
+        # Clips are counted from the first sound on, so that silence in front of a recording changes nothing but the clock.
+        if (silent := sound.silent_seconds()) >= MIN_SILENCE_SECONDS:
+            sound.start_seconds += silent
+            choice["start_seconds"] = sound.start_seconds
+        recording = yield from self.encoder.encoding(sound)
         return replace(recording, choice=choice)
 
     def retrieve(self, recording: Recording, query: str, **options: Any) -> Result:  # noqa: ANN401 - as `retrieve_many`

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -203,6 +204,19 @@ def test_files_arrays_and_open_files_are_recordings(walk):
     with walk.open("rb") as file:
         for source in (soundfile.read(walk, dtype="float32"), file):
             assert_same(retriever.retrieve(retriever.encode(source), "a dog"), expected)
+
+
+def test_silence_in_front_moves_the_moments_and_nothing_else(walk):
+    retriever = tiny_retriever(found_threshold=0.0)
+    samples, rate_hz = soundfile.read(walk, dtype="float32")
+    samples[0] = 0.01
+    plain, later = (
+        retriever.retrieve(retriever.encode((np.concatenate([np.zeros(silent, dtype=np.float32), samples]), rate_hz)), "a dog")
+        for silent in (0, round(0.3 * rate_hz))
+    )
+    assert [moment.score for moment in later.moments] == [moment.score for moment in plain.moments]
+    assert [m.window for m in later.moments] == [pytest.approx((m.start_seconds + 0.3, m.end_seconds + 0.3)) for m in plain.moments]
+    assert later.duration_seconds == pytest.approx(plain.duration_seconds + 0.3)
 
 
 @pytest.mark.parametrize("protocol", ["exact", "official"])

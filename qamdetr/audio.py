@@ -172,6 +172,7 @@ class Sound:
             end = "its end" if end_seconds is None else f"{end_seconds:g} s"
             raise AudioError(f"cannot be read from {start_seconds:g} s to {end}", "start at 0 or later, and end after that", label)
         self.peaks = np.zeros((2, 0), dtype=np.float32)  # `(2, columns)` minima and maxima in [-1, 1], after `reading(peak_columns=...)`
+        self.unheard_seconds = 0.0  # of the begin, which the listeners of `reading` do not get
         self._source, self._label, self._file = source, label, ""
         self._channel, self._track, self._max_seconds = channel, track, max_seconds
         self._facts: _Run | None = None
@@ -213,9 +214,11 @@ class Sound:
                     resamplers = {listener.rate_hz: StreamResampler(run.rate_hz, listener.rate_hz) for listener in listeners}
                     for listener in listeners:
                         listener.begin()
+                    unheard = round(self.unheard_seconds * run.rate_hz)
                 if peak_columns:
                     peaks.add(mono)
-                hand_out({rate: resampler.add(mono) for rate, resampler in resamplers.items()})
+                hand_out({rate: resampler.add(mono[unheard:]) for rate, resampler in resamplers.items()})
+                unheard = max(0, unheard - len(mono))
                 yield run.share
         hand_out({rate: resampler.finish() for rate, resampler in resamplers.items()})
         if peak_columns:
@@ -226,10 +229,10 @@ class Sound:
         silent = 0
         with contextlib.closing(self._listening()) as blocks:
             for run, mono, begins in blocks:
-                silent = 0 if begins else silent
-                if mono.any() or silent > 60 * run.rate_hz:
-                    return (silent + int(np.flatnonzero(mono)[0])) / run.rate_hz if mono.any() else 0.0
-                silent += len(mono)
+                heard = np.flatnonzero(mono)
+                silent = (0 if begins else silent) + (int(heard[0]) if len(heard) else len(mono))
+                if len(heard) or silent > 60 * run.rate_hz:
+                    return silent / run.rate_hz if silent <= 60 * run.rate_hz else 0.0
         return 0.0
 
     def samples(self, rate_hz: int | None = None) -> np.ndarray:

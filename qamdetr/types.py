@@ -44,12 +44,13 @@ class Recording:
 
     name: str  # file name without its folder
     path: str  # where the audio lies, for playing and cropping; empty when it came from memory
-    duration_seconds: float  # true length; `num_clips = ceil(duration_seconds / clip_seconds)`
+    duration_seconds: float  # true length; `num_clips = ceil((duration_seconds - unheard_seconds) / clip_seconds)`
     streams: Mapping[str, Tensor]  # audio features, stream name -> `(clips, dim_s)`, as the encoder gives them (not yet normalised, no tef)
     peaks: np.ndarray  # `(2, columns)` minimum and maximum of the waveform per column, in [-1, 1], for drawing
     notes: tuple[str, ...] = ()  # what reading the file has decided on its own, such as "the file ends after 0:45 of 1:30"
     choice: Mapping[str, Any] = field(default_factory=dict)  # what of the file was encoded, as arguments of `audio.Sound`; empty for all
     clip_seconds: float = 1.0  # from one feature step to the next
+    unheard_seconds: float = 0.0  # silence at its begin that was not encoded, so that clips are counted from the first sound
 
     @property
     def start_seconds(self) -> float:

@@ -14,21 +14,21 @@ BUDGETS = {
     **dict.fromkeys(("__init__.py", "__main__.py"), 20),
     **{
         "errors.py": 50,
-        "types.py": 191,
+        "types.py": 192,
         "config.py": 372,
         "spans.py": 105,
         "files.py": 70,
-        "audio.py": 950,
+        "audio.py": 953,
         "model": 1385,
         "kernels": 1230,
     },
-    **{"features": 2370, "data": 556, "inference": 1360, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
+    **{"features": 2370, "data": 556, "inference": 1371, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
     **{"export": 580, "cli": 1146, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5073, 14_262, 78, 14_186
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_279, 78, 14_199
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -173,9 +173,10 @@ class Streams:
         rows = {}
         for name, encoder in encoders.items():
             # Resampling may round a recording of whole seconds up by a sample, and the last clip need not fill a second: hence the cut.
-            rows[name] = (yield from encoder.features(kept[encoder.listener]))[: num_clips(sound.duration_seconds, self.clip_seconds)]
+            count = num_clips(sound.duration_seconds - sound.unheard_seconds, self.clip_seconds)
+            rows[name] = (yield from encoder.features(kept[encoder.listener]))[:count]
         facts = (sound.name, sound.path, sound.duration_seconds, rows, sound.peaks, sound.notes)
-        return Recording(*facts, clip_seconds=self.clip_seconds)
+        return Recording(*facts, clip_seconds=self.clip_seconds, unheard_seconds=sound.unheard_seconds)
 
     def encode(self, sound: Sound, only: Sequence[str] = ()) -> Recording:
         """Encode a recording; see `encoding`."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator
 
-from qamdetr.audio import Sound, find_recordings
+from qamdetr.audio import Sound, find_recordings, num_clips
 from qamdetr.config import (
     CONFIG_DIR,
     SYSTEM_DIR,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in `typing` from Python 3.11 on
 
 POCKET = Pocket.name
-MIN_SILENCE_SECONDS = 0.05  # of silence in front of a recording, from which it is left out
+MIN_SILENCE_SECONDS = 0.05
 MOST_HEARD, MOST_COUNTED = 20, 100  # kinds that `heard` asks for, and moments of each that it counts
 
 _PAIRS_PER_FORWARD = 8  # of section and query, through the network at once; bounds memory for long recordings and many queries
@@ -187,15 +187,15 @@ class Member:
             parts = sections if len(sections) == 1 else [section for _, section in chunk]
             batch = prepare([section.cut(heard.streams) for section in parts], [text for text, _ in chunk])
             output = self.model(batch.to(next(self.model.parameters()).device), bypass=bypass)
-            durations = [section.seconds(recording.duration_seconds) for _, section in chunk]
+            durations = [section.seconds(heard.duration_seconds - heard.unheard_seconds) for _, section in chunk]
             clips = [section.num_clips for _, section in chunk]
             decoded += answers(output, durations, clips, settings, protocol=protocol, clip_seconds=hop)
         nms_iou = overlap_limit(settings, protocol, dense=self.config.model.decoder == "dense")
         merged = []
         for at in range(0, len(pairs), len(sections)):
             found, curves = zip(*decoded[at : at + len(sections)], strict=True)
-            moments = long_audio.merge_candidates(sections, found, recording.duration_seconds, nms_iou)
-            merged.append(Decoded(moments, long_audio.merge_saliency(sections, curves)))
+            moments = long_audio.merge_candidates(sections, found, heard.duration_seconds - heard.unheard_seconds, nms_iou)
+            merged.append(_on_its_clock(Decoded(moments, long_audio.merge_saliency(sections, curves)), heard))
         return merged
 
 
@@ -313,8 +313,7 @@ class MomentRetriever:
         sound = Sound(source, **choice)
         # Clips are counted from the first sound on, so that silence in front of a recording changes nothing but the clock.
         if (silent := sound.silent_seconds()) >= MIN_SILENCE_SECONDS:
-            sound.start_seconds += silent
-            choice["start_seconds"] = sound.start_seconds
+            sound.unheard_seconds = silent
         recording = yield from self.encoder.encoding(sound)
         return replace(recording, choice=choice)
 
@@ -394,10 +393,12 @@ class MomentRetriever:
         results = self.retrieve_many(recording, wordings, texts=texts, top_k=MOST_COUNTED)
         perhaps = float(self._mean([np.asarray(member.config.inference.perhaps_threshold) for member in self.members]))
         kept: list[tuple[Kind, list[Moment], Heard]] = []
-        answered = [(kind, result) for kind, result in zip(kinds, results, strict=True) if result.tier != "nothing found"]
-        for kind, result in sorted(answered, key=lambda pair: -pair[1].moments[0].score):
-            marked = result.moments if result.found else mark_likely(result.moments, found=True, threshold=perhaps)
+        answered: list[tuple[Kind, Result, list[Moment]]] = []
+        for kind, result in zip(kinds, results, strict=True):
+            marked = result.moments if result.found else mark_likely(result.moments, found=result.perhaps, threshold=perhaps)
             moments = [moment for moment in marked if moment.likely and known.names(kind, _mean_clip(recording, moment.window))]
+            answered += [(kind, result, moments)] * bool(moments)
+        for kind, result, moments in sorted(answered, key=lambda row: -row[2][0].score):
             near = [other for name, others, _ in kept if known.are_near(kind, name) for other in others]
             if any(not any(is_double(moment, other) for other in near) for moment in moments):
                 kept.append((kind, moments, Heard(kind.name, kind.wordings[0], len(moments), moments[0].score, result.tier)))
@@ -606,9 +607,19 @@ def _move(model: QamDetr, device: str | None) -> QamDetr:
         ) from error
 
 
+def _on_its_clock(decoded: Decoded, heard: Recording) -> Decoded:
+    """Count windows and saliency from the begin of a recording, and not from where it was first heard."""
+    if not (unheard := heard.unheard_seconds):
+        return decoded
+    moved = [replace(m, start_seconds=m.start_seconds + unheard, end_seconds=m.end_seconds + unheard) for m in decoded.candidates]
+    clips = np.arange(num_clips(heard.duration_seconds, heard.clip_seconds)) - unheard / heard.clip_seconds
+    curve = np.interp(clips, np.arange(len(decoded.saliency)), decoded.saliency.numpy(), left=0.0)
+    return Decoded(moved, torch.from_numpy(curve.astype(np.float32)))
+
+
 def _mean_clip(recording: Recording, window: Window) -> torch.Tensor:
     """Sum the clips of a window `(start, end)` in seconds of the file, by how much of each is in it: `(dim,)`, of any length."""
-    begins = recording.start_seconds + recording.clip_seconds * torch.arange(recording.num_clips)
+    begins = recording.start_seconds + recording.unheard_seconds + recording.clip_seconds * torch.arange(recording.num_clips)
     shares = (begins + recording.clip_seconds).clamp(max=window[1]) - begins.clamp(min=window[0])
     return shares.clamp(min=0) @ recording.streams[POCKET]
 

@@ -15,8 +15,8 @@ from qamdetr.verifiers.base import Verifier, crop_bounds, verifier
 
 CURVES = {"pocket": (-2.8, 15.0, 3.0), "pocket_v02": (-2.8, 8.0, 4.0)}
 """Stream -> what makes the score: `sigmoid(bias + inside * mean + contrast * (mean - mean of the rest of the crop))`; means are cosines of
-clips and query. `pocket`'s weight of the mean is what a fit to windows of true and of other queries gives (area under the curve 0.85 on 2,824
-of 120 validation scenes); its other two, and all of version 0.2's, are set by hand. Other streams take `pocket`'s.
+clips and query. `pocket`'s weight of the mean is what a fit to windows of true and of other queries gives (area under the curve 0.85 on
+2,824 of 120 validation scenes); its other two, and all of version 0.2's, are set by hand. Other streams take `pocket`'s.
 """
 
 
@@ -37,7 +37,7 @@ class PocketVerifier(Verifier):
         (bias, by_mean, by_contrast), scores = CURVES.get(stream, CURVES["pocket"]), []
         for candidate in candidates:
             crop = crop_bounds(candidate.window, recording.duration_seconds, math.inf)
-            inside, whole = (_overlap_clips(window, len(cosine), recording.clip_seconds) for window in (candidate.window, crop))
+            inside, whole = (_overlap_clips(window, recording) for window in (candidate.window, crop))
             around = whole - inside
             mean = float(inside @ cosine / inside.sum().clamp(min=1e-6))
             # A window that fills its crop (the whole recording) has nothing to stand out from.
@@ -46,7 +46,8 @@ class PocketVerifier(Verifier):
         return scores
 
 
-def _overlap_clips(window: Window, num_clips: int, clip_seconds: float) -> Tensor:
-    """Share of each clip that lies in a window: `(num_clips,)` in [0, 1]."""
-    begin, (first, last) = torch.arange(num_clips, dtype=torch.float32), (seconds / clip_seconds for seconds in window)
+def _overlap_clips(window: Window, recording: Recording) -> Tensor:
+    """Share of each clip that lies in a window: `(clips,)` in [0, 1]."""
+    begin = torch.arange(recording.num_clips, dtype=torch.float32)
+    first, last = ((seconds - recording.unheard_seconds) / recording.clip_seconds for seconds in window)
     return (torch.clamp(begin + 1, max=last) - torch.clamp(begin, min=first)).clamp(min=0)

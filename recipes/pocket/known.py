@@ -25,7 +25,7 @@ from scipy.special import expit
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import open_streams
-from qamdetr.features.known import TABLE_FILE, KnownSounds, WordMap, script, text_version, words_of
+from qamdetr.features.known import SAME, TABLE_FILE, KnownSounds, WordMap, script, text_version, words_of
 from qamdetr.features.pocket import POCKET_CHECKPOINT
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ TAKEN_RIGHT = (
     0.9  # share of captions, each asked for with the others, that lead to their own kind from the cosine on from which one is "taken as" it
 )
 PENALTY = 0.05
-FOLDS = 10
+FOLDS, SPOT_CHECKS = 10, 100
 
 
 def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any]:
@@ -54,6 +54,10 @@ def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any
             f"{groups.name} and {classes.name} hold {len(captions)} captions of {len(kinds)} kinds, the word map {len(word_map.sentences)}"
         )
         raise QamDetrError(f"{what} of {len(word_map.kinds)}", "run recipes.pocket.audio again")
+    for index in range(0, len(captions), len(captions) // SPOT_CHECKS + 1):
+        sentence = pocket.encode_text(captions[index]).sentence
+        if sentence is None or float(word_map.sentences[index] @ sentence) < SAME:
+            raise QamDetrError(f"Caption {index}, {captions[index]!r}, is another in the word map", "run recipes.pocket.audio again")
     words = words_of([caption for _, wordings, _ in kinds for caption in wordings[:PLAIN]])
     languages = yaml.safe_load((HERE / "languages.yaml").read_text(encoding="utf-8"))
     spoken = {word.lower() for caption in captions for word in caption.replace(",", "").split()}

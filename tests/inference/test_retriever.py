@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,17 +207,21 @@ def test_files_arrays_and_open_files_are_recordings(walk):
             assert_same(retriever.retrieve(retriever.encode(source), "a dog"), expected)
 
 
-def test_silence_in_front_moves_the_moments_and_nothing_else(walk):
-    retriever = tiny_retriever(found_threshold=0.0)
-    samples, rate_hz = soundfile.read(walk, dtype="float32")
+@pytest.mark.parametrize("verifier", ["none", "pocket"])
+def test_silence_in_front_moves_the_moments_and_nothing_else(shipped, verifier):
+    samples, rate_hz = soundfile.read(Path(__file__).parents[2] / "assets" / "street.ogg", frames=40 * 24000, dtype="float32")
     samples[0] = 0.01
     plain, later = (
-        retriever.retrieve(retriever.encode((np.concatenate([np.zeros(silent, dtype=np.float32), samples]), rate_hz)), "a dog")
-        for silent in (0, round(0.3 * rate_hz))
+        shipped.encode((np.concatenate([np.zeros(round(silent * rate_hz), dtype=np.float32), samples]), rate_hz)) for silent in (0.0, 7.3)
     )
-    assert [moment.score for moment in later.moments] == [moment.score for moment in plain.moments]
-    assert [m.window for m in later.moments] == [pytest.approx((m.start_seconds + 0.3, m.end_seconds + 0.3)) for m in plain.moments]
-    assert later.duration_seconds == pytest.approx(plain.duration_seconds + 0.3)
+    assert (later.duration_seconds, later.unheard_seconds, later.num_clips) == (pytest.approx(47.3), pytest.approx(7.3), plain.num_clips)
+    one, two = (shipped.retrieve(recording, "an ambulance passes", verifier=verifier) for recording in (plain, later))
+    assert [m.score for m in two.moments] == pytest.approx([m.score for m in one.moments], abs=1e-3)
+    for before, after in zip(one.moments, two.moments, strict=True):
+        assert after.window == pytest.approx([seconds + 7.3 for seconds in before.window], abs=0.01)
+    assert (len(one.saliency), len(two.saliency), set(two.saliency[:14])) == (80, 95, {0.0})
+    assert int(np.argmax(two.saliency)) * 0.5 == pytest.approx(7.3 + int(np.argmax(one.saliency)) * 0.5, abs=0.5)
+    assert shipped.retrieve_like(later, two.moments[0].window).moments[0].window == pytest.approx(two.moments[0].window, abs=0.3)
 
 
 @pytest.mark.parametrize("protocol", ["exact", "official"])

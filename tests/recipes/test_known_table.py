@@ -35,6 +35,14 @@ def test_the_table_holds_groups_and_classes_and_tells_known_words_from_others(tm
         assert table.understand(query, pocket.encode_text(query)).known == known, query
 
 
+def test_the_judge_is_not_fitted_to_what_it_is_measured_with() -> None:
+    root = Path(__file__).parents[2]
+    asked = yaml.safe_load((root / "benchmarks" / "nonsense.yaml").read_text(encoding="utf-8"))
+    fitted = yaml.safe_load((root / "recipes" / "pocket" / "known_dev.yaml").read_text(encoding="utf-8"))
+    sentences = {str(text).casefold() for texts in fitted["unknown"].values() for text in texts}
+    assert not sentences & {str(text).casefold() for texts in asked.values() for text in texts}
+
+
 GROUPS = {"animal/dog": ["a dog barks", "dogs bark", "barking"], "water/rain": ["it rains", "rain falls"]}
 CLASSES = {"Whistle": ["a whistle", "a dog barks"]}
 KNOWN = ["a dog is barking", "a bark", "rain", "heavy rain", "a barking dog", "the rain falls", "a man whistles"]

@@ -27,9 +27,9 @@ NEAREST = 5  # captions whose mean cosine counts beside the best one's
 NAMED = 3  # kinds that a note names
 SHARPNESS = 0.1  # of the kinds' shares in a clip: the cosine that counts e-fold
 SAME = 0.98  # cosine of a query that is a caption, but for rounding
-RECALL_COSINE = 1 / 30  # likewise of the sentences that a query recalls
+RECALL_COSINE = 1 / 30  # of the sentences that a query recalls: the cosine that counts e-fold
 RECALLED = 0.7  # share of what near sentences sound like, beside the straight map
-WORDED = 0.05  # likewise of the captions that put a sound in words
+WORDED = 0.05  # of the captions that put a sound in words: the cosine that counts e-fold
 NEAR = 0.5  # cosine of kinds that one sound can pass for
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")

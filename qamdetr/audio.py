@@ -207,9 +207,12 @@ class Sound:
             for listener in listeners:
                 listener.feed(samples[listener.rate_hz])
 
+        again = False
         with contextlib.closing(self._listening()) as blocks:
             for run, mono, begins in blocks:
                 if begins:
+                    # Another channel or track is heard than the one whose silence was measured.
+                    self.unheard_seconds, again = 0.0 if again else self.unheard_seconds, True
                     peaks = PeakEnvelope()
                     resamplers = {listener.rate_hz: StreamResampler(run.rate_hz, listener.rate_hz) for listener in listeners}
                     for listener in listeners:

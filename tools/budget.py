@@ -18,7 +18,7 @@ BUDGETS = {
         "config.py": 372,
         "spans.py": 105,
         "files.py": 70,
-        "audio.py": 953,
+        "audio.py": 956,
         "model": 1385,
         "kernels": 1230,
     },
@@ -28,7 +28,7 @@ BUDGETS = {
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_281, 78, 14_199
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_284, 78, 14_207
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -224,6 +224,14 @@ def test_silence_in_front_moves_the_moments_and_nothing_else(shipped, verifier):
     assert shipped.retrieve_like(later, two.moments[0].window).moments[0].window == pytest.approx(two.moments[0].window, abs=0.3)
 
 
+def test_what_only_the_mean_of_channels_does_not_hear_is_encoded():
+    samples = np.repeat([0.5, 0.001], 8000) * np.random.default_rng(0).uniform(-1, 1, 16000)
+    other = samples * np.repeat([-1, 1], 8000)
+    recording = tiny_retriever().encode((np.stack([samples, other], axis=1).astype(np.float32), 8000))
+    assert "channel 1 of 2 is heard alone" in recording.notes[0]
+    assert (recording.unheard_seconds, recording.num_clips) == (0.0, 2)
+
+
 @pytest.mark.parametrize("protocol", ["exact", "official"])
 def test_moments_of_a_part_are_on_the_files_clock(walk, protocol):
     retriever = tiny_retriever(found_threshold=0.0)

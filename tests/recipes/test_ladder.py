@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qamdetr.config import Config, load_config, save_config
-from recipes import ladder_report
+from recipes import ladder, ladder_report
 from recipes.ladder import CHOSEN, FULL, LADDER, PLANS, RESULTS_FILE, SWITCHES, Variant, run_plan
 from recipes.ladder_report import METRICS, SETS, read_results
 
@@ -18,22 +18,26 @@ from recipes.ladder_report import METRICS, SETS, read_results
 def test_every_variant_is_a_configuration_and_what_won_is_what_the_shipped_model_has() -> None:
     full = load_config(FULL.config)
     assert len({variant.name for variant in PLANS["all"]}) == len(PLANS["all"])
-    assert all(load_config(variant.config, variant.overrides) != full for variant in (*SWITCHES, CHOSEN))
-    chosen, shipped = load_config(CHOSEN.config, CHOSEN.overrides + CHOSEN.readings["pooled"]), load_config("pocket")
+    assert all(load_config(variant.config, variant.overrides) != full for variant in SWITCHES)
+    chosen, shipped = load_config(CHOSEN.config, CHOSEN.overrides), load_config("pocket")
     assert chosen.loss == shipped.loss
-    assert chosen.model.encoder_layers == shipped.model.encoder_layers
-    assert (chosen.model.decoder, shipped.model.decoder) == ("detr", "dense"), "won later; it needs no segments"
+    assert (chosen.model.encoder_layers, chosen.model.decoder) == (shipped.model.encoder_layers, shipped.model.decoder)
     assert chosen.train.ema_decay == shipped.train.ema_decay > 0
 
 
-def test_a_plan_trains_scores_and_goes_on_where_it_stopped(tmp_path: Path, small_toy_config: Callable[..., Config]) -> None:
+def test_a_plan_trains_scores_and_goes_on_where_it_stopped(
+    tmp_path: Path, small_toy_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "PROBE_STEPS", 2)
     save_config(small_toy_config(epochs=1), tmp_path / "toy.yaml")
     pooled = ("inference.segment_threshold=0.3",)
-    variant = Variant("toy", "toy", str(tmp_path / "toy.yaml"), readings={"decoder": (), "pooled": pooled})
+    readings = {"decoder": (), "pooled": pooled, "segments": pooled, "probe": ()}
+    variant = Variant("toy", "toy", str(tmp_path / "toy.yaml"), readings=readings)
     output, test_manifest = tmp_path / "runs", Path(small_toy_config().data.val_manifest)
     run_plan([variant], [0, 1], output, test_manifest)
     results = read_results(output)
-    assert set(results["toy", "decoder"]) == set(results["toy", "pooled"]) == {0, 1}
+    assert all(set(results["toy", reading]) == {0, 1} for reading in readings)
+    assert len({str(results["toy", reading][0]) for reading in readings}) == len(readings), "each reads something else"
     best = json.loads((output / "toy-s0" / "metrics.jsonl").read_text().splitlines()[-1])["val"]
     # The toy set serves as validation and as test.
     assert results["toy", "decoder"][0]["val"] == results["toy", "decoder"][0]["test"] == best
@@ -62,7 +66,8 @@ def made_up(tmp_path: Path) -> Path:
 
 def test_the_page_gets_its_tables_and_figure(made_up: Path, tmp_path: Path) -> None:
     page = tmp_path / "ladder.md"
-    page.write_text("Intro.\n\n<!-- ladder -->\nold\n<!-- end -->\n\nBetween.\n\n<!-- switches -->\nold\n<!-- end -->\n\nEnd.\n")
+    tables = "Between.\n\n".join(f"<!-- {marker} -->\nold\n<!-- end -->\n\n" for marker in ("ladder", "probe", "switches"))
+    page.write_text(f"Intro.\n\n{tables}End.\n")
     texts = []
     for _ in range(2):
         assert ladder_report.main([str(made_up), "--docs", str(tmp_path)]) == 0
@@ -71,7 +76,8 @@ def test_the_page_gets_its_tables_and_figure(made_up: Path, tmp_path: Path) -> N
     assert texts[1] == text
     assert text.startswith("Intro.") and text.endswith("End.\n") and "Between." in text and "old" not in text
     assert "| + BiMamba encoder | 43.00 ± 1.00 |" in text
-    assert "test R1@0.7: +10.00 points" in text and "lie 8.00 points" in text
-    assert text.count("+4.00 | wins") == len(SWITCHES[-1].readings)
-    assert "| one BiMamba layer instead of two | 51.00 ± 1.00 | +0.00 | within the spread |" in text
+    assert "| + BiMamba encoder | +2.00 [-0.3, +4.3] | undecided, p 0.352 |" in text
+    assert "| full model against the baseline | +10.00 [+7.7, +12.3] | wins, p 0.002 |" in text
+    assert text.count("+4.00 [+1.7, +6.3] | wins, p 0.040") == len(SWITCHES[-1].readings)
+    assert "posterior per clip, segments alone | 51.00 ± 1.00 | +0.00 [-2.3, +2.3] | undecided, p 1.000 |" in text
     assert (tmp_path / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")

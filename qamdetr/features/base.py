@@ -348,7 +348,6 @@ COMBOS: dict[str, Combo] = {
     "C": Combo(("laion_clap", "wavlm_base", "wavlm_base_plus", "wavlm_large"), ("laion_clap", "roberta")),
     "laion_clap": Combo(("laion_clap",), ("laion_clap",)),
     "ms_clap": Combo(("ms_clap",), ("ms_clap",)),
-    "pocket_v02": Combo(("pocket_v02", "mel_stats"), ("pocket_v02",)),
 }
 
 

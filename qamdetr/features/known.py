@@ -61,8 +61,6 @@ class WordMap:
 
     def __call__(self, sentence: Tensor) -> Tensor:
         """Map unit vectors `(…, sentence_dim)` to unit vectors `(…, dim)`."""
-        if not len(self.kinds):
-            return normalize(sentence @ self.straight.T, dim=-1)
         cosine = (self.sentences @ sentence.mT).mT  # one sentence is half as fast the other way round
         near = (cosine / RECALL_COSINE - self._doubt).masked_fill(cosine > SAME, -torch.inf).softmax(dim=-1)
         shares = torch.zeros(*near.shape[:-1], len(self.kinds)).index_add(-1, self.kind_of, near)

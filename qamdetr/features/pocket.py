@@ -217,11 +217,6 @@ def at_hop(describe: Callable[[Tensor], Tensor], power: Tensor, clip_seconds: fl
     return torch.stack([even, odd], dim=1).flatten(0, 1)
 
 
-def audible(level_db: Tensor, silent_db: float) -> Tensor:
-    """Return which of `(clips,)` levels are not silence: above what is silent by itself, or not far under the loudest."""
-    return (level_db > silent_db) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
-
-
 def mel_stats(power: Tensor) -> Tensor:
     """Describe each second of mel power `(mels, 64 * seconds)` by hand-made numbers; `(seconds, 24)`, each about in [-1, 1].
 
@@ -254,7 +249,7 @@ class PocketTextModel(nn.Module):
         self.input = nn.Linear(128, dim)
         self.position = nn.Parameter(torch.randn(MAX_TOKENS, dim) * 0.02)
         layer = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout, activation="gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(dim)
         self.sentence = nn.Linear(dim, sentence_dim)
 
@@ -279,24 +274,21 @@ def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Pocket(AudioStream, TextStream):
     """`(clips, 256)` unit vectors in the joint space, zero for silent clips; `(tokens, 256)` states and the pooled joint vector."""
 
-    listener: type[MelFrontEnd] = EarFrontEnd
+    listener, hops_seconds = EarFrontEnd, (1.0, 0.5)
     silent_db = -28.2  # level, in the listener's scale, of noise at about -60 dB full scale
-    hops_seconds: tuple[float, ...] = (1.0, 0.5)
-    checkpoint = POCKET_CHECKPOINT
-    network: type[nn.Module] = PocketAudioModel
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         super().__init__(folder, options)  # the weights are the shipped ones, whatever these say
         from safetensors.torch import load_file
 
-        folder, words = CHECKPOINT_DIR / self.checkpoint, CHECKPOINT_DIR / POCKET_CHECKPOINT
-        files = [folder / "audio.safetensors", words / "text.safetensors", words / "tokenizer.json", folder / "joint.safetensors"]
-        audio, text = self.network(), PocketTextModel()
+        folder = CHECKPOINT_DIR / POCKET_CHECKPOINT
+        files = [folder / name for name in ("audio.safetensors", "text.safetensors", "tokenizer.json", "joint.safetensors")]
+        audio, text = PocketAudioModel(), PocketTextModel()
         try:
             audio.load_state_dict(load_file(files[0]))  # stored in half precision
             text.load_state_dict(unpack_state(load_file(files[1])))
             self.word_map = WordMap(load_file(files[3]))
-            self._tokenizer = HubTokenizer(words, self.name, max_tokens=MAX_TOKENS, vocab_size=text.embedding.num_embeddings)
+            self._tokenizer = HubTokenizer(folder, self.name, max_tokens=MAX_TOKENS, vocab_size=text.embedding.num_embeddings)
         except Exception as error:  # safetensors raises classes of its own, torch RuntimeError
             remedy = "restore it from the repository (with Git LFS: `git lfs pull`), or set QAMDETR_CHECKPOINTS"
             raise CheckpointError(f"{folder} cannot be read ({one_line(error)})", remedy) from error
@@ -333,10 +325,11 @@ class Pocket(AudioStream, TextStream):
         return vectors
 
     def audible(self, kept: Tensor) -> Tensor:
-        """Return `(clips,)` bool: False where a clip is silent."""
+        """Return `(clips,)` bool: False where a clip is silent, both by itself and beside the loudest."""
         frames = round(self.listener.frames_per_second * self.options.clip_seconds)
         level = kept.square().mean(dim=0).reshape(-1, frames)[:, 2:-2].mean(dim=1)  # the outermost reach beyond
-        return audible(10 * torch.log10(level + 1e-12), self.silent_db)
+        level_db = 10 * torch.log10(level + 1e-12)
+        return (level_db > self.silent_db) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
 
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:

@@ -90,8 +90,7 @@ def open_retriever(checkpoint: str) -> MomentRetriever:
 
 def wants_gpu(config: Config) -> bool:
     """Whether a checkpoint reads streams of large encoders."""
-    small = {name for combo in ("pocket", "pocket_v02") for name in get_combo(combo).audio_streams}
-    return not small >= set(config.model.audio_streams)
+    return not set(get_combo("pocket").audio_streams) >= set(config.model.audio_streams)
 
 
 class BorrowingRetriever(MomentRetriever):

@@ -13,10 +13,10 @@ from qamdetr.errors import QamDetrError
 from qamdetr.types import Candidate, Recording, TextFeatures, Window
 from qamdetr.verifiers.base import Verifier, crop_bounds, verifier
 
-CURVES = {"pocket": (-2.8, 15.0, 3.0), "pocket_v02": (-2.8, 8.0, 4.0)}
-"""Stream -> what makes the score: `sigmoid(bias + inside * mean + contrast * (mean - mean of the rest of the crop))`; means are cosines of
-clips and query. `pocket`'s weight of the mean is what a fit to windows of true and of other queries gives (area under the curve 0.85 on
-2,824 of 120 validation scenes); its other two, and all of version 0.2's, are set by hand. Other streams take `pocket`'s.
+BIAS, BY_MEAN, BY_CONTRAST = -2.8, 15.0, 3.0
+"""The score is `sigmoid(BIAS + BY_MEAN * mean + BY_CONTRAST * (mean - mean of the rest of the crop))`; means are cosines of clips and query.
+`BY_MEAN` is what a fit to windows of true and of other queries gives (area under the curve 0.85 on 2,824 of 120 validation scenes); the
+other two are set by hand. Streams other than `pocket` take the same.
 """
 
 
@@ -34,7 +34,7 @@ class PocketVerifier(Verifier):
         if pooled is None or pooled.shape[-1] != clips.shape[-1]:
             raise QamDetrError(f"Audio stream {stream!r} has no joint space with the query's text stream; use verifier 'none'.")
         cosine = normalize(clips.float(), dim=-1) @ normalize(pooled.float(), dim=-1)
-        (bias, by_mean, by_contrast), scores = CURVES.get(stream, CURVES["pocket"]), []
+        scores = []
         for candidate in candidates:
             crop = crop_bounds(candidate.window, recording.duration_seconds, math.inf)
             inside, whole = (_overlap_clips(window, recording) for window in (candidate.window, crop))
@@ -42,7 +42,7 @@ class PocketVerifier(Verifier):
             mean = float(inside @ cosine / inside.sum().clamp(min=1e-6))
             # A window that fills its crop (the whole recording) has nothing to stand out from.
             contrast = mean - float(around @ cosine / around.sum()) if float(around.sum()) > 1e-3 else 0.0
-            scores.append(1 / (1 + math.exp(-(bias + by_mean * mean + by_contrast * contrast))))
+            scores.append(1 / (1 + math.exp(-(BIAS + BY_MEAN * mean + BY_CONTRAST * contrast))))
         return scores
 
 

@@ -205,15 +205,19 @@ CLASS_DOUBT = 1.0
 """How far kinds that only the teacher knows stand back, in `WordMap`, behind those that the network was taught with sounds."""
 
 
+def pack_sentences(sentences: Tensor) -> Tensor:
+    """Return unit vectors as int8, each with a scale of its own."""
+    return (sentences * 127 / sentences.abs().amax(dim=-1, keepdim=True)).round().to(torch.int8)
+
+
 @torch.no_grad()
 def pack_word_map(joint: nn.Linear, groups: Sequence[Tensor], classes: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return what `WordMap` opens: the map, every caption, and where the captions of a group or class lie together."""
     banks = [*groups, *classes]
-    sentences = torch.cat(banks)
     places = torch.stack([normalize(joint(bank), dim=-1).mean(dim=0) for bank in banks])
     return {
         "straight.weight": joint.weight.half(),
-        "sentences": (sentences * 127 / sentences.abs().amax(dim=-1, keepdim=True)).round().to(torch.int8),
+        "sentences": pack_sentences(torch.cat(banks)),
         "kind_of": torch.repeat_interleave(torch.tensor([len(bank) for bank in banks])).to(torch.int16),
         "kinds": normalize(places, dim=-1).half(),
         "doubt": torch.tensor([0.0] * len(groups) + [CLASS_DOUBT] * len(classes)),

@@ -3,7 +3,9 @@
     python -m recipes.pocket.known [--groups groups.yaml] [--classes audioset.yaml] [--output checkpoints/pocket-encoder]
 
 Kinds are those of the encoders' word map: the groups of the sound bank, which were taught with sounds, and the teacher's classes, which are
-there as words. What tells words that are understood from others is fitted to `known_dev.yaml`; see `qamdetr.features.known`.
+there as words. Its sentences are embedded anew, so that a text encoder that was distilled again (its vectors stay where their teacher has
+them) needs no other joint space. What tells words that are understood from others is fitted to `known_dev.yaml`; see
+`qamdetr.features.known`.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from qamdetr.config import CHECKPOINT_DIR
 from qamdetr.errors import QamDetrError
 from qamdetr.features.base import open_streams
-from qamdetr.features.known import SAME, TABLE_FILE, KnownSounds, WordMap, script, text_version, words_of
+from qamdetr.features.known import TABLE_FILE, KnownSounds, WordMap, script, text_version, words_of
 from qamdetr.features.pocket import POCKET_CHECKPOINT
+from recipes.pocket.audio import embed, load_text, pack_sentences
 
 HERE = Path(__file__).parent
 WORDINGS, PLAIN = 3, 8  # of a kind: those that the table shows; those that are plain, whose words are words for sounds
@@ -35,29 +38,29 @@ TAKEN_RIGHT = (
     0.9  # share of captions, each asked for with the others, that lead to their own kind from the cosine on from which one is "taken as" it
 )
 PENALTY = 0.05
-FOLDS, SPOT_CHECKS = 10, 100
+FOLDS = 10
 
 
 def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any]:
-    """Write the table beside the word map that was made of these groups and classes; returns what was measured.
+    """Write the word map's sentences, and the table beside it, for these groups and classes; returns what was measured.
 
     Raises:
         QamDetrError: The word map was made of others.
     """
     pocket = open_streams(("pocket",), ("pocket",)).text["pocket"]
-    word_map = WordMap(load_file(output / "joint.safetensors"))
+    stored = {name: value.clone() for name, value in load_file(output / "joint.safetensors").items()}
     heard, words_only = _kinds(groups), _kinds(classes)
     kinds = [(name, wordings, is_heard) for part, is_heard in ((heard, True), (words_only, False)) for name, wordings in part]
     captions = [caption for _, wordings, _ in kinds for caption in wordings]
-    if (len(kinds), len(captions)) != (len(word_map.kinds), len(word_map.sentences)):
+    if stored["kind_of"].tolist() != [index for index, (_, wordings, _) in enumerate(kinds) for _ in wordings]:
         what = (
-            f"{groups.name} and {classes.name} hold {len(captions)} captions of {len(kinds)} kinds, the word map {len(word_map.sentences)}"
+            f"{groups.name} and {classes.name} hold {len(captions)} captions of {len(kinds)} kinds, the word map {len(stored['kind_of'])}"
         )
-        raise QamDetrError(f"{what} of {len(word_map.kinds)}", "run recipes.pocket.audio again")
-    for index in range(0, len(captions), len(captions) // SPOT_CHECKS + 1):
-        sentence = pocket.encode_text(captions[index]).sentence
-        if sentence is None or float(word_map.sentences[index] @ sentence) < SAME:
-            raise QamDetrError(f"Caption {index}, {captions[index]!r}, is another in the word map", "run recipes.pocket.audio again")
+        raise QamDetrError(f"{what} of {len(stored['kinds'])}, or in another order", "run recipes.pocket.audio again")
+    text = load_text(output)
+    stored["sentences"] = pack_sentences(torch.cat([embed(*text, wordings) for _, wordings, _ in kinds]))
+    save_file(stored, output / "joint.safetensors")
+    word_map = WordMap(stored)
     words = words_of([caption for _, wordings, _ in kinds for caption in wordings[:PLAIN]])
     languages = yaml.safe_load((HERE / "languages.yaml").read_text(encoding="utf-8"))
     spoken = {word.lower() for caption in captions for word in caption.replace(",", "").split()}

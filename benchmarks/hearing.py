@@ -228,6 +228,7 @@ def trust(asked: Asked) -> list[Measure]:
         measure(f"{asked.name}, absent recognised", ~asked.found[~present], vids[~present].tolist()),
         measure(f"{asked.name}, absent called perhaps", perhaps[~present], vids[~present].tolist()),
         measure(f"{asked.name}, present lost", ~asked.found[present], vids[present].tolist()),
+        measure(f"{asked.name}, present called perhaps", perhaps[present], vids[present].tolist()),
         measure(f"{asked.name}, AUC", np.stack([asked.best, present], axis=1), asked.vids, _area_under_curve),
         measure(
             f"{asked.name}, calibration error",

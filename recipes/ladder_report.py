@@ -100,7 +100,7 @@ def ladder_table(results: Results) -> str:
             scores = [str(spread(results, variant.name, "decoder", part, metric)) for metric in METRICS]
             rows.append([variant.label, *scores, *(f"{number:.2f}" for number in REPORT_TABLE_1[variant.name][column][1:3])])
         parts.append(f"**{'Validation' if part == 'val' else 'Held-back test'} scenes**\n\n{_table(rows)}")
-    seeds = min(len(results[variant.name, "decoder"]) for variant in LADDER)
+    seeds = " or ".join(map(str, sorted({len(results[variant.name, "decoder"]) for variant in LADDER})))
     return "\n\n".join([*parts, f"Mean ± standard deviation over {seeds} seeds.", step_table(results)])
 
 
@@ -121,8 +121,8 @@ def probe_table(results: Results) -> str:
 
 
 def switch_table(results: Results) -> str:
-    """Return the switches against the full model as Markdown, each with its verdict by validation."""
-    changes = [(variant, reading) for variant in SWITCHES for reading in variant.readings]
+    """Return the switches that were run against the full model as Markdown, each with its verdict by validation."""
+    changes = [(variant, reading) for variant in SWITCHES for reading in variant.readings if (variant.name, reading) in results]
     compared = compare([(results[FULL.name, "decoder"], results[variant.name, reading]) for variant, reading in changes], "val")
     rows = [["change to the full model", "val R1@0.7", "difference", "verdict", "val mAP", "test R1@0.7", "test mAP"]]
     for (variant, reading), told in zip([(FULL, "decoder"), *changes], [("", ""), *compared], strict=True):

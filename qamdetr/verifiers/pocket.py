@@ -14,9 +14,9 @@ from qamdetr.types import Candidate, Recording, TextFeatures, Window
 from qamdetr.verifiers.base import Verifier, crop_bounds, verifier
 
 BIAS, BY_MEAN, BY_CONTRAST = -2.8, 15.0, 3.0
-"""The score is `sigmoid(BIAS + BY_MEAN * mean + BY_CONTRAST * (mean - mean of the rest of the crop))`; means are cosines of clips and query.
-`BY_MEAN` is what a fit to windows of true and of other queries gives (area under the curve 0.85 on 2,824 of 120 validation scenes); the
-other two are set by hand. Streams other than `pocket` take the same.
+"""The score is `sigmoid(BIAS + BY_MEAN * mean + BY_CONTRAST * (mean - mean of the rest of the crop))`; means are cosines of clips with the
+query. `BY_MEAN` is what a fit to windows of true and of other queries gives (area under the curve 0.85 on 2,824 of 120 validation scenes);
+the other two are set by hand.
 """
 
 

@@ -133,8 +133,8 @@ def score_run(directory: Path, test_manifest: Path, name: str, reading: Sequence
 
 def _silence_decoder(_model: nn.Module, _inputs: object, output: ModelOutput) -> ModelOutput:
     """Leave no slots of the decoder, so that the saliency's segments are all there is to read."""
-    logits, spans_cxw = output.decoder.logits[:, :0], output.decoder.spans_cxw[:, :0]
-    return replace(output, decoder=DecoderOutput(logits, spans_cxw, quality_logits=None))
+    logits, spans_cxw, quality = output.decoder.logits, output.decoder.spans_cxw, output.decoder.quality_logits
+    return replace(output, decoder=DecoderOutput(logits[:, :0], spans_cxw[:, :0], None if quality is None else quality[:, :0]))
 
 
 def probe(model: QamDetr, config: Config, data: TrainingData) -> QamDetr:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from qamdetr.config import CHECKPOINT_DIR
+from qamdetr.errors import QamDetrError
 from qamdetr.features.base import open_streams
 from qamdetr.features.known import KnownSounds, WordMap
 from recipes.pocket.audio import pack_word_map
@@ -17,15 +19,17 @@ from recipes.pocket.known import build
 
 
 def test_the_table_holds_groups_and_classes_and_tells_known_words_from_others(tmp_path: Path) -> None:
-    (tmp_path / "groups.yaml").write_text(yaml.safe_dump({name: {"captions": captions} for name, captions in GROUPS.items()}))
-    (tmp_path / "classes.yaml").write_text(yaml.safe_dump(CLASSES))
-    (tmp_path / "dev.yaml").write_text(yaml.safe_dump(DEV))
-    pocket = open_streams(("pocket",), ("pocket",)).text["pocket"]
-    banks = [*GROUPS.values(), *CLASSES.values()]
-    vectors = [torch.randn(len(captions), 384) for captions in banks]  # as of another text encoder
+    groups = {name: {"captions": captions} for name, captions in GROUPS.items()}
+    for name, table in {"groups": groups, "classes": CLASSES, "others": {"Whistle": ["heavy rain", "thunder"]}, "dev": DEV}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(table))
+    pocket, banks = open_streams(("pocket",), ("pocket",)).text["pocket"], [*GROUPS.values(), *CLASSES.values()]
+    vectors = [torch.stack([pocket.encode_text(text).sentence for text in bank]) for bank in banks]
+    vectors = [torch.nn.functional.normalize(part + 0.03 * torch.randn(part.shape), dim=-1) for part in vectors]  # another text encoder's
     save_file(pack_word_map(torch.nn.Linear(384, 256, bias=False), vectors[:2], vectors[2:]), tmp_path / "joint.safetensors")
     for name in ("text.safetensors", "tokenizer.json"):
         shutil.copy(CHECKPOINT_DIR / "pocket-encoder" / name, tmp_path)
+    with pytest.raises(QamDetrError, match="captions of 'Whistle' are not those"):
+        build(tmp_path / "groups.yaml", tmp_path / "others.yaml", tmp_path / "dev.yaml", tmp_path)
     measured = build(tmp_path / "groups.yaml", tmp_path / "classes.yaml", tmp_path / "dev.yaml", tmp_path)
     assert (measured["kinds"], measured["captions"], measured["known"], measured["unknown"]) == (3, 7, 12, 12), "none counts twice"
     word_map = WordMap(load_file(tmp_path / "joint.safetensors"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": tempfile.mkdtemp()}  # workers' apps delete each other's uploads
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tests" / "ui"))  # for the fake retriever, where no trained checkpoint is at hand
 
@@ -28,9 +29,8 @@ def recordings(tmp_path_factory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("recordings")
     paths = {name: write_noise(folder / name, seconds) for name, seconds in (("walk.wav", 40), ("long.wav", 20), ("short.wav", 20))}
-    paths["broken.wav"] = folder / "broken.wav"
-    paths["broken.wav"].write_text("this is text, not audio")
-    return paths
+    (folder / "broken.wav").write_text("this is text, not audio")
+    return paths | {"broken.wav": folder / "broken.wav"}
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@
 
 Kinds are those of the encoders' word map: the groups of the sound bank, which were taught with sounds, and the teacher's classes, which are
 there as words. Its sentences are embedded anew, so that a text encoder that was distilled again (its vectors stay where their teacher has
-them) needs no other joint space. What tells words that are understood from others is fitted to `known_dev.yaml`; see
-`qamdetr.features.known`.
+them) needs no other joint space. What tells words that are understood from others is fitted to `known_dev.yaml`, and its threshold to the
+wordings of the validation scenes: these are put less plainly, as what people ask is. See `qamdetr.features.known`.
 """
 
 from __future__ import annotations
@@ -33,19 +33,16 @@ from recipes.pocket.audio import embed, load_text, pack_sentences
 
 HERE = Path(__file__).parent
 WORDINGS, PLAIN = 3, 8  # of a kind: those that the table shows; those that are plain, whose words are words for sounds
-KNOWN_REFUSED = 0.01  # share of understood sentences that may be taken for unknown ones
-TAKEN_RIGHT = (
-    0.9  # share of captions, each asked for with the others, that lead to their own kind from the cosine on from which one is "taken as" it
-)
+KNOWN_REFUSED = 0.05  # share of the wordings that nothing was taught that may be taken for words that are not known
+TAKEN_RIGHT = 0.9  # share of captions, each asked for with the others, that lead to their own kind: from such a cosine on one is "taken as"
 PENALTY = 0.05
-SAME_KIND = (
-    0.6  # mean cosine of a kind's captions by two text encoders of one teacher; 0.88 and more where measured, 0.33 of other captions
-)
-FOLDS = 10
+SAME_KIND = 0.6  # mean cosine of a kind's captions by two text encoders of one teacher; 0.88 and more where measured, 0.33 of others
 
 
-def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any]:
+def build(groups: Path, classes: Path, dev: Path, unheard: Path, output: Path) -> dict[str, Any]:
     """Write the word map's sentences, and the table beside it, for these groups and classes; returns what was measured.
+
+    `dev` holds sentences that are understood and others, `unheard` wordings of the groups that nothing was taught.
 
     Raises:
         QamDetrError: The word map was made of others.
@@ -83,11 +80,16 @@ def build(groups: Path, classes: Path, dev: Path, output: Path) -> dict[str, Any
     _write(output, table)
     known, unknown = _dev_sentences(dev, {*captions})
     opened = KnownSounds(output, word_map)
-    rows = np.array([opened.evidence(sentence, pocket.encode_text(sentence)) for sentence in (*known, *unknown)])
-    truth = np.array([True] * len(known) + [False] * len(unknown))
-    table["judge"], report = _fit_judge(rows, truth, [*known, *unknown])
+    beside = [wording for _, wordings in _kinds(unheard) for wording in wordings]
+    good, bad, new = (np.array([opened.evidence(each, pocket.encode_text(each)) for each in part]) for part in (known, unknown, beside))
+    weights = _logistic(np.concatenate([good, bad]), np.arange(len(good) + len(bad)) < len(good))
+    threshold = float(np.quantile(_probability(weights, new), KNOWN_REFUSED))
+    table["judge"] = {"weights": [round(float(value), 4) for value in weights], "from": round(threshold, 4)}
     _write(output, table)
-    return {"kinds": len(kinds), "captions": len(captions), "taken_from": table["taken_from"], **report}
+    wrong = [text for text, row in zip(known, good, strict=True) if _probability(weights, row) < threshold]
+    taken = [text for text, row in zip(unknown, bad, strict=True) if _probability(weights, row) >= threshold]
+    counts = {"kinds": len(kinds), "captions": len(captions), "known": len(known), "unknown": len(unknown), "unheard": len(beside)}
+    return {**counts, "taken_from": table["taken_from"], "judge": table["judge"], "known_refused": wrong, "unknown_taken": taken}
 
 
 def _kinds(path: Path) -> list[tuple[str, list[str]]]:
@@ -102,22 +104,6 @@ def _dev_sentences(path: Path, captions: set[str]) -> tuple[list[str], list[str]
     known = [sentence for sentence in map(str, dev["known"]) if sentence not in captions]
     unknown = [str(sentence) for part in dev["unknown"].values() for sentence in part]
     return known, [sentence for sentence in unknown if not script(sentence)]
-
-
-def _fit_judge(rows: np.ndarray, truth: np.ndarray, sentences: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fit a logistic regression, and its threshold to the probabilities of sentences that it was not fitted to."""
-    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
-    held_out = np.empty(len(rows))
-    for number in range(FOLDS):
-        held_out[fold == number] = _probability(_logistic(rows[fold != number], truth[fold != number]), rows[fold == number])
-    threshold = float(np.quantile(held_out[truth], KNOWN_REFUSED, method="lower"))
-    wrong = [sentences[int(index)] for index in np.flatnonzero((held_out >= threshold) != truth)]
-    measured = {"known": int(truth.sum()), "unknown": int((~truth).sum()), "wrong": wrong}
-    measured |= {
-        "known_refused": float(np.mean(held_out[truth] < threshold)),
-        "unknown_taken": float(np.mean(held_out[~truth] >= threshold)),
-    }
-    return {"weights": [round(float(value), 4) for value in _logistic(rows, truth)], "from": round(threshold, 4)}, measured
 
 
 def _logistic(rows: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -163,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", type=Path, default=HERE / "sound_bank" / "audioset.yaml")
     parser.add_argument("--output", type=Path, default=CHECKPOINT_DIR / POCKET_CHECKPOINT)
     arguments = parser.parse_args(argv)
-    measured = build(arguments.groups, arguments.classes, HERE / "known_dev.yaml", arguments.output)
+    beside = HERE / "sound_bank" / "validation_wordings.yaml"
+    measured = build(arguments.groups, arguments.classes, HERE / "known_dev.yaml", beside, arguments.output)
     sys.stdout.write(json.dumps(measured, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -56,7 +56,7 @@ def test_nothing_is_said_where_nothing_has_to_be(known, pocket, query):
 
 
 UNKNOWN = {
-    "the meaning of life": "I do not know these words; nearest: \u201c",
+    "an amendment to the tax law": "I do not know these words; nearest: \u201c",
     "xqzvbn kkjh": "I do not know these words; nearest: \u201c",
     "ein Kind lacht und der Hund bellt": "This looks like German; these encoders know English words only.",
     "quelqu'un chante dans la rue": "This looks like French",

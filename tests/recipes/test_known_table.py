@@ -20,7 +20,8 @@ from recipes.pocket.known import build
 
 def test_the_table_holds_groups_and_classes_and_tells_known_words_from_others(tmp_path: Path) -> None:
     groups = {name: {"captions": captions} for name, captions in GROUPS.items()}
-    for name, table in {"groups": groups, "classes": CLASSES, "others": {"Whistle": ["heavy rain", "thunder"]}, "dev": DEV}.items():
+    tables = {"groups": groups, "classes": CLASSES, "others": {"Whistle": ["heavy rain", "thunder"]}, "dev": DEV, "unheard": UNHEARD}
+    for name, table in tables.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(table))
     pocket, banks = open_streams(("pocket",), ("pocket",)).text["pocket"], [*GROUPS.values(), *CLASSES.values()]
     vectors = [torch.stack([pocket.encode_text(text).sentence for text in bank]) for bank in banks]
@@ -29,9 +30,10 @@ def test_the_table_holds_groups_and_classes_and_tells_known_words_from_others(tm
     for name in ("text.safetensors", "tokenizer.json"):
         shutil.copy(CHECKPOINT_DIR / "pocket-encoder" / name, tmp_path)
     with pytest.raises(QamDetrError, match="captions of 'Whistle' are not those"):
-        build(tmp_path / "groups.yaml", tmp_path / "others.yaml", tmp_path / "dev.yaml", tmp_path)
-    measured = build(tmp_path / "groups.yaml", tmp_path / "classes.yaml", tmp_path / "dev.yaml", tmp_path)
-    assert (measured["kinds"], measured["captions"], measured["known"], measured["unknown"]) == (3, 7, 12, 12), "none counts twice"
+        build(*(tmp_path / f"{name}.yaml" for name in ("groups", "others", "dev", "unheard")), tmp_path)
+    measured = build(*(tmp_path / f"{name}.yaml" for name in ("groups", "classes", "dev", "unheard")), tmp_path)
+    counts = {name: measured[name] for name in ("kinds", "captions", "known", "unknown", "unheard")}
+    assert counts == {"kinds": 3, "captions": 7, "known": 12, "unknown": 12, "unheard": 1}, "none counts twice"
     word_map = WordMap(load_file(tmp_path / "joint.safetensors"))
     assert all(pocket.encode_text(banks[0][row]).sentence @ word_map.sentences[row] > 0.999 for row in range(3)), "embedded anew"
     table = KnownSounds(tmp_path, word_map)
@@ -53,4 +55,5 @@ CLASSES = {"Whistle": ["a whistle", "a dog barks"]}
 KNOWN = ["a dog is barking", "a bark", "rain", "heavy rain", "a barking dog", "the rain falls", "a man whistles"]
 UNKNOWN = ["tax law", "xqz", "blue", "a contract", "geometry", "policy", "price", "kkj", "homework", "theory", "vitamins", "hotel"]
 MORE = ["whistling", "many dogs bark", "raindrops", "the dog barks", "a dog barks", "rainfall"]  # one is a caption
+UNHEARD = {"animal/dog": {"captions": ["a hound is heard"]}}
 DEV = {"known": [*KNOWN, *MORE], "unknown": {"words": UNKNOWN}}

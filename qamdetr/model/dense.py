@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
-from qamdetr.model.multiscale import convolve, masked_average_pool
+from qamdetr.model.multiscale import masked_average_pool
 from qamdetr.types import DecoderOutput
 
 PRIOR = 0.01
@@ -32,7 +32,7 @@ class Tower(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Update `x` `(batch, cells, dim)` with `mask` `(batch, cells)` bool."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = self.dropout(F.gelu(norm(convolve(x.masked_fill(~mask[..., None], 0.0), convolution))))
+            x = self.dropout(F.gelu(norm(convolution(x.masked_fill(~mask[..., None], 0.0).mT).mT)))
         return x
 
 

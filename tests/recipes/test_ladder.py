@@ -45,12 +45,13 @@ def test_a_plan_goes_on_where_it_stopped(tmp_path: Path, small_toy_config: Calla
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Path:
-    """Results of all variants on three seeds; the full model is 10 points over the baseline, the last switch 4 over the full model."""
+    """All variants, three seeds: full model 10 points over the baseline, last switch 4 over that, segments 2 or 3 over decoders."""
     levels = {variant.name: 50.0 for variant in PLANS["all"]} | {variant.name: 40.0 + 2 * place for place, variant in enumerate(LADDER)}
     levels[SWITCHES[-1].name] = 54.0
     for variant, seed in ((variant, seed) for variant in PLANS["all"] for seed in range(3)):
         scores = dict.fromkeys(METRICS, levels[variant.name] + seed)
-        readings = {reading: dict.fromkeys(SETS, scores) for reading in variant.readings}
+        more = dict.fromkeys(METRICS, levels[variant.name] + seed + 2 + seed % 2)
+        readings = {reading: dict.fromkeys(SETS, more if reading == "segments" else scores) for reading in variant.readings}
         folder = tmp_path / "runs" / f"{variant.name}-s{seed}"
         folder.mkdir(parents=True)
         (folder / RESULTS_FILE).write_text(json.dumps({"variant": variant.name, "seed": seed, "readings": readings}))
@@ -68,5 +69,5 @@ def test_the_page_gets_its_tables_and_figure(made_up: Path, tmp_path: Path) -> N
     assert "| + BiMamba encoder | 43.00 ± 1.00 |" in text and "| + BiMamba encoder | +2.00 [-0.3, +4.3] | undecided, p 0.352 |" in text
     assert "| full model against the baseline | +10.00 [+7.7, +12.3] | wins, p 0.002 |" in text
     assert text.count("+4.00 [+1.7, +6.3] | wins, p 0.040") == len(SWITCHES[-1].readings)
-    assert "posterior per clip, segments alone | 51.00 ± 1.00 | +0.00 [-2.3, +2.3] | undecided, p 1.000 |" in text
+    assert "posterior per clip, segments alone | 53.33 ± 1.15 | +2.33 [+0.9, +3.8] | undecided, p 0.079 |" in text, "of the same runs"
     assert (tmp_path / "figures" / "ladder.png").read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,6 @@
 """Builds the table of known sounds that is shipped with the pocket encoders; run it again whenever they or their captions change.
 
-    python -m recipes.pocket.known [--groups groups.yaml] [--classes audioset.yaml] [--output checkpoints/pocket-encoder]
+    python -m recipes.pocket.known [--groups groups.yaml] [--classes audioset.yaml]
 
 Kinds are those of the encoders' word map: the groups of the sound bank, which were taught with sounds, and the teacher's classes, which are
 there as words. Its sentences are embedded anew, so that a text encoder that was distilled again (its vectors stay where their teacher has
@@ -147,10 +147,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build the table of known sounds.")
     parser.add_argument("--groups", type=Path, default=HERE / "sound_bank" / "groups.yaml")
     parser.add_argument("--classes", type=Path, default=HERE / "sound_bank" / "audioset.yaml")
-    parser.add_argument("--output", type=Path, default=CHECKPOINT_DIR / POCKET_CHECKPOINT)
     arguments = parser.parse_args(argv)
     beside = HERE / "sound_bank" / "validation_wordings.yaml"
-    measured = build(arguments.groups, arguments.classes, HERE / "known_dev.yaml", beside, arguments.output)
+    output = CHECKPOINT_DIR / POCKET_CHECKPOINT  # the encoders that a process opens, whose words are judged
+    measured = build(arguments.groups, arguments.classes, HERE / "known_dev.yaml", beside, output)
     sys.stdout.write(json.dumps(measured, ensure_ascii=False, indent=1) + "\n")
 
 

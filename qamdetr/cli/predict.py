@@ -237,7 +237,8 @@ def heard(options: HeardOptions) -> None:
         print(json.dumps([{"audio": path, "heard": [vars(row) for row in rows]} for path, rows in told], ensure_ascii=False, indent=1))
     else:
         for path, rows in told:
-            print(path, *(f"  {row.score:5.3f} {row.count:4d} x  {row.tier:8}{row.wording} ({row.kind})" for row in rows), sep="\n")
+            lines = [f"  {row.score:5.3f} {row.count:4d} x  {row.tier:8}{row.wording} ({row.kind})" for row in rows]
+            print(path, *(lines or ["  none of the known sounds"]), sep="\n")
     raise_failures(failures, len(set(options.audio)))
 
 

@@ -36,9 +36,9 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _ENDING = re.compile(r"(?<=...)(?:ing|ed|es|s|e)$")
 _NEGATION = re.compile(r"\b(?:no|not|never|without|nobody|nothing|none|except|\w+n['\u2019]t)\b|\bcannot\b", re.IGNORECASE)
 _GOES_ON = re.compile(r"\b(?:not|never|cannot|\w+n['\u2019]t)\s+(?:stop|start|end|go|run)\w*", re.IGNORECASE)  # it does sound
-_NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|twice|thrice"
+_NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|twice|thrice|both|a pair of|several"
 _ORDINALS = "first|third|fourth|fifth|sixth|last|final|next|previous"
-_COUNTING = re.compile(rf"\b(?:{_NUMBERS}|{_ORDINALS}|the second|second to last|\d+(?:st|nd|rd|th)?)\b", re.IGNORECASE)
+_COUNTING = re.compile(rf"\b(?:{_NUMBERS}|{_ORDINALS}|the second|second to last|\d+(?:st|nd|rd|th)?)\b(?!-)", re.IGNORECASE)
 _SCRIPTS = {"CJK": "Chinese characters", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"}
 
 
@@ -180,11 +180,14 @@ class KnownSounds:
         logit = bias + sum(weight * value for weight, value in zip(weights, self.evidence(query, text, cosines), strict=True))
         near = self._best(cosines)
         named = list(dict.fromkeys(f"“{kind.wordings[0]}”" for kind, _ in near))
-        if 1 / (1 + math.exp(-logit)) < self._judge["from"]:
+        probable = 1 / (1 + math.exp(-logit))
+        if probable < self._judge["from"]:
             if language := self._language(query):
                 return Understood(False, (f"This looks like {language}; these encoders know English words only.",))
             return Understood(False, (f"I do not know these words; nearest: {', '.join(named[:NAMED])}.",))
         notes = []
+        if probable < self._judge["sure_from"]:
+            notes.append(f"I am not sure of these words; nearest: {', '.join(named[:NAMED])}.")
         kind, cosine = near[0]
         negation = _NEGATION.search(_GOES_ON.sub("", query))
         # Nothing to tell where the query is one of the captions, or holds all words of the plainest.

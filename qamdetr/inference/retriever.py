@@ -407,7 +407,8 @@ class MomentRetriever:
     def retrieve_like(self, recording: Recording, window: Window, **options: Any) -> Result:  # noqa: ANN401 - as `retrieve_many`
         """Find what sounds like a window `(start, end)` of the recording, in seconds of its file; takes the options of `retrieve_many`.
 
-        The window's mean vector, put in words, stands where that of a sentence does, beside the tokens of the nearest known wording.
+        The window's mean vector, put in words, stands where that of a sentence does, beside the tokens of the kind that it is likeliest to
+        be, of those taught with sounds. Long windows that hold much else find what they are full of.
 
         Raises:
             QamDetrError: It is no window, or nothing of it was encoded.
@@ -421,9 +422,9 @@ class MomentRetriever:
             end = recording.start_seconds + recording.duration_seconds
             what = f"There is nothing to hear from {window[0]:g} to {window[1]:g} s of {recording.name}"
             raise QamDetrError(what, f"choose a window with sound between {recording.start_seconds:g} and {end:g} s")
-        wording = known.nearest(mean)[0][0].wordings[0]
+        wording = known.likeliest(mean[None], 1)[0].wordings[0]
         text = {name: replace(each, pooled=known.in_words(mean)) for name, each in self.encoder.encode_query(wording).items()}
-        query = f"like {window[0]:g}-{window[1]:g} s ({wording})"
+        query = f"like {window[0]:g}-{window[1]:g} s (nearest known: {wording})"
         return self.retrieve_many(recording, [query], texts=[text], **options)[0]
 
     @overload

@@ -33,7 +33,7 @@ from recipes.pocket.audio import embed, load_text, pack_sentences
 
 HERE = Path(__file__).parent
 WORDINGS, PLAIN = 3, 8  # of a kind: those that the table shows; those that are plain, whose words are words for sounds
-KNOWN_REFUSED = 0.05  # share of the wordings that nothing was taught that may be taken for words that are not known
+KNOWN_REFUSED, NOT_SURE = 0.05, 0.15  # shares of the wordings that nothing was taught: refused; refused or doubted
 TAKEN_RIGHT = 0.9  # share of captions, each asked for with the others, that lead to their own kind: from such a cosine on one is "taken as"
 PENALTY = 0.05
 SAME_KIND = 0.6  # mean cosine of a kind's captions by two text encoders of one teacher; 0.88 and more where measured, 0.33 of others
@@ -72,7 +72,7 @@ def build(groups: Path, classes: Path, dev: Path, unheard: Path, output: Path) -
     table: dict[str, Any] = {
         "text_encoder": text_version(output),
         "taken_from": _taken_from(word_map.sentences, word_map.kind_of.numpy(), [name for name, *_ in kinds], len(heard)),
-        "judge": {"weights": [0.0] * 6, "from": 0.5},
+        "judge": {"weights": [0.0] * 6, "from": 0.5, "sure_from": 0.5},
         "kinds": [{"kind": name, "wordings": wordings[:WORDINGS], "heard": is_heard} for name, wordings, is_heard in kinds],
         "languages": {language: sorted({*small} - spoken) for language, small in languages.items()},
         "words": sorted(words),
@@ -83,8 +83,8 @@ def build(groups: Path, classes: Path, dev: Path, unheard: Path, output: Path) -
     beside = [wording for _, wordings in _kinds(unheard) for wording in wordings]
     good, bad, new = (np.array([opened.evidence(each, pocket.encode_text(each)) for each in part]) for part in (known, unknown, beside))
     weights = _logistic(np.concatenate([good, bad]), np.arange(len(good) + len(bad)) < len(good))
-    threshold = float(np.quantile(_probability(weights, new), KNOWN_REFUSED))
-    table["judge"] = {"weights": [round(float(value), 4) for value in weights], "from": round(threshold, 4)}
+    threshold, sure = np.quantile(_probability(weights, new), [KNOWN_REFUSED, NOT_SURE]).round(4).tolist()
+    table["judge"] = {"weights": weights.round(4).tolist(), "from": threshold, "sure_from": sure}
     _write(output, table)
     wrong = [text for text, row in zip(known, good, strict=True) if _probability(weights, row) < threshold]
     taken = [text for text, row in zip(unknown, bad, strict=True) if _probability(weights, row) >= threshold]

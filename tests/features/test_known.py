@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.nn.functional import normalize
 
 from qamdetr.config import CHECKPOINT_DIR
@@ -40,6 +42,7 @@ SAID = {
     "rain without thunder": "\u201cwithout\u201d is not understood",
     "the third bark": "\u201cthird\u201d is not understood: sounds are neither counted nor put in order.",
     "two dogs bark": "\u201ctwo\u201d is not understood",
+    "the meaning of life": "I am not sure of these words; nearest: \u201c",
 }
 
 
@@ -50,7 +53,7 @@ def test_what_is_made_of_the_words_is_said(known, pocket, query, note):
     assert any(said.startswith(note) for said in words.notes), words.notes
 
 
-@pytest.mark.parametrize("query", ["a dog barks", "the dog will not stop barking", "a second-hand car starts"])
+@pytest.mark.parametrize("query", ["a dog barks", "the dog will not stop barking", "a second-hand car starts", "a three-wheeled motorbike"])
 def test_nothing_is_said_where_nothing_has_to_be(known, pocket, query):
     assert not [note for note in known.understand(query, pocket.encode_text(query)).notes if "not understood" in note]
 
@@ -73,6 +76,14 @@ def test_words_that_are_not_known_are_named_as_such(known, pocket, query, note):
     words = known.understand(query, pocket.encode_text(query))
     assert (words.known, len(words.notes)) == (False, 1)
     assert words.notes[0].startswith(note), words.notes
+
+
+def test_of_nonsense_little_is_taken_for_words_and_less_without_a_doubt(known, pocket):
+    asked = yaml.safe_load((Path(__file__).parents[2] / "benchmarks" / "nonsense.yaml").read_text(encoding="utf-8"))
+    judged = [known.understand(text, pocket.encode_text(text)) for texts in asked.values() for text in texts]
+    taken = [words.notes for words in judged if words.known]
+    assert len(taken) <= 0.12 * len(judged)
+    assert sum(not any(note.startswith("I am not sure") for note in notes) for notes in taken) <= 0.05 * len(judged)
 
 
 def test_a_table_of_another_encoder_is_not_used(pocket, tmp_path):

@@ -114,26 +114,34 @@ def step_table(results: Results) -> str:
 
 
 def probe_table(results: Results) -> str:
-    """Return what a dense decoder reads off each row's frozen memory, beside the row's own decoder, as Markdown."""
+    """Return what a dense decoder reads off each row's frozen memory, beside the row's own decoder, as Markdown, and compare with row 1."""
     columns = [(part, reading) for part in SETS for reading in ("decoder", "probe")]
     rows = [[row.label, *(str(spread(results, row.name, reading, part, "R1@0.7")) for part, reading in columns)] for row in LADDER]
-    return _table([["row", *(f"{part} R1@0.7: {reading}" for part, reading in columns)], *rows])
+    told = [compare([(results[LADDER[0].name, "probe"], results[row.name, "probe"]) for row in LADDER[1:]], part) for part in SETS]
+    verdicts = [["", ""], *([": ".join(each) for each in both] for both in zip(*told, strict=True))]
+    header = [
+        "row",
+        *(f"{part} R1@0.7: {reading}" for part, reading in columns),
+        *(f"{part}: probe against the baseline's" for part in SETS),
+    ]
+    return _table([header, *([*row, *verdict] for row, verdict in zip(rows, verdicts, strict=True))])
 
 
 def switch_table(results: Results) -> str:
-    """Return the switches that were run as Markdown, each with its verdict by validation.
+    """Return the switches that were run as Markdown, each with its verdicts.
 
     A change is compared with the full model; another reading with the decoder's reading of the same runs, seed by seed.
     """
     changes = [(variant, reading) for variant in SWITCHES for reading in variant.readings if (variant.name, reading) in results]
     base = [FULL.name if reading == "decoder" else variant.name for variant, reading in changes]
     pairs = [(results[name, "decoder"], results[variant.name, how]) for name, (variant, how) in zip(base, changes, strict=True)]
-    compared = compare(pairs, "val", paired=[how != "decoder" for _, how in changes])
-    rows = [["change to the full model", "val R1@0.7", "difference", "verdict", "val mAP", "test R1@0.7", "test mAP"]]
-    for (variant, reading), told in zip([(FULL, "decoder"), *changes], [("", ""), *compared], strict=True):
+    compared = [compare(pairs, part, paired=[how != "decoder" for _, how in changes]) for part in SETS]
+    told = [(("", ""), ("", "")), *zip(*compared, strict=True)]
+    rows = [["change to the full model", *(f"{part} {what}" for part in SETS for what in ("R1@0.7", "difference", "verdict", "mAP"))]]
+    for (variant, reading), verdicts in zip([(FULL, "decoder"), *changes], told, strict=True):
         label = "(none: row 6)" if variant is FULL else _switch_label(variant, reading)
-        first, *others = (str(spread(results, variant.name, reading, part, metric)) for part in SETS for metric in ("R1@0.7", "mAP"))
-        rows.append([label, first, *told, *others])
+        scores = [[str(spread(results, variant.name, reading, part, metric)) for metric in ("R1@0.7", "mAP")] for part in SETS]
+        rows.append([label, *(cell for (first, last), two in zip(scores, verdicts, strict=True) for cell in (first, *two, last))])
     return _table(rows)
 
 
@@ -146,7 +154,8 @@ def compare(pairs: Sequence[tuple[Runs, Runs]], part: str, paired: Sequence[bool
     """
     tests = []
     for (before, after), same_runs in zip(pairs, paired or [False] * len(pairs), strict=True):
-        old, new = ([runs[seed][part]["R1@0.7"] for seed in sorted(runs)] for runs in (before, after))
+        seeds = [sorted(before.keys() & after.keys())] * 2 if same_runs else [sorted(before), sorted(after)]
+        old, new = ([runs[seed][part]["R1@0.7"] for seed in own] for own, runs in zip(seeds, (before, after), strict=True))
         tests.append(ttest_rel(new, old) if same_runs else ttest_ind(new, old, equal_var=False))
     told, worst = [("", "")] * len(tests), 0.0
     for rank, index in enumerate(np.argsort([test.pvalue for test in tests])):

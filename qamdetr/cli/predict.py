@@ -170,17 +170,18 @@ def _predict_files(options: PredictOptions) -> None:
     retriever = open_retriever(options)
     verifier = open_verifier(options, retriever)
     everything = options.everything or options.min_score is not None
+    name = options.format or "table"
     results: list[Result] = []
     failures: list[str] = []
     paths = list(dict.fromkeys(options.audio or ()))
     for path in paths:
         found = _answer(retriever, path, options.query or (), verifier, options, failures)
-        for text, queries in _noted(found).items():
+        # A table on the screen has the notes itself.
+        for text, queries in () if name == "table" and options.output is None else _noted(found).items():
             note(f"{path}: {', '.join(map(repr, queries))}: {text}" if len(queries) < len(found) else f"{path}: {text}")
         for result in found:
             wanted = tuple(moment for moment in result.moments if moment.score >= (options.min_score or 0))
             results.append(replace(result, audio=path, moments=wanted))
-    name = options.format or "table"
     for result in results:
         if not result.found and not everything and name not in ("table", "json", "png", "svg"):
             note(f"{result.audio}: {result.query!r}: {verdict(result)}; nothing is written for it.")

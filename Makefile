@@ -71,7 +71,7 @@ first-light: .venv/.train
 	$(BIN)/python -m recipes.pocket.audio --pool build/pool --bank build/sounds --text build/pocket-text --teacher $(TEACHER) \
 		--output checkpoints/pocket-encoder
 	$(BIN)/python -m recipes.pocket.known
-	$(call SYNTHESIZE,train) $(WILD) --backgrounds build/sounds/backgrounds-train --num-scenes 640 --seed 1 --captions-per-target 2
+	$(call SYNTHESIZE,train) $(WILD) --backgrounds build/sounds/backgrounds-train --num-scenes 1280 --seed 1 --captions-per-target 2
 	$(call SYNTHESIZE,val) $(WILD) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 2
 	$(call SYNTHESIZE,fifty) $(WILD) --backgrounds build/sounds/backgrounds-heldout --num-scenes 150 --seed 4
 	$(call SYNTHESIZE,test) --backgrounds build/sounds/backgrounds-heldout --num-scenes 120 --seed 3

@@ -28,7 +28,7 @@ BUDGETS = {
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_212, 77, 14_207
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_212, 77, 14_225
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -176,8 +176,7 @@ def _predict_files(options: PredictOptions) -> None:
     paths = list(dict.fromkeys(options.audio or ()))
     for path in paths:
         found = _answer(retriever, path, options.query or (), verifier, options, failures)
-        # A table on the screen has the notes itself.
-        for text, queries in () if name == "table" and options.output is None else _noted(found).items():
+        for text, queries in _noted(found).items() if options.output or name != "table" else ():  # a table has them itself
             note(f"{path}: {', '.join(map(repr, queries))}: {text}" if len(queries) < len(found) else f"{path}: {text}")
         for result in found:
             wanted = tuple(moment for moment in result.moments if moment.score >= (options.min_score or 0))
@@ -236,10 +235,9 @@ def heard(options: HeardOptions) -> None:
             failures.append(str(error))
     if options.as_json:
         print(json.dumps([{"audio": path, "heard": [vars(row) for row in rows]} for path, rows in told], ensure_ascii=False, indent=1))
-    else:
-        for path, rows in told:
-            lines = [f"  {row.score:5.3f} {row.count:4d} x  {row.tier:8}{row.wording} ({row.kind})" for row in rows]
-            print(path, *(lines or ["  none of the known sounds"]), sep="\n")
+    for path, rows in () if options.as_json else told:
+        lines = [f"{row.score:5.3f} {row.count:4d} x  {row.tier:8}{row.wording} ({row.kind})" for row in rows]
+        print("\n  ".join([path, *(lines or ["none of the known sounds"])]))
     raise_failures(failures, len(set(options.audio)))
 
 

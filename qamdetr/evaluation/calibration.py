@@ -30,7 +30,7 @@ FINE_GRID = tuple(step / 20 for step in range(21))  # 0.00:0.05:1.00, which hold
 CURVE_METRICS = ("R1@0.5", "R1@0.7", "mAP")
 
 
-REFUSED_SHARE = 0.9  # of the queries about absent sounds that are not "found"
+REFUSED_SHARE = 0.92  # of the queries about absent sounds that are not "found": seen on 300, it is above 0.88 of all with 95 % confidence
 PRESENT_SHARE = 2 / 3  # of the queries that are asked, where nothing is known of them
 RIGHT_IOU = 0.5  # with a true window, from which a moment is right
 MAX_BINS, QUERIES_PER_BIN, DRAWS = 12, 20, 50  # of the map from scores to probabilities

@@ -407,8 +407,7 @@ class MomentRetriever:
     def retrieve_like(self, recording: Recording, window: Window, **options: Any) -> Result:  # noqa: ANN401 - as `retrieve_many`
         """Find what sounds like a window `(start, end)` of the recording, in seconds of its file; takes the options of `retrieve_many`.
 
-        The window's mean vector, put in words, stands where that of a sentence does, beside the tokens of the kind that it is likeliest to
-        be, of those taught with sounds. Long windows that hold much else find what they are full of.
+        The window's mean vector, put in words, stands where that of a sentence does, beside the tokens of the kind it is likeliest to be.
 
         Raises:
             QamDetrError: It is no window, or nothing of it was encoded.

@@ -35,7 +35,7 @@ class Ranking:
     beta: float  # weight of the verifier's score, in [0, 1]
     top_k: int  # most moments to return, at least 1
     verified_k: int  # candidates that the verifier sees; more when `top_k` is more
-    threshold: float  # decoder score from which the sound counts as found
+    threshold: float  # decoder score from which another moment of a sound that was found counts; see `mark_likely`
     encoder: str  # name of the encoders in use
     calibration: Sequence[tuple[float, float]] = ()  # `inference.score_calibration`
     protocol: DecodeProtocol = "exact"  # `official` rounds the moments as the field does, last of all
@@ -130,11 +130,12 @@ def mark_likely(moments: Sequence[Moment], *, found: bool, threshold: float) -> 
     Where the sound was not found, none is. Else a moment is likely when
 
     - its score is no less than `LIKELY_SCORE`, and no less than `LIKELY_SHARE` of the best moment's;
-    - it reaches by itself what the recording had to reach: a decoder score of `threshold`, or a verifier that says Yes (0.5 or more);
-      the best moment need not, since the recording was found by it;
+    - it stands by itself: by a decoder score of `threshold`, or a verifier that says Yes (0.5 or more); the best moment need not, since
+      the recording was found by it;
     - it is no double: no better likely moment shares more than `LIKELY_OVERLAP` of the shorter of the two.
 
-    Moments come best score first; `threshold` is the decoder score from which a sound counts as found.
+    Moments come best score first. `threshold` is the decoder score from which a sound is *perhaps* there, as one that was found is likelier
+    to be heard again; where a verifier has a say in it, the one from which it is *found*.
     """
     marked: list[Moment] = []
     for place, moment in enumerate(moments):

@@ -360,7 +360,9 @@ class MomentRetriever:
         thresholds = np.array([(own.found_threshold, own.perhaps_threshold) for own in (m.config.inference for m in self.members)])
         calibration = () if self._system else self.config.inference.score_calibration  # of one checkpoint's scores, not of merged ones
         verified_k = self._system.top_k if self._system else self.config.inference.top_k
-        ranking = Ranking(checker, beta, top_k, verified_k, float(self._mean(thresholds)[0]), self.encoder.name, calibration, protocol)
+        found, perhaps = self._mean(thresholds).tolist()
+        vouching = min(found, perhaps) if checker is None else found
+        ranking = Ranking(checker, beta, top_k, verified_k, vouching, self.encoder.name, calibration, protocol)
         if isinstance(queries, str):
             raise QamDetrError(f"The queries are one sentence, {queries!r}", "give a list of sentences, or use `retrieve`")
         given, known = texts is not None, self._known_sounds()

@@ -35,7 +35,7 @@ class Ranking:
     beta: float  # weight of the verifier's score, in [0, 1]
     top_k: int  # most moments to return, at least 1
     verified_k: int  # candidates that the verifier sees; more when `top_k` is more
-    threshold: float  # decoder score from which another moment of a sound that was found counts; see `mark_likely`
+    thresholds: tuple[float, float]  # decoder scores from which a sound is found, and from which it is perhaps there
     encoder: str  # name of the encoders in use
     calibration: Sequence[tuple[float, float]] = ()  # `inference.score_calibration`
     protocol: DecodeProtocol = "exact"  # `official` rounds the moments as the field does, last of all
@@ -74,7 +74,8 @@ def rank(
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             notes = (*notes, f"Verifier {verifier.name} failed ({reason}); the moments are ranked by the decoder alone.")
-    moments = mark_likely(rerank(candidates, scores, ranking.beta), found=found, threshold=ranking.threshold)[: ranking.top_k]
+    threshold = second_threshold(*ranking.thresholds, verified=scores is not None)
+    moments = mark_likely(rerank(candidates, scores, ranking.beta), found=found, threshold=threshold)[: ranking.top_k]
     start, end = recording.start_seconds, recording.start_seconds + recording.duration_seconds
     if start:  # windows were counted from there so far
         moments = tuple(replace(m, start_seconds=m.start_seconds + start, end_seconds=min(m.end_seconds + start, end)) for m in moments)
@@ -134,8 +135,7 @@ def mark_likely(moments: Sequence[Moment], *, found: bool, threshold: float) -> 
       the recording was found by it;
     - it is no double: no better likely moment shares more than `LIKELY_OVERLAP` of the shorter of the two.
 
-    Moments come best score first. `threshold` is the decoder score from which a sound is *perhaps* there, as one that was found is likelier
-    to be heard again; where a verifier has a say in it, the one from which it is *found*.
+    Moments come best score first; `threshold` is `second_threshold`.
     """
     marked: list[Moment] = []
     for place, moment in enumerate(moments):
@@ -144,6 +144,11 @@ def mark_likely(moments: Sequence[Moment], *, found: bool, threshold: float) -> 
         likely = found and strong and vouched and not any(other.likely and is_double(moment, other) for other in marked)
         marked.append(replace(moment, likely=likely))
     return tuple(marked)
+
+
+def second_threshold(found: float, perhaps: float, *, verified: bool) -> float:
+    """Return the decoder score from which further moments of a found sound are likely: that of *perhaps*, or of *found* if verified."""
+    return found if verified else min(found, perhaps)
 
 
 def check_beta(beta: float) -> None:

@@ -361,8 +361,7 @@ class MomentRetriever:
         calibration = () if self._system else self.config.inference.score_calibration  # of one checkpoint's scores, not of merged ones
         verified_k = self._system.top_k if self._system else self.config.inference.top_k
         found, perhaps = self._mean(thresholds).tolist()
-        vouching = min(found, perhaps) if checker is None else found
-        ranking = Ranking(checker, beta, top_k, verified_k, vouching, self.encoder.name, calibration, protocol)
+        ranking = Ranking(checker, beta, top_k, verified_k, (found, perhaps), self.encoder.name, calibration, protocol)
         if isinstance(queries, str):
             raise QamDetrError(f"The queries are one sentence, {queries!r}", "give a list of sentences, or use `retrieve`")
         given, known = texts is not None, self._known_sounds()

@@ -20,6 +20,7 @@ from qamdetr.audio import stated_seconds
 from qamdetr.errors import AudioError, QamDetrError
 from qamdetr.features.base import LISTEN, Step
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
+from qamdetr.inference.rerank import second_threshold
 from qamdetr.types import Recording
 from qamdetr.ui.ablations import Ask, check_lanes, compared, lane_label, plan
 from qamdetr.ui.errors import as_text, page_error
@@ -454,10 +455,12 @@ class FindHandlers:
         retriever = self._model.get(ask.checkpoint)
         verifier = self._model.verifier(ask.verifier, retriever)
         results = retriever.retrieve_many(heard, queries, verifier=verifier, beta=beta, bypass=ask.bypass)
-        threshold = retriever.config.inference.found_threshold
+        own = retriever.config.inference
         truth = session.example.windows_of if session.example else lambda _: None
         labels = [lane_label(query, ask, len(queries), num_asks) for query in queries]
-        return [LaneResult(label, ask.how, result, truth(result.query), threshold) for label, result in zip(labels, results, strict=True)]
+        thresholds = [second_threshold(own.found_threshold, own.perhaps_threshold, verified=each.verifier != "none") for each in results]
+        asked = zip(labels, results, thresholds, strict=True)
+        return [LaneResult(label, ask.how, result, truth(result.query), threshold) for label, result, threshold in asked]
 
 
 def _nothing_new(session: Session) -> Update:

@@ -23,7 +23,7 @@ class LaneResult:
         how: What kind of model answered: empty, "trained this way: …" or "bypassed in the full model: …".
         result: The answer.
         truth: True windows in seconds when they are known (examples); empty when the sound is known to be absent.
-        threshold: Decoder score from which the model says that the sound is there; 0 where it was not calibrated, and names anything.
+        threshold: `second_threshold` of the model for this answer; 0 where it was not calibrated, and names anything.
     """
 
     label: str

@@ -217,6 +217,14 @@ def at_hop(describe: Callable[[Tensor], Tensor], power: Tensor, clip_seconds: fl
     return torch.stack([even, odd], dim=1).flatten(0, 1)
 
 
+def at_one_level(power: Tensor) -> Tensor:
+    """Bring mel power `(mels, frames)` of a recording to the level that every patch is brought to, so that gain cancels here, too.
+
+    The mean is of magnitudes, which a slamming door in a quiet hour moves far less than it moves a mean of power, or the peak.
+    """
+    return power * (PATCH_LEVEL / (power.sqrt().mean() + 1e-7)) ** 2
+
+
 def mel_stats(power: Tensor) -> Tensor:
     """Describe each second of mel power `(mels, 64 * seconds)` by hand-made numbers; `(seconds, 24)`, each about in [-1, 1].
 
@@ -344,10 +352,10 @@ class Pocket(AudioStream, TextStream):
 class MelStats(AudioStream):
     """The handcrafted stream; see `mel_stats`. At any hop each clip is described by the second around its middle."""
 
-    fingerprint = "mel_stats-1"
+    fingerprint = "mel_stats-2"
     listener, hops_seconds = MelFrontEnd, (1.0, 0.5)
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Describe mel power `(mels, 64 * seconds)`."""
         yield Step(self.name, 0.0)
-        return at_hop(mel_stats, kept, self.options.clip_seconds)
+        return at_hop(mel_stats, at_one_level(kept), self.options.clip_seconds)

@@ -179,7 +179,7 @@ class Result:
     verifier: str  # name of the verifier in use, `none` when the decoder alone ranked
     beta: float  # weight of the verifier in the score
     moments: tuple[Moment, ...]  # best first
-    saliency: tuple[float, ...]  # one relevance value in [0, 1] per clip, from where the encoded part begins
+    saliency: tuple[float, ...]  # one relevance value in [0, 1] per clip of the file, 0 where it was not heard
     notes: tuple[str, ...] = ()  # what the user should know (a verifier that failed, words the encoder has never met)
     heard: Mapping[str, Any] = field(default_factory=dict, hash=False)  # chosen channel and track, as arguments of `audio.Sound`
     clip_seconds: float = 1.0  # from one value of `saliency` to the next

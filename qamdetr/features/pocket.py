@@ -217,14 +217,6 @@ def at_hop(describe: Callable[[Tensor], Tensor], power: Tensor, clip_seconds: fl
     return torch.stack([even, odd], dim=1).flatten(0, 1)
 
 
-def at_one_level(power: Tensor) -> Tensor:
-    """Bring mel power `(mels, frames)` of a recording to the level that every patch is brought to, so that gain cancels here, too.
-
-    The mean is of magnitudes, which a slamming door in a quiet hour moves far less than it moves a mean of power, or the peak.
-    """
-    return power * (PATCH_LEVEL / (power.sqrt().mean() + 1e-7)) ** 2
-
-
 def mel_stats(power: Tensor) -> Tensor:
     """Describe each second of mel power `(mels, 64 * seconds)` by hand-made numbers; `(seconds, 24)`, each about in [-1, 1].
 
@@ -333,11 +325,11 @@ class Pocket(AudioStream, TextStream):
         return vectors
 
     def audible(self, kept: Tensor) -> Tensor:
-        """Return `(clips,)` bool: False where a clip is silent, both by itself and beside the loudest."""
+        """Return `(clips,)` bool: False where a clip is silent, both by itself and beside the loudest, or holds nothing but zeros."""
         frames = round(self.listener.frames_per_second * self.options.clip_seconds)
         level = kept.square().mean(dim=0).reshape(-1, frames)[:, 2:-2].mean(dim=1)  # the outermost reach beyond
         level_db = 10 * torch.log10(level + 1e-12)
-        return (level_db > self.silent_db) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)
+        return ((level_db > self.silent_db) | (level_db > level_db.max() - SILENT_BELOW_LOUDEST_DB)) & (level > 0)
 
     @torch.inference_mode()
     def encode_text(self, query: str) -> TextFeatures:
@@ -350,7 +342,7 @@ class Pocket(AudioStream, TextStream):
 
 @stream("mel_stats", dim=MEL_STATS_DIM, rate_hz=SAMPLE_RATE_HZ, label="mel statistics", raw_scale=True)
 class MelStats(AudioStream):
-    """The handcrafted stream; see `mel_stats`. At any hop each clip is described by the second around its middle."""
+    """The handcrafted stream, see `mel_stats`, of recordings brought to one level; at any hop of the second around each clip's middle."""
 
     fingerprint = "mel_stats-2"
     listener, hops_seconds = MelFrontEnd, (1.0, 0.5)
@@ -358,4 +350,5 @@ class MelStats(AudioStream):
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Describe mel power `(mels, 64 * seconds)`."""
         yield Step(self.name, 0.0)
-        return at_hop(mel_stats, at_one_level(kept), self.options.clip_seconds)
+        level = kept.sqrt().mean()  # of magnitudes, as of patches: a slamming door in a quiet hour moves it little
+        return at_hop(mel_stats, kept * (PATCH_LEVEL / (level + 1e-7)) ** 2, self.options.clip_seconds)

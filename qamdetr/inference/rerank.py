@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from qamdetr.audio import num_clips
 from qamdetr.errors import QamDetrError
 from qamdetr.features.known import Understood
 from qamdetr.inference.candidates import Decoded, DecodeProtocol
@@ -77,6 +80,7 @@ def rank(
     threshold = second_threshold(*ranking.thresholds, verified=scores is not None)
     moments = mark_likely(rerank(candidates, scores, ranking.beta), found=found, threshold=threshold)[: ranking.top_k]
     start, end = recording.start_seconds, recording.start_seconds + recording.duration_seconds
+    saliency = on_file_clock(decoded.saliency, start, end, recording.clip_seconds) if start else decoded.saliency
     if start:  # windows were counted from there so far
         moments = tuple(replace(m, start_seconds=m.start_seconds + start, end_seconds=min(m.end_seconds + start, end)) for m in moments)
     if ranking.protocol == "official":
@@ -90,13 +94,19 @@ def rank(
         verifier=verifier.name if verifier is not None and scores is not None else "none",
         beta=ranking.beta if scores is not None else 0.0,
         moments=moments,
-        saliency=tuple(decoded.saliency.tolist()),
+        saliency=tuple(saliency.tolist()),
         notes=notes,
         heard={name: recording.choice[name] for name in ("channel", "track") if name in recording.choice},
         clip_seconds=recording.clip_seconds,
         perhaps=perhaps,
         understood=words.known,
     )
+
+
+def on_file_clock(curve: Tensor, begin_seconds: float, end_seconds: float, clip_seconds: float) -> Tensor:
+    """Return a curve of one value per clip from `begin_seconds` on as one from 0 s to `end_seconds`, 0 before its begin."""
+    clips = np.arange(num_clips(end_seconds, clip_seconds)) - begin_seconds / clip_seconds
+    return torch.from_numpy(np.interp(clips, np.arange(len(curve)), curve.numpy(), left=0.0)).float()
 
 
 def calibrated(candidates: Sequence[Candidate], knots: Sequence[tuple[float, float]]) -> list[Candidate]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator
 
-from qamdetr.audio import Sound, find_recordings, num_clips
+from qamdetr.audio import Sound, find_recordings
 from qamdetr.config import (
     CONFIG_DIR,
     SYSTEM_DIR,
@@ -48,7 +48,7 @@ from qamdetr.inference import sections as long_audio
 from qamdetr.inference.candidates import Decoded, DecodeProtocol, answers, overlap_limit
 from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, find_checkpoint, load_checkpoint
 from qamdetr.inference.pools import MergeMethod, merge_pools
-from qamdetr.inference.rerank import Ranking, is_double, mark_likely, rank
+from qamdetr.inference.rerank import Ranking, is_double, mark_likely, on_file_clock, rank
 from qamdetr.model.qam_detr import QamDetr
 from qamdetr.types import Heard, Moment, Recording, Result, TextFeatures, Tier, Window
 from qamdetr.verifiers import base as verifiers
@@ -367,12 +367,13 @@ class MomentRetriever:
         given, known = texts is not None, self._known_sounds()
         texts = texts or [self.encoder.encode_query(check_query(query)) for query in queries]
         by_member = [member.decode(recording, texts, protocol=protocol, bypass=bypass) for member in self.members]
-        results = []
+        recordings, results = [member.heard(recording) for member in self.members], []
+        sounds = any(bool(next(iter(each.streams.values())).any()) for each in recordings)  # where all is silent, nothing is found
         for query, text, decoded in zip(queries, texts, zip(*by_member, strict=True), strict=True):
             best = np.array([answer.best_score for answer in decoded])
-            reached = self._mean(best[:, None] - thresholds) >= 0 if any(answer.candidates for answer in decoded) else (False, False)
+            reached = self._mean(best[:, None] - thresholds) >= 0 if sounds and any(one.candidates for one in decoded) else (False, False)
             tier: Tier = "found" if reached[0] else "perhaps" if reached[1] else "nothing found"
-            views = [(member.heard(recording), member.read(text)) for member in self.members]
+            views = [(each, member.read(text)) for each, member in zip(recordings, self.members, strict=True)]
             heard, read = next((view for view in views if next(iter(view[1].values())).pooled is not None), views[0])
             words = Understood(True) if given or known is None else known.understand(query, text[POCKET])
             results.append(rank(heard, query, read, self._merge(decoded), ranking, tier=tier, words=words))
@@ -438,9 +439,8 @@ class MomentRetriever:
         known = pocket.known_sounds if isinstance(pocket, Pocket) else None
         if must and known is None:
             what = f"The {self.encoder.name} encoders come without a table of known sounds"
-            raise ConfigError(
-                what, f"take a checkpoint on the pocket encoders, such as {DEFAULT_CHECKPOINT}, with the table that is theirs"
-            )
+            remedy = f"take a checkpoint on the pocket encoders, such as {DEFAULT_CHECKPOINT}, with the table that is theirs"
+            raise ConfigError(what, remedy)
         return known
 
     def _merge(self, decoded: Sequence[Decoded]) -> Decoded:
@@ -486,10 +486,8 @@ class StoredFeatures:
             models, dtype = store.settings
             ours = f" ({describe_settings(models, dtype)})" if dtype else ""
             theirs = f" ({describe_settings(data.encoder_models, data.encoder_dtype)})" if dtype else ""
-            raise DataError(
-                f"{data.feature_dir} holds features of encoder version {', '.join(found)}{ours}, "
-                f"{checkpoint} was trained on version {', '.join(wanted)}{theirs}; extract with those encoders, or train again on these."
-            )
+            what = f"{data.feature_dir} holds features of encoder version {', '.join(found)}{ours}, {checkpoint} was trained on version "
+            raise DataError(f"{what}{', '.join(wanted)}{theirs}", "extract with those encoders, or train again on these")
         self.name = "+".join(dict.fromkeys([*filter(None, self.name.split("+")), data.combo]))
         return {name: name + suffix for name in model.audio_streams}, {name: name + suffix for name in model.text_streams}
 
@@ -525,12 +523,9 @@ def open_encoder(config: Config, checkpoint: str | Path, *, device: str | None =
             chosen = {stream: models.get(stream, "") for stream in _streams_of(config) if stream in STREAMS and STREAMS[stream].hub}
             opened = f" ({describe_settings(chosen, data.encoder_dtype)})" if chosen else ""
             remedy = "name the models and the type of its features with --encoder and --set data.encoder_dtype" if chosen else ""
-            raise CheckpointError(
-                f"it was trained on version {', '.join(wanted)} of the {encoder.name} encoders, here is version "
-                f"{encoder.fingerprint}{opened}; features would not fit",
-                f"{remedy or 'restore those encoders'}, or train again on these",
-                checkpoint,
-            )
+            what = f"it was trained on version {', '.join(wanted)} of the {encoder.name} encoders, here is version {encoder.fingerprint}"
+            remedy = f"{remedy or 'restore those encoders'}, or train again on these"
+            raise CheckpointError(f"{what}{opened}; features would not fit", remedy, checkpoint)
     if encoder is None or public:
         encoder = encoders.open_streams(tuple(model.audio_streams), tuple(model.text_streams), **options)
     return encoder
@@ -603,9 +598,8 @@ def _move(model: QamDetr, device: str | None) -> QamDetr:
         return model if device is None else model.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
         reason = str(error).split("\n", maxsplit=1)[0]
-        raise ConfigError(
-            f"The network cannot run on device {device!r} ({reason}); choose cpu, or a device that PyTorch finds here."
-        ) from error
+        what = f"The network cannot run on device {device!r} ({reason})"
+        raise ConfigError(what, "choose cpu, or a device that PyTorch finds here") from error
 
 
 def _on_its_clock(decoded: Decoded, heard: Recording) -> Decoded:
@@ -613,9 +607,7 @@ def _on_its_clock(decoded: Decoded, heard: Recording) -> Decoded:
     if not (unheard := heard.unheard_seconds):
         return decoded
     moved = [replace(m, start_seconds=m.start_seconds + unheard, end_seconds=m.end_seconds + unheard) for m in decoded.candidates]
-    clips = np.arange(num_clips(heard.duration_seconds, heard.clip_seconds)) - unheard / heard.clip_seconds
-    curve = np.interp(clips, np.arange(len(decoded.saliency)), decoded.saliency.numpy(), left=0.0)
-    return Decoded(moved, torch.from_numpy(curve.astype(np.float32)))
+    return Decoded(moved, on_file_clock(decoded.saliency, unheard, heard.duration_seconds, heard.clip_seconds))
 
 
 def _mean_clip(recording: Recording, window: Window) -> torch.Tensor:

@@ -56,9 +56,8 @@ def split(num_clips: int, section_clips: int, overlap_clips: int, clip_seconds: 
     A recording that fits, or nearly so, is one section. The last section is moved back to full length, so that no section is a short rest.
     """
     if section_clips < 1 or not 0 <= overlap_clips < section_clips:
-        raise ConfigError(
-            f"inference.section_overlap_clips is {overlap_clips}; it must be 0 or more and below section_clips ({section_clips})."
-        )
+        what = f"inference.section_overlap_clips is {overlap_clips}"
+        raise ConfigError(what, f"it must be 0 or more and below section_clips ({section_clips})")
     if num_clips <= section_clips * _SLACK:
         return [Section(0, num_clips, last=True, clip_seconds=clip_seconds)]
     starts = [*range(0, num_clips - section_clips, section_clips - overlap_clips), num_clips - section_clips]

@@ -75,7 +75,7 @@ EXAMPLES = {
         540.0,
         3,
         {"music/guitar": "somebody plays the guitar", "music/choir": "a choir sings", "music/drums": "drums",
-         "human/clapping": "people applaud", "speech/man": "a man is talking", "door/knock": "a knock on the door"},
+         "human/clapping": "an audience applauds", "speech/man": "a man is talking", "door/knock": "a knock on the door"},
         ("a baby cries",),
         compression=0.9,
     ),

@@ -22,13 +22,13 @@ BUDGETS = {
         "model": 1385,
         "kernels": 1230,
     },
-    **{"features": 2301, "data": 556, "inference": 1379, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
+    **{"features": 2307, "data": 556, "inference": 1379, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
     **{"export": 580, "cli": 1146, "ui": 5600},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_219, 77, 14_228
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_219, 77, 14_230
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -34,9 +34,10 @@ NEAR = 0.5  # cosine of kinds that one sound can pass for
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _ENDING = re.compile(r"(?<=...)(?:ing|ed|es|s|e)$")
-_NEGATION = re.compile(r"\b(?:no|not|never|without|nobody|nothing|none|except|\w+n['\u2019]t)\b|\bcannot\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:no|not|never|neither|nor|without|nobody|nothing|none|except|\w+n['\u2019]t)\b|\bcannot\b", re.IGNORECASE)
 _GOES_ON = re.compile(r"\b(?:not|never|cannot|\w+n['\u2019]t)\s+(?:stop|start|end|go|run)\w*", re.IGNORECASE)  # it does sound
 _NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|twice|thrice|both|a pair of|several"
+_SMALL = "a an and as at by for from in is it of on or please that the there this to with"  # words that name no sound
 _ORDINALS = "first|third|fourth|fifth|sixth|last|final|next|previous"
 _COUNTING = re.compile(rf"\b(?:{_NUMBERS}|{_ORDINALS}|the second|second to last|\d+(?:st|nd|rd|th)?)\b(?!-)", re.IGNORECASE)
 _SCRIPTS = {"CJK": "Chinese characters", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"}
@@ -175,6 +176,8 @@ class KnownSounds:
         """Judge the words of a query and say what is to be said of them; `text` is the query, encoded."""
         if strange := script(query):
             return Understood(False, (f"This is written in {strange}; these encoders know English words only.",))
+        if _WORD.search(query) and {match.group().lower() for match in _WORD.finditer(query)} <= {*_SMALL.split()}:
+            return Understood(False, ("These words name no sound; describe one, such as “a dog barks”.",))
         *weights, bias = self._judge["weights"]
         cosines = self._cosines(text)
         logit = bias + sum(weight * value for weight, value in zip(weights, self.evidence(query, text, cosines), strict=True))

@@ -350,5 +350,6 @@ class MelStats(AudioStream):
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Describe mel power `(mels, 64 * seconds)`."""
         yield Step(self.name, 0.0)
-        level = kept.sqrt().mean()  # of magnitudes, as of patches: a slamming door in a quiet hour moves it little
+        heard = kept.sqrt().mean(dim=0)  # magnitudes, as of patches: a slamming door moves their mean little, zeros not at all
+        level = heard.sum() / (heard > 0).sum().clamp(min=1)
         return at_hop(mel_stats, kept * (PATCH_LEVEL / (level + 1e-7)) ** 2, self.options.clip_seconds)

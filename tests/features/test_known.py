@@ -68,6 +68,7 @@ UNKNOWN = {
     "\u72d7\u5728\u53eb": "This is written in Chinese characters",
     "\U0001f436": "I do not know these words",
     "4711": "I do not know these words",
+    "the the": "These words name no sound; describe one",
 }
 
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: app test lint check budget format bench bench-beside first-light ladder-scenes train-smoke clean
+.PHONY: app test lint check budget format bench bench-beside first-light ladder-scenes open train-smoke clean
 
 app: .venv/.runtime
 	$(BIN)/python app.py
@@ -81,6 +81,15 @@ first-light: .venv/.train
 	$(BIN)/python -m recipes.publish runs/qam-detr-pocket --output checkpoints/qam-detr-pocket
 	$(BIN)/python -m recipes.pocket.sound_bank.examples --bank build/sounds --output assets
 	$(BIN)/python -m benchmarks.hearing --real $(REAL)
+
+# The open-vocabulary model, on the pocket space and one of the teacher's (about an hour); after first-light. docs/open-vocabulary.md.
+open: export QAMDETR_TEACHER = $(TEACHER)
+open: .venv/.train
+	$(BIN)/python -m recipes.open.spaces --pool build/pool --output build/spaces
+	for space in pocket teacher_minilm; do for set in train val; do $(BIN)/python -m recipes.open.run extract --combo open:$$space \
+		--clip-seconds 0.5 --manifest build/scenes/$$set/manifest.jsonl --feature-dir build/features || exit; done; done
+	$(BIN)/python -m recipes.open.run train --config open --threads 2 --name qam-detr-open --set "data.more_spaces=[open:teacher_minilm]"
+	$(BIN)/python -m recipes.open.run publish runs/qam-detr-open --output checkpoints/qam-detr-open
 
 # Scenes of the ablation ladder and their features; docs/ladder.md says what is run on them. Needs the sound bank (first lines above).
 LADDER = $(BIN)/python -m qamdetr synthesize --clips build/sounds/scenes-$(1) --output build/ladder/$(1) --name $(1) \

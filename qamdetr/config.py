@@ -62,7 +62,7 @@ Number = Annotated[float, BeforeValidator(lambda value: str(value) if isinstance
 Precision = Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]  # an empty value in YAML
-Streams = Annotated[Mapping[str, Annotated[Whole, between(1, 65536)]], Field(min_length=1)]
+Streams = Annotated[Mapping[str, Annotated[Whole, between(0, 65536)]], Field(min_length=1)]
 Share = Annotated[Number, between(0.0, 1.0)]
 Weight = Annotated[Number, between(0.0, 1e6)]
 Count = Annotated[Whole, between(1, 1_000_000)]
@@ -125,6 +125,7 @@ class ModelConfig:
     dropout: Annotated[Number, between(0, 0.999)] = 0.1
     input_dropout: Annotated[Number, between(0, 0.999)] = 0.5
     similarity: Flag = False  # cosine of each clip with the pooled query as one more main audio column (needs a joint space)
+    affinity: Flag = False  # inner products of clips with query, bank and other clips; alone where the main audio stream has width 0
     fusion: Literal["three_way", "text_to_audio"] = switch("three_way", "3-way fusion", bypassable=True, off="text_to_audio")
     fusion_layers: Layers = 2  # of text_to_audio; three_way is one pass of three blocks
     encoder: Literal["bimamba", "transformer"] = "bimamba"
@@ -181,6 +182,8 @@ class DataConfig:
     val_audio_dir: Text = ""
     feature_dir: Text = "build/features"
     combo: Text = "pocket"
+    more_spaces: tuple[Text, ...] = ()  # further combos open:STREAM; each batch of training is of one of them all
+    space_bend: Share = 0.0  # how much a joint space is bent in training, anew for each batch: at 1, to what is hardly recognised
     audio_features: Mapping[str, Text] = field(default_factory=dict)  # stream -> folder of public {vid}.npz; others come from the cache
     text_features: Mapping[str, Text] = field(default_factory=dict)  # stream -> folder of public qid{qid}.npz
     saliency_windows: Literal["all", "first"] = "all"  # first: as the official loop, other true windows count as negatives

@@ -50,6 +50,12 @@ def write_whole(path: Path, content: bytes | str) -> None:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", errors="backslashreplace"))
 
 
+def cache_folder(part: str) -> Path:
+    """Return where a part of the program keeps what it need not make twice: in `$QAMDETR_CACHE`, or in the user's cache folder."""
+    own = os.environ.get("QAMDETR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qamdetr"
+    return Path(own).expanduser() / part
+
+
 def remove_abandoned(folder: Path) -> int:
     """Remove the temporary files of killed processes, on another machine after `ABANDONED_SECONDS`; return how many there were."""
     removed = 0

@@ -51,6 +51,7 @@ class Recording:
     choice: Mapping[str, Any] = field(default_factory=dict)  # what of the file was encoded, as arguments of `audio.Sound`; empty for all
     clip_seconds: float = 1.0  # from one feature step to the next
     unheard_seconds: float = 0.0  # silence at its begin that was not encoded, so that clips are counted from the first sound
+    bank: Tensor | None = None  # `(sentences, dim)` of the main stream's joint space, where the network compares queries with a bank
 
     @property
     def start_seconds(self) -> float:
@@ -84,6 +85,7 @@ class Batch(_Movable):
     text_mask: Tensor  # `(batch, tokens)` bool, True = valid
     # `(batch, joint_dim)` unit query vectors in the main audio stream's space, or None when there is no joint space.
     text_pooled: Tensor | None = None
+    bank: Tensor | None = None  # `(sentences, joint_dim)` unit vectors in that space, of the bank; None where the network reads none
 
 
 @dataclass(frozen=True)

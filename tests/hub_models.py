@@ -16,7 +16,7 @@ from qamdetr.features.clap import _HTSAT_NAMES
 from qamdetr.features.ms_clap import GPT2_TOKENIZER
 
 AUDIO_DIMS = {"laion_clap": 16, "ms_clap": 64, "wavlm_base": 12, "wavlm_base_plus": 12, "wavlm_large": 16}
-TEXT_DIMS = {"laion_clap": 64, "ms_clap": 128, "roberta": 20}
+TEXT_DIMS = {"laion_clap": 64, "ms_clap": 128, "roberta": 20, "pe_a_frame": 32}
 
 _WAVLM_SEEDS = {"wavlm_base": 1, "wavlm_base_plus": 2, "wavlm_large": 3}
 
@@ -124,6 +124,10 @@ def save_tiny_ms_clap(folder: Path, *, seed: int = 0) -> Path:
     randomise(text, seed + 1)
     state = {f"audio_encoder.base.htsat.{name}": value for name, value in original_htsat_names(audio.audio_encoder.state_dict()).items()}
     state |= {f"caption_encoder.base.{name}": value for name, value in text.state_dict().items()}
+    torch.manual_seed(seed + 2)
+    for side, width in (("audio", AUDIO_DIMS["ms_clap"]), ("caption", TEXT_DIMS["ms_clap"])):
+        shapes = {"linear1.weight": (24, width), "linear2.weight": (24, 24), "layer_norm.weight": (24,), "layer_norm.bias": (24,)}
+        state |= {f"{side}_encoder.projection.{name}": 0.3 * torch.randn(shape) for name, shape in shapes.items()}
     torch.save({"model": state}, folder / "CLAP_weights_2023.pth")
     return folder
 
@@ -168,12 +172,28 @@ def save_tiny_roberta(folder: Path) -> Path:
     return folder
 
 
+def save_tiny_pe_a_frame(folder: Path) -> Path:
+    """Save a `PeAudioFrameLevelModel` in the hub's layout (joint space and token states of 32; at most 64 tokens)."""
+    from transformers import PeAudioConfig, PeAudioFrameLevelModel
+
+    words = save_tiny_roberta_tokenizer(folder).get_vocab_size()
+    sizes = {"hidden_size": TEXT_DIMS["pe_a_frame"], "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"model_type": "modernbert", "vocab_size": words, "max_position_embeddings": 64, **sizes}
+    text |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    dac = {"encoder_hidden_size": 4, "downsampling_ratios": [2, 8, 10, 12], "codebook_dim": 8, "hidden_size": 64}
+    model = PeAudioFrameLevelModel(PeAudioConfig(text_config=text, audio_config={"dac_config": dac, "head_dim": 16, **sizes})).eval()
+    randomise(model, seed=7)
+    model.save_pretrained(folder)
+    return folder
+
+
 def tiny_hub(folder: Path) -> dict[str, str]:
     """Save every encoder under `folder`; returns stream -> its folder, as `open_streams(models=…)` takes it."""
     saved = {
         "laion_clap": save_tiny_laion_clap(folder / "laion_clap"),
         "ms_clap": save_tiny_ms_clap(folder / "ms_clap"),
         "roberta": save_tiny_roberta(folder / "roberta"),
+        "pe_a_frame": save_tiny_pe_a_frame(folder / "pe_a_frame"),
         **{name: save_tiny_wavlm(folder / name, name) for name in _WAVLM_SEEDS},
     }
     return {name: str(path) for name, path in saved.items()}

@@ -178,12 +178,6 @@ def test_from_files_through_training_to_answers(scenes: Path, tmp_path: Path, ca
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.clip_seconds is 0\.25; it must be 1\.0 or 0\.5"):
         build(Config, {"model": {"clip_seconds": 0.25}})
-    line = r"Stream 'laion_clap' gives a vector for each 1 s, not for each 0\.5 s; choose clips of 1 s, or of the streams pocket, mel_stats"
-    with pytest.raises(ConfigError, match=line):
-        open_streams(*COMBOS["B"], clip_seconds=0.5)
-    clap = build(Config, {"model": {"clip_seconds": 0.5, "audio_streams": {"laion_clap": 512}, "text_streams": {"laion_clap": 512}}})
-    with pytest.raises(ConfigError, match=line):
-        FeatureStore(clap.model, clap.data)
     for hop in (1.0, 0.5):
         config = at(load_config("pocket"), hop)
         config = replace(config, model=replace(config.model, dim=16, num_heads=2, ffn_dim=16, encoder="transformer"))

@@ -14,21 +14,21 @@ BUDGETS = {
     **dict.fromkeys(("__init__.py", "__main__.py"), 20),
     **{
         "errors.py": 50,
-        "types.py": 192,
-        "config.py": 372,
+        "types.py": 194,
+        "config.py": 374,
         "spans.py": 105,
-        "files.py": 70,
+        "files.py": 72,
         "audio.py": 956,
-        "model": 1385,
+        "model": 1475,
         "kernels": 1230,
     },
-    **{"features": 2307, "data": 556, "inference": 1379, "verifiers": 825, "training": 920, "evaluation": 1135, "synthesis": 1020},
-    **{"export": 580, "cli": 1146, "ui": 5600},
+    **{"features": 2607, "data": 620, "inference": 1418, "verifiers": 825, "training": 922, "evaluation": 1135, "synthesis": 1020},
+    **{"export": 580, "cli": 1175, "ui": 5603},
 }
 """Part of the package -> lines."""
 
 HEART = ("model", "data", "training", "inference", "types.py", "config.py", "spans.py", "files.py", "errors.py", "features/pipeline.py")
-HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5085, 14_219, 77, 14_230
+HEART_LINES, PACKAGE_LINES, PACKAGE_FILES, TEST_LINES = 5305, 14_760, 81, 14_610
 """Of the heart; of the package without `ui`; of the tests."""
 
 

@@ -34,7 +34,7 @@ class ExtractOptions(EncoderOptions):
     combo: str = option(DEFAULTS.combo, "NAME", "encoders to run")
     dtype: Literal["float32", "bfloat16"] = option(DEFAULTS.encoder_dtype, "", "of the encoders")
     feature_dir: str = option(DEFAULTS.feature_dir, "DIR", "the cache")
-    clip_seconds: float = option(1.0, "S", "from one vector to the next, as model.clip_seconds: 1, or 0.5 for pocket")
+    clip_seconds: float = option(1.0, "S", "from one vector to the next, as model.clip_seconds: 1 or 0.5")
 
 
 class _Work(NamedTuple):
@@ -136,7 +136,8 @@ def _encode(options: ExtractOptions, work: _Work, models: Mapping[str, str], sha
     """Encode this process's share."""
     from tqdm import tqdm
 
-    from qamdetr.features.base import get_combo, open_streams
+    from qamdetr.features.bank import bank_sentences
+    from qamdetr.features.base import get_combo, joint_of, open_streams
     from qamdetr.features.extract import extract as encode
 
     def tell(reason: str) -> None:
@@ -148,7 +149,8 @@ def _encode(options: ExtractOptions, work: _Work, models: Mapping[str, str], sha
     for _, reason in work.absent if share.index == 0 else ():
         tell(reason)
     files, feature_dir = work.recordings.items(), Path(options.feature_dir)
-    return encode(files, work.queries, feature_dir, combo, share=share, on_skip=tell)
+    bank = bank_sentences() if joint_of(options.combo) else ()
+    return encode(files, [*work.queries, *bank], feature_dir, combo, share=share, on_skip=tell)
 
 
 def _conclude(outcomes: Sequence[ExtractionReport | QamDetrError], work: _Work, feature_dir: str, *, quiet: bool) -> None:

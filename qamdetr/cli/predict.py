@@ -64,13 +64,18 @@ class EncoderOptions:
 
     def models(self) -> dict[str, str]:
         """Read `encoders`: stream -> hub id or folder."""
-        models = {}
-        for item in self.encoders or ():
-            stream, _, model = item.partition("=")
-            if not stream or not model:
-                raise ConfigError(f"--encoder {item!r} is not of the form STREAM=ID_OR_FOLDER, such as wavlm_base=microsoft/wavlm-base.")
-            models[stream] = model
-        return models
+        return read_models(self.encoders or ())
+
+
+def read_models(items: Sequence[str]) -> dict[str, str]:
+    """Read what `--encoder` says: stream -> hub id or folder."""
+    models = {}
+    for item in items:
+        stream, _, model = item.partition("=")
+        if not stream or not model:
+            raise ConfigError(f"--encoder {item!r} is not of the form STREAM=ID_OR_FOLDER, such as wavlm_base=microsoft/wavlm-base.")
+        models[stream] = model
+    return models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,12 @@ class RetrieverOptions(EncoderOptions):
     """What is to answer: a checkpoint or a system, its settings, and a verifier."""
 
     checkpoint: str | None = option(None, "NAME_OR_DIR", "a shipped checkpoint or a folder (default: qam-detr-pocket)")
+    encoders: list[str] | None = option(
+        None,
+        "NAME_OR_STREAM=ID",
+        "NAME: hear with that encoder, by the model qam-detr-open; STREAM=ID_OR_FOLDER: a stream's model",
+        "--encoder",
+    )
     system: str | None = option(None, "NAME_OR_FILE", "several checkpoints as one: submit1 to submit4 of the report, or a YAML file")
     members: list[str] | None = option(None, "NAME_OR_DIR", "with --system: a checkpoint in the place of its own; repeatable")
     overrides: list[str] | None = option(None, "a.b=c", "change a setting of the checkpoint or system; repeatable", "--set")
@@ -86,6 +97,17 @@ class RetrieverOptions(EncoderOptions):
     verifier_url: str | None = option(None, "URL", "of the server, such as http://localhost:8000/v1")
     audio_dir: str | None = option(None, "DIR", "recordings of the manifest, `{vid}.wav` or the like (default: audio/ beside it)")
     from_features: bool = option(False, "", "read the manifest's stored features and run no encoder", "--from-features")
+
+    def models(self) -> dict[str, str]:
+        """Read of `encoders` those that name a model: stream -> hub id or folder."""
+        return read_models([item for item in self.encoders or () if "=" in item])
+
+    @property
+    def joint(self) -> str:
+        """Of `encoders` the one in whose joint space recordings are heard; empty where none is named."""
+        named = [item for item in self.encoders or () if "=" not in item]
+        refuse(len(named) > 1, f"--encoder names {' and '.join(named)}", "one of them can hear a recording at a time")
+        return named[0] if named else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +321,8 @@ def check_options(options: RetrieverOptions) -> None:
     two_ways = "--checkpoint and --system are two ways to answer; give one of them (--members changes a system's checkpoints)."
     refuse(options.system is not None and options.checkpoint is not None, two_ways)
     refuse(options.members and options.system is None, "--members goes with --system", "give one checkpoint with --checkpoint")
-    refuse(options.from_features and options.encoders, "--encoder goes with audio; --from-features runs no encoder.")
+    refuse(options.from_features and options.models(), "--encoder STREAM=ID goes with audio; --from-features runs no encoder.")
+    refuse(options.joint and options.system, "--encoder NAME goes with one checkpoint, and --system has several", "leave one of both out")
     if options.verifier is not None:
         check_verifier(options.verifier)
     options.models()
@@ -313,10 +336,11 @@ def refuse(wrong: object, what: str, remedy: str = "") -> None:
 
 def open_retriever(options: RetrieverOptions, manifest: str = "", entries: Sequence[QueryEntry] = ()) -> MomentRetriever:
     """Open the checkpoint or system: for recordings, or, with `--from-features`, for the stored features of a manifest."""
-    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT
+    from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, OPEN_CHECKPOINT
     from qamdetr.inference.retriever import MomentRetriever, load_system
 
-    name, overrides, models = options.checkpoint or DEFAULT_CHECKPOINT, options.overrides or (), options.models()
+    name = f"{options.checkpoint or OPEN_CHECKPOINT}:{options.joint}" if options.joint else options.checkpoint or DEFAULT_CHECKPOINT
+    overrides, models = options.overrides or (), options.models()
     system = None if options.system is None else load_system(options.system, overrides, members=options.members or ())
     if options.from_features:
         source, overrides = (name, overrides) if system is None else (system, ())

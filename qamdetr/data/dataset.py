@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset, Sampler
 
 from qamdetr.data.manifest import QueryEntry, are_related, is_within
+from qamdetr.data.spaces import bend
 from qamdetr.errors import DataError
 from qamdetr.features.pipeline import prepare
 from qamdetr.features.store import FeatureStore
@@ -38,6 +39,7 @@ class MomentItem:
     duration_seconds: float  # of the stretch
     draw: int  # a random number for whoever makes a batch of this item; fixed by seed, epoch and index
     clip_seconds: float = 1.0
+    bank: Tensor | None = None  # of the joint space that `audio` and `text` lie in, where the network reads one
 
     @property
     def num_clips(self) -> int:
@@ -57,7 +59,7 @@ class MomentDataset(Dataset[MomentItem]):
         self,
         entries: Sequence[QueryEntry],
         features: FeatureStore,
-        *,
+        *more_spaces: FeatureStore,
         seed: int = 0,
         max_clips: int | None = None,
         crop_probability: float = 0.0,
@@ -66,9 +68,10 @@ class MomentDataset(Dataset[MomentItem]):
         """Bind entries to their features, which must be there, of the length that the manifest says (else `DataError`).
 
         Recordings over `max_clips` always give a random stretch of at most this length, others with `crop_probability`. `text_noise` is
-        the standard deviation of noise on text features, relative to the root mean square of each vector.
+        the standard deviation of noise on text features, relative to the root mean square of each vector. Of `more_spaces`, which hold
+        the same in other joint spaces, item `i` of the first lies at `len(self) + i`, and so on.
         """
-        self.entries, self.features = tuple(entries), features
+        self.entries, self.features, self._spaces = tuple(entries), features, (features, *more_spaces)
         self.seed, self.epoch = seed, 0
         self.crop_probability, self.text_noise = crop_probability, text_noise
         clips = {vid: features.num_clips(vid) for vid in {entry.vid for entry in self.entries}}
@@ -97,21 +100,23 @@ class MomentDataset(Dataset[MomentItem]):
         return [end - begin for begin, end in (self._stretch(index, self._rng(index)) for index in range(len(self)))]
 
     def __getitem__(self, index: int) -> MomentItem:
-        rng = self._rng(index)
+        space, index = divmod(index, len(self))
+        features, rng = self._spaces[space], self._rng(index)
         begin, end = self._stretch(index, rng)
         entry = self.entries[index]
         whole = end - begin == self._num_clips[index]
         start_seconds = begin * self._hop
         duration_seconds = entry.duration_seconds if whole else min(end * self._hop, entry.duration_seconds) - start_seconds
-        text = self.features.text(entry.query, entry.qid)
+        text = features.text(entry.query, entry.qid)
         return MomentItem(
             entry=entry,
-            audio={name: value[begin:end] for name, value in self.features.audio(entry.vid).items()},
+            audio={name: value[begin:end] for name, value in features.audio(entry.vid).items()},
             text={name: add_noise(value, self.text_noise, rng) for name, value in text.items()} if self.text_noise else text,
             windows=cut_windows(self._windows[index], start_seconds, start_seconds + duration_seconds),
             duration_seconds=duration_seconds,
             draw=int(rng.integers(2**31)),
             clip_seconds=self._hop,
+            bank=features.bank,
         )
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -173,9 +178,14 @@ class LengthBucketSampler(Sampler[list[int]]):
 
     drop_last = False
 
-    def __init__(self, lengths_clips: Callable[[], Sequence[int]], batch_size: int, *, seed: int = 0, shuffle: bool = True) -> None:
-        """Order items by what `lengths_clips` gives in the present epoch; without `shuffle` (validation) all are sorted by length."""
-        self.batch_size, self.epoch = batch_size, 0
+    def __init__(
+        self, lengths_clips: Callable[[], Sequence[int]], batch_size: int, *, seed: int = 0, shuffle: bool = True, spaces: int = 1
+    ) -> None:
+        """Order items by what `lengths_clips` gives in the present epoch; without `shuffle` (validation) all are sorted by length.
+
+        With several `spaces`, each batch is of one of them, drawn anew; see `MomentDataset`.
+        """
+        self.batch_size, self.epoch, self._num_spaces = batch_size, 0, spaces
         self._lengths_clips, self._num_items = lengths_clips, len(lengths_clips())
         self._seed, self._shuffle = seed, shuffle
 
@@ -194,7 +204,9 @@ class LengthBucketSampler(Sampler[list[int]]):
         order = rng.permutation(self._num_items)
         chunks = (order[begin : begin + 16 * self.batch_size] for begin in range(0, len(order), 16 * self.batch_size))
         batches = [batch for chunk in chunks for batch in self._cut(chunk[np.argsort(lengths[chunk], kind="stable")])]
-        return iter([batches[position] for position in rng.permutation(len(batches))])
+        shuffled = [batches[position] for position in rng.permutation(len(batches))]
+        begins = self._num_items * rng.integers(self._num_spaces, size=len(shuffled))
+        return iter([[int(begin) + index for index in batch] for begin, batch in zip(begins, shuffled, strict=True)])
 
     def _cut(self, order: np.ndarray) -> list[list[int]]:
         return [order[begin : begin + self.batch_size].tolist() for begin in range(0, len(order), self.batch_size)]
@@ -227,14 +239,17 @@ class Collator:
         negative_share: float = 1.0,
         negative_similarity: float = 1.0,
         pooled: Callable[[QueryEntry], Tensor | None] = lambda _: None,
+        space_bend: float = 0.0,
     ) -> None:
         """Take note of every query that has windows in `entries`, the whole data set.
 
         `saliency_windows` make a clip salient; `first` is the official loop's reading, in which other true windows are negatives. The
         share `negative_share` of the items (rounded up, drawn anew each epoch) is paired with a query of another item, too: with none that
         may be true of its audio, in other words. That is so where a group of it and of a true query are related; where one of both has no
-        groups, where the cosine of their vectors, which `pooled` gives, is above `negative_similarity`.
+        groups, where the cosine of their vectors, which `pooled` gives, is above `negative_similarity`. With `space_bend` above 0, the
+        joint space of each batch is bent by so much, anew each time; see `bend`.
         """
+        self._space_bend = space_bend
         self._negative_share, self._negative_similarity, self._pooled = negative_share, negative_similarity, pooled
         self._most_windows = 1 if saliency_windows == "first" else None
         self._true: dict[str, dict[str, QueryEntry]] = defaultdict(dict)  # recording -> wording -> a query that is true of it
@@ -244,7 +259,9 @@ class Collator:
 
     def __call__(self, items: Sequence[MomentItem]) -> LabelledBatch:
         """Prepare features, spans, saliency and negative pairs of `items`."""
-        batch = prepare([item.audio for item in items], [item.text for item in items])
+        batch = prepare([item.audio for item in items], [item.text for item in items], items[0].bank)
+        if self._space_bend:
+            batch = bend(batch, self._space_bend, np.random.default_rng([item.draw for item in items]))
         longest = batch.audio_mask.shape[1]
         paired = sorted(item.draw for item in items)[: math.ceil(self._negative_share * len(items))]
         targets = Targets(

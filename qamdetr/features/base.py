@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from qamdetr.audio import Listener, Sound, num_clips
 from qamdetr.errors import CheckpointError, ConfigError
+from qamdetr.features.bank import encoded_bank
 from qamdetr.features.hub import Hub, MissingModelError, locate
 from qamdetr.types import Recording, TextFeatures
 
 PEAK_COLUMNS = 4000  # of the waveform overview: some four per pixel of a wide screen, to look closer at
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OPEN = "open"  # what a stream is called that any encoder with a joint space may stand for; see `joint_of`
 LISTEN = "listen"  # stage of `Streams.encoding` in which the encoders take the file in; the others are named after streams
 
 _T = TypeVar("_T")
@@ -47,7 +49,7 @@ class EncoderOptions:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     batch_clips: int = 16  # that run through the network at once; bounds memory for long recordings
-    clip_seconds: float = 1.0  # from one vector to the next, one of the encoder's `hops_seconds`
+    clip_seconds: float = 1.0  # from one vector to the next, 1 or 0.5
 
 
 class Stream:
@@ -61,6 +63,7 @@ class Stream:
     hub: Hub | None = None  # the default model; None where nothing has to be fetched
     raw_scale = False  # the size of its vectors carries meaning (loudness); those of other streams are scaled to unit length
     has_audio = has_text = False
+    is_joint = False  # clips and `pooled` of queries lie in one space
     fingerprint: str  # changes with all that decides the features; see `weights_fingerprint`
     source = dtype = ""  # hub id or folder (empty = the default) and type it was opened with; both empty where there is no choice
 
@@ -70,10 +73,9 @@ class Stream:
 
 
 class AudioStream(Stream):
-    """One vector per clip: of each second by itself, by `encode_windows`, or with its own `listener` and `features`."""
+    """One vector per clip: of the second around it by itself, by `encode_windows`, or with its own `listener` and `features`."""
 
     has_audio = True
-    hops_seconds: tuple[float, ...] = (1.0,)  # what `options.clip_seconds` may be; others than 1 s want a `features` that heeds it
 
     def encode_windows(self, windows: Tensor) -> Tensor:
         """Encode `(batch, rate_hz)` mono samples on the encoder's device to `(batch, dim)`; a shorter last second comes alone."""
@@ -117,48 +119,71 @@ def stream(
 
 
 class WindowListener:
-    """Runs an encoder clip by clip over a recording while it is read, in batches that bound memory."""
+    """Runs an encoder second by second over a recording while it is read, in batches that bound memory.
+
+    Clips of half a second are seen with a quarter of a second on both sides, silence beyond the ends.
+    """
 
     def __init__(self, encoder: AudioStream) -> None:
-        self._encoder, self.rate_hz = encoder, encoder.rate_hz
-        self._batch_samples = encoder.options.batch_clips * encoder.rate_hz
+        self._encoder, self.rate_hz, self._batch = encoder, encoder.rate_hz, encoder.options.batch_clips
+        self._hop = round(encoder.rate_hz * encoder.options.clip_seconds)
         self.begin()
 
     def begin(self) -> None:
         """Forget what was heard."""
-        self._held: list[np.ndarray] = []
+        self._held = [np.zeros((self.rate_hz - self._hop) // 2, dtype=np.float32)]
         self._rows: list[Tensor] = []
 
     def feed(self, samples: np.ndarray) -> None:
         """Take the next samples `(n,)`; whole batches run at once."""
         self._held.append(samples)
-        if sum(map(len, self._held)) >= self._batch_samples:
-            self._encode(self._batch_samples)
+        if sum(map(len, self._held)) >= self._batch * self._hop + self.rate_hz - self._hop:
+            self._encode(self._batch)
 
     def finish(self) -> Tensor:
         """Return `(clips, dim)` float32 on the CPU; a last second that is not full is encoded at its true length."""
-        self._encode(self.rate_hz)
-        self._encode(len(self._held[0]) or 1)
+        if self._hop < self.rate_hz:
+            unheard = sum(map(len, self._held)) - (self.rate_hz - self._hop) // 2
+            self._held.append(np.zeros(-(-unheard // self._hop) * self._hop - unheard + (self.rate_hz - self._hop) // 2, dtype=np.float32))
+        self._encode(1)
+        if self._hop == self.rate_hz and len(rest := self._held[0]):
+            self._run(torch.from_numpy(rest)[None])
         return torch.cat(self._rows)
 
-    @torch.inference_mode()
     def _encode(self, unit: int) -> None:
-        """Encode as many whole units of samples as are held, and keep the rest."""
-        held = np.concatenate(self._held)
-        whole = len(held) // unit * unit
-        for begin in range(0, whole, self._batch_samples):
-            part = torch.from_numpy(held[begin : min(begin + self._batch_samples, whole)]).to(self._encoder.options.device)
-            self._rows.append(self._encoder.encode_windows(part.reshape(-1, min(unit, self.rate_hz))).float().cpu())
-        self._held = [held[whole:].copy()]
+        """Encode the seconds that are held, in whole units of so many, and keep what later ones see."""
+        held = torch.from_numpy(np.concatenate(self._held))
+        seconds = held.unfold(0, self.rate_hz, self._hop) if len(held) >= self.rate_hz else held.new_empty(0, self.rate_hz)
+        whole = len(seconds) // unit * unit
+        for part in torch.split(seconds[:whole], self._batch) if whole else ():
+            self._run(part.contiguous())
+        self._held = [held[whole * self._hop :].numpy().copy()]
+
+    @torch.inference_mode()
+    def _run(self, seconds: Tensor) -> None:
+        self._rows.append(self._encoder.encode_windows(seconds.to(self._encoder.options.device)).float().cpu())
 
 
 class Streams:
     """A set of opened encoders (stream -> encoder, main stream first), all of one hop, and their version; see `join_fingerprints`."""
 
-    def __init__(self, name: str, audio: Mapping[str, AudioStream], text: Mapping[str, TextStream], clip_seconds: float = 1.0) -> None:
-        self.name, self.clip_seconds = name, clip_seconds
+    def __init__(
+        self,
+        name: str,
+        audio: Mapping[str, AudioStream],
+        text: Mapping[str, TextStream],
+        clip_seconds: float = 1.0,
+        joint: TextStream | None = None,
+    ) -> None:
+        self.name, self.clip_seconds, self.joint = name, clip_seconds, joint
         self.audio, self.text = dict(audio), dict(text)
-        self.fingerprint = join_fingerprints({key: encoder.fingerprint for key, encoder in [*audio.items(), *text.items()]})
+        own = {key: each.fingerprint for key, each in [*audio.items(), *text.items()] if key != OPEN}  # any encoder may stand there
+        self.fingerprint = join_fingerprints(own)
+
+    @functools.cached_property
+    def bank(self) -> Tensor | None:
+        """The bank in the joint space, `(sentences, dim)`; None without `joint`."""
+        return None if self.joint is None else encoded_bank(self.joint)
 
     def encoding(self, sound: Sound, only: Sequence[str] = ()) -> Generator[Step, None, Recording]:
         """Read a recording once, feeding every audio stream (or `only` some); yields how far that is, and stops when it is closed."""
@@ -176,7 +201,7 @@ class Streams:
             count = num_clips(sound.duration_seconds - sound.unheard_seconds, self.clip_seconds)
             rows[name] = (yield from encoder.features(kept[encoder.listener]))[:count]
         facts = (sound.name, sound.path, sound.duration_seconds, rows, sound.peaks, sound.notes)
-        return Recording(*facts, clip_seconds=self.clip_seconds, unheard_seconds=sound.unheard_seconds)
+        return Recording(*facts, clip_seconds=self.clip_seconds, unheard_seconds=sound.unheard_seconds, bank=self.bank)
 
     def encode(self, sound: Sound, only: Sequence[str] = ()) -> Recording:
         """Encode a recording; see `encoding`."""
@@ -184,13 +209,20 @@ class Streams:
 
     def encode_query(self, query: str) -> dict[str, TextFeatures]:
         """Encode a query with every text stream, main stream first."""
-        return {name: encoder.encode_text(query) for name, encoder in self.text.items()}
+        encoded = {name: encoder.encode_text(query) for name, encoder in self.text.items()}
+        return encoded if self.joint is None else in_joint_space(encoded, self.joint.encode_text(query))
 
     @property
     def num_parameters(self) -> int:
         """Parameters of all networks of all encoders, shared ones counted once."""
         parts = [part for encoder in (*self.audio.values(), *self.text.values()) for part in vars(encoder).values()]
         return sum({id(value): value.numel() for part in parts if isinstance(part, nn.Module) for value in part.parameters()}.values())
+
+
+def in_joint_space(text: Mapping[str, TextFeatures], joint: TextFeatures) -> dict[str, TextFeatures]:
+    """Give the main stream of an encoded query the vector of another encoder, in whose space the recording's main stream is."""
+    (main, features), *others = text.items()
+    return {main: replace(features, pooled=joint.pooled), **dict(others)}
 
 
 def finish(work: Generator[Step, None, _T]) -> _T:
@@ -213,20 +245,23 @@ def open_streams(
     device: str | None = None,
     download: bool = True,
     clip_seconds: float = 1.0,
+    joint: str = "",
 ) -> Streams:
     """Open the encoders of streams. Each is opened once in a process (for each hop, `clip_seconds`) and shared by all that ask for it.
 
     `audio` and `text` name streams, main stream first; `name` is what results call this set. `models` (stream -> hub id or folder) take the
     place of defaults, see `hub.locate`; `dtype` and `device` are of the big encoders: the pocket encoders stay in float32 on the CPU.
+    `joint` is as from `joint_of`; without it, all streams keep their names, as for `extract`.
     Raises `ConfigError` for what cannot be asked, `CheckpointError` for weights that are missing (told all at once) or damaged.
     """
     models, wanted = dict(models or {}), sorted({*audio, *text})
+    if clip_seconds not in (1.0, 0.5):
+        raise ConfigError(f"Encoders give a vector for each 1 or 0.5 s, not for each {clip_seconds:g} s", "choose one of both")
     for kind, each in [*(("audio", each) for each in audio), *(("text", each) for each in text)]:
         if each not in STREAMS:
             raise ConfigError(f"Unknown stream {each!r}", f"there are encoders for {', '.join(STREAMS)}")
         if not getattr(STREAMS[each], f"has_{kind}"):
             raise ConfigError(f"Stream {each!r} has no {kind} encoder", f"take it out of the {kind} streams")
-    check_hop(audio, clip_seconds)
     device = _check(models, device)
     _locate_all(wanted, models, download=download)
     with _opening:  # two threads that ask at once must not hold the weights twice
@@ -235,23 +270,15 @@ def open_streams(
             how = (models.get(each, ""), dtype, device) if STREAMS[each].hub else ()
             opened[each] = _open(each, *how, clip_seconds=own_hop(each, clip_seconds))
     name = name or "+".join(dict.fromkeys([*audio, *text]))
-    return Streams(name, {each: opened[each] for each in audio}, {each: opened[each] for each in text}, clip_seconds)
+    if not joint:
+        return Streams(name, {each: opened[each] for each in audio}, {each: opened[each] for each in text}, clip_seconds)
+    by_role = {OPEN if each == joint else each: opened[each] for each in audio}
+    return Streams(name, by_role, {text[0]: opened[text[0]]}, clip_seconds, joint=opened[joint])
 
 
 def own_hop(stream: str, clip_seconds: float) -> float:
     """Return the hop of a stream in a combo of `clip_seconds`: that, but 1 s where the stream has no audio and the hop means nothing."""
     return clip_seconds if stream not in STREAMS or STREAMS[stream].has_audio else 1.0
-
-
-def check_hop(audio: Iterable[str], clip_seconds: float) -> None:
-    """Raise `ConfigError` where one of the audio streams has an encoder that cannot give a vector each `clip_seconds`."""
-    hops = {name: encoder.hops_seconds for name, encoder in STREAMS.items() if issubclass(encoder, AudioStream)}
-    for name in audio:
-        if clip_seconds not in hops.get(name, (clip_seconds,)):
-            told = " or ".join(f"{hop:g}" for hop in hops[name])
-            able = ", ".join(other for other in hops if clip_seconds in hops[other])
-            what = f"Stream {name!r} gives a vector for each {told} s, not for each {clip_seconds:g} s"
-            raise ConfigError(what, f"choose clips of {told} s" + (f", or of the streams {able}" if able else ""))
 
 
 _opening = threading.RLock()
@@ -349,12 +376,31 @@ COMBOS: dict[str, Combo] = {
     "laion_clap": Combo(("laion_clap",), ("laion_clap",)),
     "ms_clap": Combo(("ms_clap",), ("ms_clap",)),
 }
+_JOINT = {"ms_clap": "ms_clap_joint"}  # what people call the encoder -> its stream in the joint space
 
 
 def get_combo(name: str) -> Combo:
-    """Look up a combo; a stream that has both audio and text features is one, too."""
+    """Look up a combo; a stream that has both audio and text features is one, too, and so is `open:STREAM`, see `joint_of`."""
     if name in COMBOS:
         return COMBOS[name]
+    if joint := joint_of(name):
+        return Combo((joint, "mel_stats"), tuple(dict.fromkeys(("pocket", joint))))
     if name in STREAMS and STREAMS[name].has_audio and STREAMS[name].has_text:
         return Combo((name,), (name,))
-    raise ConfigError(f"Unknown combo {name!r}", f"choose one of {', '.join(COMBOS)}")
+    raise ConfigError(f"Unknown combo {name!r}", f"choose one of {', '.join(COMBOS)}, or open:STREAM")
+
+
+def joint_of(name: str) -> str:
+    """Return the stream that stands as `OPEN` in the combo `open:STREAM`, empty of other combos.
+
+    Its clips are the main audio stream there, and its vectors of whole queries take the place of the main text stream's.
+    """
+    kind, _, joint = name.partition(":")
+    if kind != OPEN:
+        return ""
+    joint = _JOINT.get(joint, joint)
+    if joint not in STREAMS or not STREAMS[joint].is_joint:
+        able = ", ".join(stream for stream in STREAMS if STREAMS[stream].is_joint)
+        what = f"Stream {joint!r} has no space that clips and queries share" if joint in STREAMS else f"Unknown stream {joint!r}"
+        raise ConfigError(what, f"choose one of {able}")
+    return joint

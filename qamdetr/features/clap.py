@@ -99,6 +99,8 @@ class LaionClap(AudioStream, TextStream):
     never told that a clip is longer than ten seconds, whereas Transformers' processor calls one of each batch so, at random.
     """
 
+    is_joint = True
+
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
         super().__init__(folder, options)
         is_package = folder.suffix in {".pt", ".pth"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import gelu, normalize
 
 from qamdetr.features import clap
 from qamdetr.features.base import AudioStream, EncoderOptions, TextStream, stream, weights_fingerprint
@@ -87,6 +89,57 @@ class MsClap(AudioStream, TextStream):
     def encode_text(self, query: str) -> TextFeatures:
         """Encode one query of at most 77 tokens; see `TextStream`. Nothing is pooled."""
         return self._tokenizer.states(self._text, query)[0]
+
+
+@stream("ms_clap_joint", dim=1024, text_dim=768, rate_hz=SAMPLE_RATE_HZ, hub=_HUB, label="MS-CLAP, joint")
+class MsClapJoint(MsClap):
+    """MS-CLAP 2023 after its projections: `(clips, 1024)`, and queries with a pooled vector, in one space; the rest as in `MsClap`.
+
+    Source: `msclap` 1.3.4, `models.clap.Projection`: a linear map, and what a second one makes of it behind a GELU, under a LayerNorm.
+    The sentence is the state of its end token.
+    """
+
+    is_joint = True
+
+    def __init__(self, folder: Path, options: EncoderOptions) -> None:
+        super().__init__(folder, options)
+        path = folder if folder.suffix in {".pt", ".pth"} else folder / WEIGHTS_FILE
+        with reading(self.name, path):
+            state = clap.read_checkpoint(path, "model")
+            parts = {side: clap.part(state, f"{side}_encoder.projection.") for side in ("audio", "caption")}
+            self._projections = {side: Projection(part).to(options.device, options.dtype).eval() for side, part in parts.items()}
+        weights = {f"{side}.{name}": value for side, part in parts.items() for name, value in part.items()}
+        self.fingerprint = weights_fingerprint("ms_clap_joint-1", weights, self.fingerprint)
+        self.dim = self._projections["audio"].linear2.out_features
+
+    def encode_windows(self, windows: Tensor) -> Tensor:
+        """Encode `(batch, n <= 44100)` to `(batch, 1024)`."""
+        vectors: Tensor = self._projections["audio"](super().encode_windows(windows))
+        return vectors
+
+    @torch.inference_mode()
+    def encode_text(self, query: str) -> TextFeatures:
+        """Encode one query of at most 77 tokens; see `TextStream`."""
+        features, output = self._tokenizer.states(self._text, query)
+        joint = self._projections["caption"](output.last_hidden_state[0, -1])
+        return replace(features, pooled=normalize(joint.float(), dim=-1).cpu().clone())
+
+
+class Projection(nn.Module):
+    """A vector of one side to the joint space; its sizes are those of its weights."""
+
+    def __init__(self, state: clap.State) -> None:
+        super().__init__()
+        joint, source = state["linear1.weight"].shape
+        self.linear1, self.linear2 = nn.Linear(source, joint, bias=False), nn.Linear(joint, joint, bias=False)
+        self.layer_norm = nn.LayerNorm(joint)
+        self.load_state_dict({name: value.float() for name, value in state.items()})
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map `(…, source)` to `(…, joint)`."""
+        straight = self.linear1(vectors)
+        mapped: Tensor = self.layer_norm(straight + self.linear2(gelu(straight)))
+        return mapped
 
 
 def convert_gpt2(state: clap.State) -> tuple[Any, clap.State]:

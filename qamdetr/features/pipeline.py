@@ -42,12 +42,13 @@ def scale_stream(name: str, features: Tensor) -> Tensor:
     return features if name in STREAMS and STREAMS[name].raw_scale else normalize(features, dim=-1)
 
 
-def prepare(audio: Sequence[Mapping[str, Tensor]], text: Sequence[Mapping[str, TextFeatures]]) -> Batch:
+def prepare(audio: Sequence[Mapping[str, Tensor]], text: Sequence[Mapping[str, TextFeatures]], bank: Tensor | None = None) -> Batch:
     """Make model input of encoded recordings and queries, item by item in the same order.
 
     Args:
         audio: Per item: stream -> `(clips, dim_s)`, main stream first; or one item, which all queries are asked of.
         text: Per item: stream -> features of the query, main stream first.
+        bank: `(sentences, dim)` in the main stream's joint space, for networks that compare the query with others.
     """
     main_audio, main_text = next(iter(audio[0])), next(iter(text[0]))
     audio_rows = {name: [scale_stream(name, item[name]) for item in audio] for name in audio[0]}
@@ -63,6 +64,7 @@ def prepare(audio: Sequence[Mapping[str, Tensor]], text: Sequence[Mapping[str, T
         text={name: pad_rows(rows) for name, rows in text_rows.items()},
         text_mask=row_mask(text_rows[main_text]),
         text_pooled=torch.stack(pooled).float() if len(pooled) == len(joint) else None,
+        bank=None if bank is None else normalize(bank.float(), dim=-1),
     )
 
 

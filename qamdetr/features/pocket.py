@@ -274,7 +274,8 @@ def unpack_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Pocket(AudioStream, TextStream):
     """`(clips, 256)` unit vectors in the joint space, zero for silent clips; `(tokens, 256)` states and the pooled joint vector."""
 
-    listener, hops_seconds = EarFrontEnd, (1.0, 0.5)
+    listener = EarFrontEnd
+    is_joint = True
     silent_db = -28.2  # level, in the listener's scale, of noise at about -60 dB full scale
 
     def __init__(self, folder: Path, options: EncoderOptions) -> None:
@@ -345,7 +346,7 @@ class MelStats(AudioStream):
     """The handcrafted stream, see `mel_stats`, of recordings brought to one level; at any hop of the second around each clip's middle."""
 
     fingerprint = "mel_stats-2"
-    listener, hops_seconds = MelFrontEnd, (1.0, 0.5)
+    listener = MelFrontEnd
 
     def features(self, kept: Tensor) -> Generator[Step, None, Tensor]:
         """Describe mel power `(mels, 64 * seconds)`."""

@@ -15,7 +15,7 @@ import json
 import shlex
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from qamdetr.config import DataConfig, ModelConfig
 from qamdetr.errors import AudioError, ConfigError, DataError, QamDetrError
-from qamdetr.features.base import COMBOS, check_hop, join_fingerprints, own_hop
+from qamdetr.features.bank import bank_sentences
+from qamdetr.features.base import COMBOS, OPEN, join_fingerprints, joint_of, own_hop
 from qamdetr.features.hub import one_line
 from qamdetr.files import write_whole
 from qamdetr.types import TextFeatures
@@ -244,7 +245,7 @@ class FeatureStore:
     def __init__(self, model: ModelConfig, data: DataConfig, recordings: Mapping[str, Path] | None = None) -> None:
         """Find out where each stream lies; no features are read yet. `recordings` (`vid` -> audio file) tell those of one name apart."""
         self.data, self.clip_seconds = data, model.clip_seconds
-        check_hop([name for name in model.audio_streams if name not in data.audio_features], model.clip_seconds)
+        self._joint_name = joint_of(data.combo) if OPEN in model.audio_streams else ""
         self._num_clips: dict[str, int] = {}
         self._kept: dict[tuple[str, ...], Any] = {}
         self._room_bytes = KEPT_BYTES
@@ -252,7 +253,7 @@ class FeatureStore:
         for kind, widths, public in sides:
             if unknown := sorted(set(public) - set(widths)):
                 raise ConfigError(f"data.{kind}_features names {unknown[0]!r}; model.{kind}_streams has only {', '.join(widths)}.")
-        self._own = {name: self._choose(name) for _, widths, public in sides for name in widths if name not in public}
+        self._own = {name: self._choose(self._real(name)) for _, widths, public in sides for name in widths if name not in public}
 
         def files(kind: Kind, name: str, dim: int, public: Mapping[str, str]) -> StreamFiles:
             if name in public:
@@ -261,6 +262,27 @@ class FeatureStore:
 
         self._audio = {name: files("audio", name, dim, data.audio_features) for name, dim in model.audio_streams.items()}
         self._text = {name: files("text", name, dim, data.text_features) for name, dim in model.text_streams.items()}
+        # What stands as `OPEN` gives the vectors of whole queries, and of the bank, in its joint space.
+        self._joint: StreamFiles | None = None
+        if self._joint_name:
+            folder = Path(data.feature_dir) / self._choose(self._joint_name).folder
+            self._joint = StreamFiles(folder, "text", recordings=recordings or {}, remedy=self.remedy)
+
+    def _real(self, name: str) -> str:
+        """Return the stream of the encoder that stands as a stream of the model."""
+        return self._joint_name if name == OPEN else name
+
+    @functools.cached_property
+    def bank(self) -> Tensor | None:
+        """The bank in the joint space of `OPEN`, `(sentences, dim)`; None of models that do not read that."""
+        return None if self._joint is None else torch.stack([self._pooled(sentence) for sentence in bank_sentences()])
+
+    def _pooled(self, query: str) -> Tensor:
+        assert self._joint is not None
+        pooled = self._joint.text(query).pooled
+        if pooled is None:
+            raise DataError(f"{self._joint.folder} holds no vectors of whole queries", "choose an encoder with a joint space")
+        return pooled
 
     def num_clips(self, vid: str) -> int:
         """Clips of a recording, read from headers alone and remembered."""
@@ -283,6 +305,9 @@ class FeatureStore:
         if (query, qid) in self._kept:
             return self._kept[query, qid]  # type: ignore[no-any-return]
         streams = {name: files.text(query if files.is_own else qid) for name, files in self._text.items()}
+        if self._joint is not None:
+            main = next(iter(streams))
+            streams[main] = replace(streams[main], pooled=self._pooled(query))
         self._keep((query, qid), streams, [text.tokens for text in streams.values()])
         return streams
 
@@ -303,6 +328,8 @@ class FeatureStore:
         """List each stream with its files and the names that recordings or queries have there, sorted."""
         audio = [(name, files, sorted(set(vids))) for name, files in sorted(self._audio.items())]
         texts = sorted(self._text.items())
+        if self._joint is not None:
+            audio = [*audio, (OPEN, self._joint, sorted({*queries.values(), *bank_sentences()}))]
         return [*audio, *((name, files, sorted(set(queries.values() if files.is_own else queries))) for name, files in texts)]
 
     def content(self, vids: Iterable[str], queries: Mapping[str, str]) -> str:
@@ -342,7 +369,7 @@ class FeatureStore:
         Public files do not say which encoder made them: their digits are of the values of three recordings and three queries.
         """
         parts = []  # a combo whose other streams are not here is told by those that are read
-        made = {name: version.fingerprint for name, version in self._own.items() if version.fingerprint}
+        made = {name: version.fingerprint for name, version in self._own.items() if version.fingerprint and name != OPEN}
         if made:
             streams = {name for names in COMBOS.get(self.data.combo, ()) for name in names}
             whole = {name: self._choose(name).fingerprint for name in streams}

@@ -21,7 +21,7 @@ from qamdetr.files import replacing, write_whole
 from qamdetr.kernels import speed_up
 from qamdetr.model.qam_detr import QamDetr
 
-DEFAULT_CHECKPOINT = "qam-detr-pocket"
+DEFAULT_CHECKPOINT, OPEN_CHECKPOINT = "qam-detr-pocket", "qam-detr-open"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 CARD_FILE = "README.md"
@@ -30,7 +30,7 @@ _BETA_LINE = re.compile(r"^beta:[ \t]*[^#\s]+", re.MULTILINE)
 
 
 def load_checkpoint(name_or_dir: str | Path = DEFAULT_CHECKPOINT, overrides: Sequence[str] = ()) -> tuple[QamDetr, Config]:
-    """Load a checkpoint for inference, on the CPU, in float32 and `eval()`.
+    """Load a checkpoint for inference, on the CPU, in float32 and `eval()`; see `find_checkpoint` for its name.
 
     `overrides` are `section.key=value` changes of the settings it was saved with; the network stays as it is.
 
@@ -49,7 +49,7 @@ def load_checkpoint(name_or_dir: str | Path = DEFAULT_CHECKPOINT, overrides: Seq
     model.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()})
     if any(override.partition("=")[0].partition(".")[0] == "model" for override in overrides):
         raise ConfigError("--set changes the model section; the weights fit the network that they were trained in: leave it out.")
-    return model.eval(), load_config(folder / CONFIG_FILE, overrides)
+    return model.eval(), load_config(folder / CONFIG_FILE, [*_split(name_or_dir)[1], *overrides])
 
 
 def _read_weights(folder: Path, sha256: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,9 +111,12 @@ def hash_file(path: Path) -> str:
 
 
 def find_checkpoint(name_or_dir: str | Path) -> Path:
-    """Return the folder of a checkpoint, where that is whole: a path that exists wins over a name."""
-    named = qamdetr.config.CHECKPOINT_DIR / name_or_dir
-    folder = next((path for path in (Path(name_or_dir), named) if path.is_dir()), None)
+    """Return the folder of a checkpoint, where that is whole: a path that exists wins over a name.
+
+    Behind a colon may stand the encoder in whose joint space an open one hears, as in `qam-detr-open:laion_clap`.
+    """
+    name = _split(name_or_dir)[0]
+    folder = next((path for path in (Path(name), qamdetr.config.CHECKPOINT_DIR / name) if path.is_dir()), None)
     if folder is None or not str(name_or_dir):
         known = ", ".join(available_checkpoints()) or f"none in {qamdetr.config.CHECKPOINT_DIR}"
         raise CheckpointError(f"No checkpoint {str(name_or_dir)!r}; give a checkpoint folder or one of the names here: {known}.")
@@ -121,6 +124,21 @@ def find_checkpoint(name_or_dir: str | Path) -> Path:
     if missing:
         raise CheckpointError(f"{folder} is not a QAM-DETR checkpoint: {' and '.join(missing)} missing; copy the whole folder.")
     return folder
+
+
+def read_checkpoint_config(name_or_dir: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the configuration of a checkpoint, hearing with the encoder that its name says; raises as `load_checkpoint`."""
+    folder = find_checkpoint(name_or_dir)
+    try:
+        return load_config(folder / CONFIG_FILE, [*_split(name_or_dir)[1], *overrides])
+    except ConfigError as error:
+        raise CheckpointError(error.what, error.remedy, folder.name) from error
+
+
+def _split(name_or_dir: str | Path) -> tuple[str, list[str]]:
+    """Split off the encoder behind a colon, as an override; see `find_checkpoint`."""
+    name, colon, joint = str(name_or_dir).rpartition(":")
+    return (name, [f"data.combo=open:{joint}"]) if colon and not Path(name_or_dir).exists() else (str(name_or_dir), [])
 
 
 def available_checkpoints() -> list[str]:

@@ -39,7 +39,8 @@ from qamdetr.data.dataset import MomentDataset
 from qamdetr.data.manifest import QueryEntry, names_in
 from qamdetr.errors import CheckpointError, ConfigError, DataError, QamDetrError
 from qamdetr.features import base as encoders
-from qamdetr.features.base import COMBOS, STREAMS, Combo, Step, Streams, finish
+from qamdetr.features.bank import likest
+from qamdetr.features.base import COMBOS, OPEN, STREAMS, Combo, Step, Streams, finish, get_combo, joint_of
 from qamdetr.features.known import Kind, KnownSounds, Understood
 from qamdetr.features.pipeline import prepare
 from qamdetr.features.pocket import Pocket
@@ -185,7 +186,7 @@ class Member:
             chunk = pairs[begin : begin + _PAIRS_PER_FORWARD]
             # Where all pairs are of one section, its audio is prepared and projected once for all of them.
             parts = sections if len(sections) == 1 else [section for _, section in chunk]
-            batch = prepare([section.cut(heard.streams) for section in parts], [text for text, _ in chunk])
+            batch = prepare([section.cut(heard.streams) for section in parts], [text for text, _ in chunk], heard.bank)
             output = self.model(batch.to(next(self.model.parameters()).device), bypass=bypass)
             durations = [section.seconds(heard.duration_seconds - heard.unheard_seconds) for _, section in chunk]
             clips = [section.num_clips for _, section in chunk]
@@ -413,9 +414,9 @@ class MomentRetriever:
 
         Raises:
             QamDetrError: It is no window, or nothing of it was encoded.
-            ConfigError: The encoders have no table of known sounds.
+            ConfigError: The encoders have neither a table of known sounds nor a joint space.
         """
-        known = self._known_sounds(must=True)
+        known = self._known_sounds(must=True) if recording.bank is None else None
         if not (math.isfinite(window[0]) and math.isfinite(window[1]) and window[0] < window[1]):
             raise QamDetrError(f"The window is {window}", "give its start and its end in seconds, the end after the start")
         mean = _mean_clip(recording, window)
@@ -423,8 +424,12 @@ class MomentRetriever:
             end = recording.start_seconds + recording.duration_seconds
             what = f"There is nothing to hear from {window[0]:g} to {window[1]:g} s of {recording.name}"
             raise QamDetrError(what, f"choose a window with sound between {recording.start_seconds:g} and {end:g} s")
-        wording = known.likeliest(mean[None], 1)[0].wordings[0]
-        text = {name: replace(each, pooled=known.in_words(mean)) for name, each in self.encoder.encode_query(wording).items()}
+        if known is None:
+            assert recording.bank is not None
+            wording, pooled = likest(mean, recording.bank)
+        else:
+            wording, pooled = known.likeliest(mean[None], 1)[0].wordings[0], known.in_words(mean)
+        text = {name: replace(each, pooled=pooled) for name, each in self.encoder.encode_query(wording).items()}
         query = f"like {window[0]:g}-{window[1]:g} s (nearest known: {wording})"
         return self.retrieve_many(recording, [query], texts=[text], **options)[0]
 
@@ -434,7 +439,7 @@ class MomentRetriever:
     def _known_sounds(self) -> KnownSounds | None: ...
     def _known_sounds(self, *, must: bool = False) -> KnownSounds | None:
         """Return the table of known sounds, where all words go through the pocket encoder; None, or an error if it `must` be there."""
-        opened = self.encoder.text if isinstance(self.encoder, Streams) else {}
+        opened = self.encoder.text if isinstance(self.encoder, Streams) and self.encoder.joint is None else {}
         pocket = opened.get(POCKET) if len(opened) == 1 else None
         known = pocket.known_sounds if isinstance(pocket, Pocket) else None
         if must and known is None:
@@ -496,7 +501,8 @@ class StoredFeatures:
         entry = self._by_vid[vid]
         streams = {name + suffix: rows for suffix, store in self._stores.values() for name, rows in store.audio(entry.vid).items()}
         facts = (entry.vid, str(self._audio.get(entry.vid, "")), entry.duration_seconds, streams, np.zeros((2, 0), np.float32))
-        return Recording(*facts, clip_seconds=self.clip_seconds)
+        bank = next((store.bank for _, store in self._stores.values() if store.bank is not None), None)
+        return Recording(*facts, clip_seconds=self.clip_seconds, bank=bank)
 
     def encode_query(self, query: str) -> dict[str, TextFeatures]:
         """Read the features of a query of the manifest."""
@@ -511,14 +517,21 @@ def open_encoder(config: Config, checkpoint: str | Path, *, device: str | None =
     """
     _check_streams(models or {}, {str(checkpoint): config})
     data, model = config.data, config.model
+    if (OPEN in model.audio_streams) != bool(joint_of(data.combo)):
+        if OPEN in model.audio_streams:
+            raise CheckpointError(
+                f"it hears in any joint space, and data.combo is {data.combo!r}", "set data.combo=open:STREAM", checkpoint
+            )
+        what = f"it reads features of {', '.join(model.audio_streams)} alone, and not of what data.combo={data.combo} says"
+        raise CheckpointError(what, "take the checkpoint qam-detr-open for other encoders", checkpoint)
     models = {**data.encoder_models, **(models or {})}
     options: dict[str, Any] = {"models": models, "dtype": data.encoder_dtype, "device": device, "clip_seconds": model.clip_seconds}
     wanted = _own_versions(data.encoder)
     public = {*data.audio_features, *data.text_features}
     encoder: Streams | None = None
     if wanted or not (data.encoder or public):
-        combo = COMBOS.get(data.combo) or Combo(tuple(model.audio_streams), tuple(model.text_streams))
-        encoder = encoders.open_streams(*combo, name=data.combo, **options)
+        combo = _combo_of(config) or Combo(tuple(model.audio_streams), tuple(model.text_streams))
+        encoder = encoders.open_streams(*combo, joint=joint_of(data.combo), name=data.combo, **options)
         if wanted and [encoder.fingerprint] != wanted:
             chosen = {stream: models.get(stream, "") for stream in _streams_of(config) if stream in STREAMS and STREAMS[stream].hub}
             opened = f" ({describe_settings(chosen, data.encoder_dtype)})" if chosen else ""
@@ -538,9 +551,14 @@ def _own_versions(version: str) -> list[str]:
 
 def _streams_of(config: Config) -> list[str]:
     """Streams whose encoders a checkpoint may open: those of its network, and those of its combo."""
-    combo = COMBOS.get(config.data.combo)
+    combo = _combo_of(config)
     of_combo = (*combo.audio_streams, *combo.text_streams) if combo else ()
-    return list(dict.fromkeys((*config.model.audio_streams, *config.model.text_streams, *of_combo)))
+    return list(dict.fromkeys(name for name in (*config.model.audio_streams, *config.model.text_streams, *of_combo) if name != OPEN))
+
+
+def _combo_of(config: Config) -> Combo | None:
+    """Return the combo that a configuration names; None where it is made of public features, under a name of its own."""
+    return get_combo(config.data.combo) if OPEN in config.model.audio_streams else COMBOS.get(config.data.combo)
 
 
 def _check_streams(models: Mapping[str, str], configs: Mapping[str, Config]) -> None:
@@ -614,7 +632,7 @@ def _mean_clip(recording: Recording, window: Window) -> torch.Tensor:
     """Sum the clips of a window `(start, end)` in seconds of the file, by how much of each is in it: `(dim,)`, of any length."""
     begins = recording.start_seconds + recording.unheard_seconds + recording.clip_seconds * torch.arange(recording.num_clips)
     shares = (begins + recording.clip_seconds).clamp(max=window[1]) - begins.clamp(min=window[0])
-    return shares.clamp(min=0) @ recording.streams[POCKET]
+    return shares.clamp(min=0) @ recording.streams[POCKET if recording.bank is None else OPEN]
 
 
 def check_query(query: str) -> str:

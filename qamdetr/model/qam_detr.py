@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from qamdetr.config import ModelConfig, switches
 from qamdetr.errors import ConfigError
+from qamdetr.model.affinity import AffinityProjection, affinities
 from qamdetr.model.decoder import MomentDecoder, MomentHeads, SaliencyHead
 from qamdetr.model.dense import DenseDecoder
 from qamdetr.model.encoder import BiMambaEncoder, TransformerEncoder
@@ -41,7 +42,8 @@ class QamDetr(nn.Module):
         self.text = GatedStreams("text", config.text_streams, dim, config.input_dropout)
         # The similarity has a projection of its own, added after the stream's: as one more column it would stand among unit-norm
         # features behind a LayerNorm, and input dropout would zero it half of the time.
-        self.similarity = nn.Linear(1, dim) if config.similarity else None
+        self.similarity = nn.Linear(1, dim) if config.similarity and not config.affinity else None
+        self.affinity = AffinityProjection(dim, dropout) if config.affinity else None
         attention = (dim, config.num_heads, config.ffn_dim, dropout)
         self.fusion: ThreeWayFusion | TextToAudioFusion = (
             ThreeWayFusion(*attention) if config.fusion == "three_way" else TextToAudioFusion(*attention, config.fusion_layers)
@@ -90,7 +92,7 @@ class QamDetr(nn.Module):
             ConfigError: A name in `bypass` that this model does not have, or a batch made for another model.
         """
         self._check_bypass(bypass)
-        audio = self.audio(batch.audio, bypass)
+        audio = self.audio(self._own_columns(batch.audio), bypass)
         text = self.text(batch.text, bypass)
         audio_mask, text_mask = batch.audio_mask, batch.text_mask
         positions = clip_positions(audio_mask, self.config.dim)
@@ -98,8 +100,8 @@ class QamDetr(nn.Module):
         if audio.shape[0] != num_items:
             audio, audio_mask = audio.expand(num_items, -1, -1), audio_mask.expand(num_items, -1)
         audio_rows, text_rows = _pair_rows(num_items, negative_index)
-        if self.similarity is not None:
-            column = self.similarity(self._cosine(batch, audio_rows, text_rows)[..., None])
+        if self.similarity is not None or self.affinity is not None:
+            column = self._joint_columns(batch, audio_rows, text_rows)
             audio = column + (audio if audio_rows is None else audio[audio_rows])
         elif audio_rows is not None:
             audio = audio[audio_rows]
@@ -156,24 +158,38 @@ class QamDetr(nn.Module):
         decoded = self.decoder(memory, mask, positions)
         return [self.heads(content, anchors, bypass_quality=bypass_quality) for content, anchors in decoded]
 
-    def _cosine(self, batch: Batch, audio_rows: Tensor | None, text_rows: Tensor | None) -> Tensor:
-        """Cosine of each clip with its pair's pooled query: `(pairs, clips)` in [-1, 1]; both are unit vectors already."""
-        clips = batch.audio[self.main_audio][..., :-TEF_DIM]
-        pooled = batch.text_pooled
+    def _own_columns(self, audio: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Keep of a main stream of width 0 the tef alone: nothing may depend on the axes of its space."""
+        return audio if self.config.audio_streams[self.main_audio] else {**audio, self.main_audio: audio[self.main_audio][..., -TEF_DIM:]}
+
+    def _joint_columns(self, batch: Batch, audio_rows: Tensor | None, text_rows: Tensor | None) -> Tensor:
+        """Project what each clip has to do with its pair's query in the joint space: `(pairs, clips, dim)`."""
+        clips, mask, pooled = batch.audio[self.main_audio][..., :-TEF_DIM], batch.audio_mask, batch.text_pooled
+        switch = "model.similarity" if self.affinity is None else "model.affinity"
         if pooled is None:
             raise ConfigError(
-                "model.similarity is on but the encoder gives no pooled query in the audio's space",
-                "set model.similarity=false or use a combo with a joint space, such as pocket",
+                f"{switch} is on but the encoder gives no pooled query in the audio's space",
+                f"set {switch}=false or use a combo with a joint space, such as pocket",
             )
         if pooled.shape[-1] != clips.shape[-1]:
             raise ConfigError(
-                f"model.similarity is on but pooled queries have {pooled.shape[-1]} columns and clips of {self.main_audio!r} have "
+                f"{switch} is on but pooled queries have {pooled.shape[-1]} columns and clips of {self.main_audio!r} have "
                 f"{clips.shape[-1]}",
-                "set model.similarity=false",
+                f"set {switch}=false"
+                if self.affinity is None
+                else "extract again: these clips lie in no joint space, such as MS-CLAP's public files, from before its projection",
             )
         if audio_rows is not None:
-            clips, pooled = clips.expand(pooled.shape[0], -1, -1)[audio_rows], pooled[text_rows]
-        return torch.einsum("btd,bd->bt", clips, pooled)
+            clips, mask, pooled = clips.expand(len(pooled), -1, -1)[audio_rows], mask.expand(len(pooled), -1)[audio_rows], pooled[text_rows]
+        if self.similarity is not None:
+            columns: Tensor = self.similarity(torch.einsum("btd,bd->bt", clips, pooled)[..., None])
+            return columns
+        if batch.bank is None:
+            raise ConfigError("model.affinity is on but there is no bank of sentences", "use a combo open:STREAM, such as open:pocket")
+        assert self.affinity is not None
+        seen = affinities(clips, pooled, batch.bank, mask, steps_per_second=round(1 / self.config.clip_seconds))
+        projected: Tensor = self.affinity(seen)
+        return projected
 
     def _check_bypass(self, bypass: Collection[str]) -> None:
         unknown = sorted(set(bypass) - self.bypassable)
@@ -191,6 +207,10 @@ def check_config(config: ModelConfig) -> None:
     # Anchors embed two numbers, each as sines and cosines.
     if config.dim % 4 or config.dim % config.num_heads:
         raise ConfigError(f"model.dim is {config.dim}", f"it must be a multiple of 4 and of model.num_heads ({config.num_heads})")
+    empty = [name for name, width in [*config.audio_streams.items(), *config.text_streams.items()] if width == 0]
+    if empty and (empty != [next(iter(config.audio_streams))] or not config.affinity):
+        remedy = "give it 1 or more columns; the main audio stream alone may have none, with model.affinity=true"
+        raise ConfigError(f"The width of stream {empty[0]!r} is 0", remedy)
     if config.multiscale and (not config.multiscale_strides or min(config.multiscale_strides) < 2):
         raise ConfigError(
             f"model.multiscale_strides is {list(config.multiscale_strides)}", "give strides of 2 or more, or set model.multiscale=false"

@@ -48,7 +48,9 @@ def load_data(config: Config) -> TrainingData:
     train_store = _open_store(config, data.train_manifest, data.audio_dir)
     val_store = _open_store(config, data.val_manifest, data.val_audio_dir)
     section = _with_encoders(data, train_store)
-    require_features([(train_store, *names_in(train_entries)), (val_store, *names_in(val_entries))])
+    in_spaces = [replace(config, data=replace(data, combo=combo)) for combo in data.more_spaces]
+    more = [_open_store(each, data.train_manifest, data.audio_dir) for each in in_spaces]
+    require_features([*((store, *names_in(train_entries)) for store in (train_store, *more)), (val_store, *names_in(val_entries))])
     train_store.check(*names_in(train_entries[:1]))
     # All of the validation set is read once now, so that a bad value in it cannot cost an epoch of training.
     val_store.check(*names_in(val_entries))
@@ -59,8 +61,9 @@ def load_data(config: Config) -> TrainingData:
         told = "%s: %d queries whose windows lie after the last clip of the features were left out."
         _log.warning(told, data.train_manifest, len(train_entries) - len(heard))
     crops: dict[str, Any] = {"max_clips": data.max_clips, "crop_probability": data.crop_probability, "text_noise": data.text_noise}
-    train_set, val_set = MomentDataset(heard, train_store, seed=config.train.seed, **crops), MomentDataset(val_entries, val_store)
-    sampler = LengthBucketSampler(train_set.lengths_clips, config.train.batch_size, seed=config.train.seed)
+    train_set = MomentDataset(heard, train_store, *more, seed=config.train.seed, **crops)
+    val_set = MomentDataset(val_entries, val_store)
+    sampler = LengthBucketSampler(train_set.lengths_clips, config.train.batch_size, seed=config.train.seed, spaces=1 + len(more))
     val_sampler = LengthBucketSampler(val_set.lengths_clips, config.train.batch_size, shuffle=False)
 
     def load(dataset: MomentDataset, order: LengthBucketSampler) -> DataLoader[Any]:
@@ -70,6 +73,7 @@ def load_data(config: Config) -> TrainingData:
             negative_share=data.negative_share,
             negative_similarity=data.negative_similarity,
             pooled=dataset.pooled,
+            space_bend=data.space_bend if dataset is train_set else 0.0,
         )
         return DataLoader(dataset, batch_sampler=order, collate_fn=collator, num_workers=data.num_workers)
 

@@ -312,6 +312,7 @@ def model_card(
     streams = [f"audio `{name}`" for name in config.model.audio_streams] + [f"text `{name}`" for name in config.model.text_streams]
     rows = "\n".join(f"| {key} | {value:g} |" for key, value in metrics.items())
     decay, encoder = config.train.ema_decay, data.section.encoder or "unknown"
+    bound = "hears in any other joint space, too" if "open" in config.model.audio_streams else "works with that encoder only"
     return f"""---
 license: apache-2.0
 library_name: qamdetr
@@ -321,7 +322,7 @@ tags: [audio, audio-moment-retrieval]
 # {name}
 
 QAM-DETR for audio moment retrieval: finds the seconds of a recording that match a sentence.
-It reads features of the combo `{config.data.combo}` (encoder version `{encoder}`) and works with that encoder only.
+It reads features of the combo `{config.data.combo}` (encoder version `{encoder}`) and {bound}.
 What the encoder was trained on, under which licences, and what it cannot hear is on its own card.
 
 | validation (`{config.data.val_manifest}`, {len(data.val)} queries) | |

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from qamdetr.config import Config, ModelConfig, load_config, switches
+from qamdetr.config import Config, ModelConfig, switches
 from qamdetr.errors import CheckpointError, ConfigError
-from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
+from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint, read_checkpoint_config
 from qamdetr.verifiers.base import DEFAULT_VERIFIER
 
 MAX_LANES = 16
@@ -72,16 +71,12 @@ def read_config(checkpoint: str) -> Config:
     Raises:
         CheckpointError: No such checkpoint, or a configuration that this version cannot read.
     """
-    path = find_checkpoint(checkpoint) / CONFIG_FILE
-    return _read(path, path.stat().st_mtime_ns)
+    return _read(checkpoint, (find_checkpoint(checkpoint) / CONFIG_FILE).stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _read(path: Path, changed_ns: int) -> Config:  # a run that goes on writes the same file again
-    try:
-        return load_config(path)
-    except ConfigError as error:
-        raise CheckpointError(error.what, error.remedy, path.parent.name) from error
+def _read(checkpoint: str, changed_ns: int) -> Config:  # a run that goes on writes the same file again
+    return read_checkpoint_config(checkpoint)
 
 
 def components(checkpoint: str, verifier: str = DEFAULT_VERIFIER) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from qamdetr.audio import Sound, stated_seconds
 from qamdetr.config import Config, VerifierConfig
 from qamdetr.errors import QamDetrError
-from qamdetr.features.base import Step, Streams, get_combo
+from qamdetr.features.base import OPEN, Step, Streams, get_combo, joint_of
 from qamdetr.inference.checkpoint import CONFIG_FILE, find_checkpoint
 from qamdetr.inference.retriever import MomentRetriever, Source, open_encoder
 from qamdetr.types import Candidate, Recording, TextFeatures
@@ -90,7 +90,8 @@ def open_retriever(checkpoint: str) -> MomentRetriever:
 
 def wants_gpu(config: Config) -> bool:
     """Whether a checkpoint reads streams of large encoders."""
-    return not set(get_combo("pocket").audio_streams) >= set(config.model.audio_streams)
+    heard = {joint_of(config.data.combo) or name if name == OPEN else name for name in config.model.audio_streams}
+    return not set(get_combo("pocket").audio_streams) >= heard
 
 
 class BorrowingRetriever(MomentRetriever):

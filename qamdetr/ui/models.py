@@ -17,8 +17,8 @@ import qamdetr.config
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import ConfigError, QamDetrError
 from qamdetr.features import base
-from qamdetr.features.base import COMBOS, STREAMS, Streams
-from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, WEIGHTS_FILE, available_checkpoints
+from qamdetr.features.base import COMBOS, OPEN, STREAMS, Streams, get_combo, joint_of
+from qamdetr.inference.checkpoint import DEFAULT_CHECKPOINT, OPEN_CHECKPOINT, WEIGHTS_FILE, available_checkpoints
 from qamdetr.ui.ablations import read_config
 from qamdetr.ui.settings import NEED_SETTINGS, AppSettings
 from qamdetr.ui.train.runs import BEST, checkpoint_in, identity, run_folders
@@ -52,7 +52,13 @@ def load_retriever(checkpoint: str) -> MomentRetriever:
 
 def encoder_key(retriever: MomentRetriever) -> str:
     """Tell the encoders of a model from others."""
-    return cast("Streams", retriever.encoder).fingerprint  # the page's models never read stored features
+    encoder = cast("Streams", retriever.encoder)  # the page's models never read stored features
+    return encoder.fingerprint if encoder.joint is None else f"{encoder.joint.fingerprint}-{encoder.fingerprint}"
+
+
+def open_models() -> list[str]:
+    """Name the open model with each of the encoders that it can hear with."""
+    return [f"{OPEN_CHECKPOINT}:{stream}" for stream in STREAMS if STREAMS[stream].is_joint]
 
 
 def run_model(run: str) -> str:
@@ -77,7 +83,8 @@ class OfferedModels:
 
     def shipped(self) -> dict[str, str]:
         """Map the names of the page's first model, the pocket default and the others that lie here to what `find_checkpoint` takes."""
-        names = dict.fromkeys([DEFAULT_CHECKPOINT, *available_checkpoints()])
+        found = [each for name in available_checkpoints() for each in (open_models() if name == OPEN_CHECKPOINT else [name])]
+        names = dict.fromkeys([DEFAULT_CHECKPOINT, *found])
         return {self.first: self._first_source, **{name: name for name in names if name != self.first}}
 
     def models(self) -> dict[str, str]:
@@ -262,7 +269,7 @@ def model_choices(offered: Mapping[str, str]) -> list[tuple[str, str]]:
 def encoder_choices(offered: Mapping[str, str]) -> list[tuple[str, str]]:
     """Label each combo of encoders with what it needs to be used: `(label, combo)`."""
     labels = []
-    for combo in COMBOS:
+    for combo in (*COMBOS, *(f"{OPEN}:{stream}" for stream in STREAMS if STREAMS[stream].is_joint)):
         needs = needs_of(combo_streams(combo))
         if not models_with(combo, offered):
             needs += "; no model here reads them yet"
@@ -313,12 +320,15 @@ def how_to_get_encoder(combo: str) -> str:
 def combo_label(combo: str) -> str:
     """Call a combo by its encoders."""
     names = [STREAMS[stream].label for stream in combo_streams(combo)]
+    if joint := joint_of(combo):
+        return f"{STREAMS[joint].label}, open vocabulary"
     return "Pocket, made by this project" if combo == "pocket" else (f"{combo}: " if len(combo) == 1 else "") + " + ".join(names)
 
 
 def combo_streams(combo: str) -> list[str]:
     """Streams of a combo, audio first, each once."""
-    return list(dict.fromkeys([*COMBOS[combo].audio_streams, *COMBOS[combo].text_streams]))
+    audio, text = get_combo(combo)
+    return list(dict.fromkeys([*audio, *text]))
 
 
 def needs_of(streams: Collection[str], models: Mapping[str, str] | None = None) -> str:
@@ -337,9 +347,9 @@ def _model_needs(checkpoint: str) -> str:
         config = read_config(checkpoint)
     except QamDetrError:
         return "cannot be read"
-    combo = config.data.combo
-    streams = {*config.model.audio_streams, *config.model.text_streams, *(combo_streams(combo) if combo in COMBOS else ())}
-    kind = "pocket encoders" if combo == "pocket" else f"encoders {combo}"
+    combo, joint = config.data.combo, joint_of(config.data.combo)
+    streams = {*config.model.audio_streams, *config.model.text_streams, *(combo_streams(combo) if combo in COMBOS or joint else ())}
+    kind = "pocket encoders" if combo == "pocket" else STREAMS[joint].label if joint else f"encoders {combo}"
     return f"{kind}, {needs_of(streams, config.data.encoder_models)}"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from qamdetr.audio import Sound
 from qamdetr.config import VerifierConfig
 from qamdetr.errors import QamDetrError
 from qamdetr.features.store import content_key
+from qamdetr.files import cache_folder
 from qamdetr.types import Candidate, Recording, TextFeatures, Window
 from qamdetr.verifiers.prompt import clean_query
 
@@ -202,8 +202,7 @@ def cache_dir(settings: VerifierConfig) -> Path:
     """Where answers are kept: `verifier.cache_dir`, `$QAMDETR_CACHE/verifier`, or `qamdetr/verifier` in the user's cache folder."""
     if settings.cache_dir:
         return Path(settings.cache_dir).expanduser()
-    own = os.environ.get("QAMDETR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "qamdetr"
-    return Path(own).expanduser() / "verifier"
+    return cache_folder("verifier")
 
 
 class CachedVerifier(WrappedVerifier):

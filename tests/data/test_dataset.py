@@ -34,7 +34,7 @@ class NumberedClips:
     """Features whose value is the clip's number, so that a test sees which clips an item holds."""
 
     def __init__(self, num_clips: int) -> None:
-        self.length, self.clip_seconds = num_clips, 1.0
+        self.length, self.clip_seconds, self.bank = num_clips, 1.0, None
 
     def num_clips(self, vid: str) -> int:
         return self.length

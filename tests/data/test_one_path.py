@@ -62,7 +62,7 @@ def test_training_and_serving_feed_the_network_the_same(served_and_trained, monk
     retriever, dataset, recordings = served_and_trained
     fed: list[Batch] = []
     prepare = serving.prepare
-    monkeypatch.setattr(serving, "prepare", lambda audio, text: fed.append(prepare(audio, text)) or fed[-1])
+    monkeypatch.setattr(serving, "prepare", lambda *given: fed.append(prepare(*given)) or fed[-1])
     for index, entry in enumerate(ENTRIES):
         answer = retriever.retrieve(retriever.encode(str(recordings[entry.vid])), entry.query)
         served, trained = fed.pop(), Collator(ENTRIES)([dataset[index]]).batch

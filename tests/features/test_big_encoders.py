@@ -147,6 +147,75 @@ def test_roberta_equals_transformers(folders: dict, encoders: dict, query: str) 
     assert (features.pooled, features.offsets[0], features.offsets[-1]) == (None, (0, 0), (0, 0))
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(("clip_seconds", "of_frames"), [(1.0, [25, 25, 25, 8]), (0.5, [12, 13, 12, 13, 12, 13, 8])])
+def test_pe_a_frame_is_the_mean_of_transformers_frames(folders: dict, clip_seconds: float, of_frames: list[int]) -> None:
+    from transformers import AutoTokenizer, PeAudioFrameLevelModel
+
+    encoder = STREAMS["pe_a_frame"](folders["pe_a_frame"], EncoderOptions(clip_seconds=clip_seconds))
+    model = PeAudioFrameLevelModel.from_pretrained(folders["pe_a_frame"]).eval()
+    words = AutoTokenizer.from_pretrained(folders["pe_a_frame"])([QUERY], return_tensors="pt")
+    samples = noise("pe_a_frame", 3.32)[:-960]  # the last of 83 frames is half there
+    output = model(**words, input_values=torch.from_numpy(np.pad(samples, (0, 960), "reflect"))[None, None])
+    frames = normalize(output.audio_embeds[0], dim=-1).split(of_frames)
+    expected = torch.stack([part.mean(dim=0) for part in frames])
+    torch.testing.assert_close(encode_samples(encoder, samples), expected, atol=1e-5, rtol=1e-5)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2, "the input matters"
+    features = encoder.encode_text(QUERY)
+    torch.testing.assert_close(features.tokens, output.text_outputs.last_hidden_state[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.pooled, normalize(output.text_audio_embeds[0], dim=-1), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_ms_clap_in_the_joint_space_is_the_package_s_projection_of_what_is_before_it(folders: dict, encoders: dict) -> None:
+    joint = STREAMS["ms_clap_joint"](folders["ms_clap"], EncoderOptions())
+    state = torch.load(folders["ms_clap"] / WEIGHTS_FILE, weights_only=True)["model"]
+
+    def projected(side: str, vectors: torch.Tensor) -> torch.Tensor:
+        part = {name.rpartition("projection.")[2]: value for name, value in state.items() if name.startswith(f"{side}_encoder.projection.")}
+        straight = vectors @ part["linear1.weight"].T
+        mapped = straight + torch.nn.functional.gelu(straight) @ part["linear2.weight"].T
+        return torch.nn.functional.layer_norm(mapped, (24,), part["layer_norm.weight"], part["layer_norm.bias"])
+
+    samples, features = noise("ms_clap", 3.3), joint.encode_text(QUERY)
+    expected = projected("audio", encode_samples(encoders["ms_clap"], samples))
+    torch.testing.assert_close(encode_samples(joint, samples), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features.tokens, encoders["ms_clap"].encode_text(QUERY).tokens)
+    torch.testing.assert_close(features.pooled, normalize(projected("caption", features.tokens[-1]), dim=-1), atol=1e-5, rtol=1e-5)
+    assert joint.fingerprint != encoders["ms_clap"].fingerprint
+
+
+def test_an_encoder_of_seconds_sees_half_a_second_with_a_quarter_on_both_sides(folders: dict, encoders: dict) -> None:
+    two = STREAMS["laion_clap"](folders["laion_clap"], EncoderOptions(batch_clips=3, clip_seconds=0.5))
+    samples, quarter = noise("laion_clap", 3.3), 12_000
+    rows = encode_samples(two, samples)
+    padded = np.concatenate([np.zeros(quarter, np.float32), samples, np.zeros(48_000, np.float32)])
+    for row, moved in enumerate(np.split(padded[begin : begin + 48_000], 1)[0] for begin in range(0, 7 * 24_000, 24_000)):
+        torch.testing.assert_close(rows[row], encode_samples(encoders["laion_clap"], moved)[0], atol=1e-5, rtol=1e-5)
+    assert len(rows) == 7
+
+
+@pytest.mark.parametrize(("frames", "pieces"), [(1, 1), (625, 1), (626, 2), (1126, 3), (2000, 4)])
+def test_pe_a_frame_hears_long_recordings_in_pieces_that_overlap(encoders: dict, monkeypatch, frames: int, pieces: int) -> None:
+    """Frames are numbered by their samples, so that a piece that is cut at a wrong place shows."""
+    encoder, heard = encoders["pe_a_frame"], []
+    samples = np.repeat(np.arange(frames, dtype=np.float32), 1920)[:-100]  # the last frame is not full
+
+    def number(samples: np.ndarray) -> torch.Tensor:
+        heard.append(len(samples) // 1920)
+        return torch.from_numpy(samples[::1920, None].copy())
+
+    monkeypatch.setattr(encoder, "encode_frames", number)
+    listener = encoder.listener()
+    for _ in range(2):  # a listener is used again
+        listener.begin()
+        heard.clear()
+        for begin in range(0, len(samples), 50_000):
+            listener.feed(samples[begin : begin + 50_000])
+        assert listener.finish()[:, 0].tolist() == list(range(frames))
+        assert (len(heard), max(heard) <= 750) == (pieces, True), "30 s at the most"
+
+
 def test_ms_clap_fills_the_rest_with_itself(encoders: dict) -> None:
     encoder = encoders["ms_clap"]
     rest = torch.from_numpy(noise("ms_clap", 0.3))
@@ -154,7 +223,7 @@ def test_ms_clap_fills_the_rest_with_itself(encoders: dict) -> None:
     torch.testing.assert_close(encode_samples(encoder, filled), encode_samples(encoder, rest.numpy()), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "most"), [("laion_clap", 64), ("ms_clap", 77), ("roberta", 40)])
+@pytest.mark.parametrize(("name", "most"), [("laion_clap", 64), ("ms_clap", 77), ("roberta", 40), ("pe_a_frame", 64)])
 def test_queries_keep_their_words_and_nothing_is_cut(encoders: dict, name: str, most: int) -> None:
     features = encoders[name].encode_text(QUERY)
     assert features.tokens.shape == (len(features.offsets), TEXT_DIMS[name])
@@ -204,6 +273,7 @@ def as_bin(folder: Path) -> None:
         ("wavlm_base", lambda folder: edit(folder / "config.json", '"layer_norm_eps": 1e-05', '"layer_norm_eps": 1e-03'), False),
         ("wavlm_base", lambda folder: edit(folder / "preprocessor_config.json", "false", "true"), False),
         ("ms_clap", lambda folder: save_tiny_ms_clap(folder, seed=5), False),
+        ("pe_a_frame", change_weights(nudge), False),
     ],
 )
 def test_the_version_follows_weights_and_settings_not_files(
@@ -221,6 +291,7 @@ DAMAGE = [
     ("wavlm_base", shutil.rmtree, "cannot be read as the encoder wavlm_base .*another kind of model"),
     ("wavlm_base", change_weights(lambda state: state.pop("encoder.layers.1.layer_norm.weight")), "lacks 1 weights .*layers.1.layer_norm"),
     ("wavlm_base", lambda folder: edit(folder / "config.json", '"intermediate_size": 24', '"intermediate_size": 28'), "lacks 6 weights"),
+    ("pe_a_frame", change_weights(lambda state: state.pop("audio_head.proj.weight")), "lacks 1 weights .*audio_head.proj"),
     ("ms_clap", lambda folder: (folder / WEIGHTS_FILE).unlink(), "cannot be read as the encoder ms_clap .*No such file"),
     ("ms_clap", lambda folder: torch.save({"epoch": 3}, folder / WEIGHTS_FILE), "cannot be read"),
     ("ms_clap", change_weights(lambda state: state.pop("audio_encoder.base.htsat.norm.bias")), "1 weights missing, 0 unknown"),

@@ -59,7 +59,7 @@ def answers() -> dict[str, list]:
         retriever = MomentRetriever.from_pretrained(checkpoint)
         for item, verifier, protocol in itertools.product(EXAMPLES, ("none", "pocket"), ("exact", "official")):
             file, queries = item["file"], [query["query"] for query in item["queries"]]
-            heard = (retriever.encoder.fingerprint, file)  # checkpoints share their encoders
+            heard = (retriever.encoder.name, retriever.encoder.fingerprint, file)  # checkpoints share their encoders
             if heard not in recordings:
                 recordings[heard] = retriever.encode(ASSETS / file)
             results = retriever.retrieve_many(recordings[heard], queries, verifier=verifier, protocol=protocol)

@@ -30,7 +30,7 @@ class FakeRetriever:
 
     def __init__(self, fingerprint="fake"):
         self.config = replace(Config(), inference=replace(Config().inference, found_threshold=0.1))
-        self.encoder = SimpleNamespace(fingerprint=fingerprint)
+        self.encoder = SimpleNamespace(joint=None, fingerprint=fingerprint)
         self.encoded: list[str] = []
         self.queries: list[str] = []
         self.bypassed: list[tuple[str, ...]] = []
